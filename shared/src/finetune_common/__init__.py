@@ -1,0 +1,1 @@
+"""The layer that every method package shares; import its modules by name."""

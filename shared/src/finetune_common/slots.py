@@ -1,0 +1,203 @@
+"""The four slots of a fine-tuning run, the monitors beside them, and how installed methods are found.
+
+Every method fills exactly one slot, and methods in different slots compose freely:
+
+    data ─▶ model ──forward──▶ loss ──backward──▶ gradients ──▶ optimizer step ─▶ metrics
+             ▲          ▲                            ▲               ▲
+        adaptation   activation                  gradient        optimizer
+
+A package offers a method as an entry point in the group of its slot; the entry point's name is the name
+used on the command line, and its object is a class with the attributes of `Method`. Nothing here imports
+torch, so that a command line can list methods and their options at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "GROUPS",
+    "HOLDERS",
+    "Activation",
+    "Adaptation",
+    "Gradient",
+    "Handle",
+    "Method",
+    "Monitor",
+    "MonitorHandle",
+    "Optimizer",
+    "available",
+    "find",
+]
+
+GROUPS = {
+    "adaptation": "finetune_common.adaptations",
+    "activation": "finetune_common.activations",
+    "gradient": "finetune_common.gradients",
+    "optimizer": "finetune_common.optimizers",
+    "monitor": "finetune_common.monitors",
+}
+"""Slot → entry-point group."""
+
+HOLDERS = {
+    "adaptation": {
+        "parameter-efficient": "head-only bottleneck-adapter lora qlora prefix bitfit ffn-only fusion",
+        "glue-harness": "full",
+    },
+    "activation": {
+        "activation-compression": "compress checkpoint offload compress+checkpoint",
+        "glue-harness": "none",
+    },
+    "gradient": {"noise-injection": "agni annealed-noise"},
+    "optimizer": {
+        "sensitivity-lr": "sage-adamw sage-adamax sage-sgd",
+        "clipped-adaptive": "clipped-adam clipped-adagrad clipped-sgd",
+        "glue-harness": "adamw adam adamax sgd asgd adagrad adadelta rmsprop radam nadam adamw-8bit",
+    },
+    "monitor": {
+        "sensitivity-lr": "sensitivity",
+        "clipped-adaptive": "tails",
+        "noise-injection": "gradient-noise",
+    },
+}
+"""Slot → package of this project → the names it holds, for the message about a method not installed."""
+
+
+class Method(Protocol):
+    """What every entry point's class has, whatever its slot.
+
+    `Options` is a frozen dataclass that validates itself in `__post_init__` (raising `ConfigurationError`)
+    and whose module imports no torch; each field has a default and is described under `Args:` in the
+    dataclass docstring, which is what `--help` prints. The first line of the method's own docstring is its
+    description in lists.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type]
+
+    def __init__(self, options: Any) -> None: ...
+
+
+class Handle(Protocol):
+    """Something attached that can be detached. It may keep state: `state_dict`, `load_state_dict`."""
+
+    def remove(self) -> None:
+        """Detach; the objects it was attached to behave as before."""
+        ...
+
+
+class Adaptation(Method, Protocol):
+    """Which parameters train."""
+
+    def load_kwargs(self) -> dict[str, Any]:
+        """Return arguments for `from_pretrained`, empty unless the method acts when weights are loaded."""
+        ...
+
+    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Change the model and set `requires_grad`; called once, before the optimizer is built."""
+        ...
+
+
+class Activation(Method, Protocol):
+    """How saved tensors are kept until backward. It may keep state: `state_dict`, `load_state_dict`."""
+
+    def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        """Return the context in which each training forward pass runs."""
+        ...
+
+    def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
+        """Act after the backward pass of optimizer step `step` (from 1); `loss_fn()` repeats its forward."""
+        ...
+
+    def stats(self) -> Mapping[str, Any]:
+        """Return at least `stored_bytes` of the last forward pass, or an empty mapping."""
+        ...
+
+
+class Gradient(Method, Protocol):
+    """What is done to gradients between backward (after clipping and unscaling) and the step."""
+
+    def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> Handle:
+        """Attach to an optimizer whose step sees `accumulate` micro-batches."""
+        ...
+
+
+class Optimizer(Method, Protocol):
+    """How the update is computed. Weight decay is a key of the groups, never an option."""
+
+    def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer.
+
+        Args:
+            model: The adapted model.
+            param_groups: `{"params": [(name, parameter), …], "weight_decay": float}`, with `"lr"` where it
+                differs from the option `lr`.
+        """
+        ...
+
+
+class MonitorHandle(Handle, Protocol):
+    """An attached monitor."""
+
+    def on_step(self, step: int) -> Mapping[str, Any]:
+        """Return what goes into `metrics.jsonl`; called after optimizer step `step`, gradients present."""
+        ...
+
+
+class Monitor(Method, Protocol):
+    """Something recorded during training."""
+
+    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MonitorHandle:
+        """Attach after the gradient slot, before the first step."""
+        ...
+
+
+@cache
+def available(slot: str) -> Mapping[str, EntryPoint]:
+    """Return the installed methods of a slot by name, without importing them.
+
+    Args:
+        slot: One of `GROUPS`.
+
+    Raises:
+        ConfigurationError: Two packages offer the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=GROUPS[slot]), key=lambda point: point.name):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise ConfigurationError(
+                f"{slot} {point.name!r} is offered by {other.value} and by {point.value}: uninstall one of them"
+            )
+    return found
+
+
+def find(slot: str, name: str) -> type[Any]:
+    """Return the class of an installed method.
+
+    Args:
+        slot: One of `GROUPS`.
+        name: The method's name, as on the command line.
+
+    Raises:
+        ConfigurationError: Not installed (says which package holds it) or unknown (says what is there).
+    """
+    methods = available(slot)
+    if name in methods:
+        return methods[name].load()
+    for package, names in HOLDERS[slot].items():
+        if name in names.split():
+            raise ConfigurationError(
+                f"{slot} {name!r} is not installed: it is in packages/{package}; from the checkout run "
+                f"'pip install ./shared ./packages/{package}'"
+            )
+    raise ConfigurationError(f"{slot} {name!r} is unknown: {did_you_mean(name, methods) if methods else 'no method is installed'}")
