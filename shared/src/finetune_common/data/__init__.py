@@ -1,0 +1,47 @@
+"""Load a task, tokenise it once, and draw batches from it in an order that is a function of the seed."""
+
+from typing import TYPE_CHECKING
+
+from finetune_common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from finetune_common.data.batches import (
+        Collator,
+        epoch_batches,
+        evaluation_batches,
+        make_loader,
+        to_row_order,
+        token_lengths,
+    )
+    from finetune_common.data.loading import load_task
+    from finetune_common.data.official import read_official
+    from finetune_common.data.tokens import default_cache_dir, tokenize
+
+__all__ = [
+    "Collator",
+    "default_cache_dir",
+    "epoch_batches",
+    "evaluation_batches",
+    "load_task",
+    "make_loader",
+    "read_official",
+    "to_row_order",
+    "token_lengths",
+    "tokenize",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Collator": ".batches",
+        "default_cache_dir": ".tokens",
+        "epoch_batches": ".batches",
+        "evaluation_batches": ".batches",
+        "load_task": ".loading",
+        "make_loader": ".batches",
+        "read_official": ".official",
+        "to_row_order": ".batches",
+        "token_lengths": ".batches",
+        "tokenize": ".tokens",
+    },
+)

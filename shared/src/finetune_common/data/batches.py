@@ -1,0 +1,197 @@
+"""Batches: which rows, in which order, padded how. The order is a pure function of the seed."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Collator", "epoch_batches", "evaluation_batches", "make_loader", "to_row_order", "token_lengths"]
+
+_BATCHES_SORTED_TOGETHER = 50
+
+
+def token_lengths(dataset: "datasets.Dataset") -> np.ndarray:
+    """Return the number of tokens of each row of a tokenised split, shape (rows,)."""
+    import pyarrow.compute as pc
+
+    table: Any = dataset.select_columns(["input_ids"]).with_format("arrow")[:]
+    return pc.list_value_length(table["input_ids"]).to_numpy()  # type: ignore[attr-defined]
+
+
+def epoch_batches(
+    lengths: Sequence[int] | np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    group_by_length: bool = False,
+) -> list[list[int]]:
+    """Return the rows of every batch of an epoch: each row once, the short batch last.
+
+    Drawn from a generator of its own, seeded with (seed, epoch): the global random streams are neither read
+    nor moved, and the number of workers is no input.
+
+    Args:
+        lengths: Tokens of each row; without `group_by_length` only their number matters.
+        batch_size: Rows per batch, at least 1.
+        seed: At least 0.
+        epoch: From 0.
+        group_by_length: Sort by length within shuffled stretches of 50 batches, then shuffle the batches:
+            less padding, still a random order.
+
+    Example:
+        >>> epoch_batches([7] * 5, 2, seed=0, epoch=0) == epoch_batches([7] * 5, 2, seed=0, epoch=0)
+        True
+        >>> [len(batch) for batch in epoch_batches([7] * 5, 2, seed=0, epoch=0)]
+        [2, 2, 1]
+    """
+    check_number("batch_size", batch_size, at_least=1)
+    check_number("seed", seed, at_least=0)
+    check_number("epoch", epoch, at_least=0)
+    generator = np.random.default_rng([seed, epoch])
+    rows = generator.permutation(len(lengths))
+    full = len(rows) - len(rows) % batch_size
+    batches, rest = rows[:full].reshape(-1, batch_size), rows[full:]
+    if group_by_length and full:
+        lengths = np.asarray(lengths)
+        stretch = _BATCHES_SORTED_TOGETHER * batch_size
+        sorted_rows = [
+            part[np.argsort(lengths[part], kind="stable")]
+            for part in (rows[start : min(start + stretch, full)] for start in range(0, full, stretch))
+        ]
+        batches = generator.permutation(np.concatenate(sorted_rows).reshape(-1, batch_size))
+    return batches.tolist() + ([rest.tolist()] if len(rest) else [])
+
+
+def evaluation_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[list[int]]:
+    """Return the rows of every batch, longest first, so that little is padded; see `to_row_order`.
+
+    Example:
+        >>> evaluation_batches([3, 9, 5], 2)
+        [[1, 2], [0]]
+    """
+    check_number("batch_size", batch_size, at_least=1)
+    rows = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist()
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def to_row_order(batches: Sequence[Sequence[int]], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the outputs of `batches`, one row per row of the split, in the split's order.
+
+    Example:
+        >>> to_row_order([[1, 2], [0]], [torch.tensor([10, 20]), torch.tensor([0])])
+        tensor([ 0, 10, 20])
+    """
+    rows = torch.tensor([row for batch in batches for row in batch])
+    joined = torch.cat(list(outputs))
+    ordered = torch.empty_like(joined)
+    ordered[rows.to(joined.device)] = joined
+    return ordered
+
+
+class Collator:
+    """Rows → tensors, padded to the longest row of the batch.
+
+    Every token column becomes int64 of shape (batch, length); `labels` becomes float32 for regression, else
+    int64, of shape (batch,). `idx` is left out: batch i of a loader holds the rows `batches[i]`.
+
+    Args:
+        tokenizer: Gives the padding ids and the padding side.
+        task: The task or its name.
+        pad_to_multiple_of: Round the length up, 8 for tensor cores.
+
+    Raises:
+        ConfigurationError: The tokenizer has no padding token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        task: str | Task,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ConfigurationError(
+                f"tokenizer {type(tokenizer).__name__} has no padding token: set tokenizer.pad_token, "
+                f"for instance to tokenizer.eos_token"
+            )
+        check_number("pad_to_multiple_of", pad_to_multiple_of or 1, at_least=1)
+        self.multiple = pad_to_multiple_of or 1
+        self.left = tokenizer.padding_side == "left"
+        self.padding = {
+            "input_ids": tokenizer.pad_token_id,
+            "attention_mask": 0,
+            "token_type_ids": tokenizer.pad_token_type_id,
+        }
+        self.label_dtype = np.float32 if get_task(task).regression else np.int64
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch of these rows."""
+        longest = max(len(row["input_ids"]) for row in rows)
+        length = -(-longest // self.multiple) * self.multiple
+        batch = {}
+        for name, fill in self.padding.items():
+            if name in rows[0]:
+                padded = np.full((len(rows), length), fill, dtype=np.int64)
+                for target, row in zip(padded, rows, strict=True):
+                    values = row[name]
+                    target[length - len(values) if self.left else 0 :][: len(values)] = values
+                batch[name] = torch.from_numpy(padded)
+        batch["labels"] = torch.from_numpy(np.array([row["labels"] for row in rows], dtype=self.label_dtype))
+        return batch
+
+
+class _Rows(Dataset):
+    """The columns of a tokenised split as flat arrays: a row is a few slices."""
+
+    def __init__(self, dataset: "datasets.Dataset") -> None:
+        table: Any = dataset.with_format("arrow")[:]
+        self.labels = table["labels"].to_numpy()
+        self.flat = {}
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            if name in table.column_names:
+                column = table[name].combine_chunks()
+                self.flat[name] = (column.values.to_numpy(), column.offsets.to_numpy())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        tokens = {name: values[ends[row] : ends[row + 1]] for name, (values, ends) in self.flat.items()}
+        return {**tokens, "labels": self.labels[row]}
+
+
+def make_loader(
+    dataset: "datasets.Dataset",
+    batches: Sequence[Sequence[int]],
+    collator: Collator,
+    num_workers: int = 0,
+    *,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Return a loader that yields `batches` in order; iterating it leaves the global random streams alone.
+
+    Args:
+        dataset: A tokenised split.
+        batches: Rows of each batch, from `epoch_batches` or `evaluation_batches`.
+        collator: Pads.
+        num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
+        pin_memory: Put batches where a copy to CUDA can run beside the computation.
+    """
+    return DataLoader(
+        _Rows(dataset),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=collator,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,145 @@
+"""Tokenise a task once and keep the result on disk under a name made from its content."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["default_cache_dir", "tokenize"]
+
+_FORMAT = 1
+_CHUNK = 2048
+
+
+def default_cache_dir() -> Path:
+    """Return where tokenised data is kept: `$FINETUNE_CACHE`, else `~/.cache/finetune-common`."""
+    return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-common")
+
+
+def tokenize(
+    data: "Mapping[str, Dataset]",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: str | Task,
+    max_length: int,
+    cache_dir: str | PathLike[str] | None = None,
+) -> "DatasetDict":
+    """Return the splits as token ids, from disk when the same was tokenised before.
+
+    Pairs are truncated longest first, nothing is padded. The columns are `input_ids`, `attention_mask`,
+    `token_type_ids` (when the tokenizer gives them), `labels` and `idx`. The name on disk is a hash of the
+    task's name and version, every text and label, the tokenizer's whole state and `max_length`; the folder
+    appears whole or not at all, and two processes may write it at once.
+
+    Args:
+        data: Split → rows, as from `load_task`.
+        tokenizer: A fast tokenizer.
+        task: The task or its name.
+        max_length: The most tokens a row keeps, special tokens included.
+        cache_dir: Where to keep the result; by default `finetune_common.data.default_cache_dir()`.
+
+    Raises:
+        ConfigurationError: A slow tokenizer, `max_length` outside what it allows, a folder that cannot be
+            written or read.
+    """
+    task = get_task(task)
+    if not tokenizer.is_fast:
+        raise ConfigurationError(f"tokenizer {type(tokenizer).__name__} has no fast form, which is needed")
+    special = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2)
+    check_number("max_length", max_length, above=special, at_most=tokenizer.model_max_length)
+    root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    folder = root / f"{task.name}-{_key(data, tokenizer, task, max_length)[:32]}"
+    if not folder.is_dir():
+        try:
+            _write(folder, data, tokenizer, task, max_length)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{root}: tokenised data cannot be written ({error.strerror}); FINETUNE_CACHE names another folder"
+            ) from error
+    return _read(folder, list(data))
+
+
+def _key(
+    data: "Mapping[str, Dataset]", tokenizer: "PreTrainedTokenizerBase", task: Task, max_length: int
+) -> str:
+    digest = sha256(json.dumps([_FORMAT, task.name, task.version, max_length]).encode())
+    digest.update(_tokenizer_state(tokenizer).encode())
+    for split, rows in data.items():
+        digest.update(json.dumps([split, len(rows)]).encode())
+        for chunk in rows.select_columns([*task.columns, "label", "idx"]).iter(_CHUNK):
+            digest.update(json.dumps(chunk).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_state(tokenizer: Any) -> str:
+    """Return all that decides the ids; truncation and padding, which each call sets anew, are cleared."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    sides = [tokenizer.truncation_side, tokenizer.model_input_names, type(tokenizer).__name__]
+    return json.dumps(sides) + backend.to_str()
+
+
+def _write(folder: Path, data: "Mapping[str, Dataset]", tokenizer: Any, task: Task, max_length: int) -> None:
+    import pyarrow as pa
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for split, rows in data.items():
+            batches = _encode(rows, tokenizer, task, max_length)
+            first = next(batches)
+            with (
+                pa.OSFile(str(unfinished / f"{split}.arrow"), "wb") as sink,
+                pa.ipc.new_stream(sink, first.schema) as writer,
+            ):
+                writer.write_batch(first)
+                for batch in batches:
+                    writer.write_batch(batch)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _encode(rows: "Dataset", tokenizer: Any, task: Task, max_length: int) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    types = {"input_ids": pa.int32(), "attention_mask": pa.int8(), "token_type_ids": pa.int8()}
+    label_type = pa.float32() if task.regression else pa.int64()
+    for chunk in rows.iter(_CHUNK):
+        encoded = tokenizer(*(chunk[name] for name in task.columns), truncation=True, max_length=max_length)
+        columns = {
+            name: pa.array(encoded[name], type=pa.list_(kind))
+            for name, kind in types.items()
+            if name in encoded
+        }
+        columns["labels"] = pa.array(chunk["label"], type=label_type)
+        columns["idx"] = pa.array(chunk["idx"], type=pa.int32())
+        yield pa.RecordBatch.from_pydict(columns)
+
+
+def _read(folder: Path, splits: list[str]) -> "DatasetDict":
+    from datasets import Dataset, DatasetDict
+
+    try:
+        return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits})
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{folder}: tokenised data cannot be read ({error}); delete that folder"
+        ) from error

@@ -1,0 +1,46 @@
+"""The rows of a demo task, the same on every machine."""
+
+from random import Random
+from typing import Any
+
+from finetune_common.demo.acceptability import acceptability_row
+from finetune_common.demo.entailment import entailment_row
+from finetune_common.demo.similarity import similarity_row
+from finetune_common.tasks import Task, get_task
+
+__all__ = ["demo_rows"]
+
+_ROW = {
+    "demo-acceptability": acceptability_row,
+    "demo-entailment": entailment_row,
+    "demo-similarity": similarity_row,
+}
+
+
+def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
+    """Return the columns of one split: the text columns, `label` and `idx`; no row of one split is in another.
+
+    Args:
+        task: A demo task or its name.
+        split: `"train"` (2,000 rows) or `"validation"` (500 rows).
+
+    Example:
+        >>> rows = demo_rows("demo-acceptability", "validation")
+        >>> len(rows["sentence"]), set(rows["label"]) == {0, 1}
+        (500, True)
+    """
+    task = get_task(task)
+    random = Random(f"{task.name} {task.version}")
+    seen: set[tuple[str, ...]] = set()
+    columns: dict[str, list[Any]] = {}
+    for name, count in task.rows.items():
+        columns = {column: [] for column in (*task.columns, "label")}
+        while len(columns["label"]) < count:
+            texts, label = _ROW[task.name](random)
+            if texts not in seen:
+                seen.add(texts)
+                for column, value in zip(columns, (*texts, label), strict=True):
+                    columns[column].append(value)
+        if name == split:
+            break
+    return columns | {"idx": list(range(len(columns["label"])))}
