@@ -1,0 +1,7 @@
+"""`python -m glue_harness` is `glue-harness`."""
+
+import sys
+
+from glue_harness.cli import main
+
+sys.exit(main())

@@ -1,0 +1,124 @@
+"""The program `glue-harness`. Heavy libraries are imported when work begins, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+
+__all__ = ["main"]
+
+
+def _run(argv: Sequence[str]) -> None:
+    import yaml
+
+    from glue_harness.parsing import parse_line
+
+    config, only_print = parse_line(argv)
+    if only_print:
+        print(yaml.safe_dump(config.as_dict(), sort_keys=False), end="")
+        return
+    if config.offline:
+        _go_offline()
+    finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
+
+    from glue_harness.report.tables import print_run
+    from glue_harness.training import run
+
+    print_run(run(config), Path(config.output_dir), finished_before=finished)
+
+
+def _prepare(argv: Sequence[str]) -> None:
+    parser = _parser("prepare", "Fetch a task and a model and tokenise, so that 'run --offline' needs no network.")
+    parser.add_argument("--task", required=True, help="task, as for run")
+    parser.add_argument("--model", required=True, help="model, as for run")
+    parser.add_argument("--data-dir", help="folder in the official GLUE layout")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens to which a text is truncated (128)")
+    options = parser.parse_args(argv)
+
+    from glue_harness.prepare import prepare
+
+    print(prepare(options.task, options.model, options.data_dir, options.max_length))
+
+
+def _report(argv: Sequence[str]) -> None:
+    parser = _parser("report", "Compare the runs below a folder: a table, csv and markdown files, a chart a task.")
+    parser.add_argument("folder", type=Path, help="folder with runs in it")
+    parser.add_argument("--output-dir", type=Path, default=Path("report"), help="where the files go (report)")
+    options = parser.parse_args(argv)
+
+    from glue_harness.report import report
+
+    report(options.folder, options.output_dir)
+
+
+def _list(argv: Sequence[str]) -> None:
+    parser = _parser("list", "Show the installed methods, or the tasks.")
+    parser.add_argument("what", choices=("methods", "tasks"))
+    options = parser.parse_args(argv)
+
+    from glue_harness.listing import list_methods, list_tasks
+
+    {"methods": list_methods, "tasks": list_tasks}[options.what]()
+
+
+def _doctor(argv: Sequence[str]) -> None:
+    _parser("doctor", "Show devices, compiler, versions, methods found, and what is missing.").parse_args(argv)
+
+    from glue_harness.doctor import doctor
+
+    doctor()
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "run": (_run, "fine-tune a model on a task"),
+    "prepare": (_prepare, "fetch and tokenise ahead, for runs without a network"),
+    "report": (_report, "compare the runs below a folder"),
+    "list": (_list, "show the installed methods, or the tasks"),
+    "doctor": (_doctor, "show what this machine has and what is missing"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ConfigurationError(f"{message}; see '{self.prog} --help'")
+
+
+def _parser(command: str, description: str) -> _Parser:
+    return _Parser(prog=f"glue-harness {command}", description=description, allow_abbrev=False)
+
+
+def _go_offline() -> None:
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def _main(argv: Sequence[str]) -> None:
+    parser = _Parser(
+        prog="glue-harness",
+        description="Fine-tune encoders on GLUE with any combination of installed methods, and report.",
+        epilog="commands:\n" + "\n".join(f"  {name:10} {said}" for name, (_, said) in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", help="one of the commands below; 'COMMAND --help' tells its options")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the command's options")
+    options = parser.parse_args(argv)
+    if options.command not in COMMANDS:
+        raise ConfigurationError(f"command {options.command!r} is unknown: {did_you_mean(options.command, COMMANDS)}")
+    COMMANDS[options.command][0](options.rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the status is 0, 2 for what cannot be used, 130 when interrupted."""
+    try:
+        _main(sys.argv[1:] if argv is None else argv)
+    except ConfigurationError as error:
+        print(f"glue-harness: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("glue-harness: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

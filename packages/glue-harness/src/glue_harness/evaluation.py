@@ -1,0 +1,88 @@
+"""Scores over whole evaluation sets, and the predictions behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from finetune_common.data import Collator, evaluation_batches, make_loader
+from finetune_common.metrics import compute_metrics
+from finetune_common.tasks import Task
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says about the evaluation sets of a task.
+
+    Attributes:
+        metrics: Metric → value over all rows of its set.
+        scores: Split → logits of shape (rows, labels), in row order.
+    """
+
+    metrics: dict[str, float]
+    scores: dict[str, np.ndarray]
+
+    def rows(self, task: Task, datasets: Any) -> Iterator[tuple[Any, ...]]:
+        """Yield index, label, prediction and scores, as `predictions.tsv` shows them."""
+        for split, scores in self.scores.items():
+            prefix = f"{split.removeprefix('validation_')}-" if len(self.scores) > 1 else ""
+            for index, label, row in zip(datasets[split]["idx"], datasets[split]["labels"], scores, strict=True):
+                said = f"{row[0]:.6g}" if task.regression else task.labels[int(row.argmax())]
+                truth = f"{label:.6g}" if task.regression else task.labels[int(label)]
+                yield f"{prefix}{index}", truth, said, " ".join(f"{value:.6g}" for value in row)
+
+
+def _scores(
+    model: torch.nn.Module, dataset: Any, lengths: np.ndarray, batch_size: int, collator: Collator, accelerator: Accelerator
+) -> np.ndarray:
+    mine = evaluation_batches(lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
+    rows: list[int] = []
+    scores: list[torch.Tensor] = []
+    for indices, batch in zip(mine, make_loader(dataset, mine, collator), strict=True):
+        batch.pop("labels", None)
+        scores.append(model(**send_to_device(batch, accelerator.device)).logits.float())
+        rows.extend(indices)
+    gathered = gather_object([(rows, torch.cat(scores).cpu().numpy())] if rows else [])
+    everything = np.concatenate([part for _, part in gathered])
+    ordered = np.empty_like(everything)
+    ordered[[row for part, _ in gathered for row in part]] = everything
+    return ordered
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module,
+    task: Task,
+    datasets: Any,
+    lengths: dict[str, np.ndarray],
+    batch_size: int,
+    collator: Collator,
+    accelerator: Accelerator,
+) -> Evaluation:
+    """Score a model on every evaluation set of a task, each row once whatever the number of processes.
+
+    Args:
+        model: Left in the mode it came in.
+        task: Names its evaluation sets and metrics.
+        datasets: Tokenised splits.
+        lengths: Split → tokens of each row.
+        batch_size: Rows at a time.
+        collator: Pads a batch.
+        accelerator: Says which process this is and where the model lives.
+    """
+    training = model.training
+    model.eval()
+    metrics: dict[str, float] = {}
+    scores: dict[str, np.ndarray] = {}
+    for split in task.evaluation:
+        scores[split] = _scores(model, datasets[split], lengths[split], batch_size, collator, accelerator)
+        metrics |= compute_metrics(task, scores[split], np.asarray(datasets[split]["labels"]), split)
+    model.train(training)
+    return Evaluation(metrics, scores)

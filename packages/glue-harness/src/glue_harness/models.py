@@ -1,0 +1,139 @@
+"""Models and tokenizers: from the hub, from a folder, or the demo made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import Task
+
+__all__ = ["load_model", "load_tokenizer", "parameter_groups"]
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def _check_folder(model: str) -> None:
+    """Refuse a local path that does not hold a model, in one line."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if folder.is_absolute() or model.startswith((".", "~")):
+            raise ConfigurationError(f"--model {model}: no such folder; give a hub name, a model folder, or 'demo'")
+        return
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(f"--model {model}: no config.json in this folder; is it a model folder?")
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise ConfigurationError(
+            f"--model {model}: no weights in this folder: expected one of {', '.join(WEIGHT_FILES)}"
+        )
+
+
+def _unloadable(model: str, error: Exception) -> ConfigurationError:
+    reason = " ".join(str(error).split()).split(". ")[0][:160]
+    return ConfigurationError(
+        f"--model {model}: cannot be loaded ({reason}): check the name, or run 'glue-harness prepare' "
+        "where there is a network, or give a model folder"
+    )
+
+
+def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
+    """Return the model's fast tokenizer, with a padding token.
+
+    Args:
+        model: Hub name, folder, or `demo`.
+
+    Raises:
+        ConfigurationError: Nothing that can be loaded.
+    """
+    if model == "demo":
+        from finetune_common.demo import demo_tokenizer
+
+        return demo_tokenizer()
+    _check_folder(model)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(model, error) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    model: str,
+    task: Task,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    load_kwargs: Mapping[str, Any] | None = None,
+) -> transformers.PreTrainedModel:
+    """Return a sequence classifier for a task; a new head is drawn from torch's generator.
+
+    Args:
+        model: Hub name, folder, or `demo`.
+        task: Decides the number of labels and regression or classification.
+        tokenizer: Its padding token is the model's.
+        load_kwargs: Further arguments of `from_pretrained`, from the adaptation.
+
+    Raises:
+        ConfigurationError: Nothing that can be loaded.
+    """
+    kind = "regression" if task.regression else "single_label_classification"
+    labels: dict[str, Any] = {"num_labels": 1 if task.regression else len(task.labels), "problem_type": kind}
+    if not task.regression:
+        labels |= {"id2label": dict(enumerate(task.labels)), "label2id": {n: i for i, n in enumerate(task.labels)}}
+    if model == "demo":
+        config = transformers.BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=128,
+            pad_token_id=tokenizer.pad_token_id,
+            **labels,
+        )
+        return transformers.BertForSequenceClassification(config)
+    _check_folder(model)
+    try:
+        loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, **{"dtype": torch.float32, **labels, **(load_kwargs or {})}
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _unloadable(model, error) from None
+    loaded.config.pad_token_id = tokenizer.pad_token_id
+    return loaded
+
+
+def parameter_groups(
+    model: transformers.PreTrainedModel, weight_decay: float, head_lr: float | None
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters: matrices decay, biases and norms do not; the head may have its own rate.
+
+    Returns:
+        Groups as `finetune_common.slots.Optimizer.build` takes them, none empty.
+    """
+    base = model.base_model
+    in_base = set() if base is model else {id(parameter) for parameter in base.parameters()}
+    if head_lr is not None and not in_base:
+        raise ConfigurationError(f"head_lr={head_lr}: no head can be told from the rest of this model; leave it out")
+    groups: dict[tuple[bool, bool], list[tuple[str, torch.nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own_rate = head_lr is not None and id(parameter) not in in_base
+            groups.setdefault((own_rate, parameter.ndim >= 2), []).append((name, parameter))
+    if not groups:
+        raise ConfigurationError("nothing trains: the adaptation froze every parameter")
+    return [
+        {"params": params, "weight_decay": weight_decay if decays else 0.0} | ({"lr": head_lr} if own_rate else {})
+        for (own_rate, decays), params in groups.items()
+    ]

@@ -1,0 +1,24 @@
+"""Fetch a task and a model ahead of time, for machines without a network."""
+
+from __future__ import annotations
+
+from finetune_common.data import load_task, tokenize
+from finetune_common.tasks import get_task
+
+from glue_harness.models import load_model, load_tokenizer
+
+__all__ = ["prepare"]
+
+
+def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str:
+    """Load everything that a run would load; what came from a hub stays in the local caches.
+
+    Returns:
+        One line that says what is ready.
+    """
+    described = get_task(task)
+    tokenizer = load_tokenizer(model)
+    datasets = tokenize(load_task(described, data_dir=data_dir), tokenizer, described, max_length)
+    parameters = sum(p.numel() for p in load_model(model, described, tokenizer).parameters())
+    rows = ", ".join(f"{len(rows):,} {split}" for split, rows in datasets.items())
+    return f"ready: {task} ({rows} rows, at most {max_length} tokens) and {model} ({parameters:,} parameters)"

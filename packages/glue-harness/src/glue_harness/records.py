@@ -1,0 +1,137 @@
+"""The files of a run: written whole or not at all, and read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from finetune_common.errors import ConfigurationError
+
+from glue_harness.config import ELSEWHERE, RunConfig, difference
+
+__all__ = ["SCHEMA", "RunFolder", "read_results", "write_whole"]
+
+SCHEMA = 1
+"""Version of `result.json`."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader finds the old content or the new, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+class RunFolder:
+    """The folder of one run: `config.yaml`, `metrics.jsonl`, `predictions.tsv`, `result.json`, `checkpoint/`.
+
+    Entering it takes a lock, so that two processes never work on one run, and checks that what is there
+    belongs to the same configuration.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigurationError: Not writable, in use, or holding a different run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.path = Path(config.output_dir)
+        self.checkpoints = self.path / "checkpoint"
+        self._config = config
+        self._lock = FileLock(self.path / ".lock")
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigurationError(
+                f"--output-dir {self.path}: another process works on this run; wait for it or choose another folder"
+            ) from None
+        except OSError as error:
+            raise ConfigurationError(
+                f"--output-dir {self.path}: {error.strerror}: give a folder that can be written"
+            ) from None
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _claim(self) -> None:
+        file = self.path / "config.yaml"
+        if self._config.overwrite:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for name in ("result.json", "config.yaml", "metrics.jsonl", "predictions.tsv"):
+                (self.path / name).unlink(missing_ok=True)
+        if file.exists():
+            there = yaml.safe_load(file.read_text(encoding="utf-8"))
+            there = {key: value for key, value in there.items() if key not in ELSEWHERE}
+            if differs := difference(self._config.identity(), there):
+                raise ConfigurationError(
+                    f"--output-dir {self.path} holds a different run: {differs}; choose another folder or --overwrite"
+                )
+        else:
+            write_whole(file, yaml.safe_dump(self._config.as_dict(), sort_keys=False))
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, else None."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`: from now on the run is finished."""
+        write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+    def write_predictions(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Write `predictions.tsv`: index, label, prediction, scores."""
+        lines = ["index\tlabel\tprediction\tscores", *("\t".join(map(str, row)) for row in rows)]
+        write_whole(self.path / "predictions.tsv", "\n".join(lines) + "\n")
+
+    def keep_metrics(self, last_step: int) -> None:
+        """Drop the lines of `metrics.jsonl` after a step: the run continues from there."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        write_whole(file, "".join(line for line in whole if json.loads(line)["step"] <= last_step))
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Return every `result.json` below a folder, each with its `folder`, ordered by path.
+
+    Raises:
+        ConfigurationError: None there, or one that cannot be read.
+    """
+    results = []
+    for file in sorted(folder.rglob("result.json")):
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            if result["schema"] != SCHEMA:
+                raise ConfigurationError(
+                    f"{file}: schema {result['schema']} is not {SCHEMA}: run it again with --overwrite"
+                )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ConfigurationError(f"{file}: not a result of a run ({error!r}): remove it") from None
+        results.append(result | {"folder": str(file.parent.relative_to(folder))})
+    if not results:
+        raise ConfigurationError(f"{folder}: no result.json below it: give the folder of a run or of several")
+    return results

@@ -1,0 +1,125 @@
+"""What a run costs: seconds per part of a step, peak memory, bytes that saved tensors hold."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+__all__ = ["SavedTensorMeter", "Stopwatch", "peak_memory_bytes"]
+
+
+class Stopwatch:
+    """Seconds spent in each part of a loop; one part runs at a time.
+
+    On CUDA the parts are timed by events on the stream and added up later, so that timing does not make
+    the host wait for the device.
+
+    Args:
+        parts: Names of the parts.
+        device: Where the work happens.
+
+    Example:
+        >>> watch = Stopwatch(["forward", "backward"])
+        >>> watch.switch("forward"); watch.switch("backward"); watch.switch(None)
+        >>> sorted(watch.seconds()), all(s >= 0 for s in watch.seconds().values())
+        (['backward', 'forward'], True)
+    """
+
+    PENDING = 4096
+
+    def __init__(self, parts: Iterable[str], device: torch.device | str = "cpu") -> None:
+        self._seconds = dict.fromkeys(parts, 0.0)
+        self._on_cuda = torch.device(device).type == "cuda"
+        self._part: str | None = None
+        self._since: Any = None
+        self._pending: list[tuple[str, Any, Any]] = []
+
+    def switch(self, part: str | None) -> None:
+        """End the current part and begin `part`; None stops."""
+        if self._on_cuda:
+            now: Any = torch.cuda.Event(enable_timing=True)
+            now.record()
+        else:
+            now = time.perf_counter()
+        if self._part is not None:
+            self._pending.append((self._part, self._since, now))
+            if not self._on_cuda or len(self._pending) >= self.PENDING:
+                self._settle()
+        self._part, self._since = part, now
+
+    def _settle(self) -> None:
+        if self._on_cuda and self._pending:
+            self._pending[-1][2].synchronize()
+        for part, start, end in self._pending:
+            self._seconds[part] += start.elapsed_time(end) / 1000 if self._on_cuda else end - start
+        self._pending.clear()
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of every part so far."""
+        self._settle()
+        return dict(self._seconds)
+
+    def add(self, seconds: dict[str, float]) -> None:
+        """Count the seconds of an earlier, interrupted run in."""
+        for part, value in seconds.items():
+            self._seconds[part] += value
+
+
+def peak_memory_bytes(device: torch.device | str = "cpu") -> int:
+    """Return the high-water mark of memory since the process began.
+
+    Args:
+        device: On CUDA the allocator's peak; on the CPU the process's largest resident set.
+
+    Returns:
+        Bytes.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+class SavedTensorMeter(saved_tensors_hooks):
+    """Count the bytes that a forward pass keeps for backward.
+
+    A context manager around the forward pass. Each storage counts once, whatever number of operations
+    saved it and under whatever views; the model's parameters and buffers do not count.
+
+    Args:
+        model: Its parameters and buffers are left out.
+
+    Example:
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> with SavedTensorMeter(layer) as meter:
+        ...     loss = layer(torch.ones(3, 4)).square().sum()
+        >>> meter.bytes  # the input (3, 4) and the output (3, 2), float32
+        72
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        own = [*model.parameters(), *model.buffers()]
+        self._own = {t.untyped_storage()._cdata for t in own}
+        self._seen: dict[int, StorageWeakRef] = {}
+        self.bytes = 0
+        super().__init__(self._count, lambda tensor: tensor)
+
+    def __enter__(self) -> SavedTensorMeter:
+        super().__enter__()
+        return self
+
+    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._own and key not in self._seen:
+            # The weak reference keeps the address from being reused while the meter lives.
+            self._seen[key] = StorageWeakRef(storage)
+            self.bytes += storage.nbytes()
+        return tensor
