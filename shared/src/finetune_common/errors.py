@@ -49,7 +49,9 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """
     allowed = list(allowed)
     if value not in allowed:
-        raise ConfigurationError(f"{name}={value!r} is unknown: {did_you_mean(str(value), map(str, allowed))}")
+        raise ConfigurationError(
+            f"{name}={value!r} is unknown: {did_you_mean(str(value), map(str, allowed))}"
+        )
 
 
 def check_number(

@@ -200,4 +200,5 @@ def find(slot: str, name: str) -> type[Any]:
                 f"{slot} {name!r} is not installed: it is in packages/{package}; from the checkout run "
                 f"'pip install ./shared ./packages/{package}'"
             )
-    raise ConfigurationError(f"{slot} {name!r} is unknown: {did_you_mean(name, methods) if methods else 'no method is installed'}")
+    known = did_you_mean(name, methods) if methods else "no method is installed"
+    raise ConfigurationError(f"{slot} {name!r} is unknown: {known}")

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from finetune_common.errors import ConfigurationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+
+from finetune_common.errors import ConfigurationError
 
 __all__ = ["latest", "load", "random_states", "restore_random_states", "save"]
 

@@ -33,11 +33,15 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _prepare(argv: Sequence[str]) -> None:
-    parser = _parser("prepare", "Fetch a task and a model and tokenise, so that 'run --offline' needs no network.")
+    parser = _parser(
+        "prepare", "Fetch a task and a model and tokenise, so that 'run --offline' needs no network."
+    )
     parser.add_argument("--task", required=True, help="task, as for run")
     parser.add_argument("--model", required=True, help="model, as for run")
     parser.add_argument("--data-dir", help="folder in the official GLUE layout")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens to which a text is truncated (128)")
+    parser.add_argument(
+        "--max-length", type=int, default=128, help="tokens to which a text is truncated (128)"
+    )
     options = parser.parse_args(argv)
 
     from glue_harness.prepare import prepare
@@ -46,7 +50,9 @@ def _prepare(argv: Sequence[str]) -> None:
 
 
 def _report(argv: Sequence[str]) -> None:
-    parser = _parser("report", "Compare the runs below a folder: a table, csv and markdown files, a chart a task.")
+    parser = _parser(
+        "report", "Compare the runs below a folder: a table, csv and markdown files, a chart a task."
+    )
     parser.add_argument("folder", type=Path, help="folder with runs in it")
     parser.add_argument("--output-dir", type=Path, default=Path("report"), help="where the files go (report)")
     options = parser.parse_args(argv)
@@ -67,7 +73,9 @@ def _list(argv: Sequence[str]) -> None:
 
 
 def _doctor(argv: Sequence[str]) -> None:
-    _parser("doctor", "Show devices, compiler, versions, methods found, and what is missing.").parse_args(argv)
+    _parser("doctor", "Show devices, compiler, versions, methods found, and what is missing.").parse_args(
+        argv
+    )
 
     from glue_harness.doctor import doctor
 
@@ -107,7 +115,9 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the command's options")
     options = parser.parse_args(argv)
     if options.command not in COMMANDS:
-        raise ConfigurationError(f"command {options.command!r} is unknown: {did_you_mean(options.command, COMMANDS)}")
+        raise ConfigurationError(
+            f"command {options.command!r} is unknown: {did_you_mean(options.command, COMMANDS)}"
+        )
     COMMANDS[options.command][0](options.rest)
 
 
@@ -119,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"glue-harness: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("glue-harness: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            "glue-harness: interrupted; the same command continues from the last checkpoint", file=sys.stderr
+        )
         return 130
     return 0

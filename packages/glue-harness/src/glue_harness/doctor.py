@@ -6,10 +6,10 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from finetune_common.slots import GROUPS, HOLDERS, available
-from rich.console import Console
 from rich.table import Table
 
+from finetune_common.slots import GROUPS, HOLDERS, available
+from glue_harness.console import console_for_reading
 from glue_harness.hardware import hardware, versions
 
 __all__ = ["doctor"]
@@ -29,7 +29,7 @@ def _compiler() -> str:
 
 def doctor() -> None:
     """Print devices, compiler, versions and methods; name what is missing and how to get it."""
-    console = Console()
+    console = console_for_reading()
     table = Table("what", "found", title="glue-harness doctor", show_header=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for key, value in hardware(device).items():
@@ -51,5 +51,7 @@ def doctor() -> None:
         table.add_row(f"{slot} methods", ", ".join(names) or "none")
         for package, held in HOLDERS[slot].items():
             if missing := [name for name in held.split() if name not in names]:
-                table.add_row("", f"[dim]not installed: {', '.join(missing)} (pip install ./packages/{package})")
+                table.add_row(
+                    "", f"[dim]not installed: {', '.join(missing)} (pip install ./packages/{package})"
+                )
     console.print(table)

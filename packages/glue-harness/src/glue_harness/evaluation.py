@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
+
 from finetune_common.data import Collator, evaluation_batches, make_loader
 from finetune_common.metrics import compute_metrics
 from finetune_common.tasks import Task
@@ -33,14 +34,21 @@ class Evaluation:
         """Yield index, label, prediction and scores, as `predictions.tsv` shows them."""
         for split, scores in self.scores.items():
             prefix = f"{split.removeprefix('validation_')}-" if len(self.scores) > 1 else ""
-            for index, label, row in zip(datasets[split]["idx"], datasets[split]["labels"], scores, strict=True):
+            for index, label, row in zip(
+                datasets[split]["idx"], datasets[split]["labels"], scores, strict=True
+            ):
                 said = f"{row[0]:.6g}" if task.regression else task.labels[int(row.argmax())]
                 truth = f"{label:.6g}" if task.regression else task.labels[int(label)]
                 yield f"{prefix}{index}", truth, said, " ".join(f"{value:.6g}" for value in row)
 
 
 def _scores(
-    model: torch.nn.Module, dataset: Any, lengths: np.ndarray, batch_size: int, collator: Collator, accelerator: Accelerator
+    model: torch.nn.Module,
+    dataset: Any,
+    lengths: np.ndarray,
+    batch_size: int,
+    collator: Collator,
+    accelerator: Accelerator,
 ) -> np.ndarray:
     mine = evaluation_batches(lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
     rows: list[int] = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 
-from finetune_common.slots import HOLDERS, available, find
-from finetune_common.tasks import TASKS
-from rich.console import Console
 from rich.table import Table
 
+from finetune_common.slots import HOLDERS, available, find
+from finetune_common.tasks import TASKS
 from glue_harness.config import SLOTS
+from glue_harness.console import console_for_reading
 
 __all__ = ["list_methods", "list_tasks"]
 
@@ -23,10 +23,12 @@ def list_methods() -> None:
             said = (inspect.getdoc(find(slot, name)) or "").partition("\n")[0]
             table.add_row(slot, name, said, f"{point.dist.name} {point.dist.version}" if point.dist else "")
         for package, names in HOLDERS[slot].items():
-            for name in sorted(set(names.split()) - set(installed)):
-                table.add_row(slot, f"[dim]{name}", "[dim]not installed", f"[dim]packages/{package}")
+            if missing := [name for name in names.split() if name not in installed]:
+                table.add_row(
+                    slot, "[dim]not installed", f"[dim]{', '.join(missing)}", f"[dim]packages/{package}"
+                )
         table.add_section()
-    Console().print(table)
+    console_for_reading().print(table)
 
 
 def list_tasks() -> None:
@@ -42,4 +44,4 @@ def list_tasks() -> None:
             f"{task.rows['train']:,}",
             ", ".join(f"{split} ({task.rows[split]:,})" for split in task.evaluation),
         )
-    Console().print(table)
+    console_for_reading().print(table)

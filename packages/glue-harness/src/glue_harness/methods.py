@@ -7,7 +7,6 @@ from importlib.metadata import version
 from typing import Any
 
 from finetune_common.slots import Activation, Adaptation, Gradient, Monitor, Optimizer, available, find
-
 from glue_harness.config import RunConfig
 
 __all__ = ["Methods", "build_methods", "method_versions"]
@@ -42,7 +41,11 @@ def build_methods(config: RunConfig) -> Methods:
 
 def method_versions(config: RunConfig) -> dict[str, str]:
     """Return the version of every package whose method a run uses."""
-    chosen = [("adaptation", config.adaptation), ("activation", config.activation), ("optimizer", config.optimizer)]
+    chosen = [
+        ("adaptation", config.adaptation),
+        ("activation", config.activation),
+        ("optimizer", config.optimizer),
+    ]
     chosen += [("gradient", choice) for choice in config.gradient]
     chosen += [("monitor", choice) for choice in config.monitor]
     distributions = {available(slot)[choice["name"]].dist for slot, choice in chosen}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
 
@@ -29,7 +30,9 @@ def _check_folder(model: str) -> None:
     folder = Path(model)
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")):
-            raise ConfigurationError(f"--model {model}: no such folder; give a hub name, a model folder, or 'demo'")
+            raise ConfigurationError(
+                f"--model {model}: no such folder; give a hub name, a model folder, or 'demo'"
+            )
         return
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"--model {model}: no config.json in this folder; is it a model folder?")
@@ -90,7 +93,10 @@ def load_model(
     kind = "regression" if task.regression else "single_label_classification"
     labels: dict[str, Any] = {"num_labels": 1 if task.regression else len(task.labels), "problem_type": kind}
     if not task.regression:
-        labels |= {"id2label": dict(enumerate(task.labels)), "label2id": {n: i for i, n in enumerate(task.labels)}}
+        labels |= {
+            "id2label": dict(enumerate(task.labels)),
+            "label2id": {n: i for i, n in enumerate(task.labels)},
+        }
     if model == "demo":
         config = transformers.BertConfig(
             vocab_size=len(tokenizer),
@@ -125,7 +131,9 @@ def parameter_groups(
     base = model.base_model
     in_base = set() if base is model else {id(parameter) for parameter in base.parameters()}
     if head_lr is not None and not in_base:
-        raise ConfigurationError(f"head_lr={head_lr}: no head can be told from the rest of this model; leave it out")
+        raise ConfigurationError(
+            f"head_lr={head_lr}: no head can be told from the rest of this model; leave it out"
+        )
     groups: dict[tuple[bool, bool], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -134,6 +142,7 @@ def parameter_groups(
     if not groups:
         raise ConfigurationError("nothing trains: the adaptation froze every parameter")
     return [
-        {"params": params, "weight_decay": weight_decay if decays else 0.0} | ({"lr": head_lr} if own_rate else {})
+        {"params": params, "weight_decay": weight_decay if decays else 0.0}
+        | ({"lr": head_lr} if own_rate else {})
         for (own_rate, decays), params in groups.items()
     ]

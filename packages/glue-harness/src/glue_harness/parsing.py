@@ -16,10 +16,10 @@ from typing import Any, get_type_hints
 
 import yaml
 from docstring_parser import parse as parse_docstring
-from finetune_common.errors import ConfigurationError, did_you_mean
-from finetune_common.slots import available, find
 from jsonargparse import ArgumentParser, Namespace
 
+from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.slots import available, find
 from glue_harness.config import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
 
 __all__ = ["parse_line", "parse_mapping"]
@@ -78,7 +78,9 @@ class _Parser(ArgumentParser):
 def _one_line(message: str, known: Sequence[str]) -> str:
     """Rewrite a parser's message as one line with a remedy."""
     message = " ".join(message.split())
-    if wrong := re.match(r"[Uu]nrecognized arguments: (--[\w.-]+)|.*'?(?:Key|key|Option) '([\w.-]+)' is not", message):
+    if wrong := re.match(
+        r"[Uu]nrecognized arguments: (--[\w.-]+)|.*'?(?:Key|key|Option) '([\w.-]+)' is not", message
+    ):
         option = wrong[1] or f"--{wrong[2]}".replace("_", "-")
         return f"{option} is no option here: {did_you_mean(option, known)}"
     if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
@@ -107,7 +109,9 @@ def _parser(choices: Mapping[str, list[Choice]], prog: str) -> ArgumentParser:
         exit_on_error=False,
         default_env=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; the line wins.")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with any of these options; the line wins."
+    )
     parser.add_argument("--print-config", action="store_true", help="Print the whole configuration and stop.")
     hints, described = get_type_hints(RunConfig), _help_of(RunConfig)
     for option in DESCRIBED:
@@ -123,7 +127,10 @@ def _parser(choices: Mapping[str, list[Choice]], prog: str) -> ArgumentParser:
         group = parser.add_argument_group(slot, f"{described[slot]} Installed: {names}.")
         chosen = choices[slot]
         group.add_argument(
-            f"--{slot}.name", metavar="NAME", type=str | None, default=chosen[0]["name"] if len(chosen) == 1 else None
+            f"--{slot}.name",
+            metavar="NAME",
+            type=str | None,
+            default=chosen[0]["name"] if len(chosen) == 1 else None,
         )
         if len(chosen) == 1:
             _add_options(group, slot, chosen[0])
@@ -166,8 +173,12 @@ def _merge(content: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, li
             try:
                 on_line = _as_choices(slot, yaml.safe_load(named[slot]))
             except yaml.YAMLError:
-                raise ConfigurationError(f"--{slot} {named[slot]}: neither a name nor a YAML mapping") from None
-            if [c["name"] for c in on_line] != [c["name"] for c in choices[slot]] or any(len(c) > 1 for c in on_line):
+                raise ConfigurationError(
+                    f"--{slot} {named[slot]}: neither a name nor a YAML mapping"
+                ) from None
+            if [c["name"] for c in on_line] != [c["name"] for c in choices[slot]] or any(
+                len(c) > 1 for c in on_line
+            ):
                 choices[slot] = on_line
     return choices
 
@@ -206,10 +217,14 @@ def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[
     rest = {key.replace("-", "_"): value for key, value in content.items() if key not in SLOTS}
     if unknown := [key for key in rest if key not in {f.name for f in DESCRIBED}]:
         fields = [f.name for f in dataclasses.fields(RunConfig)]
-        raise ConfigurationError(f"configuration key {unknown[0]!r} is unknown: {did_you_mean(unknown[0], fields)}")
+        raise ConfigurationError(
+            f"configuration key {unknown[0]!r} is unknown: {did_you_mean(unknown[0], fields)}"
+        )
     given = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
     initial = _guarded(parser, lambda p: p.parse_object(given, defaults=True))
-    parser.set_defaults({k: v for k, v in initial.as_flat().__dict__.items() if k not in ("config", "print_config")})
+    parser.set_defaults(
+        {k: v for k, v in initial.as_flat().__dict__.items() if k not in ("config", "print_config")}
+    )
     parsed = _guarded(parser, lambda p: p.parse_args(_drop_slots(argv)))
     for slot, chosen in choices.items():
         if len(chosen) == 1:
@@ -224,7 +239,9 @@ def _config(parsed: Namespace) -> RunConfig:
     values = {f.name: parsed[f.name] for f in dataclasses.fields(RunConfig)}
     for required in ("task", "model", "output_dir"):
         if values[required] is None:
-            raise ConfigurationError(f"--{required.replace('_', '-')} is missing: give it on the line or in --config")
+            raise ConfigurationError(
+                f"--{required.replace('_', '-')} is missing: give it on the line or in --config"
+            )
     return RunConfig(**values)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from finetune_common.errors import ConfigurationError
 
+from finetune_common.errors import ConfigurationError
 from glue_harness.config import ELSEWHERE, RunConfig, difference
 
 __all__ = ["SCHEMA", "RunFolder", "read_results", "write_whole"]

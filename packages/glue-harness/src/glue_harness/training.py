@@ -20,11 +20,11 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
+
 from finetune_common.data import Collator, epoch_batches, load_task, make_loader, token_lengths, tokenize
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch, peak_memory_bytes
 from finetune_common.tasks import get_task
-
 from glue_harness import checkpoint
 from glue_harness.config import RunConfig
 from glue_harness.evaluation import Evaluation, evaluate
@@ -54,8 +54,10 @@ class Data:
         raw = load_task(task, data_dir=config.data_dir)
         datasets = tokenize(raw, tokenizer, task, config.max_length)
         if config.max_train_samples is not None:
-            rows = datasets["train"].shuffle(seed=config.seed).select(
-                range(min(config.max_train_samples, len(datasets["train"])))
+            rows = (
+                datasets["train"]
+                .shuffle(seed=config.seed)
+                .select(range(min(config.max_train_samples, len(datasets["train"]))))
             )
             datasets["train"] = rows
         lengths = {split: token_lengths(rows) for split, rows in datasets.items()}
@@ -131,7 +133,13 @@ class Training:
     """
 
     def __init__(
-        self, config: RunConfig, methods: Methods, data: Data, tokenizer: Any, folder: RunFolder, progress: Progress
+        self,
+        config: RunConfig,
+        methods: Methods,
+        data: Data,
+        tokenizer: Any,
+        folder: RunFolder,
+        progress: Progress,
     ) -> None:
         self.config, self.methods, self.data = config, methods, data
         self.folder, self.progress = folder, progress
@@ -184,7 +192,9 @@ class Training:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = [batch[rank::world] for window in windows for batch in window]
         self.watch.switch("data")
-        loader = iter(make_loader(self.data.datasets["train"], mine, self.data.collator, self.config.num_workers))
+        loader = iter(
+            make_loader(self.data.datasets["train"], mine, self.data.collator, self.config.num_workers)
+        )
         for window in windows:
             yield window, [send_to_device(next(loader), self.device) for _ in window]
             self.watch.switch("data")
