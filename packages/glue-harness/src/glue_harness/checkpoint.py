@@ -10,7 +10,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +88,35 @@ def save(folder: Path, step: int, model: torch.nn.Module, state: Mapping[str, An
             shutil.rmtree(old)
 
 
-def load(checkpoint: Path, model: torch.nn.Module, device: torch.device) -> dict[str, Any]:
+def _damaged(checkpoint: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{checkpoint}: this checkpoint is damaged ({reason}): remove it or start anew with --overwrite"
+    )
+
+
+def load(
+    checkpoint: Path, model: torch.nn.Module, device: torch.device, expected: Iterable[str] = ()
+) -> dict[str, Any]:
     """Load the weights into a model and return the rest of a checkpoint.
+
+    Args:
+        checkpoint: The folder, from `latest`.
+        model: Receives the weights.
+        device: Where it lives.
+        expected: Keys that the rest must have.
 
     Raises:
         ConfigurationError: A file is damaged or does not fit the model.
     """
     try:
         load_model(model, checkpoint / "model.safetensors", device=str(device))
-        return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigurationError(
-            f"{checkpoint}: this checkpoint is damaged ({reason}): remove it or start anew with --overwrite"
-        ) from None
+        raise _damaged(checkpoint, " ".join(str(error).split())[:200]) from None
     except Exception as error:  # the unpickler's own error types are not public
         if "pickle" not in type(error).__module__.lower():
             raise
-        raise ConfigurationError(
-            f"{checkpoint}: this checkpoint is damaged (state.pt): remove it or start anew with --overwrite"
-        ) from None
+        raise _damaged(checkpoint, "state.pt") from None
+    if missing := {"step", "random", *expected} - state.keys():
+        raise _damaged(checkpoint, f"state.pt has no {', '.join(sorted(missing))}")
+    return state

@@ -68,6 +68,9 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(model, error) from None
+    files = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
+    if Path(model).is_dir() and not any((Path(model) / name).is_file() for name in files):
+        raise ConfigurationError(f"--model {model}: no tokenizer in this folder: expected one of {', '.join(files)}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -114,21 +117,39 @@ def load_model(
         loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
             model, **{"dtype": torch.float32, **labels, **(load_kwargs or {})}
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(model, error) from None
     loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded
 
 
+def check_positions(model: torch.nn.Module, longest: int) -> None:
+    """Refuse rows that are longer than the model's table of positions; relative positions have no end.
+
+    Args:
+        model: Its embeddings of positions are found by their usual names.
+        longest: Tokens of the longest row.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and re.search(r"\b(position_embeddings|embed_positions|wpe)$", name):
+            reserved = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            positions = module.num_embeddings - reserved
+            if longest > positions:
+                raise ConfigurationError(
+                    f"rows have up to {longest} tokens and this model has {positions} positions: "
+                    f"use --max-length {positions}"
+                )
+
+
 def parameter_groups(
-    model: transformers.PreTrainedModel, weight_decay: float, head_lr: float | None
+    model: torch.nn.Module, weight_decay: float, head_lr: float | None
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters: matrices decay, biases and norms do not; the head may have its own rate.
+    """Split what trains: matrices decay, biases and norms do not; the head may have its own rate.
 
     Returns:
         Groups as `finetune_common.slots.Optimizer.build` takes them, none empty.
     """
-    base = model.base_model
+    base: Any = model.base_model
     in_base = set() if base is model else {id(parameter) for parameter in base.parameters()}
     if head_lr is not None and not in_base:
         raise ConfigurationError(

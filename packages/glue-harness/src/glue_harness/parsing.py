@@ -75,16 +75,39 @@ class _Parser(ArgumentParser):
         raise ConfigurationError(message)
 
 
-def _one_line(message: str, known: Sequence[str]) -> str:
+TYPES = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text"}
+
+
+def _readable(message: str) -> str:
+    """Say a type in words: the parser's `Expected a <class 'int'>. Got value: many`."""
+    kinds = "|".join(TYPES)
+    message = re.sub(rf"<class '({kinds})'>|\b({kinds})\b(?=\.| \|)", lambda m: TYPES[m[1] or m[2]], message)
+    message = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", message)
+    return re.sub(r"Expected an? (.*?)\. Got value: (.*)", r"\2 cannot be used: give \1", message)
+
+
+def _unknown_option(option: str, choices: Mapping[str, list[Choice]], known: Sequence[str]) -> str:
+    slot, dot, _ = option.removeprefix("--").partition(".")
+    if not dot or slot not in choices:
+        return f"{option} is no option: {did_you_mean(option, [name for name in known if '.' not in name])}"
+    if len(choices[slot]) != 1:
+        return f"{option}: options on the line need exactly one method: give --{slot} NAME, or use a YAML file"
+    own = [name for name in known if name.startswith(f"--{slot}.") and not name.endswith(".name")]
+    remedy = did_you_mean(option, own) if own else "it has none, leave it out"
+    return f"{option} is no option of {slot} {choices[slot][0]['name']!r}: {remedy}"
+
+
+def _one_line(message: str, choices: Mapping[str, list[Choice]], known: Sequence[str]) -> str:
     """Rewrite a parser's message as one line with a remedy."""
     message = " ".join(message.split())
     if wrong := re.match(
         r"[Uu]nrecognized arguments: (--[\w.-]+)|.*'?(?:Key|key|Option) '([\w.-]+)' is not", message
     ):
-        option = wrong[1] or f"--{wrong[2]}".replace("_", "-")
-        return f"{option} is no option here: {did_you_mean(option, known)}"
+        return _unknown_option(wrong[1] or f"--{wrong[2]}".replace("_", "-"), choices, known)
+    if wrong := re.match(r"[Uu]nrecognized arguments: (.*)", message):
+        return f"{wrong[1]!r} belongs to no option; see 'glue-harness run --help'"
     if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
-        return f"--{wrong[1].replace('_', '-')}: {wrong[2]}"
+        return f"--{wrong[1].replace('_', '-')}: {_readable(wrong[2])}"
     return message
 
 
@@ -190,17 +213,17 @@ def _check_several(slot: str, choices: list[Choice]) -> list[Choice]:
         parser = _Parser(exit_on_error=False, default_env=False)
         parser.add_argument(f"--{slot}.name", type=str)
         _add_options(parser, slot, choice)
-        checked.append(_slot_value(_guarded(parser, lambda p, c=choice: p.parse_object({slot: c})), slot))
+        checked.append(_slot_value(_guarded(parser, {slot: [choice]}, lambda p, c=choice: p.parse_object({slot: c})), slot))
     return checked
 
 
-def _guarded(parser: ArgumentParser, action: Any) -> Namespace:
+def _guarded(parser: ArgumentParser, choices: Mapping[str, list[Choice]], action: Any) -> Namespace:
     """Run a parser; whatever it refuses becomes one line."""
     known = [option for a in parser._actions for option in a.option_strings if option.startswith("--")]
     try:
         return action(parser)
     except (ConfigurationError, argparse.ArgumentError, TypeError, KeyError) as error:
-        raise ConfigurationError(_one_line(str(error), known)) from None
+        raise ConfigurationError(_one_line(str(error), choices, known)) from None
 
 
 def _slot_value(parsed: Namespace, slot: str) -> Choice:
@@ -214,18 +237,20 @@ def _slot_value(parsed: Namespace, slot: str) -> Choice:
 def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
     choices = _merge(content, named)
     parser = _parser(choices, prog)
-    rest = {key.replace("-", "_"): value for key, value in content.items() if key not in SLOTS}
+    rest = {str(key).replace("-", "_"): value for key, value in content.items() if key not in SLOTS}
     if unknown := [key for key in rest if key not in {f.name for f in DESCRIBED}]:
         fields = [f.name for f in dataclasses.fields(RunConfig)]
         raise ConfigurationError(
             f"configuration key {unknown[0]!r} is unknown: {did_you_mean(unknown[0], fields)}"
         )
+    if empty := [f.name for f in DESCRIBED if f.default is not None and rest.get(f.name, f) is None]:
+        raise ConfigurationError(f"configuration key {empty[0]!r} is empty: give a value, or leave it out")
     given = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
-    initial = _guarded(parser, lambda p: p.parse_object(given, defaults=True))
+    initial = _guarded(parser, choices, lambda p: p.parse_object(given, defaults=True))
     parser.set_defaults(
         {k: v for k, v in initial.as_flat().__dict__.items() if k not in ("config", "print_config")}
     )
-    parsed = _guarded(parser, lambda p: p.parse_args(_drop_slots(argv)))
+    parsed = _guarded(parser, choices, lambda p: p.parse_args(_drop_slots(argv)))
     for slot, chosen in choices.items():
         if len(chosen) == 1:
             value = _slot_value(parsed, slot)

@@ -62,5 +62,6 @@ class Progress:
     def advance(self, step: int, examples: int) -> None:
         """Show that a step is done."""
         seconds = self._bar.tasks[0].elapsed or float("inf")
-        said = f"loss {self._loss:.4f}  lr {self._rate:.2e}  {(examples - self._first_examples) / seconds:.0f} ex/s"
+        speed = (examples - self._first_examples) / seconds
+        said = f"loss {self._loss:.4f}  lr {self._rate:.2e}  {speed:.0f} ex/s"
         self._bar.update(self._task, completed=step, said=f"{said}  {self._score}")

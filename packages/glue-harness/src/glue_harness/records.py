@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ConfigurationError(
-                f"--output-dir {self.path}: another process works on this run; wait for it or choose another folder"
+                f"--output-dir {self.path}: another process works on this run; wait for it, "
+                "or choose another folder"
             ) from None
         except OSError as error:
             raise ConfigurationError(
@@ -78,20 +79,21 @@ class RunFolder:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             for name in ("result.json", "config.yaml", "metrics.jsonl", "predictions.tsv"):
                 (self.path / name).unlink(missing_ok=True)
-        if file.exists():
-            there = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
+            there = _whole(file, lambda text: dict(yaml.safe_load(text).items()))
             there = {key: value for key, value in there.items() if key not in ELSEWHERE}
             if differs := difference(self._config.identity(), there):
                 raise ConfigurationError(
-                    f"--output-dir {self.path} holds a different run: {differs}; choose another folder or --overwrite"
+                    f"--output-dir {self.path} holds a different run: {differs}; "
+                    "choose another folder or --overwrite"
                 )
-        else:
+        else:  # whatever began here left nothing to continue
             write_whole(file, yaml.safe_dump(self._config.as_dict(), sort_keys=False))
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, else None."""
         file = self.path / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return _whole(file, _result) if file.exists() else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`: from now on the run is finished."""
@@ -105,14 +107,36 @@ class RunFolder:
     def keep_metrics(self, last_step: int) -> None:
         """Drop the lines of `metrics.jsonl` after a step: the run continues from there."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        write_whole(file, "".join(line for line in whole if json.loads(line)["step"] <= last_step))
+
+        def kept(text: str) -> str:
+            whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            return "".join(line for line in whole if json.loads(line)["step"] <= last_step)
+
+        write_whole(file, _whole(file, kept) if file.exists() else "")
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def _whole(file: Path, read: Callable[[str], Any]) -> Any:
+    """Return what `read` finds in the text of a run's file; what it cannot read was damaged by others."""
+    try:
+        return read(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(repr(error).split())[:120]
+        raise ConfigurationError(f"{file} is damaged ({reason}): start anew with --overwrite, or remove it") from None
+
+
+def _result(text: str) -> dict[str, Any]:
+    """Read `result.json`, which is of this schema and has what a report needs."""
+    result = json.loads(text)
+    if result["schema"] != SCHEMA:
+        raise ValueError(f"schema {result['schema']} is not {SCHEMA}")
+    for key in ("task", "model", "seed", "slots", "settings", "primary", "metrics", "history"):
+        result[key]
+    return result
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -121,17 +145,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigurationError: None there, or one that cannot be read.
     """
-    results = []
-    for file in sorted(folder.rglob("result.json")):
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-            if result["schema"] != SCHEMA:
-                raise ConfigurationError(
-                    f"{file}: schema {result['schema']} is not {SCHEMA}: run it again with --overwrite"
-                )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ConfigurationError(f"{file}: not a result of a run ({error!r}): remove it") from None
-        results.append(result | {"folder": str(file.parent.relative_to(folder))})
-    if not results:
+    files = sorted(folder.rglob("result.json"))
+    if not files:
         raise ConfigurationError(f"{folder}: no result.json below it: give the folder of a run or of several")
-    return results
+    return [_whole(file, _result) | {"folder": str(file.parent.relative_to(folder))} for file in files]

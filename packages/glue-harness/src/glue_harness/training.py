@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device, set_seed
 
 from finetune_common.data import Collator, epoch_batches, load_task, make_loader, token_lengths, tokenize
@@ -30,7 +31,7 @@ from glue_harness.config import RunConfig
 from glue_harness.evaluation import Evaluation, evaluate
 from glue_harness.hardware import hardware, versions
 from glue_harness.methods import Methods, build_methods, method_versions
-from glue_harness.models import load_model, load_tokenizer, parameter_groups
+from glue_harness.models import check_positions, load_model, load_tokenizer, parameter_groups
 from glue_harness.progress import Progress
 from glue_harness.records import SCHEMA, RunFolder
 
@@ -60,7 +61,7 @@ class Data:
                 .select(range(min(config.max_train_samples, len(datasets["train"]))))
             )
             datasets["train"] = rows
-        lengths = {split: token_lengths(rows) for split, rows in datasets.items()}
+        lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
         return cls(datasets, lengths, Collator(tokenizer, task, pad_to_multiple_of=pad_to))
 
@@ -120,6 +121,13 @@ class History:
         return max(self.entries, key=lambda entry: entry["metrics"][self.primary])
 
 
+def _accelerator(precision: str) -> Accelerator:
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigurationError("--precision fp16 needs a GPU, and this run is on the CPU: use fp32 or bf16")
+    AcceleratorState._reset_state()  # the precision of an earlier run in this process would stay
+    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
 class Training:
     """A model and everything that trains it.
 
@@ -144,10 +152,11 @@ class Training:
         self.config, self.methods, self.data = config, methods, data
         self.folder, self.progress = folder, progress
         self.task = get_task(config.task)
-        self.accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision))
+        self.accelerator = _accelerator(config.precision)
         self.device = self.accelerator.device
         set_seed(config.seed)
         model = load_model(config.model, self.task, tokenizer, methods.adaptation.load_kwargs())
+        check_positions(model, max(int(lengths.max()) for lengths in data.lengths.values()))
         self.model = methods.adaptation.apply(model).to(self.device)
         self.model.train()
         self.plan = Plan(config, data.lengths["train"], self.accelerator.num_processes)
@@ -186,7 +195,7 @@ class Training:
         if self.evaluation is None:
             self.evaluation = self._evaluate()
 
-    def _rest_of_epoch(self) -> Iterator[tuple[list[list[int]], list[dict[str, torch.Tensor]]]]:
+    def _rest_of_epoch(self) -> Iterator[tuple[list[list[int]], list[Any]]]:
         """Yield each window left of an epoch: its rows over all processes, and this process's batches."""
         windows = self.plan.windows(self.step)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -266,7 +275,7 @@ class Training:
         return evaluation
 
     def _log(self, loss: torch.Tensor, observed: Mapping[str, Any]) -> None:
-        value = self.accelerator.reduce(loss, reduction="mean").item()
+        value = float(self.accelerator.reduce(loss, reduction="mean"))  # type: ignore[arg-type]
         if not math.isfinite(value):
             raise ConfigurationError(
                 f"the loss is {value} at step {self.step}: lower --optimizer.lr, or use --precision fp32"
@@ -303,8 +312,9 @@ class Training:
         """Continue from the newest checkpoint of the run's folder, if there is one."""
         newest = checkpoint.latest(self.folder.checkpoints)
         if newest is not None:
-            state = checkpoint.load(newest, self.model, self.device)
-            for name, part in self._stateful().items():
+            stateful = self._stateful()
+            state = checkpoint.load(newest, self.model, self.device, expected=stateful)
+            for name, part in stateful.items():
                 part.load_state_dict(state[name])
             self.step, self.examples = state["step"], state["examples"]
             self.saved_bytes = state["saved_bytes"]

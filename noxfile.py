@@ -1,0 +1,85 @@
+"""Environments and what runs in them; `nox -l` lists the sessions."""
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "docs"]
+nox.options.reuse_venv = "yes"
+nox.options.default_venv_backend = "virtualenv"
+
+ROOT = Path(__file__).parent
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+PINNED = ("-c", str(ROOT / "constraints.txt"))
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    session.install(*PINNED, *requirements)
+
+
+def install_all(session: nox.Session, *requirements: str) -> None:
+    """Install every package of the workspace from the checkout, editable."""
+    own = [f"./packages/{name}[test]" for name in PACKAGES]
+    install(session, *(arg for path in ["./shared[data,test]", *own] for arg in ("-e", path)), *requirements)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Fine-tune a tiny model three times on a demo task, and compare: table and chart in runs/quickstart."""
+    install(session, "./shared[data]", "./packages/glue-harness")
+    folder = Path("runs/quickstart")
+    for optimizer, rate in (("adamw", "2e-3"), ("sgd", "0.1"), ("adagrad", "1e-2")):
+        session.run(
+            *("glue-harness", "run", "--task", "demo-similarity", "--model", "demo"),
+            *("--optimizer", optimizer, "--optimizer.lr", rate, "--epochs", "4", "--seed", "41"),
+            *("--output-dir", str(folder / optimizer)),
+        )
+    session.run("glue-harness", "report", str(folder), "--output-dir", str(folder / "report"))
+    session.log(f"the table is in {folder}/report/summary.md, the chart in {folder}/report/figures")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests; arguments after -- go to pytest (`-- -m 'not slow'`, `-- packages/glue-harness`)."""
+    install_all(session)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style (ruff), format (ruff format) and types (pyright on every src)."""
+    install_all(session, "ruff", "pyright")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation, strictly, into site/; `-- serve` shows it at localhost:8000."""
+    install(session, "mkdocs<2", "mkdocs-material", "mkdocstrings[python]")
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES)
+def isolation(session: nox.Session, package: str) -> None:
+    """Build one package's wheel, install it alone, by file, in a fresh environment, and run its tests."""
+    install(session, "build", "hatchling")
+    wheels = Path(session.create_tmp())
+    for old in wheels.glob("*.whl"):
+        old.unlink()
+    for source in ("shared", f"packages/{package}"):
+        session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), source, silent=True)
+    common, own = (next(wheels.glob(f"{name.replace('-', '_')}-*.whl")) for name in ("finetune-common", package))
+    install(session, str(common), f"{own}[test]")
+    session.run(
+        *("python", "-c"),
+        "import sys; from importlib.metadata import distribution as d; from pathlib import Path;"
+        f"found = d('{package}'); origin = found.read_text('direct_url.json') or '';"
+        f"assert '{own.name}' in origin, f'not our wheel: {{found}} from {{origin}}';"
+        f"import {package.replace('-', '_')} as ours;"
+        "assert Path(ours.__file__).is_relative_to(sys.prefix), ours.__file__",
+    )
+    session.run("pytest", f"packages/{package}/tests", *session.posargs, env={"PYTHONPATH": os.devnull})
