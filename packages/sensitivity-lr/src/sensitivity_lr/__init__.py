@@ -1,0 +1,24 @@
+"""SAGE: learning rates guided by each parameter's sensitivity."""
+
+from typing import TYPE_CHECKING
+
+from finetune_common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from sensitivity_lr.groups import sage_names, sage_param_groups
+    from sensitivity_lr.optimizers import SageAdamax, SageAdamW, SageSGD
+    from sensitivity_lr.wrapper import Sage
+
+__all__ = ["Sage", "SageAdamW", "SageAdamax", "SageSGD", "sage_names", "sage_param_groups"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Sage": ".wrapper",
+        "SageAdamW": ".optimizers",
+        "SageAdamax": ".optimizers",
+        "SageSGD": ".optimizers",
+        "sage_names": ".groups",
+        "sage_param_groups": ".groups",
+    },
+)

@@ -1,0 +1,105 @@
+"""Which parameters SAGE acts on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from finetune_common.errors import ConfigurationError
+
+__all__ = ["sage_names", "sage_param_groups"]
+
+
+def sage_names(model: nn.Module, pattern: str | None = None) -> list[str]:
+    """Return the names of the trainable parameters that SAGE acts on.
+
+    Without a pattern these are the weights and biases of the linear maps inside the numbered layers of the
+    model (a linear map is an `nn.Linear`, its relatives, or transformers' `Conv1D`): in BERT and its kin
+    the query, key, value, attention-output and feed-forward matrices, which is the split of the released
+    code. Embeddings, norms, the pooler and the head lie outside.
+
+    Args:
+        model: The model.
+        pattern: A regular expression that selects parameters by name instead (`re.search`).
+
+    Raises:
+        ConfigurationError: No trainable parameter matches.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16)
+        >>> model = nn.Sequential(nn.Embedding(9, 8), nn.ModuleList([layer]), nn.Linear(8, 2))
+        >>> sage_names(model, r"linear1")
+        ['1.0.linear1.weight', '1.0.linear1.bias']
+    """
+    trainable = [name for name, param in model.named_parameters() if param.requires_grad]
+    if pattern is not None:
+        chosen = [name for name in trainable if re.search(pattern, name)]
+    else:
+        inside = {id(param) for layer in _layers(model) for param in _linear_parameters(layer)}
+        chosen = [
+            name for name, param in model.named_parameters() if param.requires_grad and id(param) in inside
+        ]
+    if not chosen:
+        sought = f"the pattern {pattern!r}" if pattern is not None else "'linear maps inside numbered layers'"
+        examples = ", ".join(trainable[:3]) or "none"
+        raise ConfigurationError(
+            f"no trainable parameter matches {sought}: pass a pattern that matches some (the first are: "
+            f"{examples})"
+        )
+    return chosen
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    return [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
+
+
+def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    return [
+        param
+        for module in layer.modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        for param in module.parameters(recurse=False)
+    ]
+
+
+def sage_param_groups(
+    model: nn.Module, *, weight_decay: float = 0.01, pattern: str | None = None
+) -> list[dict[str, Any]]:
+    """Split a model's trainable parameters into groups with and without SAGE.
+
+    Args:
+        model: The model.
+        weight_decay: Of the matrices; biases and norms get 0.
+        pattern: Which parameters SAGE acts on; see `sage_names`.
+
+    Returns:
+        At most four groups for an optimizer of this package, with `params` as (name, parameter) pairs, so
+        that each group names what it holds; `sage` and `weight_decay`.
+
+    Raises:
+        ConfigurationError: No trainable parameter matches.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16)
+        >>> model = nn.Sequential(nn.Embedding(9, 8), nn.ModuleList([layer]), nn.Linear(8, 2))
+        >>> for group in sage_param_groups(model):
+        ...     print(group["sage"], group["weight_decay"], len(group["params"]))
+        True 0.01 3
+        True 0.0 3
+        False 0.01 3
+        False 0.0 6
+    """
+    chosen = set(sage_names(model, pattern))
+    groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {
+        (sage, decays): [] for sage in (True, False) for decays in (True, False)
+    }
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            groups[name in chosen, param.dim() >= 2].append((name, param))
+    return [
+        {"params": params, "sage": sage, "weight_decay": weight_decay if decays else 0.0}
+        for (sage, decays), params in groups.items()
+        if params
+    ]

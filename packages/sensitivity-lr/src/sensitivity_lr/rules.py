@@ -1,0 +1,226 @@
+"""The update rules: pure functions of tensors (or lists of them). They are the specification of this package.
+
+Notation: θ parameter, g gradient, t the step from 1, lr the learning rate, λ the weight decay. All
+arithmetic is element-wise. A rule called without `sensitivity` is the plain optimizer, in the arithmetic of
+`torch.optim`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_common.optim.ops import Value, absolute, add_scaled, addcmul, lerp, maximum, square_root
+
+__all__ = ["adamax", "adamw", "rescale", "sage_factor", "sgd"]
+
+
+def sage_factor(
+    param: Value, grad: Value, sensitivity: Value, *, weight: Any, remainder: Any, s: Any, form: str
+) -> tuple[Value, Value]:
+    """The factor of each coordinate's learning rate, and the new average sensitivity.
+
+        I = |θ g|
+        Î = β₃ Î + (1-β₃) I
+        released: |I-Î| / (Î+s)        paper: (|I-Î|+s) / (Î+s)
+
+    It is computed as |I-Î| = β₃ |I-Î_old|, which is the same and loses no digits.
+
+    Args:
+        param: θ before the step.
+        grad: g.
+        sensitivity: Î of the step before, ≥ 0, zero at first.
+        weight: 1-β₃; (1-β₃)/(1-β₃ᵗ) makes Î the bias-corrected average.
+        remainder: 1-weight.
+        s: The small number, > 0.
+        form: "released" or "paper".
+
+    Returns:
+        The factor, at least 0 and (released) at most max(1, β₃/(1-β₃)); the new Î.
+
+    Example:
+        >>> import torch
+        >>> one, zero = torch.ones(1), torch.zeros(1)
+        >>> sage_factor(one, one, zero, weight=0.25, remainder=0.75, s=1e-12, form="released")
+        (tensor([3.]), tensor([0.2500]))
+    """
+    current = absolute(param * grad)
+    variation = absolute(current - sensitivity) * remainder
+    sensitivity = lerp(sensitivity, current, weight)
+    if form == "paper":
+        variation = variation + s
+    return variation / (sensitivity + s), sensitivity
+
+
+def adamw(
+    param: Value,
+    grad: Value,
+    exp_avg: Value,
+    exp_avg_sq: Value,
+    sensitivity: Value | None = None,
+    *,
+    step_size: Any,
+    beta1_complement: Any,
+    beta2: Any,
+    beta2_complement: Any,
+    root: Any,
+    eps: Any,
+    keep: Any,
+    legacy: bool,
+    **sage: Any,
+) -> tuple[Value, ...]:
+    """AdamW, its step multiplied by the SAGE factor f.
+
+        m = β₁ m + (1-β₁) g
+        v = β₂ v + (1-β₂) g²
+        θ = (1 - lr λ) θ - f · lr · m̂ / (√v̂ + ε),    m̂ = m/(1-β₁ᵗ),  v̂ = v/(1-β₂ᵗ)
+
+    Legacy: the denominator is (√v + ε)/√(1-β₂ᵗ), and the decay acts on the updated θ.
+
+    Args:
+        param: θ.
+        grad: g.
+        exp_avg: m.
+        exp_avg_sq: v.
+        sensitivity: Î, or None for f = 1.
+        step_size: lr/(1-β₁ᵗ).
+        beta1_complement: 1-β₁.
+        beta2: β₂.
+        beta2_complement: 1-β₂.
+        root: √(1-β₂ᵗ).
+        eps: ε.
+        keep: 1 - lr λ.
+        legacy: See above.
+        **sage: The keyword arguments of `sage_factor`.
+
+    Returns:
+        θ, m, v and, with sensitivity, Î.
+    """
+    exp_avg = lerp(exp_avg, grad, beta1_complement)
+    exp_avg_sq = addcmul(exp_avg_sq * beta2, grad * beta2_complement, grad)
+    if legacy:
+        step = exp_avg * (step_size * root) / (square_root(exp_avg_sq) + eps)
+    else:
+        step = exp_avg * step_size / (square_root(exp_avg_sq) / root + eps)
+    state: tuple[Value, ...] = (exp_avg, exp_avg_sq)
+    if sensitivity is not None:
+        factor, sensitivity = sage_factor(param, grad, sensitivity, **sage)
+        step, state = step * factor, (*state, sensitivity)
+    return ((param - step) * keep if legacy else param * keep - step), *state
+
+
+def adamax(
+    param: Value,
+    grad: Value,
+    exp_avg: Value,
+    exp_inf: Value,
+    sensitivity: Value | None = None,
+    *,
+    step_size: Any,
+    beta1_complement: Any,
+    beta2: Any,
+    eps: Any,
+    keep: Any,
+    decay: Any,
+    legacy: bool,
+    **sage: Any,
+) -> tuple[Value, ...]:
+    """Adamax with decoupled weight decay, its step multiplied by the SAGE factor f.
+
+        m = β₁ m + (1-β₁) g
+        u = max(β₂ u, |g| + ε)
+        θ = (1 - lr λ) θ - f · lr/(1-β₁ᵗ) · m/u
+
+    Legacy: θ = θ - f · lr · (m/(u+ε) + λ θ).
+
+    Args:
+        param: θ.
+        grad: g.
+        exp_avg: m.
+        exp_inf: u.
+        sensitivity: Î, or None for f = 1.
+        step_size: lr/(1-β₁ᵗ); legacy: lr.
+        beta1_complement: 1-β₁.
+        beta2: β₂.
+        eps: ε.
+        keep: 1 - lr λ.
+        decay: lr λ.
+        legacy: See above.
+        **sage: The keyword arguments of `sage_factor`.
+
+    Returns:
+        θ, m, u and, with sensitivity, Î.
+    """
+    exp_avg = lerp(exp_avg, grad, beta1_complement)
+    exp_inf = maximum(exp_inf * beta2, absolute(grad) + eps)
+    step = exp_avg * step_size / (exp_inf + eps if legacy else exp_inf)
+    if legacy:
+        step = step + param * decay
+    state: tuple[Value, ...] = (exp_avg, exp_inf)
+    if sensitivity is not None:
+        factor, sensitivity = sage_factor(param, grad, sensitivity, **sage)
+        step, state = step * factor, (*state, sensitivity)
+    return (param - step if legacy else param * keep - step), *state
+
+
+def sgd(
+    param: Value,
+    grad: Value,
+    *state: Value,
+    step_size: Any,
+    momentum: Any,
+    keep: Any,
+    has_momentum: bool,
+    nesterov: bool,
+    sage_on: bool,
+    **sage: Any,
+) -> tuple[Value, ...]:
+    """SGD with decoupled weight decay, its step multiplied by the SAGE factor f.
+
+        b = μ b + g
+        d = b, or g + μ b (Nesterov), or g (no momentum)
+        θ = (1 - lr λ) θ - f · lr · d
+
+    Args:
+        param: θ.
+        grad: g.
+        *state: b with momentum, then Î with SAGE.
+        step_size: -lr.
+        momentum: μ.
+        keep: 1 - lr λ.
+        has_momentum: Whether b is there.
+        nesterov: Look ahead.
+        sage_on: Whether Î is there; without it f = 1.
+        **sage: The keyword arguments of `sage_factor`.
+
+    Returns:
+        θ and the state.
+    """
+    direction, new_state = grad, []
+    if has_momentum:
+        buffer = state[0] * momentum + grad
+        direction = add_scaled(grad, buffer, momentum) if nesterov else buffer
+        new_state.append(buffer)
+    if sage_on:
+        factor, sensitivity = sage_factor(param, grad, state[-1], **sage)
+        direction = direction * factor
+        new_state.append(sensitivity)
+    return add_scaled(param * keep, direction, step_size), *new_state
+
+
+def rescale(param: Value, grad: Value, sensitivity: Value, previous: Value, **sage: Any) -> tuple[Value, ...]:
+    """Scale another optimizer's update, whatever it contains, by the SAGE factor f.
+
+        θ = θ_old + f · (θ_new - θ_old)
+
+    Args:
+        param: θ_new, after the other optimizer's step.
+        grad: g of that step.
+        sensitivity: Î.
+        previous: θ_old, before the step.
+        **sage: The keyword arguments of `sage_factor`.
+
+    Returns:
+        θ and Î.
+    """
+    factor, sensitivity = sage_factor(previous, grad, sensitivity, **sage)
+    return previous + factor * (param - previous), sensitivity

@@ -1,0 +1,135 @@
+"""SAGE around any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune_common.errors import ConfigurationError
+from finetune_common.optim import ElementwiseOptimizer, arithmetic_dtype
+from sensitivity_lr import rules
+from sensitivity_lr.optimizers import check_sage, sage_scalars
+
+__all__ = ["Sage"]
+
+EPS = 1e-6
+
+
+class Sage(ElementwiseOptimizer):
+    """Scale the update of any optimizer, coordinate by coordinate, by the SAGE factor.
+
+        I = |θ g|,   Î = β₃ Î + (1-β₃) I
+        released:  f = |I-Î| / (Î+s)        paper:  f = (|I-Î|+s) / (Î+s)
+        θ = θ_old + f · (θ_new - θ_old)
+
+    θ_new is what the other optimizer makes of θ_old, weight decay included. It shares its parameter groups,
+    so that a scheduler may be given either of the two; a group with `sage=False` is left to the other
+    optimizer. The other optimizer must leave `.grad` as it is, which those of torch do. During a step the
+    wrapper holds a copy of the parameters; `SageAdamW`, `SageAdamax` and `SageSGD` do not and are faster.
+
+    Args:
+        optimizer: The optimizer whose update is scaled; step the wrapper in its place.
+        beta3: β₃ in [0, 1), decay of the average sensitivity; useful values are 0.6-0.9.
+        form: "released" or "paper".
+        sensitivity_eps: s; None means 1e-12.
+        foreach: Run the scaling over lists of tensors.
+        fused: Compile the scaling into one pass over memory; None does so where it pays.
+
+    Raises:
+        ConfigurationError: A setting out of range.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = Sage(torch.optim.RMSprop([w], lr=0.01), beta3=0.75)
+        >>> w.square().sum().backward()
+        >>> optimizer.step()  # RMSprop's first step is 0.1, the first factor 3
+        >>> round(w.item(), 4)
+        0.7
+
+    Source: Liang et al., "No Parameters Left Behind" (ICLR 2022, arXiv 2202.02664), Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        beta3: float = 0.75,
+        *,
+        form: str = "released",
+        sensitivity_eps: float | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ):
+        self.base = optimizer
+        self._previous: dict[Tensor, Tensor] = {}
+        settings = {"beta3": beta3, "form": form, "sensitivity_eps": sensitivity_eps, "sage": True}
+        for group in optimizer.param_groups:
+            check_sage({**settings, **group}, EPS)
+        super().__init__(optimizer.param_groups, settings, foreach=foreach, fused=fused)
+        self.param_groups = optimizer.param_groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to both optimizers."""
+        check_sage({**self.defaults, **param_group}, EPS)
+        if any(param_group is group for group in self.base.param_groups):
+            torch.optim.Optimizer.add_param_group(self, param_group)
+        else:
+            self.base.add_param_group(param_group)
+            for name, value in self.defaults.items():
+                self.param_groups[-1].setdefault(name, value)
+
+    def rule(self, group: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """`rules.rescale`."""
+        return rules.rescale, {"form": group["form"]}
+
+    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+        """Î."""
+        return {"sensitivity": 0.0}
+
+    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
+        """The numbers of `rules.sage_factor`."""
+        return sage_scalars(group, EPS)
+
+    def inputs(self, group: Mapping[str, Any], param: Tensor) -> tuple[Tensor, ...] | None:
+        """θ_old."""
+        return (self._previous[param],) if group["sage"] else None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step of the other optimizer and scale it.
+
+        Args:
+            closure: Passed on to the other optimizer; the gradients that it leaves are those of the step.
+        """
+        self._previous = {
+            param: param.detach().to(arithmetic_dtype(param.dtype), copy=True)
+            for group in self.param_groups
+            if group["sage"]
+            for param in group["params"]
+            if closure is not None or param.grad is not None
+        }
+        loss = self.base.step(closure) if closure is not None else self.base.step()
+        super().step()
+        self._previous = {}
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of both optimizers."""
+        return {**super().state_dict(), "base": self.base.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of both optimizers.
+
+        Raises:
+            ConfigurationError: The state is not that of a `Sage`.
+        """
+        if "base" not in state_dict:
+            raise ConfigurationError("this state has no 'base' entry: load what Sage.state_dict() returned")
+        self.base.load_state_dict(state_dict["base"])
+        super().load_state_dict(state_dict)
+        self.param_groups = self.base.param_groups
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "base": self.base, "_previous": {}}

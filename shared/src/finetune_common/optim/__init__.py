@@ -1,0 +1,20 @@
+"""Element-wise optimizers: one update function, three ways to run it.
+
+ElementwiseOptimizer     the base class
+finetune_common.optim.ops    the arithmetic that rules are written in
+finetune_common.optim.run    the three ways: reference, foreach, fused
+"""
+
+from finetune_common.optim.optimizer import Batch, ElementwiseOptimizer, flat_row, whole_norms
+from finetune_common.optim.run import Row, Rule, arithmetic_dtype, run
+
+__all__ = [
+    "Batch",
+    "ElementwiseOptimizer",
+    "Row",
+    "Rule",
+    "arithmetic_dtype",
+    "flat_row",
+    "run",
+    "whole_norms",
+]

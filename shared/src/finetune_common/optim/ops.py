@@ -1,0 +1,149 @@
+"""Arithmetic for update rules: the same expression on one tensor or on a list of tensors.
+
+A rule is written with the operators `+ - * /` and the functions below. Given tensors it runs as written;
+given `TensorList`s each operation becomes one `torch._foreach_*` call over the whole list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "TensorList",
+    "absolute",
+    "add_scaled",
+    "addcmul",
+    "assign",
+    "clamp",
+    "lerp",
+    "maximum",
+    "sign",
+    "square_root",
+]
+
+Value = Any  # a Tensor or a TensorList
+Scalar = Any  # a float, a 0-dimensional tensor, or (over lists) a TensorList of 0-dimensional tensors
+
+
+class TensorList:
+    """A list of tensors that takes part in arithmetic element by element.
+
+    Args:
+        tensors: The tensors; an operation needs lists of equal length and matching shapes.
+
+    Example:
+        >>> a = TensorList([torch.ones(2), torch.zeros(1)])
+        >>> (2.0 * a + a).tensors
+        [tensor([3., 3.]), tensor([0.])]
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.tensors = list(tensors)
+
+    def _binary(self, function: Callable[..., Any], other: Any) -> TensorList:
+        return TensorList(function(self.tensors, self._operand(other)))
+
+    def _operand(self, other: Any) -> Any:
+        if isinstance(other, TensorList):
+            return other.tensors
+        return [other] * len(self.tensors) if isinstance(other, Tensor) else other
+
+    def __add__(self, other: Any) -> TensorList:
+        return self._binary(torch._foreach_add, other)
+
+    def __sub__(self, other: Any) -> TensorList:
+        return self._binary(torch._foreach_sub, other)
+
+    def __mul__(self, other: Any) -> TensorList:
+        return self._binary(torch._foreach_mul, other)
+
+    def __truediv__(self, other: Any) -> TensorList:
+        return self._binary(torch._foreach_div, other)
+
+    def __neg__(self) -> TensorList:
+        return TensorList(torch._foreach_neg(self.tensors))
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the tensors, which is the same for all."""
+        return self.tensors[0].dtype
+
+    def to(self, dtype: torch.dtype) -> TensorList:
+        """Return the tensors in another dtype; those that have it already are not copied."""
+        return TensorList([tensor.to(dtype) for tensor in self.tensors])
+
+
+def lerp(start: Value, end: Value, weight: Scalar) -> Value:
+    """start + weight · (end - start)."""
+    if not isinstance(start, TensorList):
+        return torch.lerp(start, end, weight)
+    if isinstance(weight, float):
+        return TensorList(torch._foreach_lerp(start.tensors, end.tensors, weight))
+    return start + (end - start) * weight
+
+
+def addcmul(start: Value, left: Value, right: Value) -> Value:
+    """start + left · right."""
+    if not isinstance(start, TensorList):
+        return torch.addcmul(start, left, right)
+    return TensorList(torch._foreach_addcmul(start.tensors, left.tensors, right.tensors))
+
+
+def add_scaled(start: Value, other: Value, scale: Scalar) -> Value:
+    """start + scale · other, rounded once where the hardware can."""
+    if not isinstance(scale, float):
+        return start + other * scale
+    if not isinstance(start, TensorList):
+        return torch.add(start, other, alpha=scale)
+    return TensorList(torch._foreach_add(start.tensors, other.tensors, alpha=scale))
+
+
+def absolute(value: Value) -> Value:
+    """|value|."""
+    return (
+        TensorList(torch._foreach_abs(value.tensors)) if isinstance(value, TensorList) else torch.abs(value)
+    )
+
+
+def sign(value: Value) -> Value:
+    """-1, 0 or 1."""
+    return (
+        TensorList(torch._foreach_sign(value.tensors)) if isinstance(value, TensorList) else torch.sign(value)
+    )
+
+
+def square_root(value: Value) -> Value:
+    """√value."""
+    return (
+        TensorList(torch._foreach_sqrt(value.tensors)) if isinstance(value, TensorList) else torch.sqrt(value)
+    )
+
+
+def maximum(left: Value, right: Value) -> Value:
+    """The larger of the two; NaN wins."""
+    if not isinstance(left, TensorList):
+        return torch.maximum(left, right)
+    return TensorList(torch._foreach_maximum(left.tensors, right.tensors))
+
+
+def clamp(value: Value, low: Scalar, high: Scalar) -> Value:
+    """The nearest number in [low, high]; NaN stays."""
+    if not isinstance(value, TensorList):
+        return torch.clamp(value, low, high)
+    lower = TensorList(torch._foreach_clamp_min(value.tensors, value._operand(low)))
+    return TensorList(torch._foreach_clamp_max(lower.tensors, value._operand(high)))
+
+
+def assign(target: Value, value: Value) -> None:
+    """Write `value` into `target`, rounding to its dtype."""
+    if isinstance(target, TensorList):
+        torch._foreach_copy_(target.tensors, value.tensors)
+    else:
+        target.copy_(value)

@@ -1,0 +1,251 @@
+"""Three ways to run an update rule: as written, over lists, and compiled into one pass over memory.
+
+A *row* is the flat tensors of one parameter: `[param, grad, *state]`, one-dimensional and of equal length.
+All rows of a call share device and dtypes. An update rule is a pure function
+
+    update(param, grad, *state, **scalars, **static) -> (new_param, *new_state)
+
+in the arithmetic of `finetune_common.optim.ops`. It sees float32 (float64 for float64 parameters), whatever
+the parameter's dtype; scalars are numbers that may change from step to step, static settings choose its
+branches. Values beyond the returned ones leave the remaining state as it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune_common.optim.ops import TensorList, assign
+from finetune_common.optim.rounding import round_stochastically
+
+__all__ = ["PATHS", "Row", "Rule", "arithmetic_dtype", "run"]
+
+Row = list[Tensor]
+Scalars = Mapping[str, float]
+RowScalars = Mapping[str, Tensor]
+
+BLOCK = {"cpu": 2**16}
+"""Elements that eager code handles at a time: temporaries stay in the cache of a CPU."""
+BLOCK_ELSEWHERE = 2**22
+SMALL = 2**13
+"""Rows of at most this many elements are joined before a compiled call."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule with the settings that choose its branches.
+
+    Args:
+        update: The pure function (see the module).
+        static: Keyword arguments that select branches, as (name, value) pairs.
+        maximize: Whether to step along the gradient instead of against it.
+        stochastic: Whether bfloat16 parameters are rounded stochastically.
+    """
+
+    update: Callable[..., tuple[Any, ...]]
+    static: tuple[tuple[str, Any], ...] = ()
+    maximize: bool = False
+    stochastic: bool = False
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of a parameter's state and arithmetic: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+    """Apply a rule to rows, in place.
+
+    Args:
+        path: One of `PATHS`: "reference", "foreach" or "fused".
+        rule: The update rule.
+        rows: The rows; see the module.
+        scalars: Numbers for all rows, by the rule's argument names.
+        row_scalars: One-dimensional tensors with one number a row (norms, clipping coefficients), on the
+            rows' device, by the rule's argument names. With a stochastic rule `salt` (int32) is among them.
+    """
+    if any(row[0].numel() == 0 for row in rows):
+        kept = [i for i, row in enumerate(rows) if row[0].numel()]
+        rows = [rows[i] for i in kept]
+        row_scalars = {name: values[kept] for name, values in row_scalars.items()}
+    if rows:
+        PATHS[path](rule, rows, scalars, row_scalars)
+
+
+def _advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: int = 0) -> None:
+    param, grad, *state = row
+    scalars = dict(scalars)
+    salt = scalars.pop("salt", None)
+    dtype = arithmetic_dtype(param.dtype)
+    grad = grad.to(dtype)
+    new = rule.update(
+        param.to(dtype), -grad if rule.maximize else grad, *state, **scalars, **dict(rule.static)
+    )
+    assign(param, new[0] if salt is None else _rounded(new[0], salt, start))
+    for old, value in zip(state, new[1:], strict=False):
+        assign(old, value)
+
+
+def _rounded(value: Any, salt: Any, start: int) -> Any:
+    if isinstance(value, TensorList):
+        return TensorList(list(map(round_stochastically, value.tensors, salt.tensors)))
+    return round_stochastically(value, salt, start)
+
+
+def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+    block = BLOCK.get(rows[0][0].device.type, BLOCK_ELSEWHERE)
+    for i, row in enumerate(rows):
+        own = {name: values[i] for name, values in row_scalars.items()}
+        for start in range(0, row[0].numel(), block):
+            _advance(rule, [tensor[start : start + block] for tensor in row], {**scalars, **own}, start)
+
+
+def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+    block = BLOCK.get(rows[0][0].device.type, BLOCK_ELSEWHERE)
+    for indices in _lists([row[0].numel() for row in rows], block):
+        if len(indices) == 1:
+            [i] = indices
+            _reference(
+                rule, [rows[i]], scalars, {name: values[i : i + 1] for name, values in row_scalars.items()}
+            )
+        else:
+            own = {
+                name: _unbound(values[indices[0] : indices[-1] + 1]) for name, values in row_scalars.items()
+            }
+            _advance(rule, _columns([rows[i] for i in indices]), {**scalars, **own})
+
+
+def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > limit:
+            yield range(first, i)
+            first, total = i, 0
+        total += size
+    yield range(first, len(sizes))
+
+
+def _columns(rows: Sequence[Row]) -> list[TensorList]:
+    return [TensorList(column) for column in zip(*rows, strict=True)]
+
+
+def _unbound(values: Tensor) -> TensorList:
+    return TensorList(values.unbind())
+
+
+def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+    eager = _reference if rows[0][0].device.type == "cpu" else _foreach
+    if not _compiler_works:
+        return eager(rule, rows, scalars, row_scalars)
+    try:
+        _fused_by_device(rule, rows, scalars, row_scalars)
+    except Exception as error:
+        if not _is_about_the_compiler(error):
+            raise
+        _give_up_compiling(error)
+        eager(rule, rows, scalars, row_scalars)
+
+
+def _fused_by_device(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+    param, grad = rows[0][:2]
+    names, values = tuple(scalars), list(scalars.values())
+    packed = torch.tensor(values, dtype=arithmetic_dtype(param.dtype), device=param.device)
+    key = (rule, names, tuple(row_scalars), param.dtype, grad.dtype)
+    if param.device.type == "cpu":
+        for row, own in _joined(rule, rows, row_scalars):
+            _compiled(*key, row[0].numel() > 2 * SMALL, False)(row, packed, own)
+    else:
+        _compiled(*key, True, True)(
+            list(map(list, zip(*rows, strict=True))), packed, list(row_scalars.values())
+        )
+
+
+def _joined(rule: Rule, rows: Sequence[Row], row_scalars: RowScalars) -> Iterator[tuple[Row, list[Tensor]]]:
+    """Give each row with its scalars, small rows as one: a compiled call costs as much as 10,000 elements."""
+    small = [] if rule.stochastic else [i for i, row in enumerate(rows) if row[0].numel() <= SMALL]
+    if len(small) < 2:
+        small = []
+    for i in sorted(set(range(len(rows))) - set(small)):
+        yield rows[i], [values[i] for values in row_scalars.values()]
+    if small:
+        sizes = [rows[i][0].numel() for i in small]
+        columns = list(zip(*(rows[i] for i in small), strict=True))
+        joined = [torch.cat(column) for column in columns]
+        repeats = torch.tensor(sizes)
+        yield joined, [values[small].repeat_interleave(repeats) for values in row_scalars.values()]
+        for column, tensor in zip([columns[0], *columns[2:]], [joined[0], *joined[2:]], strict=True):
+            torch._foreach_copy_(column, tensor.split(sizes))
+
+
+@cache
+def _compiled(
+    rule: Rule,
+    names: tuple[str, ...],
+    row_names: tuple[str, ...],
+    param_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+    large: bool,
+    lists: bool,
+) -> Callable[[list[Any], Tensor, list[Tensor]], None]:
+    """Compile a rule once for all lengths (`lists`: once for a list of rows).
+
+    The dtypes and `large` only keep compiled code apart: code is laid out (threads) for the first length it
+    meets.
+    """
+
+    def step(row: list[Any], packed: Tensor, own: list[Tensor]) -> None:
+        if lists:
+            row = [TensorList(column) for column in row]
+            given = [_unbound(values) for values in own]
+        else:
+            given = own
+        scalars = dict(zip(names, packed.unbind(), strict=True))
+        _advance(rule, row, {**scalars, **dict(zip(row_names, given, strict=True))})
+
+    name = f"{rule.update.__name__}_{next(_serial)}"
+    own_code = step.__code__.replace(co_name=name)  # torch counts recompilations by code object
+    function = FunctionType(own_code, step.__globals__, name, None, step.__closure__)
+    return torch.compile(function, dynamic=not lists, fullgraph=True)
+
+
+_serial = count()
+_compiler_works = True
+_COMPILER_ERRORS = (
+    "InvalidCxxCompiler",
+    "CppCompileError",
+    "TritonMissing",
+    "Cannot find a working triton",
+    "Failed to find C compiler",
+    "Python.h",
+)
+
+
+def _is_about_the_compiler(error: BaseException | None) -> bool:
+    while error is not None:
+        if any(sign in f"{type(error).__name__}: {error}" for sign in _COMPILER_ERRORS):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _give_up_compiling(error: Exception) -> None:
+    global _compiler_works
+    _compiler_works = False
+    warnings.warn(
+        "no working compiler for fused=True: the optimizer runs uncompiled, several times slower; "
+        f"install a C++ compiler (CPU) or triton (CUDA), or pass fused=False ({type(error).__name__})",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+PATHS = {"reference": _reference, "foreach": _foreach, "fused": _fused}
+"""Name → way of running."""
