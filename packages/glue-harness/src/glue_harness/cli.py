@@ -49,6 +49,21 @@ def _prepare(argv: Sequence[str]) -> None:
     print(prepare(options.task, options.model, options.data_dir, options.max_length))
 
 
+def _sweep(argv: Sequence[str]) -> None:
+    parser = _parser("sweep", "Do the runs that a specification describes and that are not done yet.")
+    parser.add_argument("spec", type=Path, help="YAML file: base, grid, cases, exclude")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder that receives a folder a run")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, each with its share of the cores (1)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
+    options = parser.parse_args(argv)
+
+    from glue_harness.sweep import sweep
+
+    sweep(options.spec, options.output_dir, options.jobs, options.dry_run)
+
+
 def _report(argv: Sequence[str]) -> None:
     parser = _parser(
         "report", "Compare the runs below a folder: a table, csv and markdown files, a chart a task."
@@ -85,6 +100,7 @@ def _doctor(argv: Sequence[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (_run, "fine-tune a model on a task"),
     "prepare": (_prepare, "fetch and tokenise ahead, for runs without a network"),
+    "sweep": (_sweep, "do the runs of a specification, resumable"),
     "report": (_report, "compare the runs below a folder"),
     "list": (_list, "show the installed methods, or the tasks"),
     "doctor": (_doctor, "show what this machine has and what is missing"),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
 
-__all__ = ["load_model", "load_tokenizer", "parameter_groups"]
+__all__ = ["check_positions", "load_model", "load_tokenizer", "parameter_groups"]
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -70,7 +72,9 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
         raise _unloadable(model, error) from None
     files = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
     if Path(model).is_dir() and not any((Path(model) / name).is_file() for name in files):
-        raise ConfigurationError(f"--model {model}: no tokenizer in this folder: expected one of {', '.join(files)}")
+        raise ConfigurationError(
+            f"--model {model}: no tokenizer in this folder: expected one of {', '.join(files)}"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -131,7 +135,9 @@ def check_positions(model: torch.nn.Module, longest: int) -> None:
         longest: Tokens of the longest row.
     """
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Embedding) and re.search(r"\b(position_embeddings|embed_positions|wpe)$", name):
+        if isinstance(module, torch.nn.Embedding) and re.search(
+            r"\b(position_embeddings|embed_positions|wpe)$", name
+        ):
             reserved = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
             positions = module.num_embeddings - reserved
             if longest > positions:

@@ -75,25 +75,37 @@ class _Parser(ArgumentParser):
         raise ConfigurationError(message)
 
 
-TYPES = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text"}
+TYPES = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
 
 
 def _readable(message: str) -> str:
-    """Say a type in words: the parser's `Expected a <class 'int'>. Got value: many`."""
-    kinds = "|".join(TYPES)
-    message = re.sub(rf"<class '({kinds})'>|\b({kinds})\b(?=\.| \|)", lambda m: TYPES[m[1] or m[2]], message)
-    message = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", message)
-    return re.sub(r"Expected an? (.*?)\. Got value: (.*)", r"\2 cannot be used: give \1", message)
+    """Say in words which type was expected: `Expected a <class 'int'>. Got value: many`."""
+    one = re.fullmatch(r"Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", message)
+    any_of = re.fullmatch(r".*Union subtypes Subtypes: \[(?P<types>.*)\] Errors:.*Given value: (?P<value>.*)", message)
+    if not (found := one or any_of):
+        return message
+    types = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), found["types"])
+    types = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", types)
+    return f"{found['value']} cannot be used: give {types.replace(', null', ' or null')}"
 
 
 def _unknown_option(option: str, choices: Mapping[str, list[Choice]], known: Sequence[str]) -> str:
-    slot, dot, _ = option.removeprefix("--").partition(".")
+    slot, dot, name = option.removeprefix("--").partition(".")
     if not dot or slot not in choices:
         return f"{option} is no option: {did_you_mean(option, [name for name in known if '.' not in name])}"
     if len(choices[slot]) != 1:
-        return f"{option}: options on the line need exactly one method: give --{slot} NAME, or use a YAML file"
-    own = [name for name in known if name.startswith(f"--{slot}.") and not name.endswith(".name")]
-    remedy = did_you_mean(option, own) if own else "it has none, leave it out"
+        return (
+            f"{option}: options on the line need exactly one method: give --{slot} NAME, or use a YAML file"
+        )
+    own = [other.removeprefix(f"--{slot}.") for other in known if other.startswith(f"--{slot}.")]
+    own.remove("name")
+    remedy = did_you_mean(name, own) if own else "it has none, leave it out"
     return f"{option} is no option of {slot} {choices[slot][0]['name']!r}: {remedy}"
 
 
@@ -213,7 +225,11 @@ def _check_several(slot: str, choices: list[Choice]) -> list[Choice]:
         parser = _Parser(exit_on_error=False, default_env=False)
         parser.add_argument(f"--{slot}.name", type=str)
         _add_options(parser, slot, choice)
-        checked.append(_slot_value(_guarded(parser, {slot: [choice]}, lambda p, c=choice: p.parse_object({slot: c})), slot))
+        checked.append(
+            _slot_value(
+                _guarded(parser, {slot: [choice]}, lambda p, c=choice: p.parse_object({slot: c})), slot
+            )
+        )
     return checked
 
 
@@ -230,8 +246,11 @@ def _slot_value(parsed: Namespace, slot: str) -> Choice:
     """Construct the options, so that they check themselves, and return them with their name."""
     values = parsed[slot].as_dict()
     name = values.pop("name")
-    options = find(slot, name).Options(**values)
-    return {"name": name, **dataclasses.asdict(options)}
+    options = find(slot, name).Options
+    for option in dataclasses.fields(options):
+        if values[option.name] is None and option.default is not None:
+            raise ConfigurationError(f"{slot}.{option.name} is empty: give a value, or leave it out")
+    return {"name": name, **dataclasses.asdict(options(**values))}
 
 
 def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:

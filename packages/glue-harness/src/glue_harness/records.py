@@ -126,7 +126,9 @@ def _whole(file: Path, read: Callable[[str], Any]) -> Any:
         return read(file.read_text(encoding="utf-8"))
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(repr(error).split())[:120]
-        raise ConfigurationError(f"{file} is damaged ({reason}): start anew with --overwrite, or remove it") from None
+        raise ConfigurationError(
+            f"{file} is damaged ({reason}): start anew with --overwrite, or remove it"
+        ) from None
 
 
 def _result(text: str) -> dict[str, Any]:
