@@ -87,7 +87,7 @@ TYPES = {
 def _readable(message: str) -> str:
     """Say in words which type was expected: `Expected a <class 'int'>. Got value: many`."""
     one = re.fullmatch(r"Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", message)
-    any_of = re.fullmatch(r".*Union subtypes Subtypes: \[(?P<types>.*)\] Errors:.*Given value: (?P<value>.*)", message)
+    any_of = re.fullmatch(r".*Subtypes: \[(?P<types>.*)\] Errors:.*Given value: (?P<value>.*)", message)
     if not (found := one or any_of):
         return message
     types = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), found["types"])

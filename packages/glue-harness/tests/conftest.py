@@ -1,0 +1,105 @@
+"""What the harness's tests share: a cache of their own, and runs in this process on the demo model."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Said(NamedTuple):
+    """How a command line ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A model of a few steps may predict one class only, which the metrics say in a warning."""
+    config.addinivalue_line("filterwarnings", "ignore:.*reported as 0.0:UserWarning")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Keep tokenised data and hub caches away from the user's; small models are quickest on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETUNE_CACHE", str(tmp_path_factory.mktemp("tokenised")))
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture
+def harness(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Run a command line in this process."""
+    from glue_harness.cli import main
+
+    def call(*argv: object) -> Said:
+        capsys.readouterr()
+        status = main([str(word) for word in argv])
+        return Said(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def process() -> Callable[..., Said]:
+    """Run a command line in a process of its own."""
+
+    def call(*argv: object) -> Said:
+        done = subprocess.run(
+            [sys.executable, "-m", "glue_harness", *map(str, argv)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run a configuration, by default a few steps of the demo model, and return its result."""
+    from glue_harness import parse_mapping, run
+
+    def call(folder: str = "run", **settings: Any) -> dict[str, Any]:
+        defaults = {
+            "task": "demo-entailment",
+            "model": "demo",
+            "output_dir": str(tmp_path / folder),
+            "max_train_samples": 64,
+            "batch_size": 8,
+            "epochs": 1,
+        }
+        return run(parse_mapping(defaults | settings))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model folder: a random BERT of one small layer with the demo's tokenizer."""
+    import transformers
+
+    from finetune_common.demo import demo_tokenizer
+
+    tokenizer = demo_tokenizer()
+    folder = tmp_path_factory.mktemp("model")
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,456 @@
+"""What cannot be used ends with status 2 and one line that names the value and the remedy."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEMO = ("--task", "demo-entailment", "--model", "demo", "--max-steps", "2", "--batch-size", "4")
+
+
+def assert_one_line(said: Any, *words: str) -> None:
+    """The contract of every refusal."""
+    assert said.status == 2, said
+    assert said.err.startswith("glue-harness: "), said.err
+    assert said.err.count("\n") == 1, said.err
+    assert said.err.endswith("\n")
+    assert "Traceback" not in said.err + said.out
+    for word in words:
+        assert word in said.err, f"{word!r} is not said: {said.err}"
+
+
+BAD_LINES = {
+    "no command": ((), ["command", "--help"]),
+    "unknown command": (("runn",), ["'runn'", "did you mean 'run'"]),
+    "option before the command": (("--offline", "run"), ["--offline", "--help"]),
+    "unknown thing to list": (("list", "optimizers"), ["'optimizers'", "methods", "tasks"]),
+    "unknown option of prepare": (
+        ("prepare", "--task", "rte", "--model", "demo", "--x", "1"),
+        ["--x", "--help"],
+    ),
+    "prepare without a task": (("prepare", "--model", "demo"), ["--task", "--help"]),
+    "unknown task of prepare": (("prepare", "--task", "rtee", "--model", "demo"), ["'rtee'", "'rte'"]),
+    "report of a missing folder": (("report", "nowhere"), ["nowhere", "no result.json"]),
+}
+
+BAD_RUNS = {
+    "task missing": (("--model", "demo", "--output-dir", "x"), ["--task", "--config"]),
+    "model missing": (("--task", "rte", "--output-dir", "x"), ["--model", "--config"]),
+    "output missing": (("--task", "rte", "--model", "demo"), ["--output-dir", "--config"]),
+    "output empty": ((*DEMO, "--output-dir", ""), ["output_dir is empty", "runs/rte"]),
+    "unknown task": (
+        ("--task", "demo-entailmnt", "--model", "demo", "--output-dir", "x"),
+        ["'demo-entailmnt'", "did you mean 'demo-entailment'"],
+    ),
+    "unknown option": ((*DEMO, "--batchsize", "4"), ["--batchsize", "did you mean '--batch-size'"]),
+    "unknown word": ((*DEMO, "fast"), ["'fast'", "--help"]),
+    "unknown optimizer": ((*DEMO, "--optimizer", "adamww"), ["'adamww'", "'adamw'"]),
+    "optimizer far from all": ((*DEMO, "--optimizer", "zzz"), ["'zzz'", "choose from", "adamw"]),
+    "not installed optimizer": ((*DEMO, "--optimizer", "{absent_optimizer}"), ["not installed", "packages/"]),
+    "not installed gradient": ((*DEMO, "--gradient", "{absent_gradient}"), ["not installed", "packages/"]),
+    "unknown gradient": ((*DEMO, "--gradient", "none-such"), ["'none-such'"]),
+    "option of a method not chosen": (
+        (*DEMO, "--optimizer", "adamw", "--optimizer.momentum", "0.9"),
+        ["--optimizer.momentum", "'adamw'", "choose from lr, betas, eps"],
+    ),
+    "typo in a method's option": (
+        (*DEMO, "--optimizer.epss", "1"),
+        ["--optimizer.epss", "did you mean 'eps'"],
+    ),
+    "option of a slot with no method": (
+        (*DEMO, "--gradient.eta", "1"),
+        ["--gradient.eta", "--gradient NAME"],
+    ),
+    "optimizer without its name": ((*DEMO, "--optimizer"), ["--optimizer", "value"]),
+    "batch size 0": ((*DEMO, "--batch-size", "0"), ["batch_size=0", "[1, inf)"]),
+    "batch size in words": ((*DEMO, "--batch-size", "many"), ["--batch-size", "many", "whole number"]),
+    "batch size with a fraction": ((*DEMO, "--batch-size", "1.5"), ["--batch-size", "1.5", "whole number"]),
+    "negative epochs": ((*DEMO, "--epochs", "-1"), ["epochs=-1", "(0, inf)"]),
+    "epochs not a number": ((*DEMO, "--epochs", "nan"), ["--epochs", "nan", "finite number"]),
+    "epochs without end": ((*DEMO, "--epochs", "inf"), ["--epochs", "inf", "finite number"]),
+    "zero steps": ((*DEMO, "--max-steps", "0"), ["max_steps=0", "[1, inf)"]),
+    "negative warm-up": ((*DEMO, "--warmup", "-0.1"), ["warmup=-0.1", "[0, inf)"]),
+    "negative seed": ((*DEMO, "--seed", "-1"), ["seed=-1", "[0, "]),
+    "negative workers": ((*DEMO, "--num-workers", "-1"), ["num_workers=-1", "[0, inf)"]),
+    "length of 3": ((*DEMO, "--max-length", "3"), ["max_length=3", "[4, inf)"]),
+    "length beyond the tokenizer's": ((*DEMO, "--max-length", "100000"), ["max_length=100000", "128"]),
+    "unknown schedule": ((*DEMO, "--schedule", "cosin"), ["cosin", "cosine"]),
+    "unknown precision": ((*DEMO, "--precision", "fp8"), ["fp8", "bf16"]),
+    "negative learning rate": ((*DEMO, "--optimizer.lr", "-1"), ["lr=-1", "[0, inf)"]),
+    "steps in words": ((*DEMO[:4], "--max-steps", "many"), ["--max-steps: many", "a whole number or null"]),
+    "learning rate in words": ((*DEMO, "--optimizer.lr", "high"), ["--optimizer.lr", "high"]),
+    "beta of 1": ((*DEMO, "--optimizer.betas", "[0.9, 1.0]"), ["betas=1.0", "1)"]),
+    "one beta": ((*DEMO, "--optimizer.betas", "[0.9]"), ["--optimizer.betas", "0.9"]),
+    "eight bits without bitsandbytes": (
+        (*DEMO, "--optimizer", "adamw-8bit"),
+        ["adamw-8bit", "bitsandbytes", "--optimizer adamw"],
+    ),
+    "loss not a number": (
+        (
+            *DEMO,
+            "--optimizer",
+            "sgd",
+            "--optimizer.lr",
+            "1e30",
+            "--max-steps",
+            "4",
+            "--max-grad-norm",
+            "0",
+            "--log-every",
+            "1",
+        ),
+        ["the loss is", "step", "--optimizer.lr"],
+    ),
+    "half precision on a CPU": ((*DEMO, "--precision", "fp16"), ["fp16", "bf16"]),
+    "configuration file missing": ((*DEMO, "--config", "nowhere.yaml"), ["nowhere.yaml", "YAML"]),
+    "configuration is a folder": ((*DEMO, "--config", "."), ["--config .", "YAML"]),
+    "model folder missing": (("--task", "demo-entailment", "--model", "./nowhere"), ["./nowhere", "demo"]),
+    "data folder missing": (
+        ("--task", "rte", "--model", "demo", "--data-dir", "nowhere"),
+        ["nowhere", "RTE/train.tsv"],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _absent(slot: str) -> str:
+    from finetune_common.slots import HOLDERS, available
+
+    names = [name for held in HOLDERS[slot].values() for name in held.split()]
+    return next((name for name in names if name not in available(slot)), "")
+
+
+@pytest.mark.parametrize(("argv", "words"), BAD_LINES.values(), ids=BAD_LINES)
+def test_line_is_refused(harness: Callable[..., Any], argv: tuple[str, ...], words: list[str]) -> None:
+    assert_one_line(harness(*argv), *words)
+
+
+@pytest.mark.parametrize(("argv", "words"), BAD_RUNS.values(), ids=BAD_RUNS)
+def test_run_is_refused(harness: Callable[..., Any], argv: tuple[str, ...], words: list[str]) -> None:
+    if "{absent" in argv[-1]:
+        name = _absent(argv[-1].strip("{}").removeprefix("absent_"))
+        if not name:
+            pytest.skip("every method of the project is installed here")
+        argv, words = (*argv[:-1], name), [repr(name), *words]
+    if "--output-dir" not in argv and _case(argv) != "output missing":
+        argv = (*argv, "--output-dir", "out")
+    assert_one_line(harness("run", *argv), *words)
+
+
+def _case(argv: tuple[str, ...]) -> str | None:
+    return next((name for name, (line, _) in BAD_RUNS.items() if line == argv), None)
+
+
+BAD_FILES = {
+    "not YAML": ("task: [rte", ["run.yaml", "YAML"]),
+    "not a mapping": ("- task\n- rte", ["run.yaml", "option: value"]),
+    "empty": ("", ["run.yaml", "option: value"]),
+    "unknown key": ("epoch: 3", ["'epoch'", "did you mean 'epochs'"]),
+    "key that is no word": ("3: 4", ["3"]),
+    "empty method option": ("optimizer: {name: sgd, lr: null}", ["optimizer.lr"]),
+    "wrong type": ("epochs: many", ["epochs", "many"]),
+    "list for a number": ("batch_size: [1, 2]", ["batch", "[1, 2]"]),
+    "null for a number": ("batch_size: null", ["'batch_size'", "empty"]),
+    "mapping without a name": ("optimizer: {lr: 0.1}", ["optimizer=", "name"]),
+    "slot of a number": ("optimizer: 3", ["optimizer=3", "name"]),
+    "unknown option of a method": (
+        "optimizer: {name: sgd, moment: 0.1}",
+        ["optimizer.moment", "did you mean 'momentum'"],
+    ),
+    "wrong type in a method": ("optimizer: {name: sgd, momentum: high}", ["optimizer.momentum", "high"]),
+    "two optimizers": ("optimizer: [adamw, sgd]", ["optimizer=", "name"]),
+    "several with a wrong one": ("gradient: [no-such, other]", ["'no-such'"]),
+    "several with a nameless one": ("gradient: [{eta: 1}, {eta: 2}]", ["gradient=", "name"]),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_FILES.values(), ids=BAD_FILES)
+def test_configuration_file_is_refused(harness: Callable[..., Any], text: str, words: list[str]) -> None:
+    Path("run.yaml").write_text(text)
+    assert_one_line(harness("run", *DEMO[:4], "--output-dir", "out", "--config", "run.yaml"), *words)
+
+
+def test_configuration_file_that_is_not_text_is_refused(harness: Callable[..., Any]) -> None:
+    Path("run.yaml").write_bytes(b"\xff\xfe\x00task")
+    assert_one_line(harness("run", *DEMO, "--output-dir", "out", "--config", "run.yaml"), "run.yaml", "YAML")
+
+
+RUN_ON = {"task": "demo-entailment", "max_steps": 2, "batch_size": 8, "max_train_samples": 16}
+
+
+def run_on(harness: Callable[..., Any], model: object = "demo", *more: object) -> Any:
+    settings = [word for key, value in RUN_ON.items() for word in (f"--{key.replace('_', '-')}", value)]
+    return harness("run", *settings, "--model", model, "--output-dir", "out", *more)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `run_on` leaves."""
+    from glue_harness import parse_mapping, run
+
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    run(parse_mapping(RUN_ON | {"model": "demo", "output_dir": str(folder)}))
+    return folder
+
+
+@pytest.fixture
+def interrupted(finished_run: Path) -> Path:
+    """`out`, where a run had come as far as its last checkpoint; returns the checkpoint."""
+    shutil.copytree(finished_run, "out")
+    Path("out/result.json").unlink()
+    return next(Path("out/checkpoint").iterdir())
+
+
+def _without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _truncated_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def _garbage_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def _unknown_architecture(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "no-such-architecture"}')
+
+
+def _other_shapes(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": 32}))
+
+
+def _without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+BAD_MODELS = {
+    "without weights": (_without_weights, ["no weights", "model.safetensors"]),
+    "without config": (_without_config, ["config.json"]),
+    "truncated weights": (_truncated_weights, ["cannot be loaded"]),
+    "garbage config": (_garbage_config, ["cannot be loaded"]),
+    "unknown architecture": (_unknown_architecture, ["no-such-architecture"]),
+    "weights of other shapes": (_other_shapes, ["cannot be loaded"]),
+    "without a tokenizer": (_without_tokenizer, ["no tokenizer", "tokenizer.json"]),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), BAD_MODELS.values(), ids=BAD_MODELS)
+def test_model_folder_is_refused(
+    harness: Callable[..., Any], tiny_model: Path, damage: Callable[[Path], None], words: list[str]
+) -> None:
+    shutil.copytree(tiny_model, "model")
+    damage(Path("model"))
+    assert_one_line(run_on(harness, "model"), "--model model", *words)
+
+
+def test_length_beyond_the_models_positions_is_refused(harness: Callable[..., Any], tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, "model")
+    file = Path("model/config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 6}))
+    import safetensors.torch
+
+    weights = safetensors.torch.load_file("model/model.safetensors")
+    weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"][
+        :6
+    ].clone()
+    safetensors.torch.save_file(weights, "model/model.safetensors", {"format": "pt"})
+    assert_one_line(run_on(harness, "model", "--max-length", 20), "13 tokens", "--max-length 6")
+
+
+RTE_HEADER = "index\tsentence1\tsentence2\tlabel\n"
+
+BAD_DATA = {
+    "wrong column": (
+        "index\tsentence1\tsentenceB\tlabel\n0\ta\tb\tentailment\n",
+        ["train.tsv line 1", "'sentence2'"],
+    ),
+    "empty file": ("", ["train.tsv", "empty"]),
+    "header only": (RTE_HEADER, ["train.tsv", "no rows"]),
+    "label out of range": (
+        RTE_HEADER + "0\ta\tb\tneutral\n",
+        ["train.tsv line 2", "'neutral'", "not_entailment"],
+    ),
+    "label index out of range": (RTE_HEADER + "0\ta\tb\t2\n", ["train.tsv line 2", "'2'", "entailment"]),
+    "short row": (RTE_HEADER + "0\ta\tentailment\n", ["train.tsv line 2", "3", "4"]),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_DATA.values(), ids=BAD_DATA)
+def test_data_file_is_refused(harness: Callable[..., Any], text: str, words: list[str]) -> None:
+    Path("glue/RTE").mkdir(parents=True)
+    Path("glue/RTE/train.tsv").write_text(text)
+    said = harness("run", "--task", "rte", "--model", "demo", "--data-dir", "glue", "--output-dir", "out")
+    assert_one_line(said, *words)
+
+
+def test_score_out_of_range_is_refused(harness: Callable[..., Any]) -> None:
+    Path("glue/STS-B").mkdir(parents=True)
+    Path("glue/STS-B/train.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t5.5\n")
+    said = harness("run", "--task", "stsb", "--model", "demo", "--data-dir", "glue", "--output-dir", "out")
+    assert_one_line(said, "train.tsv line 2", "'5.5'", "[0, 5]")
+
+
+def test_output_below_a_file_is_refused(harness: Callable[..., Any]) -> None:
+    Path("file").touch()
+    said = harness("run", *DEMO, "--output-dir", "file/run")
+    assert_one_line(said, "--output-dir file/run", "folder")
+
+
+def test_output_that_is_a_file_is_refused(harness: Callable[..., Any]) -> None:
+    Path("file").touch()
+    assert_one_line(harness("run", *DEMO, "--output-dir", "file"), "--output-dir file", "folder")
+
+
+def test_report_into_a_file_is_refused(harness: Callable[..., Any], finished_run: Path) -> None:
+    Path("file").touch()
+    assert_one_line(
+        harness("report", finished_run, "--output-dir", "file/report"), "--output-dir file/report", "folder"
+    )
+
+
+def test_tokenised_data_that_cannot_be_kept_is_refused(
+    harness: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").touch()
+    monkeypatch.setenv("FINETUNE_CACHE", "file/cache")
+    assert_one_line(run_on(harness), "file/cache", "FINETUNE_CACHE")
+
+
+def test_refused_run_leaves_the_folder_free(harness: Callable[..., Any]) -> None:
+    assert run_on(harness, "demo", "--max-length", 1000).status == 2
+    assert run_on(harness).status == 0
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_different_configuration_in_the_folder_is_named(harness: Callable[..., Any]) -> None:
+    assert_one_line(
+        run_on(harness, "demo", "--optimizer.lr", 0.5), "out", "optimizer.lr", "0.5", "5e-05", "--overwrite"
+    )
+    assert_one_line(run_on(harness, "demo", "--seed", 7), "seed", "7", "42", "--overwrite")
+    assert_one_line(run_on(harness, "demo", "--optimizer", "sgd"), "optimizer", "--overwrite")
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _garbage(file: Path) -> None:
+    file.write_bytes(b"garbage")
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _garbage, _empty, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
+def test_damaged_checkpoint_is_refused(
+    harness: Callable[..., Any], interrupted: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    damage(interrupted / name)
+    assert_one_line(run_on(harness), str(interrupted), "damaged", "--overwrite")
+
+
+def test_checkpoint_without_a_part_is_refused_until_overwritten(
+    harness: Callable[..., Any], interrupted: Path
+) -> None:
+    import torch
+
+    torch.save({"step": 1}, interrupted / "state.pt")
+    assert_one_line(run_on(harness), str(interrupted), "damaged", "no optimizer", "--overwrite")
+    assert run_on(harness, "demo", "--overwrite").status == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": 1}', '{"schema": 99}', "\xff"])
+def test_damaged_result_is_refused_by_the_report(harness: Callable[..., Any], text: str) -> None:
+    Path("runs/one").mkdir(parents=True)
+    Path("runs/one/result.json").write_text(text, encoding="latin-1")
+    assert_one_line(harness("report", "runs"), "runs/one/result.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("result.json", "{"),
+        ("config.yaml", "task: ["),
+        ("config.yaml", ""),
+        ("config.yaml", "other"),
+        ("metrics.jsonl", "{\n"),
+        ("metrics.jsonl", "{}\n"),
+    ],
+)
+@pytest.mark.usefixtures("interrupted")
+def test_damaged_file_of_a_run_is_refused(harness: Callable[..., Any], name: str, text: str) -> None:
+    Path("out", name).write_text(text)
+    assert_one_line(run_on(harness), f"out/{name}", "--overwrite")
+
+
+def test_report_on_an_empty_folder_is_refused(harness: Callable[..., Any]) -> None:
+    Path("runs").mkdir()
+    assert_one_line(harness("report", "runs"), "runs", "no result.json")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("run", *DEMO, "--optimizer", "adamww", "--output-dir", "out"), ["'adamww'", "'adamw'"]),
+        (
+            ("run", "--task", "rte", "--model", "demo", "--offline", "--output-dir", "out"),
+            ["'rte'", "prepare"],
+        ),
+        (
+            (
+                "run",
+                "--task",
+                "demo-entailment",
+                "--model",
+                "nobody/nothing",
+                "--offline",
+                "--output-dir",
+                "out",
+            ),
+            ["nobody/nothing", "prepare"],
+        ),
+        (
+            (
+                "run",
+                *DEMO,
+                "--optimizer",
+                "sgd",
+                "--optimizer.lr",
+                "1e30",
+                "--max-grad-norm",
+                "0",
+                "--output-dir",
+                "out",
+            ),
+            ["--optimizer.lr"],
+        ),
+    ],
+    ids=["optimizer", "data never fetched", "model never fetched", "diverged"],
+)
+def test_process_is_refused(process: Callable[..., Any], argv: tuple[str, ...], words: list[str]) -> None:
+    assert_one_line(process(*argv), *words)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission_is_refused(harness: Callable[..., Any]) -> None:
+    Path("locked").mkdir(mode=0o500)
+    assert_one_line(harness("run", *DEMO, "--output-dir", "locked/run"), "--output-dir locked/run", "folder")
