@@ -63,7 +63,7 @@ def compute_metrics(
 def glue_average(results: Mapping[str, Mapping[str, float]]) -> float:
     """Return the benchmark's score: the mean over the nine tasks of the mean of each task's metrics.
 
-    MNLI is one task with two metrics, matched and mismatched; WNLI counts. Wang et al. 2019 (GLUE), section 5.
+    MNLI is one task with two metrics, matched and mismatched; WNLI counts (Wang et al. 2019, GLUE).
 
     Args:
         results: Task name → metric name → value, as from `compute_metrics`; other tasks are not looked at.
@@ -118,7 +118,7 @@ def _f1(guesses: np.ndarray, labels: np.ndarray, undefined: list[str]) -> float:
 
     if not (guesses == 1).any():
         undefined.append("f1")
-    return float(f1_score(labels, guesses, zero_division=0.0))
+    return float(f1_score(labels, guesses, zero_division=0.0))  # type: ignore[arg-type]
 
 
 def _matthews(guesses: np.ndarray, labels: np.ndarray, undefined: list[str]) -> float:

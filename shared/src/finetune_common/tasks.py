@@ -1,4 +1,4 @@
-"""The tasks: columns, labels, metrics, official files and row counts. One source of truth; imports nothing heavy."""
+"""The tasks: columns, labels, metrics, official files and row counts; one source of truth."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -131,8 +131,8 @@ _DEMO_ROWS = {"train": 2000, "validation": 500}
 
 _DEMO = (
     Task(
-        "demo-acceptability", ("sentence",), _ACCEPTABILITY, ("matthews_correlation",), "matthews_correlation",
-        _DEMO_ROWS,
+        "demo-acceptability", ("sentence",), _ACCEPTABILITY,
+        ("matthews_correlation",), "matthews_correlation", _DEMO_ROWS,
     ),
     Task("demo-entailment", _PAIR, _ENTAILMENT, ("accuracy",), "accuracy", _DEMO_ROWS),
     Task("demo-similarity", _PAIR, (), ("pearson", "spearmanr"), "pearson", _DEMO_ROWS),

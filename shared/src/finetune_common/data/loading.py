@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_common.data.official import read_official
+from finetune_common.demo import demo_rows
 from finetune_common.errors import ConfigurationError, check_choice
 from finetune_common.tasks import Task, get_task
 
@@ -53,13 +54,13 @@ def load_task(
     for split in chosen:
         check_choice(f"{task.name} split", split, task.rows)
     if task.demo:
-        data = _from_demo(task, chosen)
+        data = {split: _dataset(task, demo_rows(task, split)) for split in chosen}
     elif data_dir is not None:
         data = _from_folder(task, Path(data_dir), chosen)
     else:
         data = _from_hub(task, chosen)
     _check_rows(task, data)
-    return DatasetDict(data)
+    return DatasetDict(data)  # type: ignore[call-overload]
 
 
 def _features(task: Task) -> "Features":
@@ -71,31 +72,21 @@ def _features(task: Task) -> "Features":
     return Features(columns)
 
 
-def _from_demo(task: Task, splits: list[str]) -> "dict[str, Dataset]":
+def _dataset(task: Task, columns: dict[str, list[Any]]) -> "Dataset":
+    import pyarrow as pa
     from datasets import Dataset
 
-    from finetune_common.demo import demo_rows
-
-    features = _features(task)
-    return {split: Dataset.from_dict(demo_rows(task, split), features=features) for split in splits}
+    return Dataset(pa.Table.from_pydict(columns, schema=_features(task).arrow_schema))  # type: ignore[arg-type]
 
 
 def _from_folder(task: Task, root: Path, splits: list[str]) -> "dict[str, Dataset]":
-    from datasets import Dataset
-
     folder = root / task.folder
     if not folder.is_dir():
-        above = (
-            " (it looks like the task's own folder: give the one above)"
-            if (root / "train.tsv").is_file()
-            else ""
-        )
+        above = f"; give the folder above {root}" if (root / "train.tsv").is_file() else ""
         raise ConfigurationError(f"{folder}: no such folder; --data-dir holds {task.folder}/train.tsv{above}")
-    features = _features(task)
     return {
-        split: Dataset.from_dict(
-            read_official(task, folder / task.files[split], labelled=not split.startswith("test")),
-            features=features,
+        split: _dataset(
+            task, read_official(task, folder / task.files[split], labelled=not split.startswith("test"))
         )
         for split in splits
     }
@@ -105,12 +96,12 @@ def _from_hub(task: Task, splits: list[str]) -> "dict[str, Dataset]":
     from datasets import load_dataset
 
     try:
-        data = load_dataset(HUB, task.name)
-    except Exception as error:  # whatever failed, offline cache to network, the remedy is the same
+        data: Any = load_dataset(HUB, task.name)
+    except Exception as error:  # whatever failed, offline cache or network, the remedy is the same
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
-            f"task {task.name!r} could not be fetched from {HUB} ({reason}): give --data-dir with the official "
-            f"files, or run 'glue-harness prepare' where there is a network"
+            f"task {task.name!r} could not be fetched from {HUB} ({reason}): give --data-dir with the "
+            f"official files, or run 'glue-harness prepare' where there is a network"
         ) from error
     columns = list(_features(task))
     return {split: data[split].select_columns(columns) for split in splits}

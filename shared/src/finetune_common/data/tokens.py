@@ -66,7 +66,8 @@ def tokenize(
             _write(folder, data, tokenizer, task, max_length)
         except OSError as error:
             raise ConfigurationError(
-                f"{root}: tokenised data cannot be written ({error.strerror}); FINETUNE_CACHE names another folder"
+                f"{root}: tokenised data cannot be written ({error.strerror}); "
+                f"FINETUNE_CACHE names another folder"
             ) from error
     return _read(folder, list(data))
 
@@ -117,7 +118,7 @@ def _write(folder: Path, data: "Mapping[str, Dataset]", tokenizer: Any, task: Ta
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _encode(rows: "Dataset", tokenizer: Any, task: Task, max_length: int) -> "Iterator[pa.RecordBatch]":
+def _encode(rows: Any, tokenizer: Any, task: Task, max_length: int) -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
 
     types = {"input_ids": pa.int32(), "attention_mask": pa.int8(), "token_type_ids": pa.int8()}

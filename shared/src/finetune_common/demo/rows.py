@@ -18,7 +18,7 @@ _ROW = {
 
 
 def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
-    """Return the columns of one split: the text columns, `label` and `idx`; no row of one split is in another.
+    """Return the text columns, `label` and `idx` of one split; no row is in both splits.
 
     Args:
         task: A demo task or its name.

@@ -53,5 +53,5 @@ def demo_tokenizer() -> "PreTrainedTokenizerFast":
         sep_token="[SEP]",
         mask_token="[MASK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        model_max_length=64,
+        model_max_length=128,
     )
