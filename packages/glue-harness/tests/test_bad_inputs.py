@@ -235,6 +235,14 @@ def _other_shapes(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": 32}))
 
 
+def _other_names(folder: Path) -> None:
+    import safetensors.torch
+
+    file = folder / "model.safetensors"
+    weights = {f"other.{name}": weight for name, weight in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+
+
 def _without_tokenizer(folder: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -246,7 +254,8 @@ BAD_MODELS = {
     "truncated weights": (_truncated_weights, ["cannot be loaded"]),
     "garbage config": (_garbage_config, ["cannot be loaded"]),
     "unknown architecture": (_unknown_architecture, ["no-such-architecture"]),
-    "weights of other shapes": (_other_shapes, ["cannot be loaded"]),
+    "weights of other shapes": (_other_shapes, ["do not fit", "(16,)", "(32,)"]),
+    "weights of other names": (_other_names, ["other names", "BertForSequenceClassification"]),
     "without a tokenizer": (_without_tokenizer, ["no tokenizer", "tokenizer.json"]),
 }
 

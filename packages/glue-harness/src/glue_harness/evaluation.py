@@ -37,9 +37,9 @@ class Evaluation:
             for index, label, row in zip(
                 datasets[split]["idx"], datasets[split]["labels"], scores, strict=True
             ):
-                said = f"{row[0]:.6g}" if task.regression else task.labels[int(row.argmax())]
+                said = f"{row[0]:.9g}" if task.regression else task.labels[int(row.argmax())]
                 truth = f"{label:.6g}" if task.regression else task.labels[int(label)]
-                yield f"{prefix}{index}", truth, said, " ".join(f"{value:.6g}" for value in row)
+                yield f"{prefix}{index}", truth, said, " ".join(f"{value:.9g}" for value in row)
 
 
 def _scores(

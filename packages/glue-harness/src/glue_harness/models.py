@@ -80,6 +80,22 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """Refuse weights of other shapes or names than the architecture's: only a head may be new."""
+    encoder = f"{loaded.base_model_prefix}."
+    own = {name for name, _ in loaded.named_parameters() if name.startswith(encoder)}
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        if name in own:
+            raise ConfigurationError(
+                f"--model {model}: its weights do not fit its config.json: {name} has shape {tuple(found)}, "
+                f"expected is {tuple(expected)}"
+            )
+    if own and own <= set(report["missing_keys"]):
+        raise ConfigurationError(
+            f"--model {model}: its weights have other names than a {type(loaded).__name__}'s, none fits"
+        )
+
+
 def load_model(
     model: str,
     task: Task,
@@ -118,11 +134,15 @@ def load_model(
         return transformers.BertForSequenceClassification(config)
     _check_folder(model)
     try:
-        loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
-            model, **{"dtype": torch.float32, **labels, **(load_kwargs or {})}
+        loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the head of another task is drawn anew
+            **{"dtype": torch.float32, **labels, **(load_kwargs or {})},
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(model, error) from None
+    _check_loaded(model, loaded, report)
     loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded
 

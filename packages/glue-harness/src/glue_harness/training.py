@@ -189,9 +189,10 @@ class Training:
         """Train to the end, logging, evaluating and saving on the way."""
         while self.step < self.plan.total:
             for window, batches in self._rest_of_epoch():
+                rate = float(self.scheduler.get_last_lr()[0])
                 loss = self._train_step(window, batches)
                 self.step += 1
-                self._after_step(loss)
+                self._after_step(loss, rate)
         if self.evaluation is None:
             self.evaluation = self._evaluate()
 
@@ -246,12 +247,12 @@ class Training:
         self.saved_bytes = self.methods.activation.stats().get("stored_bytes", meter.bytes)
         return loss
 
-    def _after_step(self, loss: torch.Tensor) -> None:
+    def _after_step(self, loss: torch.Tensor, rate: float) -> None:
         config, step, last = self.config, self.step, self.step == self.plan.total
         observed = {key: value for monitor in self.monitors for key, value in monitor.on_step(step).items()}
         self.prepared.zero_grad()
         if observed or last or step % config.log_every == 0:
-            self._log(loss, observed)
+            self._log(loss, rate, observed)
         self.progress.advance(step, self.examples)
         if last or (step % config.eval_every == 0 if config.eval_every else self.plan.ends_epoch(step)):
             self.evaluation = self._evaluate()
@@ -274,13 +275,12 @@ class Training:
         self.watch.switch(None)
         return evaluation
 
-    def _log(self, loss: torch.Tensor, observed: Mapping[str, Any]) -> None:
+    def _log(self, loss: torch.Tensor, rate: float, observed: Mapping[str, Any]) -> None:
         value = float(self.accelerator.reduce(loss, reduction="mean"))  # type: ignore[arg-type]
         if not math.isfinite(value):
             raise ConfigurationError(
                 f"the loss is {value} at step {self.step}: lower --optimizer.lr, or use --precision fp32"
             )
-        rate = float(self.scheduler.get_last_lr()[0])
         self.progress.logged(value, rate)
         if self.accelerator.is_main_process:
             self.folder.log({"step": self.step, "loss": value, "learning_rate": rate, **observed})
