@@ -1,0 +1,116 @@
+"""The entry points of this package. Nothing here imports torch before a method is used."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from finetune_common.errors import check_choice, check_number
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SageAdamOptions", "SageAdamWMethod", "SageAdamaxMethod", "SageSGDMethod", "SageSGDOptions"]
+
+FORMS = ("released", "paper")
+
+
+@dataclass(frozen=True)
+class SageAdamOptions:
+    """SAGE on AdamW and Adamax.
+
+    Args:
+        lr: Learning rate at the top of the schedule, at least 0; usually 2-5 times the plain optimizer's.
+        betas: Decay of the first and the second moment, each in [0, 1).
+        beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
+        eps: Added to the denominator, at least 0.
+        form: The factor of the learning rate: released or paper.
+        legacy: Repeat the released code's decay and placement of eps.
+        pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
+    """
+
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    beta3: float = 0.75
+    eps: float = 1e-6
+    form: str = "released"
+    legacy: bool = False
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+        check_number("eps", self.eps, at_least=0)
+        for beta in self.betas:
+            check_number("betas", beta, at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class SageSGDOptions:
+    """SAGE on SGD.
+
+    Args:
+        lr: Learning rate at the top of the schedule, at least 0.
+        momentum: Decay of the velocity, in [0, 1).
+        nesterov: Nesterov's form of momentum.
+        beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
+        form: The factor of the learning rate: released or paper.
+        pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
+    """
+
+    lr: float = 1e-2
+    momentum: float = 0.9
+    nesterov: bool = False
+    beta3: float = 0.75
+    form: str = "released"
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+        check_number("momentum", self.momentum, at_least=0, below=1)
+
+
+def _check(options: SageAdamOptions | SageSGDOptions) -> None:
+    check_number("lr", options.lr, at_least=0)
+    check_number("beta3", options.beta3, at_least=0, below=1)
+    check_choice("form", options.form, FORMS)
+
+
+class _SageMethod:
+    """Split every group by whether SAGE acts on a parameter, and build the optimizer over the parts."""
+
+    optimizer: ClassVar[str]
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer over the groups."""
+        import sensitivity_lr
+
+        settings = asdict(self.options)
+        chosen = set(sensitivity_lr.sage_names(model, settings.pop("pattern")))
+        groups = [
+            {**group, "params": params, "sage": sage}
+            for group in param_groups
+            for sage in (True, False)
+            if (params := [(name, param) for name, param in group["params"] if (name in chosen) == sage])
+        ]
+        return getattr(sensitivity_lr, self.optimizer)(groups, **settings)
+
+
+class SageAdamWMethod(_SageMethod):
+    """AdamW with sensitivity-guided learning rates (SAGE)."""
+
+    name, optimizer, Options = "sage-adamw", "SageAdamW", SageAdamOptions
+
+
+class SageAdamaxMethod(_SageMethod):
+    """Adamax with sensitivity-guided learning rates (SAGE)."""
+
+    name, optimizer, Options = "sage-adamax", "SageAdamax", SageAdamOptions
+
+
+class SageSGDMethod(_SageMethod):
+    """SGD with sensitivity-guided learning rates (SAGE)."""
+
+    name, optimizer, Options = "sage-sgd", "SageSGD", SageSGDOptions
