@@ -1,0 +1,396 @@
+"""The loop's arithmetic against a slow reference: one row at a time, every formula written out."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, matthews_corrcoef
+
+from finetune_common.data import epoch_batches, load_task
+from finetune_common.demo import demo_tokenizer
+
+TASK = "demo-entailment"
+ROWS = 110
+SEED = 5
+
+Train = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved classifier without randomness, head included."""
+    folder = tmp_path_factory.mktemp("without-dropout")
+    tokenizer = demo_tokenizer()
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    transformers.set_seed(0)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (checkpoint,) = (folder / "checkpoint").iterdir()
+    return load_file(checkpoint / "model.safetensors")
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_rows(count: int, seed: int) -> list[int]:
+    """Which rows of the task a run with so many training rows sees."""
+    from glue_harness import parse_mapping
+    from glue_harness.training import Data
+
+    settings = {
+        "task": TASK,
+        "model": "demo",
+        "output_dir": "unused",
+        "max_train_samples": count,
+        "seed": seed,
+    }
+    return Data.load(parse_mapping(settings), demo_tokenizer()).datasets["train"]["idx"][:]
+
+
+def windows(steps: int, rows: int) -> Iterator[list[int]]:
+    """The rows of every optimizer step, whatever the micro-batches: the seed's permutation, cut in pieces."""
+    seen = training_rows(ROWS, SEED)
+    for window in epoch_batches(np.zeros(ROWS), rows, seed=SEED, epoch=0)[:steps]:
+        yield [seen[row] for row in window]
+
+
+class Reference:
+    """Gradient of the mean loss over a window, row by row; global norm clipping; SGD and AdamW by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).double()
+        self.tokenizer, self.data = demo_tokenizer(), load_task(TASK)["train"]
+        self.state: dict[str, torch.Tensor] = {}
+        self.losses: list[float] = []
+
+    def gradients(self, window: list[int], max_norm: float) -> dict[str, torch.Tensor]:
+        self.model.zero_grad()
+        total = 0.0
+        for row in window:
+            example = self.data[row]
+            tokens = self.tokenizer(example["sentence1"], example["sentence2"], return_tensors="pt")
+            logits = self.model(**tokens).logits[0]
+            loss = torch.logsumexp(logits, 0) - logits[example["label"]]
+            (loss / len(window)).backward()
+            total += loss.item() / len(window)
+        self.losses.append(total)
+        found = {name: p.grad.clone() for name, p in self.model.named_parameters()}
+        norm = math.sqrt(sum(float((g * g).sum()) for g in found.values()))
+        factor = min(1.0, max_norm / norm) if max_norm else 1.0
+        return {name: g * factor for name, g in found.items()}
+
+    @torch.no_grad()
+    def sgd(self, gradients: dict[str, torch.Tensor], lr: float, momentum: float, decay: float) -> None:
+        for name, p in self.model.named_parameters():
+            g = gradients[name] + (decay * p if p.ndim > 1 else 0)
+            velocity = momentum * self.state[name] + g if name in self.state else g
+            self.state[name] = velocity
+            p -= lr * velocity
+
+    @torch.no_grad()
+    def adamw(
+        self,
+        gradients: dict[str, torch.Tensor],
+        step: int,
+        lr: float,
+        head_lr: float,
+        eps: float,
+        decay: float,
+    ) -> None:
+        for name, p in self.model.named_parameters():
+            rate = head_lr if name.startswith("classifier.") else lr
+            m = 0.9 * self.state.get(f"{name} m", 0.0) + 0.1 * gradients[name]
+            v = 0.999 * self.state.get(f"{name} v", 0.0) + 0.001 * gradients[name] ** 2
+            self.state |= {f"{name} m": m, f"{name} v": v}
+            if p.ndim > 1:
+                p -= rate * decay * p
+            p -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + eps)
+
+    def assert_equals(self, found: dict[str, torch.Tensor], tolerance: float) -> None:
+        for name, p in self.model.named_parameters():
+            torch.testing.assert_close(found[name].double(), p.detach(), atol=tolerance, rtol=0)
+
+
+SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
+SHORT = {"max_train_samples": ROWS, "epochs": 1, "schedule": "constant", "log_every": 1, "seed": SEED}
+
+
+def test_accumulation_with_a_short_window_is_the_mean_over_the_whole_window(
+    train: Train, without_dropout: Path, tmp_path: Path
+) -> None:
+    """110 rows in windows of 48 = 6 x 8; the last has 14 rows, in micro-batches of 8 and 6."""
+    same = SHORT | {
+        "model": str(without_dropout),
+        "optimizer": SGD,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.5,
+    }
+    train("accumulated", batch_size=8, accumulate=6, **same)
+    train("whole", batch_size=48, **same)
+    accumulated, whole = weights(tmp_path / "accumulated"), weights(tmp_path / "whole")
+    for name in whole:
+        torch.testing.assert_close(accumulated[name], whole[name], atol=1e-6, rtol=0)
+
+    reference = Reference(without_dropout)
+    for window in windows(3, 48):
+        reference.sgd(reference.gradients(window, max_norm=0.5), lr=0.1, momentum=0.9, decay=0.1)
+    assert len(window) == 14
+    reference.assert_equals(accumulated, tolerance=2e-6)
+    losses = [entry["loss"] for entry in logged(tmp_path / "accumulated")]
+    assert losses == pytest.approx(reference.losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.05, 100.0])
+def test_gradients_are_clipped_by_their_global_norm(
+    train: Train, without_dropout: Path, tmp_path: Path, max_norm: float
+) -> None:
+    train(
+        model=str(without_dropout),
+        batch_size=4,
+        accumulate=2,
+        max_steps=4,
+        max_grad_norm=max_norm,
+        weight_decay=0,
+        optimizer=SGD,
+        **SHORT,
+    )
+    reference = Reference(without_dropout)
+    for window in windows(4, 8):
+        reference.sgd(reference.gradients(window, max_norm), lr=0.1, momentum=0.9, decay=0)
+    reference.assert_equals(weights(tmp_path / "run"), tolerance=1e-6)
+
+
+def test_head_rate_and_decay_of_matrices_only(train: Train, without_dropout: Path, tmp_path: Path) -> None:
+    settings = SHORT | {"schedule": "linear", "warmup": 2}
+    train(
+        model=str(without_dropout),
+        batch_size=8,
+        max_steps=5,
+        max_grad_norm=0,
+        weight_decay=0.3,
+        head_lr=0.05,
+        optimizer={"name": "adamw", "lr": 0.01, "eps": 1e-3},
+        **settings,
+    )
+    reference = Reference(without_dropout)
+    for step, window in enumerate(windows(5, 8), start=1):
+        scale = [0, 1 / 2, 1, 2 / 3, 1 / 3][step - 1]
+        reference.adamw(reference.gradients(window, 0), step, 0.01 * scale, 0.05 * scale, 1e-3, 0.3)
+    reference.assert_equals(weights(tmp_path / "run"), tolerance=2e-6)
+    assert [entry["learning_rate"] for entry in logged(tmp_path / "run")] == pytest.approx(
+        [0, 0.005, 0.01, 0.02 / 3, 0.01 / 3]
+    )
+
+
+def expected_rate(schedule: str, step: int, warm: int, total: int) -> float:
+    """The closed formulas; `step` counts from 0."""
+    if step < warm:
+        return step / warm
+    if schedule == "linear":
+        return (total - step) / (total - warm)
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+    return 1.0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("warmup", "warm"), [(0, 0), (0.25, 3), (0.3, 4), (3, 3), (1, 1)])
+def test_schedule_follows_its_formula(
+    train: Train, tmp_path: Path, schedule: str, warmup: float, warm: int
+) -> None:
+    """Twelve steps: a share of 0.25 is 3 of them, 0.3 rounds up to 4; from 1 on it is a number of steps."""
+    train(
+        max_steps=12,
+        batch_size=32,
+        schedule=schedule,
+        warmup=warmup,
+        log_every=1,
+        optimizer={"name": "sgd", "lr": 0.5},
+    )
+    found = [entry["learning_rate"] for entry in logged(tmp_path / "run")]
+    assert found == pytest.approx([0.5 * expected_rate(schedule, k, warm, 12) for k in range(12)], abs=1e-12)
+
+
+def test_evaluates_and_saves_every_so_many_steps_and_at_the_end(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from glue_harness import checkpoint
+
+    saved, save = [], checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda folder, step, *rest: (saved.append(step), save(folder, step, *rest))
+    )
+    result = train(max_steps=8, eval_every=3, save_every=5)
+    assert [entry["step"] for entry in result["history"]] == [3, 6, 8]
+    assert saved == [5, 8]
+    assert [path.name for path in (tmp_path / "run/checkpoint").iterdir()] == ["step-8"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "evaluated_at"), [(1.5, 12, [1.0, 1.5]), (2, 16, [1.0, 2.0]), (0.3, 3, [0.375])]
+)
+def test_epochs_may_be_fractions(
+    train: Train, monkeypatch: pytest.MonkeyPatch, epochs: float, steps: int, evaluated_at: list[float]
+) -> None:
+    """64 rows in batches of 8 are 8 steps an epoch; evaluated and saved at the end of each and of all."""
+    from glue_harness import checkpoint
+
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, step, *rest: saved.append(step))
+    result = train(epochs=epochs)
+    assert result["steps"] == steps
+    assert [entry["epoch"] for entry in result["history"]] == evaluated_at
+    assert saved == [8 * epoch for epoch in evaluated_at]
+
+
+def test_best_is_the_first_highest_and_last_is_the_last(train: Train) -> None:
+    from glue_harness.training import History
+
+    history = History("accuracy")
+    for step, (accuracy, f1) in enumerate([(0.5, 0.9), (0.7, 0.1), (0.7, 0.8), (0.6, 1.0)], start=1):
+        history.add(step, step / 4, {"accuracy": accuracy, "f1": f1})
+    assert (history.best["step"], history.last["step"]) == (2, 4)
+
+    result = train(task="demo-similarity", max_steps=8, eval_every=2, optimizer={"name": "adamw", "lr": 1e-2})
+    scores = [entry["metrics"]["pearson"] for entry in result["history"]]
+    assert result["primary"] == "pearson"
+    assert result["metrics"]["best"]["pearson"] == max(scores)
+    assert result["metrics"]["last"] == result["history"][-1]["metrics"]
+
+
+def test_fewer_rows_are_a_part_of_more_rows_and_depend_on_the_seed() -> None:
+    assert len(set(training_rows(50, seed=1))) == 50
+    assert set(training_rows(50, seed=1)) < set(training_rows(90, seed=1))
+    assert set(training_rows(50, seed=1)) != set(training_rows(50, seed=2))
+    assert len(training_rows(10**6, seed=1)) == 2000
+
+
+def test_same_seed_same_run_with_any_number_of_workers(train: Train, tmp_path: Path) -> None:
+    results = {
+        "first": train("first", epochs=2),
+        "again": train("again", epochs=2),
+        "workers": train("workers", epochs=2, num_workers=2),
+        "other": train("other", epochs=2, seed=7),
+    }
+    first = weights(tmp_path / "first")
+    for name in ("again", "workers"):
+        assert all(torch.equal(weight, first[key]) for key, weight in weights(tmp_path / name).items())
+        assert results[name]["history"] == results["first"]["history"]
+    assert not torch.equal(weights(tmp_path / "other")["classifier.weight"], first["classifier.weight"])
+
+
+def test_grouping_by_length_pads_less_and_trains_on_the_same_rows(train: Train) -> None:
+    from glue_harness import parse_mapping
+    from glue_harness.training import Plan
+
+    settings = {"task": TASK, "model": "demo", "output_dir": "unused", "batch_size": 4}
+    lengths = np.random.default_rng(0).integers(3, 60, size=400)
+
+    def batches(grouped: bool) -> list[list[int]]:
+        plan = Plan(parse_mapping(settings | {"group_by_length": grouped}), lengths, 1)
+        return [batch for window in plan.windows(0) for batch in window]
+
+    def padded(of: list[list[int]]) -> int:
+        return sum(int(lengths[batch].max()) * len(batch) for batch in of)
+
+    def rows(of: list[list[int]]) -> list[int]:
+        return [row for batch in of for row in batch]
+
+    assert padded(batches(True)) < 0.8 * padded(batches(False))
+    assert sorted(rows(batches(True))) == sorted(rows(batches(False))) == list(range(400))
+    assert train(group_by_length=True)["steps"] == 8
+
+
+def test_predictions_score_what_the_result_says(train: Train, tmp_path: Path) -> None:
+    scores = {
+        "demo-acceptability": {"matthews_correlation": matthews_corrcoef},
+        "demo-entailment": {"accuracy": accuracy_score},
+        "demo-similarity": {
+            "pearson": lambda a, b: pearsonr(a, b).statistic,
+            "spearmanr": lambda a, b: spearmanr(a, b).statistic,
+        },
+    }
+    for task, metrics in scores.items():
+        result = train(task, task=task, optimizer={"name": "adamw", "lr": 3e-3}, epochs=3)
+        lines = (tmp_path / task / "predictions.tsv").read_text().splitlines()
+        assert lines[0] == "index\tlabel\tprediction\tscores"
+        rows = [line.split("\t") for line in lines[1:]]
+        assert [int(row[0]) for row in rows] == list(range(500))
+        official = load_task(task)["validation"]
+        if task == "demo-similarity":
+            labels, predictions = ([float(row[i]) for row in rows] for i in (1, 2))
+            assert labels == pytest.approx(official["label"][:], abs=1e-5)
+            assert predictions == [float(row[3]) for row in rows]
+        else:
+            names = official.features["label"].names
+            labels, predictions = ([names.index(row[i]) for row in rows] for i in (1, 2))
+            assert labels == official["label"][:]
+            logits = np.array([[float(value) for value in row[3].split()] for row in rows])
+            assert predictions == logits.argmax(axis=1).tolist()
+        assert result["metrics"]["last"] == pytest.approx(
+            {name: score(labels, predictions) for name, score in metrics.items()}, abs=1e-6
+        )
+
+
+def test_result_has_every_key(train: Train, tmp_path: Path) -> None:
+    result = train(optimizer={"name": "sgd", "lr": 0.01})
+    assert json.loads((tmp_path / "run/result.json").read_text()) == result
+    assert {"schema", "task", "model", "seed", "slots", "metrics", "steps", "examples_per_second"} <= set(
+        result
+    )
+    assert {
+        "seconds",
+        "peak_memory_bytes",
+        "saved_activation_bytes",
+        "parameters",
+        "versions",
+        "hardware",
+    } <= set(result)
+    assert result["slots"] == {
+        "adaptation": {"name": "full"},
+        "activation": {"name": "none"},
+        "gradient": [],
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": False},
+    }
+    parts = ("data", "forward", "backward", "gradient", "optimizer", "evaluation")
+    assert set(result["seconds"]) == set(parts)
+    assert all(result["seconds"][part] > 0 for part in parts)
+    assert result["parameters"]["trainable"] == result["parameters"]["total"] > 10_000
+    assert result["saved_activation_bytes"] > 1000
+    assert result["peak_memory_bytes"] > 2**20
+    assert result["examples_per_second"] > 0
+    assert {"python", "torch", "transformers", "glue-harness", "finetune-common"} <= set(result["versions"])
+
+
+def test_saved_bytes_grow_with_the_batch_and_do_not_count_parameters(train: Train) -> None:
+    """Twice the rows of one length hold twice the bytes; parameters would add a constant."""
+    small = train("small", batch_size=8, max_steps=1, max_length=8)["saved_activation_bytes"]
+    large = train("large", batch_size=16, max_steps=1, max_length=8)["saved_activation_bytes"]
+    assert large == pytest.approx(2 * small, rel=0.01)
+
+
+def test_bfloat16_after_float32_in_one_process(train: Train) -> None:
+    """Each run has the precision it asks for: inputs of matrix products are saved in half the bytes."""
+    full, half = train("full", max_steps=4), train("half", max_steps=4, precision="bf16")
+    assert half["saved_activation_bytes"] < 0.95 * full["saved_activation_bytes"]
