@@ -1,0 +1,140 @@
+"""AGNI: gradient noise as large as the gradient's own variance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+from noise_injection.attachment import GradientNoise, Plan, Row, reach
+from noise_injection.microbatch import MicroBatchVariance
+from noise_injection.moments import EmaVariance, RunningVariance
+
+__all__ = ["VARIANCES", "AdaptiveGradientNoise"]
+
+VARIANCES = ("microbatch", "running", "ema")
+
+
+class AdaptiveGradientNoise(GradientNoise):
+    """Adaptive gradient noise injection (AGNI), on any torch optimizer.
+
+    G ← G + ε·sqrt(η·V)·‖G‖₂,  ε ~ N(0, 1) for every element
+
+    G is a parameter tensor's gradient as the optimizer's step sees it (after accumulation, averaging over
+    processes, unscaling and clipping), ‖G‖₂ the norm of the whole tensor, V the variance of each element:
+
+    - "microbatch": the unbiased variance of u_i = N·c_i, where c_i is what micro-batch i of the step's N adds
+      to the gradient. With losses divided by N the u_i are the micro-batch gradients; their mean is G. V
+      takes the square of whatever single factor rescaled G after backward. Under DDP the micro-batches of
+      all ranks count.
+    - "running": the unbiased variance of G over all steps so far, this one included.
+    - "ema": max(0, v̂ - m̂²), with the bias-corrected moving averages of G and G² from before the step:
+      Adam's own where the optimizer keeps them (they contain the noise of earlier steps), else averages of
+      the gradient before noise with 0.9 and 0.999.
+
+    A gradient tensor with an element that is not finite passes untouched. The noise is drawn from a generator
+    of its own: with η = 0 a run equals the run without it bit for bit.
+
+    Args:
+        optimizer: Any torch optimizer; the noise attaches itself to it. Attach when the model is on its device.
+        eta: Scale η of the variance, at least 0. With `scale_by_norm` its unit is 1/[gradient]², without it
+            is a pure number.
+        variance: Where V comes from: "microbatch", "running" or "ema".
+        scale_by_norm: Whether ‖G‖₂ is a factor of the noise.
+        seed: Seed of the noise, 0 or a positive integer; the same on all replicas.
+        process_group: The processes over which gradients are averaged, for "microbatch"; None for all. A group
+            of this process alone if training is distributed in another way.
+
+    Attributes:
+        eta: η; may be changed between steps.
+        skipped: Steps without noise because they had a single micro-batch.
+
+    Raises:
+        ConfigurationError: A setting is out of its range; or, at the first step, that step has one micro-batch
+            only ("microbatch"), or a gradient is sparse.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        >>> noise = AdaptiveGradientNoise(optimizer, eta=0.01, variance="microbatch", seed=0)
+        >>> for batch in torch.ones(2, 3), torch.zeros(2, 3):
+        ...     (model(batch).sum() / 2).backward()
+        >>> optimizer.step()
+        >>> noise.remove()
+
+    Source:
+        The AGNI project (S. D. Muhsin), whose released code takes the variance of a single gradient, which is
+        zero; this is the method it describes.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        eta: float = 0.01,
+        variance: str = "microbatch",
+        scale_by_norm: bool = True,
+        seed: int = 0,
+        *,
+        process_group: Any = None,
+    ) -> None:
+        check_number("eta", eta, at_least=0, below=float("inf"))
+        check_choice("variance", variance, VARIANCES)
+        super().__init__(optimizer, seed)
+        self.eta, self.variance, self.scale_by_norm = eta, variance, scale_by_norm
+        if variance == "microbatch":
+            self._source = MicroBatchVariance(self.parameters, process_group, checks=self.order == 0)
+        elif variance == "running":
+            self._source = RunningVariance()
+        else:
+            self._source = EmaVariance(self.optimizer)
+            self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
+
+    @property
+    def skipped(self) -> int:
+        """Steps without noise because they had a single micro-batch."""
+        return getattr(self._source, "skipped", 0)
+
+    def remove(self) -> None:
+        """Detach: the optimizer behaves as before. Removing twice does no harm."""
+        super().remove()
+        self._source.remove()
+
+    def plans(self, rows: list[Row]) -> list[Plan]:
+        """Return what the source of the variance has for each row."""
+        return self._source.plans(rows)
+
+    def numbers(self, plans: list[Plan], sums: Tensor, unit: Tensor) -> Tensor:
+        """Return the kernel's numbers for each plan."""
+        return self._source.numbers(plans, sums, self.eta**0.5 * reach(sums, unit, self.scale_by_norm), unit)
+
+    def after_injection(self) -> None:
+        """End the window of micro-batches."""
+        self._source.after_injection()
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        """After the first step it is known if the optimizer keeps averages; if not, ours begin with its gradient."""
+        if isinstance(self._source, EmaVariance) and not self._source.settled:
+            self._source.settled = True
+            self._run([plan for plan in self.plans(self._rows()) if self._source.owns(plan)], self._keys())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to draw the same noise: numbers and tensors only."""
+        return {**super().state_dict(), "variance": self.variance, **self._source.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; the statistics keep their dtype.
+
+        Raises:
+            ConfigurationError: The state is that of another source of the variance.
+        """
+        if state.get("variance") != self.variance:
+            raise ConfigurationError(
+                f"the state is of variance={state.get('variance')!r} and this noise has {self.variance!r}: "
+                "resume with the setting the run began with"
+            )
+        super().load_state_dict(state)
+        self._source.load_state_dict(state, self.steps)

@@ -1,0 +1,228 @@
+"""What every noise shares: the optimizer's hook, the random keys, the state, the record of its size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor
+
+from finetune_common.errors import ConfigurationError, check_number
+from noise_injection import kernels
+from noise_injection.shards import local, shard_groups, shard_index, sum_over_shards
+
+__all__ = ["GradientNoise", "Plan", "Row", "attached"]
+
+_attached: WeakKeyDictionary[torch.optim.Optimizer, WeakSet[GradientNoise]] = WeakKeyDictionary()
+
+
+def attached(optimizer: torch.optim.Optimizer) -> list[GradientNoise]:
+    """Return the noises attached to an optimizer, in the order in which they act."""
+    return sorted(_attached.get(_innermost(optimizer), ()), key=lambda noise: noise.order)
+
+
+def _innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer that steps, where another object only passes calls on to it (Accelerate's)."""
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigurationError(
+            f"optimizer={optimizer!r} is no torch.optim.Optimizer: pass the optimizer itself"
+        )
+    return optimizer
+
+
+@dataclass
+class Row:
+    """A parameter with a gradient in this step.
+
+    Args:
+        index: Its number in the optimizer, over all groups.
+        parameter: The parameter.
+        gradient: This process's part of its gradient, one-dimensional.
+        shared: Whether `gradient` is the parameter's own memory, or a copy to be written back.
+    """
+
+    index: int
+    parameter: Tensor
+    gradient: Tensor
+    shared: bool
+
+    def write_back(self) -> None:
+        """Bring a copy back to where the gradient lies."""
+        if not self.shared and self.parameter.grad is not None:
+            target = local(self.parameter.grad)
+            target.copy_(self.gradient.view(target.shape))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of statistics and arithmetic."""
+        return torch.float64 if self.gradient.dtype == torch.float64 else torch.float32
+
+
+@dataclass
+class Plan:
+    """What a noise does to one row.
+
+    Args:
+        row: The parameter and its gradient.
+        kernel: Which kernel runs.
+        tensors: Its tensors after the gradient, one-dimensional.
+        compared: What the gradient is compared with (the mean contribution), if anything.
+    """
+
+    row: Row
+    kernel: Callable[..., None]
+    tensors: list[Tensor]
+    compared: Tensor | None = None
+
+    @property
+    def batch(self) -> tuple[Any, ...]:
+        """Plans with the same batch share one table of numbers."""
+        return self.row.gradient.device, self.row.dtype, self.kernel
+
+
+class GradientNoise:
+    """Noise that is added to the gradients of an optimizer at each of its steps.
+
+    It acts when `optimizer.step` starts, after clipping and unscaling; a closure's gradients receive it after
+    each evaluation. The random numbers are a function of three keys per parameter and step, drawn from a
+    generator of this object's own, so that no other random stream moves. Processes with the same seed draw
+    the same noise; the parts of a sharded tensor draw different ones.
+
+    Args:
+        optimizer: Any torch optimizer.
+        seed: Seed of the generator; a second noise on the same optimizer draws other numbers from it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        check_number("seed", seed, at_least=0, below=2**63)
+        self.optimizer = _innermost(optimizer)
+        others = attached(self.optimizer)
+        self.order = others[-1].order + 1 if others else 0
+        self.steps = 0
+        self.measured = False
+        self._norms: list[tuple[Tensor, Tensor]] = []
+        self._generator = torch.Generator().manual_seed((int(seed) + self.order * 0x9E3779B97F4A7C15) % 2**63)
+        self._handles = [self.optimizer.register_step_pre_hook(self._before_step)]
+        _attached.setdefault(self.optimizer, WeakSet()).add(self)
+
+    def remove(self) -> None:
+        """Detach: the optimizer behaves as before. Removing twice does no harm."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        _attached.get(self.optimizer, WeakSet()).discard(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to draw the same noise: numbers and tensors only."""
+        return {"steps": self.steps, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; the statistics keep their dtype."""
+        self.steps = state["steps"]
+        self._generator.set_state(state["generator"].cpu())
+
+    def noise_to_gradient(self) -> float | None:
+        """Return ‖noise‖/‖G‖ of the last step over all parameters; None before a step with `measured = True`."""
+        if not self._norms:
+            return None
+        noise, gradient = (sum(float(norm) for norm in norms) for norms in zip(*self._norms, strict=True))
+        return (noise / gradient) ** 0.5 if gradient else 0.0
+
+    def parameters(self) -> Iterable[Tensor]:
+        """Return the optimizer's parameters over all groups."""
+        return (param for group in self.optimizer.param_groups for param in group["params"])
+
+    def plans(self, rows: list[Row]) -> list[Plan]:
+        """Return what happens to each row; a row without a plan keeps its gradient."""
+        raise NotImplementedError
+
+    def numbers(self, plans: list[Plan], sums: Tensor, unit: Tensor) -> Tensor:
+        """Return the kernel's numbers for each plan.
+
+        Args:
+            plans: Of one batch.
+            sums: Of shape (P, 1) or (P, 3): what `kernels.sums` returns, over whole tensors.
+            unit: How many times too large gradients are (a loss scale that the optimizer itself divides by).
+        """
+        raise NotImplementedError
+
+    def after_injection(self) -> None:
+        """Clean up after a step."""
+
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._inject()
+            return None
+
+        def noisy_closure() -> Any:
+            loss = closure()
+            self._inject()
+            return loss
+
+        return args[:1], {**kwargs, "closure": noisy_closure}
+
+    @torch.no_grad()
+    def _inject(self) -> None:
+        self._norms = []
+        self._run(self.plans(self._rows()), self._keys())
+        self.steps += 1
+        self.after_injection()
+
+    def _run(self, plans: list[Plan], keys: Tensor) -> None:
+        batches: dict[tuple[Any, ...], list[Plan]] = {}
+        for plan in plans:
+            batches.setdefault(plan.batch, []).append(plan)
+        for (device, _, _), batch in batches.items():
+            self._run_batch(batch, keys.to(device))
+
+    def _run_batch(self, plans: list[Plan], keys: Tensor) -> None:
+        dtype = plans[0].row.dtype
+        groups = [shard_groups(plan.row.parameter) for plan in plans]
+        local_sums = torch.stack([kernels.sums(plan.row.gradient, plan.compared, dtype) for plan in plans])
+        sums = sum_over_shards(local_sums, groups)
+        unit = getattr(self.optimizer, "grad_scale", None)
+        unit = sums.new_ones(()) if unit is None else unit.to(sums)
+        numbers = self.numbers(plans, sums, unit)
+        squares = []
+        for plan, own in zip(plans, numbers.unbind(), strict=True):
+            gradient = plan.row.gradient
+            before = gradient.clone() if self.measured else None
+            kernels.run(plan.kernel, [gradient, *plan.tensors], own, keys[plan.row.index])
+            plan.row.write_back()
+            if before is not None:
+                squares.append(kernels.sums(gradient - before, None, dtype))
+        if squares:
+            noise = sum_over_shards(torch.stack(squares), groups)
+            self._norms.append((noise.sum(), sums[:, 0].sum()))
+
+    def _rows(self) -> list[Row]:
+        rows = []
+        for index, param in enumerate(self.parameters()):
+            if param.grad is None:
+                continue
+            if param.grad.is_sparse:
+                raise ConfigurationError(
+                    f"parameter {index} of shape {tuple(param.shape)} has a sparse gradient, which noise would make "
+                    "dense: build its layer with sparse=False"
+                )
+            gradient = local(param.grad)
+            shared = gradient.is_contiguous()
+            rows.append(Row(index, param, gradient.view(-1) if shared else gradient.flatten(), shared))
+        return rows
+
+    def _keys(self) -> Tensor:
+        parts = torch.tensor([[shard_index(param)] for param in self.parameters()])
+        drawn = torch.randint(-(2**31), 2**31, (len(parts), 3), generator=self._generator)
+        return (drawn ^ parts).to(torch.int32)
+
+
+def reach(sums: Tensor, unit: Tensor, scale_by_norm: bool) -> Tensor:
+    """Return what a row's noise is multiplied with: ‖G‖, or 1; NaN where the gradient is not finite."""
+    norm = sums[:, 0].sqrt() / unit
+    return norm if scale_by_norm else torch.where(norm.isfinite(), 1.0, torch.nan).to(norm)

@@ -1,0 +1,193 @@
+"""The variance of a step's gradient between its micro-batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from finetune_common.errors import ConfigurationError
+from noise_injection import kernels
+from noise_injection.attachment import Plan, Row
+from noise_injection.shards import local
+
+__all__ = ["MicroBatchVariance", "replicas"]
+
+UNLIKE = 1e-3
+"""Squared sine of the angle between G and the micro-batches' sum beyond which G is no rescaled sum."""
+
+
+def replicas(group: Any = None) -> int:
+    """Return over how many processes gradients are averaged: 1 without a process group."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+@cache
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([value], dtype=dtype, device=device)
+
+
+class _Watch:
+    """Mean and squared deviations of what backward passes add to one parameter's gradient.
+
+    The hook sits on the node that accumulates into `.grad`: it sees exactly what is added there, after every
+    hook on the tensor, and is not called by `torch.autograd.grad`.
+    """
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self.count = 0
+        self.mean = self.deviations = parameter.new_empty(0)
+        self.node = get_gradient_edge(parameter).node
+        self.handle = self.node.register_prehook(self._observe)
+
+    @property
+    def current(self) -> bool:
+        """Whether the hook is still called: moving a parameter gives it another node."""
+        return get_gradient_edge(self.parameter).node is self.node
+
+    @torch.no_grad()
+    def _observe(self, contributions: tuple[Tensor | None, ...]) -> None:
+        [contribution] = contributions
+        if contribution is None or contribution.is_sparse:
+            return
+        if self.parameter.grad is None:
+            self.count = 0
+        value = local(contribution, self.parameter).reshape(-1)
+        self.count += 1
+        if self.count == 1:
+            self._start(value)
+        else:
+            count = _number(self.count, self.mean.dtype, value.device)
+            kernels.run(kernels.observe, [self.mean, self.deviations, value], count, None)
+
+    def _start(self, value: Tensor) -> None:
+        if self.mean.shape != value.shape or self.mean.device != value.device:
+            dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+            self.mean, self.deviations = (torch.empty_like(value, dtype=dtype) for _ in range(2))
+        self.mean.copy_(value)
+        self.deviations.zero_()
+
+    def complete(self, gradient: Tensor, total: int, group: Any) -> None:
+        """Count the micro-batches without a contribution as zeros, and take in the other processes'."""
+        if self.count == 0:
+            self._start(torch.zeros_like(gradient))
+        elif self.count < total:
+            self.deviations.addcmul_(self.mean, self.mean, value=self.count * (total - self.count) / total)
+            self.mean.mul_(self.count / total)
+        if replicas(group) > 1 and not hasattr(self.parameter, "to_local"):
+            own = self.mean.clone()
+            dist.all_reduce(self.mean, group=group)
+            self.mean.div_(replicas(group))
+            own.sub_(self.mean)
+            self.deviations.addcmul_(own, own, value=total)
+            dist.all_reduce(self.deviations, group=group)
+
+
+@dataclass
+class MicroBatchVariance:
+    """Unbiased variance of u_i = N·c_i, where c_i is what micro-batch i of N adds to the gradient.
+
+    Between backward and step a gradient may be rescaled (averaged, unscaled, clipped by a norm). The factor is
+    that of the projection of G on the sum of the c_i, tensor by tensor, and the variance takes its square.
+
+    Args:
+        parameters: Returns what to watch.
+        group: The processes over which gradients are averaged; None for all.
+        checks: Whether to look, in every hundredth step, if G is a rescaled sum at all.
+    """
+
+    parameters: Callable[[], Iterable[Tensor]]
+    group: Any
+    checks: bool
+    steps: int = 0
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        self._watches: dict[Tensor, _Watch] = {}
+        self._window = 0
+        self._watch()
+
+    def _watch(self) -> None:
+        """Watch what is not watched yet: parameters that are new, that train since, or that were moved."""
+        for param in self.parameters():
+            known = self._watches.get(param)
+            if param.requires_grad and (known is None or not known.current):
+                self._watches[param] = _Watch(param)
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for watch in self._watches.values():
+            watch.handle.remove()
+        self._watches.clear()
+
+    def plans(self, rows: list[Row]) -> list[Plan]:
+        """Complete the window; a window of one micro-batch has no variance."""
+        self._window = max((watch.count for watch in self._watches.values()), default=0)
+        rows = [row for row in rows if row.parameter in self._watches and self._total(row) > 1]
+        if not rows:
+            self._refuse_at_first()
+            self.skipped += 1
+        plans = []
+        for row in rows:
+            watch = self._watches[row.parameter]
+            watch.complete(row.gradient, self._window, self.group)
+            plans.append(Plan(row, kernels.add_microbatch, [watch.deviations], watch.mean))
+        return plans
+
+    def _total(self, row: Row) -> int:
+        return self._window * (1 if hasattr(row.parameter, "to_local") else replicas(self.group))
+
+    def _refuse_at_first(self) -> None:
+        if self.steps:
+            return
+        if self._window:
+            raise ConfigurationError(
+                "variance='microbatch' needs two micro-batches or more a step, and this one had 1, whose variance is "
+                "exactly zero: accumulate gradients (--accumulate 2), or use variance='running' or 'ema'"
+            )
+        raise ConfigurationError(
+            "variance='microbatch' saw no gradient being accumulated: attach after model.to(device), fill gradients "
+            "with backward(), or (under FSDP) use variance='running' or 'ema'"
+        )
+
+    def numbers(self, plans: list[Plan], sums: Tensor, reach: Tensor, unit: Tensor) -> Tensor:
+        """Return the factor of sqrt(M): sqrt(1/(N-1)) times how G was rescaled, times the noise's reach."""
+        squared, product, mean_squared = sums.unbind(1)
+        if self.checks and self.steps % 100 == 0:
+            self._warn_unlike(1 - product.square() / (squared * mean_squared))
+        totals = sums.new_tensor([self._total(plan.row) for plan in plans])
+        return (reach * (product / mean_squared).abs() / (totals - 1).sqrt()).unsqueeze(1)
+
+    def _warn_unlike(self, sines: Tensor) -> None:
+        if bool((sines > UNLIKE).any()):
+            self.checks = False
+            warnings.warn(
+                "gradients are no rescaled sum of their micro-batches: something changed them element by element "
+                "between backward and step (clip_grad_value_, for one), or they were not averaged over the process "
+                "group; their variance is scaled by the closest single factor",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def after_injection(self) -> None:
+        """Begin a new window."""
+        self.steps += 1
+        for watch in self._watches.values():
+            watch.count = 0
+        self._watch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters; a window's statistics end with its step."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+        """Continue after `steps` steps."""
+        self.skipped, self.steps = state["skipped"], steps
