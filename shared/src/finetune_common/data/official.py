@@ -73,7 +73,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
             f"{path} line {line}: not UTF-8 (byte {content[error.start]:#04x})"
         ) from None
     numbered = enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
-    lines = [(number, line.split("\t")) for number, line in numbered if line and not line.isspace()]
+    lines = [(number, line.split("\t")) for number, line in numbered if line.strip(" ")]
     if not lines:
         raise ConfigurationError(f"{path}: the file is empty")
     return lines

@@ -2,25 +2,32 @@
 
 from random import Random
 
-from finetune_common.demo.lexicon import ADJECTIVES, NOUNS, VERBS, Word, sentence
+from finetune_common.demo.lexicon import ADJECTIVES, NOUNS, VERBS, sentence
 
 __all__ = ["acceptability_row"]
 
+_SINGULAR = 0.4
+_DEMONSTRATIVE = 0.3
+_ADJECTIVE = 0.5
+_ATTRACTOR = 0.2
 
-def acceptability_row(random: Random) -> tuple[tuple[str], int]:
-    """Return ((sentence,), label): 1 when the subject agrees with its determiner and its verb, else 0.
 
-    The subject is singular or plural with equal chance, and so is a noun that stands between it and the verb:
-    no word says anything about the label, only the subject's form together with the verb's or the
-    determiner's.
+def acceptability_row(random: Random, acceptable: int) -> tuple[str]:
+    """Return a sentence whose subject agrees with its demonstrative and its verb, or with one of them not.
+
+    A noun of either number may stand between subject and verb. No word decides: the subject's form does,
+    together with the verb's or the demonstrative's.
+
+    Args:
+        random: Where the words come from.
+        acceptable: The label, 1 for a sentence without a violation.
     """
-    plural = random.random() < 0.5
-    acceptable = random.random() < 0.5
-    demonstrative = random.random() < 0.5
-    determiner_violation = not acceptable and demonstrative and random.random() < 0.5
-    verb_violation = not acceptable and not determiner_violation
-    determiner = Word("this", "these")[plural != determiner_violation] if demonstrative else "the"
-    attractor = ("near the", random.choice(NOUNS)[random.random() < 0.5]) if random.random() < 0.3 else ()
-    adjective = random.choice(ADJECTIVES) if random.random() < 0.3 else ""
-    verb = random.choice(VERBS)[plural != verb_violation]
-    return (sentence(determiner, adjective, random.choice(NOUNS)[plural], *attractor, verb),), int(acceptable)
+    plural = random.random() >= _SINGULAR
+    demonstrative = random.random() < _DEMONSTRATIVE
+    wrong = "" if acceptable else random.choice(["determiner", "verb"]) if demonstrative else "verb"
+    determiner = ("this", "these")[plural != (wrong == "determiner")] if demonstrative else "the"
+    adjective = random.choice(ADJECTIVES) if random.random() < _ADJECTIVE else ""
+    subject = random.choice(NOUNS)[plural]
+    attractor = f"near the {random.choice(random.choice(NOUNS))}" if random.random() < _ATTRACTOR else ""
+    verb = random.choice(VERBS)[plural != (wrong == "verb")]
+    return (sentence(determiner, adjective, subject, attractor, verb),)

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 __all__ = [
+    "ABOVE",
     "ADJECTIVES",
-    "CATEGORIES",
     "FUNCTION_WORDS",
     "NOUNS",
-    "PLACES",
+    "NOUN_CATEGORIES",
     "VERBS",
     "VERB_CATEGORIES",
     "Word",
@@ -31,29 +31,36 @@ def _verbs(text: str) -> tuple[Word, ...]:
     return tuple(Word(verb + "s", verb) for verb in text.split())
 
 
-CATEGORIES = {
+NOUN_CATEGORIES = {
     Word("animal", "animals"): _nouns("dog cat horse cow"),
     Word("worker", "workers"): _nouns("doctor farmer singer baker"),
 }
-"""Hypernym → the nouns below it; nouns under different hypernyms share nothing."""
+"""Hypernym → the nouns below it; nothing is below both."""
 
 VERB_CATEGORIES = {
     Word("moves", "move"): _verbs("walk run jump swim"),
     Word("rests", "rest"): _verbs("sleep sit wait dream"),
 }
-"""Hypernym → the verbs below it."""
+"""Hypernym → the verbs below it; nothing is below both."""
 
-NOUNS = tuple(noun for nouns in CATEGORIES.values() for noun in nouns)
+NOUNS = tuple(noun for nouns in NOUN_CATEGORIES.values() for noun in nouns)
 VERBS = tuple(verb for verbs in VERB_CATEGORIES.values() for verb in verbs)
+ABOVE = {
+    word: above
+    for table in (NOUN_CATEGORIES, VERB_CATEGORIES)
+    for above, below in table.items()
+    for word in below
+}
+"""Noun or verb → its hypernym."""
+
 ADJECTIVES = ("old", "young", "tall", "small")
-PLACES = ("garden", "kitchen", "forest", "street")
-FUNCTION_WORDS = ("the", "this", "these", "near", "in", "every", "some", "no", "not", ".")
+FUNCTION_WORDS = ("the", "this", "these", "near", "every", "some", "no", "not", ".")
 
 
 def words() -> list[str]:
     """Return every word of the three tasks once, in a fixed order."""
-    inflected = [*CATEGORIES, *NOUNS, *VERB_CATEGORIES, *VERBS]
-    everything = [*FUNCTION_WORDS, *ADJECTIVES, *PLACES, *(form for word in inflected for form in word)]
+    inflected = [*NOUN_CATEGORIES, *NOUNS, *VERB_CATEGORIES, *VERBS]
+    everything = [*FUNCTION_WORDS, *ADJECTIVES, *(form for word in inflected for form in word)]
     return list(dict.fromkeys(everything))
 
 

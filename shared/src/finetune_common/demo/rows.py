@@ -10,15 +10,11 @@ from finetune_common.tasks import Task, get_task
 
 __all__ = ["demo_rows"]
 
-_ROW = {
-    "demo-acceptability": acceptability_row,
-    "demo-entailment": entailment_row,
-    "demo-similarity": similarity_row,
-}
+_CLASSIFIED = {"demo-acceptability": acceptability_row, "demo-entailment": entailment_row}
 
 
 def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
-    """Return the text columns, `label` and `idx` of one split; no row is in both splits.
+    """Return the text columns, `label` and `idx` of one split; no row occurs twice, in one split or in both.
 
     Args:
         task: A demo task or its name.
@@ -34,13 +30,23 @@ def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
     seen: set[tuple[str, ...]] = set()
     columns: dict[str, list[Any]] = {}
     for name, count in task.rows.items():
-        columns = {column: [] for column in (*task.columns, "label")}
-        while len(columns["label"]) < count:
-            texts, label = _ROW[task.name](random)
-            if texts not in seen:
-                seen.add(texts)
-                for column, value in zip(columns, (*texts, label), strict=True):
-                    columns[column].append(value)
+        columns = {column: [] for column in (*task.columns, "label", "idx")}
+        for index in range(count):
+            texts, label = _new_row(task, random, seen)
+            for column, value in zip(columns, (*texts, label, index), strict=True):
+                columns[column].append(value)
         if name == split:
             break
-    return columns | {"idx": list(range(len(columns["label"])))}
+    return columns
+
+
+def _new_row(task: Task, random: Random, seen: set[tuple[str, ...]]) -> tuple[tuple[str, ...], float]:
+    label = random.randrange(2)  # drawn once, so that rows already seen do not tilt the classes
+    while True:
+        if task.name in _CLASSIFIED:
+            texts = _CLASSIFIED[task.name](random, label)
+        else:
+            texts, label = similarity_row(random)
+        if texts not in seen:
+            seen.add(texts)
+            return texts, label

@@ -2,28 +2,37 @@
 
 from random import Random
 
-from finetune_common.demo.lexicon import ADJECTIVES, NOUNS, PLACES, VERBS, sentence
+from finetune_common.demo.lexicon import ABOVE, ADJECTIVES, NOUN_CATEGORIES, VERB_CATEGORIES, Word, sentence
 
 __all__ = ["similarity_row"]
 
-_SLOTS = (ADJECTIVES, NOUNS, VERBS, PLACES)
-_WEIGHTS = (0.5, 2.0, 1.5, 1.0)
+_FIRST_CATEGORY = 0.65
 
 
 def similarity_row(random: Random) -> tuple[tuple[str, str], float]:
-    """Return ((sentence, sentence), score): 2 for the same noun, 1.5 verb, 1 place, 0.5 adjective; 0 to 5.
+    """Return two sentences and their similarity from 0 to 5.
 
-    Each word is drawn alike whether or not it is repeated: only the comparison of the two says anything.
+    The same noun counts 2.5 and one of the same category 1.5, the same verb 2 and one of the same category
+    1, the same adjective 0.5. Words are drawn alike for both sentences: only their comparison decides.
     """
-    first = [random.choice(words) for words in _SLOTS]
-    second = [
-        word if random.random() < 0.5 else random.choice(words)
-        for word, words in zip(first, _SLOTS, strict=True)
-    ]
-    score = sum(weight for a, b, weight in zip(first, second, _WEIGHTS, strict=True) if a == b)
-    return (_text(first), _text(second)), score
+    first, second = _words(random), _words(random)
+    (adjective, noun, verb), (other_adjective, other_noun, other_verb) = first, second
+    score = _compared(noun, other_noun, 2.5, 1.5) + _compared(verb, other_verb, 2.0, 1.0)
+    score += 0.5 * (adjective == other_adjective)
+    return (_text(*first), _text(*second)), score
 
 
-def _text(slots: list) -> str:
-    adjective, noun, verb, place = slots
-    return sentence("the", adjective, noun.singular, verb.singular, "in the", place)
+def _words(random: Random) -> tuple[str, Word, Word]:
+    return random.choice(ADJECTIVES), _word(random, NOUN_CATEGORIES), _word(random, VERB_CATEGORIES)
+
+
+def _word(random: Random, table: dict[Word, tuple[Word, ...]]) -> Word:
+    return random.choice(list(table.values())[random.random() >= _FIRST_CATEGORY])
+
+
+def _compared(word: Word, other: Word, same: float, sister: float) -> float:
+    return same if word == other else sister if ABOVE[word] == ABOVE[other] else 0.0
+
+
+def _text(adjective: str, noun: Word, verb: Word) -> str:
+    return sentence("the", adjective, noun.singular, verb.singular)
