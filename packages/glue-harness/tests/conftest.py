@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Keep tokenised data and hub caches away from the user's; small models are quickest on one thread."""
     import torch
 
+    from finetune_common.demo import rows
+
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "demo_rows", cache(rows.demo_rows))  # a hundred runs read the same rows
         patch.setenv("FINETUNE_CACHE", str(tmp_path_factory.mktemp("tokenised")))
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         patch.setenv("OMP_NUM_THREADS", "1")
