@@ -1,0 +1,43 @@
+"""Adam, AdaGrad and SGD clipped against heavy-tailed noise, and the tools that measure the tails."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from finetune_common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from clipped_adaptive import heavy_tails
+    from clipped_adaptive.algorithms import ALGORITHMS, from_paper
+    from clipped_adaptive.clipping import ClipReport, RunningQuantile
+    from clipped_adaptive.layers import layer_groups
+    from clipped_adaptive.optimizers import ClippedAdaGrad, ClippedAdam, ClippedSGD
+
+__all__ = [
+    "ALGORITHMS",
+    "ClipReport",
+    "ClippedAdaGrad",
+    "ClippedAdam",
+    "ClippedSGD",
+    "RunningQuantile",
+    "from_paper",
+    "heavy_tails",
+    "layer_groups",
+]
+
+_from_module = lazy_exports(
+    __name__,
+    {
+        "ALGORITHMS": ".algorithms",
+        "ClipReport": ".clipping",
+        "ClippedAdaGrad": ".optimizers",
+        "ClippedAdam": ".optimizers",
+        "ClippedSGD": ".optimizers",
+        "RunningQuantile": ".clipping",
+        "from_paper": ".algorithms",
+        "layer_groups": ".layers",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    return import_module(".heavy_tails", __name__) if name == "heavy_tails" else _from_module(name)

@@ -1,0 +1,170 @@
+"""Clipping: which tensors share a norm, at which level, and what was clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+
+__all__ = [
+    "CLIPS",
+    "ClipReport",
+    "Level",
+    "RunningQuantile",
+    "check_clipping",
+    "coefficients",
+    "norms_by_unit",
+]
+
+CLIPS = ("none", "global", "layer", "local", "elementwise")
+"""What shares a norm: nothing, all parameters of the optimizer, a layer, a tensor, an element."""
+
+
+@dataclass(frozen=True)
+class RunningQuantile:
+    """A clip level that follows the gradient: a quantile of the norms of past steps.
+
+        L_t = quantile_q(‖g_{t-1}‖, …, ‖g_{t-window}‖),    no clipping at the first step
+
+    Each layer or tensor with a norm of its own (`clip="layer"`, `"local"`) has its own quantile. Norms that
+    are not finite are left out. The norms are kept on the device, in the optimizer's `state_dict`.
+
+    Args:
+        q: The quantile, in (0, 1]; at 0.1 about nine steps in ten are clipped.
+        window: How many past steps count, at least 1.
+
+    Raises:
+        ConfigurationError: A number out of range.
+
+    Example:
+        >>> RunningQuantile(0.5, window=10)
+        RunningQuantile(q=0.5, window=10)
+
+    Source: the idea is AutoClip's (Seetharaman et al., 2020, arXiv 2007.14469), which counts the current
+    norm as well and all past ones.
+    """
+
+    q: float
+    window: int = 100
+
+    def __post_init__(self) -> None:
+        check_number("q", self.q, above=0, at_most=1)
+        check_number("window", self.window, at_least=1)
+
+    def level(self, norms: Tensor, labels: Sequence[int], units: int, state: dict[str, Any]) -> Tensor:
+        """Return this step's level of each unit and note its norm for later steps.
+
+        Args:
+            norms: One norm a unit that has a gradient.
+            labels: Which of all units they are.
+            units: How many units there are in all.
+            state: Where past norms are kept.
+
+        Returns:
+            One level a norm; NaN, which clips nothing, where there is no past norm.
+        """
+        past = state.get("past_norms")
+        if past is None or past.shape[0] != self.window:
+            past, state["clip_step"] = norms.new_full((self.window, 0), torch.nan), 0
+        if past.shape[1] < units:
+            past = torch.cat([past, past.new_full((self.window, units - past.shape[1]), torch.nan)], dim=1)
+        state["past_norms"] = past = past.to(norms.device, norms.dtype)
+        levels = torch.nanquantile(past, self.q, dim=0)
+        own = dict(zip(labels, norms.where(norms.isfinite(), torch.nan).unbind(), strict=True))
+        missing = norms.new_full((), torch.nan)
+        past[state["clip_step"] % self.window] = torch.stack([own.get(i, missing) for i in range(units)])
+        state["clip_step"] += 1
+        return _chosen(levels, labels)
+
+
+Level = float | Callable[[int], float] | RunningQuantile
+
+
+@dataclass(frozen=True)
+class ClipReport:
+    """What clipping did at a step.
+
+    Args:
+        share: Share of the tensors that were scaled down (`clip="elementwise"`: of the elements).
+        norm_before: Euclidean norm of the whole gradient before clipping.
+        norm_after: The same after clipping.
+    """
+
+    share: float
+    norm_before: float
+    norm_after: float
+
+
+def check_clipping(clip: str, max_norm: Level) -> None:
+    """Refuse a clip mode or level that cannot be used.
+
+    Raises:
+        ConfigurationError: Names the value, what is allowed and the remedy.
+
+    Example:
+        >>> check_clipping("loca", 1.0)
+        Traceback (most recent call last):
+        finetune_common.errors.ConfigurationError: clip='loca' is unknown: did you mean 'local'?
+    """
+    check_choice("clip", clip, CLIPS)
+    if isinstance(max_norm, RunningQuantile):
+        if clip == "elementwise":
+            raise ConfigurationError(
+                "max_norm=RunningQuantile(…) needs norms, and clip='elementwise' has none: give a number, or "
+                "clip='global', 'layer' or 'local'"
+            )
+    elif not callable(max_norm):
+        check_number("max_norm", max_norm, above=0)
+
+
+def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:
+    """Return the Euclidean norm of each unit, in order of first appearance.
+
+    Args:
+        norms: One norm a tensor.
+        labels: The unit of each tensor.
+
+    Example:
+        >>> norms_by_unit(torch.tensor([3.0, 5.0, 4.0]), ["a", "b", "a"])
+        tensor([5., 5.])
+    """
+    units = list(dict.fromkeys(labels))
+    if len(units) == len(labels):
+        return norms
+    if len(units) == 1:
+        return torch.linalg.vector_norm(norms).reshape(1)
+    parts = norms.unbind()
+    members = [[part for part, label in zip(parts, labels, strict=True) if label == unit] for unit in units]
+    return torch.stack([torch.linalg.vector_norm(torch.stack(member)) for member in members])
+
+
+def coefficients(norms: Tensor, labels: Sequence[Hashable], level: float | Tensor) -> Tensor:
+    """Return each tensor's factor, min(1, level/‖unit‖); a level of ∞ or NaN clips nothing.
+
+    Args:
+        norms: One norm a unit, as from `norms_by_unit`.
+        labels: The unit of each tensor.
+        level: For all units, or one a unit.
+
+    Example:
+        >>> coefficients(torch.tensor([5.0, 0.5]), ["a", "b", "a"], 1.0)
+        tensor([0.2000, 1.0000, 0.2000])
+    """
+    factors = torch.where(norms > level, level / norms, 1.0)
+    units = {unit: position for position, unit in enumerate(dict.fromkeys(labels))}
+    return _chosen(factors, [units[label] for label in labels])
+
+
+def _chosen(values: Tensor, positions: Sequence[int]) -> Tensor:
+    """Index without making the host wait for the device."""
+    if list(positions) == list(range(len(values))):
+        return values
+    if len(values) == 1:
+        return values.expand(len(positions))
+    parts = values.unbind()
+    return torch.stack([parts[position] for position in positions])
