@@ -8,6 +8,7 @@ from finetune_common.data import load_task, read_official
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import GLUE_TASKS, TASKS
 
+# ruff: noqa: E501, SIM905
 MNLI_HEADER = (
     "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse "
     "sentence2_parse sentence1 sentence2 label1 gold_label"
@@ -118,13 +119,17 @@ def test_labels_may_be_words_or_digits(tmp_path, name):
     task = TASKS[name]
     header = header or list(task.headerless)
     at = header.index(task.official_label)
-    rows = [[*row[:at], cell, *row[at + 1 :]] for i, word in enumerate(task.labels) for cell in (word, str(i))]
+    rows = [
+        [*row[:at], cell, *row[at + 1 :]] for i, word in enumerate(task.labels) for cell in (word, str(i))
+    ]
     path = write(tmp_path / "train.tsv", *([] if task.headerless else [header]), *rows)
     assert read_official(task, path)["label"] == [i for i in range(len(task.labels)) for _ in range(2)]
 
 
 def test_scores_are_numbers_from_0_to_5_inclusive(tmp_path):
-    path = write(tmp_path / "train.tsv", ["sentence1", "sentence2", "score"], ["a", "b", "0"], ["a", "b", "5.000"])
+    path = write(
+        tmp_path / "train.tsv", ["sentence1", "sentence2", "score"], ["a", "b", "0"], ["a", "b", "5.000"]
+    )
     assert read_official(TASKS["stsb"], path)["label"] == [0.0, 5.0]
 
 
@@ -225,7 +230,11 @@ def test_mnli_has_two_dev_sets_and_the_folders_names(tmp_path):
     with pytest.warns(UserWarning, match="official one 392702"):
         data = load_task("mnli", tmp_path)
     assert list(data) == ["train", "validation_matched", "validation_mismatched"]
-    assert [rows["premise"][0] for rows in data.values()] == ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"]
+    assert [rows["premise"][0] for rows in data.values()] == [
+        "train.tsv",
+        "dev_matched.tsv",
+        "dev_mismatched.tsv",
+    ]
     assert data["train"].features["label"].names == ["entailment", "neutral", "contradiction"]
 
 

@@ -59,6 +59,9 @@ def tokenize(
         raise ConfigurationError(f"tokenizer {type(tokenizer).__name__} has no fast form, which is needed")
     special = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2)
     check_number("max_length", max_length, above=special, at_most=tokenizer.model_max_length)
+    for split, rows in data.items():
+        if not len(rows):
+            raise ConfigurationError(f"{task.name}: {split} has no rows to tokenise")
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     folder = root / f"{task.name}-{_key(data, tokenizer, task, max_length)[:32]}"
     if not folder.is_dir():
