@@ -257,7 +257,7 @@ class AdamW8bit:
     def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer, or say what is missing."""
         try:
-            from bitsandbytes.optim import AdamW8bit
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigurationError(
                 "optimizer 'adamw-8bit' needs bitsandbytes, which is not installed: run "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 
+from rich.markup import escape
 from rich.table import Table
 
+from finetune_common.errors import ConfigurationError
 from finetune_common.slots import HOLDERS, available, find
 from finetune_common.tasks import TASKS
 from glue_harness.config import SLOTS
@@ -20,7 +22,10 @@ def list_methods() -> None:
     for slot in SLOTS:
         installed = available(slot)
         for name, point in installed.items():
-            said = (inspect.getdoc(find(slot, name)) or "").partition("\n")[0]
+            try:
+                said = (inspect.getdoc(find(slot, name)) or "").partition("\n")[0]
+            except ConfigurationError as error:
+                said = f"[red]{escape(str(error))}"
             table.add_row(slot, name, said, f"{point.dist.name} {point.dist.version}" if point.dist else "")
         for package, names in HOLDERS[slot].items():
             if missing := [name for name in names.split() if name not in installed]:

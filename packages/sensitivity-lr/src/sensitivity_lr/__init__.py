@@ -5,11 +5,23 @@ from typing import TYPE_CHECKING
 from finetune_common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from sensitivity_lr.analysis import SensitivityTracker, pruned, sensitivity, sparsity_curve
     from sensitivity_lr.groups import sage_names, sage_param_groups
     from sensitivity_lr.optimizers import SageAdamax, SageAdamW, SageSGD
     from sensitivity_lr.wrapper import Sage
 
-__all__ = ["Sage", "SageAdamW", "SageAdamax", "SageSGD", "sage_names", "sage_param_groups"]
+__all__ = [
+    "Sage",
+    "SageAdamW",
+    "SageAdamax",
+    "SageSGD",
+    "SensitivityTracker",
+    "pruned",
+    "sage_names",
+    "sage_param_groups",
+    "sensitivity",
+    "sparsity_curve",
+]
 
 __getattr__ = lazy_exports(
     __name__,
@@ -18,7 +30,11 @@ __getattr__ = lazy_exports(
         "SageAdamW": ".optimizers",
         "SageAdamax": ".optimizers",
         "SageSGD": ".optimizers",
+        "SensitivityTracker": ".analysis",
+        "pruned": ".analysis",
         "sage_names": ".groups",
         "sage_param_groups": ".groups",
+        "sensitivity": ".analysis",
+        "sparsity_curve": ".analysis",
     },
 )

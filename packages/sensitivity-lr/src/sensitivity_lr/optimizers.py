@@ -170,9 +170,9 @@ class SageAdamW(_SageAdam):
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         >>> optimizer = SageAdamW([w], lr=0.1, beta3=0.8, weight_decay=0.0)
-        >>> for _ in range(2):  # f = 0, then f > 0
+        >>> for scale in (1, 2):  # f = 0, then f > 0
         ...     optimizer.zero_grad()
-        ...     (w**3).sum().backward()
+        ...     (scale * w**3).sum().backward()
         ...     optimizer.step()
         ...     print(torch.equal(w, torch.tensor([1.0, -2.0])))
         True

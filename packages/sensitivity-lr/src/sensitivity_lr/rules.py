@@ -45,7 +45,7 @@ def sage_factor(
     """
     current = absolute(param * grad)
     variation = absolute(current - sensitivity) * remainder
-    sensitivity = lerp(sensitivity, current, weight)
+    sensitivity = sensitivity * remainder + current * weight
     if form == "paper":
         variation = variation + s
     return variation / (sensitivity + s), sensitivity

@@ -10,7 +10,15 @@ from finetune_common.errors import check_choice, check_number
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SageAdamOptions", "SageAdamWMethod", "SageAdamaxMethod", "SageSGDMethod", "SageSGDOptions"]
+__all__ = [
+    "SageAdamOptions",
+    "SageAdamWMethod",
+    "SageAdamaxMethod",
+    "SageSGDMethod",
+    "SageSGDOptions",
+    "SensitivityMonitor",
+    "SensitivityOptions",
+]
 
 FORMS = ("released", "paper")
 
@@ -114,3 +122,39 @@ class SageSGDMethod(_SageMethod):
     """SGD with sensitivity-guided learning rates (SAGE)."""
 
     name, optimizer, Options = "sage-sgd", "SageSGD", SageSGDOptions
+
+
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """The distribution of |parameter x gradient|.
+
+    Args:
+        every: Record each so many steps, from the first on, at least 1.
+        pattern: Regular expression of the names looked at; null for all that train.
+    """
+
+    every: int = 50
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("every", self.every, at_least=1)
+
+
+class SensitivityMonitor:
+    """Record the distribution of sensitivity over training."""
+
+    name, Options = "sensitivity", SensitivityOptions
+
+    def __init__(self, options: SensitivityOptions) -> None:
+        self.options = options
+
+    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        """Attach a tracker whose newest record goes into `metrics.jsonl`."""
+        from sensitivity_lr.analysis import SensitivityTracker
+
+        class Handle(SensitivityTracker):
+            def on_step(self, step: int) -> dict[str, Any]:
+                newest = self.records[-1] if self.records else {"step": None}
+                return {"sensitivity": newest} if newest["step"] == step else {}
+
+        return Handle(model, optimizer, **asdict(self.options))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_common.errors import ConfigurationError
-
 from glue_harness.console import console_for_reading
 from glue_harness.records import read_results
 from glue_harness.report.aggregate import summarise
