@@ -176,7 +176,8 @@ def available(slot: str) -> Mapping[str, EntryPoint]:
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise ConfigurationError(
-                f"{slot} {point.name!r} is offered by {other.value} and by {point.value}: uninstall one of them"
+                f"{slot} {point.name!r} is offered by {other.value} and by {point.value}: "
+                "uninstall one of them"
             )
     return found
 
@@ -189,11 +190,17 @@ def find(slot: str, name: str) -> type[Any]:
         name: The method's name, as on the command line.
 
     Raises:
-        ConfigurationError: Not installed (says which package holds it) or unknown (says what is there).
+        ConfigurationError: Not installed (says which package holds it), unknown (says what is there), or
+            its package is broken.
     """
     methods = available(slot)
     if name in methods:
-        return methods[name].load()
+        try:
+            return methods[name].load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{slot} {name!r} cannot be imported from {methods[name].value} ({error}): reinstall its package"
+            ) from error
     for package, names in HOLDERS[slot].items():
         if name in names.split():
             raise ConfigurationError(
