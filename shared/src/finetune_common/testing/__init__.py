@@ -1,0 +1,12 @@
+"""Contracts that every method of this project meets, importable by each package's tests."""
+
+from typing import TYPE_CHECKING
+
+from finetune_common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from finetune_common.testing.optimizers import OptimizerCase, check_optimizer
+
+__all__ = ["OptimizerCase", "check_optimizer"]
+
+__getattr__ = lazy_exports(__name__, dict.fromkeys(__all__, ".optimizers"))

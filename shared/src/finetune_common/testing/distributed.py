@@ -1,0 +1,92 @@
+"""Contracts on two processes (gloo, CPU)."""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+__all__ = ["check_two_processes"]
+
+
+def check_two_processes(
+    cls: Callable[..., torch.optim.Optimizer], settings: Sequence[dict[str, Any]]
+) -> None:
+    """Check an optimizer on two processes, with each of several settings.
+
+    Sharded parameters (DTensor) take the steps of whole ones; under DDP the processes stay equal.
+
+    Args:
+        cls: The optimizer's class.
+        settings: Keyword arguments of the optimizer, once for each check.
+
+    Raises:
+        AssertionError: In the process where a contract is broken.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_process, (port, cls, settings), nprocs=2)
+
+
+def _process(
+    rank: int, port: int, cls: Callable[..., torch.optim.Optimizer], settings: Sequence[dict[str, Any]]
+) -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        for own in settings:
+            _sharded_equals_whole(cls, own)
+            _replicas_stay_equal(cls, own, rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    whole = [nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(1))]
+    placements = [[Shard(0)], [Replicate()], [Shard(0)]]
+    sharded = [
+        nn.Parameter(distribute_tensor(param.detach().clone(), mesh, placement))
+        for param, placement in zip(whole, placements, strict=True)
+    ]
+    optimizers = cls(whole, **settings), cls(sharded, **settings)
+    for step in range(5):
+        torch.manual_seed(step + 1)
+        for param, shard, placement in zip(whole, sharded, placements, strict=True):
+            param.grad = torch.randn(param.shape)
+            shard.grad = distribute_tensor(param.grad.clone(), mesh, placement)
+        for optimizer in optimizers:
+            optimizer.step()
+    for param, shard in zip(whole, sharded, strict=True):
+        together: Tensor = shard.full_tensor()  # type: ignore[attr-defined]
+        torch.testing.assert_close(together, param.detach(), rtol=1e-6, atol=1e-7)
+
+
+def _replicas_stay_equal(
+    cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], rank: int
+) -> None:
+    torch.manual_seed(rank)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(4, 2))
+    before = model.module.weight.detach().clone()
+    optimizer = cls(model.parameters(), **settings)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(3, 4)).square().mean().backward()
+        optimizer.step()
+    for param in model.parameters():
+        both = [torch.empty_like(param) for _ in range(2)]
+        dist.all_gather(both, param.detach())
+        assert torch.equal(*both), "the replicas differ"
+    assert not torch.equal(before, model.module.weight)
