@@ -1,0 +1,18 @@
+"""What the tests across packages share."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A model of a few steps may predict one class only, which the metrics say in a warning."""
+    config.addinivalue_line("filterwarnings", "ignore:.*reported as 0.0:UserWarning")

@@ -1,0 +1,67 @@
+"""What the documentation shows runs: the examples in docstrings, and the Python blocks of every page."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [path.name for path in sorted([*ROOT.glob("shared/src/*"), *ROOT.glob("packages/*/src/*")])]
+
+
+def modules() -> list[str]:
+    """Every module of every package, by name, without importing it."""
+    found = []
+    for package in PACKAGES:
+        folders = [str(path) for path in ROOT.glob(f"*/src/{package}")] + [
+            str(path) for path in ROOT.glob(f"packages/*/src/{package}")
+        ]
+        found += [package, *(info.name for info in pkgutil.walk_packages(folders, f"{package}."))]
+    return [name for name in found if not name.endswith("__main__")]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `>>>` prints what the docstring says."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in PACKAGES:
+            raise
+        pytest.skip(f"needs {error.name}")
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def pages() -> list[Path]:
+    """Every page that has Python blocks."""
+    found = [ROOT / "README.md", *ROOT.glob("shared/README.md"), *ROOT.glob("packages/*/README.md")]
+    found += ROOT.glob("docs/**/*.md")
+    return sorted(page for page in found if page.exists() and blocks(page))
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """The ```python blocks of a page, each with the line it begins on."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        (text.count("\n", 0, match.start(1)) + 1, match[1])
+        for match in re.finditer(r"^```python *\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_of_a_page_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of a page share their names, as they do for its reader."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        for line, code in blocks(page):
+            exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
