@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import DatasetInfo, SplitDict, SplitInfo
+from datasets.arrow_writer import ArrowWriter
 
 from finetune_common.data import load_task
 
@@ -36,6 +38,38 @@ except ConfigurationError as error:
     assert len(done.stdout.splitlines()) == 1
     for part in ("'rte'", "nyu-mll/glue", "--data-dir", "glue-harness prepare"):
         assert part in done.stdout
+
+
+def test_what_was_fetched_before_is_found_offline(tmp_path):
+    """The cache that an earlier call leaves: one arrow file a split and the description of the data set."""
+    folder = tmp_path / "datasets" / "nyu-mll___glue" / "rte" / "0.0.0" / ("0" * 40)
+    folder.mkdir(parents=True)
+    demo = load_task("demo-entailment")
+    splits = SplitDict(dataset_name="glue")
+    for name, rows in demo.items():
+        writer = ArrowWriter(path=str(folder / f"glue-{name}.arrow"), features=rows.features)
+        writer.write_table(rows.data.table)
+        examples, size = writer.finalize()
+        splits.add(SplitInfo(str(name), num_bytes=size, num_examples=examples, dataset_name="glue"))
+    DatasetInfo(
+        features=demo["train"].features,
+        builder_name="parquet",
+        dataset_name="glue",
+        config_name="rte",
+        version="0.0.0",
+        splits=splits,
+    ).write_to_directory(str(folder))
+    code = """
+from finetune_common.data import load_task
+data = load_task("rte")
+print({name: (len(rows), rows.column_names, rows[0]["sentence1"]) for name, rows in data.items()})
+"""
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    columns = ["sentence1", "sentence2", "label", "idx"]
+    expected = {name: (len(rows), columns, rows[0]["sentence1"]) for name, rows in demo.items()}
+    assert done.stdout.strip() == str(expected)
+    assert "train has 2000 rows, the official one 2490" in done.stderr
 
 
 @pytest.mark.real

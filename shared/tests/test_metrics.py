@@ -138,7 +138,7 @@ HUMANS = {
     "rte": {"accuracy": 0.936},
     "wnli": {"accuracy": 0.959},
 }
-"""The human baseline's row of the GLUE leaderboard (Nangia and Bowman 2019), score 87.1."""
+"""The human baseline (Nangia and Bowman 2019), score 87.1. MNLI as two tasks gives 87.6, no WNLI 85.9."""
 
 
 def test_the_average_is_the_benchmarks():
