@@ -12,10 +12,9 @@ from finetune_common.errors import ConfigurationError, check_choice, check_numbe
 from noise_injection.attachment import GradientNoise, Plan, Row, reach
 from noise_injection.microbatch import MicroBatchVariance
 from noise_injection.moments import EmaVariance, RunningVariance
+from noise_injection.slots import VARIANCES
 
-__all__ = ["VARIANCES", "AdaptiveGradientNoise"]
-
-VARIANCES = ("microbatch", "running", "ema")
+__all__ = ["AdaptiveGradientNoise"]
 
 
 class AdaptiveGradientNoise(GradientNoise):
@@ -39,22 +38,22 @@ class AdaptiveGradientNoise(GradientNoise):
     of its own: with η = 0 a run equals the run without it bit for bit.
 
     Args:
-        optimizer: Any torch optimizer; the noise attaches itself to it. Attach when the model is on its device.
+        optimizer: Any torch optimizer; the noise attaches itself to it. The model is on its device by then.
         eta: Scale η of the variance, at least 0. With `scale_by_norm` its unit is 1/[gradient]², without it
             is a pure number.
         variance: Where V comes from: "microbatch", "running" or "ema".
         scale_by_norm: Whether ‖G‖₂ is a factor of the noise.
         seed: Seed of the noise, 0 or a positive integer; the same on all replicas.
-        process_group: The processes over which gradients are averaged, for "microbatch"; None for all. A group
-            of this process alone if training is distributed in another way.
+        process_group: The processes over which gradients are averaged, for "microbatch"; None for all. A
+            group of this process alone if training is distributed in another way.
 
     Attributes:
         eta: η; may be changed between steps.
         skipped: Steps without noise because they had a single micro-batch.
 
     Raises:
-        ConfigurationError: A setting is out of its range; or, at the first step, that step has one micro-batch
-            only ("microbatch"), or a gradient is sparse.
+        ConfigurationError: A setting is out of its range; at a step: the first one has one micro-batch only
+            ("microbatch"), or a gradient is sparse.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
@@ -116,7 +115,7 @@ class AdaptiveGradientNoise(GradientNoise):
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
-        """After the first step it is known if the optimizer keeps averages; if not, ours begin with its gradient."""
+        """After the first step: does the optimizer keep averages? If not, ours begin with its gradient."""
         if isinstance(self._source, EmaVariance) and not self._source.settled:
             self._source.settled = True
             self._run([plan for plan in self.plans(self._rows()) if self._source.owns(plan)], self._keys())

@@ -127,7 +127,7 @@ class GradientNoise:
         self._generator.set_state(state["generator"].cpu())
 
     def noise_to_gradient(self) -> float | None:
-        """Return ‖noise‖/‖G‖ of the last step over all parameters; None before a step with `measured = True`."""
+        """Return ‖noise‖/‖G‖ of the last step, over all parameters; None unless `measured` was set."""
         if not self._norms:
             return None
         noise, gradient = (sum(float(norm) for norm in norms) for norms in zip(*self._norms, strict=True))
@@ -208,8 +208,8 @@ class GradientNoise:
                 continue
             if param.grad.is_sparse:
                 raise ConfigurationError(
-                    f"parameter {index} of shape {tuple(param.shape)} has a sparse gradient, which noise would make "
-                    "dense: build its layer with sparse=False"
+                    f"parameter {index} of shape {tuple(param.shape)} has a sparse gradient, which "
+                    "noise would make dense: build its layer with sparse=False"
                 )
             gradient = local(param.grad)
             shared = gradient.is_contiguous()

@@ -59,7 +59,7 @@ def add_running(tensors: Sequence[Tensor], numbers: Tensor, keys: Tensor) -> Non
 
 
 def add_ema(tensors: Sequence[Tensor], numbers: Tensor, keys: Tensor) -> None:
-    """Gradient, m, v; scale, 1/unit, finite, debiasing factors: the noise of m and v, then their next value."""
+    """Gradient, m, v; scale, 1/unit, finite, debiasing factors: noise from m and v, then their next value."""
     gradient, first, second = tensors
     scale, unscale, finite, debias1, debias2 = numbers.unbind()
     new = average(first, second, gradient.to(first.dtype) * unscale)
@@ -153,8 +153,8 @@ def _compiled_or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
                     raise
                 _compiler_works = False
                 warnings.warn(
-                    "no working compiler: gradient noise runs several times slower; install a C++ compiler (CPU) "
-                    f"or triton (CUDA) ({type(error).__name__})",
+                    "no working compiler: gradient noise runs several times slower; install a C++ compiler "
+                    f"(CPU) or triton (CUDA) ({type(error).__name__})",
                     RuntimeWarning,
                     stacklevel=2,
                 )

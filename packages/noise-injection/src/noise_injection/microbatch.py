@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -95,8 +95,8 @@ class _Watch:
 class MicroBatchVariance:
     """Unbiased variance of u_i = N·c_i, where c_i is what micro-batch i of N adds to the gradient.
 
-    Between backward and step a gradient may be rescaled (averaged, unscaled, clipped by a norm). The factor is
-    that of the projection of G on the sum of the c_i, tensor by tensor, and the variance takes its square.
+    Between backward and step a gradient may be rescaled (averaged, unscaled, clipped by a norm). The factor
+    is that of the projection of G on the sum of the c_i, tensor by tensor; the variance takes its square.
 
     Args:
         parameters: Returns what to watch.
@@ -120,6 +120,8 @@ class MicroBatchVariance:
         for param in self.parameters():
             known = self._watches.get(param)
             if param.requires_grad and (known is None or not known.current):
+                if known is not None:
+                    known.handle.remove()
                 self._watches[param] = _Watch(param)
 
     def remove(self) -> None:
@@ -150,12 +152,12 @@ class MicroBatchVariance:
             return
         if self._window:
             raise ConfigurationError(
-                "variance='microbatch' needs two micro-batches or more a step, and this one had 1, whose variance is "
-                "exactly zero: accumulate gradients (--accumulate 2), or use variance='running' or 'ema'"
+                "variance='microbatch' needs two micro-batches or more a step, and this one had 1, whose "
+                "variance is exactly zero: accumulate gradients (--accumulate 2), or use variance='running' or 'ema'"
             )
         raise ConfigurationError(
-            "variance='microbatch' saw no gradient being accumulated: attach after model.to(device), fill gradients "
-            "with backward(), or (under FSDP) use variance='running' or 'ema'"
+            "variance='microbatch' saw no gradient being accumulated: attach after model.to(device), fill "
+            "gradients with backward(), or (under FSDP) use variance='running' or 'ema'"
         )
 
     def numbers(self, plans: list[Plan], sums: Tensor, reach: Tensor, unit: Tensor) -> Tensor:
@@ -170,9 +172,9 @@ class MicroBatchVariance:
         if bool((sines > UNLIKE).any()):
             self.checks = False
             warnings.warn(
-                "gradients are no rescaled sum of their micro-batches: something changed them element by element "
-                "between backward and step (clip_grad_value_, for one), or they were not averaged over the process "
-                "group; their variance is scaled by the closest single factor",
+                "gradients are no rescaled sum of their micro-batches: something changed them element by "
+                "element between backward and step (clip_grad_value_, for one), or they were not averaged "
+                "over the process group; their variance is scaled by the closest single factor",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -188,6 +190,6 @@ class MicroBatchVariance:
         """Return the counters; a window's statistics end with its step."""
         return {"skipped": self.skipped}
 
-    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
         """Continue after `steps` steps."""
         self.skipped, self.steps = state["skipped"], steps

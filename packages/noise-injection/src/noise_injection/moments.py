@@ -130,5 +130,6 @@ class EmaVariance(RunningVariance):
 
 
 def _debias(betas: list[tuple[float, float]], counts: Tensor) -> list[Tensor]:
-    """Return 1/(1-β^n) for each of the two averages; not finite before the first step, which lets noise be none."""
-    return [-1 / torch.expm1(counts * torch.tensor(own).log().to(counts)) for own in zip(*betas, strict=True)]
+    """Return 1/(1-β^n) for each of the two averages; infinite before the first step: no noise then."""
+    logs = [torch.tensor(own, dtype=torch.float64).log().to(counts) for own in zip(*betas, strict=True)]
+    return [-1 / torch.expm1(counts * log) for log in logs]

@@ -1,0 +1,168 @@
+"""The entry points of this package. Nothing here imports torch before a method is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+
+if TYPE_CHECKING:
+    import torch
+
+    from noise_injection.adaptive import AdaptiveGradientNoise
+    from noise_injection.annealed import AnnealedGradientNoise
+    from noise_injection.monitor import GradientNoiseMonitor
+    from noise_injection.released import ReleasedNoise
+
+__all__ = [
+    "AgniMethod",
+    "AgniOptions",
+    "AnnealedNoiseMethod",
+    "AnnealedNoiseOptions",
+    "GradientNoiseMonitorMethod",
+    "NoOptions",
+    "ReleasedAgniMethod",
+]
+
+VARIANCES = ("microbatch", "running", "ema")
+
+
+@dataclass(frozen=True)
+class AgniOptions:
+    """Adaptive gradient noise.
+
+    Args:
+        eta: Scale of the noise's variance, at least 0; 0 is no noise.
+        variance: Where the gradient's variance comes from: microbatch (needs --accumulate 2 or more, or
+            several processes), running or ema.
+        scale_by_norm: Whether the gradient's norm is a factor of the noise.
+        seed: Seed of the noise, at least 0; null for the run's own.
+    """
+
+    eta: float = 0.01
+    variance: str = "microbatch"
+    scale_by_norm: bool = True
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("eta", self.eta, at_least=0, below=inf)
+        check_choice("variance", self.variance, VARIANCES)
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class AnnealedNoiseOptions:
+    """Noise of variance eta / (1 + t)^gamma at step t.
+
+    Args:
+        eta: Variance at the first step, at least 0; 0 is no noise.
+        gamma: How fast the variance shrinks, at least 0.
+        seed: Seed of the noise, at least 0; null for the run's own.
+    """
+
+    eta: float = 0.01
+    gamma: float = 0.55
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("eta", self.eta, at_least=0, below=inf)
+        check_number("gamma", self.gamma, at_least=0, below=inf)
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """No options."""
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None:
+        check_number("seed", seed, at_least=0, below=2**63)
+
+
+def _seed(given: int | None) -> int:
+    """Return the seed: the run's own where none is given. Reading it draws nothing."""
+    import torch
+
+    return torch.initial_seed() % 2**63 if given is None else given
+
+
+class AgniMethod:
+    """Gaussian noise as large as the gradient's own variance (AGNI)."""
+
+    name = "agni"
+    Options = AgniOptions
+
+    def __init__(self, options: AgniOptions) -> None:
+        self.options = options
+
+    def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> AdaptiveGradientNoise:
+        """Attach to an optimizer whose step sees `accumulate` micro-batches on each process.
+
+        Raises:
+            ConfigurationError: Micro-batch variance of a single micro-batch.
+        """
+        from noise_injection.adaptive import AdaptiveGradientNoise
+        from noise_injection.microbatch import replicas
+
+        options = self.options
+        if options.variance == "microbatch" and accumulate * replicas() < 2:
+            raise ConfigurationError(
+                f"--accumulate {accumulate} gives agni one micro-batch a step, whose variance is exactly zero "
+                "(so is the released code's noise): use --accumulate 2 or more, or "
+                "--gradient.variance running or ema"
+            )
+        return AdaptiveGradientNoise(
+            optimizer, options.eta, options.variance, options.scale_by_norm, _seed(options.seed)
+        )
+
+
+class AnnealedNoiseMethod:
+    """Gaussian noise whose variance shrinks with the steps."""
+
+    name = "annealed-noise"
+    Options = AnnealedNoiseOptions
+
+    def __init__(self, options: AnnealedNoiseOptions) -> None:
+        self.options = options
+
+    def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> AnnealedGradientNoise:
+        """Attach to an optimizer; micro-batches do not matter."""
+        from noise_injection.annealed import AnnealedGradientNoise
+
+        options = self.options
+        return AnnealedGradientNoise(optimizer, options.eta, options.gamma, seed=_seed(options.seed))
+
+
+class ReleasedAgniMethod:
+    """What AGNI's released code does: no noise, and other random numbers for dropout."""
+
+    name = "agni-as-released"
+    Options = NoOptions
+
+    def __init__(self, options: NoOptions) -> None:
+        self.options = options
+
+    def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> ReleasedNoise:
+        """Attach to an optimizer; micro-batches do not matter."""
+        from noise_injection.released import ReleasedNoise
+
+        return ReleasedNoise(optimizer)
+
+
+class GradientNoiseMonitorMethod:
+    """Noise-to-gradient ratio and effective step size of every step."""
+
+    name = "gradient-noise"
+    Options = NoOptions
+
+    def __init__(self, options: NoOptions) -> None:
+        self.options = options
+
+    def attach(self, model: Any, optimizer: torch.optim.Optimizer) -> GradientNoiseMonitor:
+        """Attach after the noise."""
+        from noise_injection.monitor import GradientNoiseMonitor
+
+        return GradientNoiseMonitor(optimizer)

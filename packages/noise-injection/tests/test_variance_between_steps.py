@@ -1,0 +1,103 @@
+"""`running` is NumPy's variance of the recorded gradients; `ema` is max(0, v̂ - m̂²) from before the step."""
+
+import numpy as np
+import pytest
+import torch
+from known_gradients import standard_normal
+
+from noise_injection import AdaptiveGradientNoise, AnnealedGradientNoise
+
+ETA = 1e8
+SIZE = 300
+
+
+def gradients(steps, dtype, mean=2.0):
+    torch.manual_seed(0)
+    return [torch.randn(SIZE, dtype=torch.float64).add(mean).to(dtype) for _ in range(steps)]
+
+
+def noises(optimizer_class, variance, recorded, eta=ETA, **settings):
+    """What is added to each of the recorded gradients, over ε·‖G‖."""
+    param = torch.nn.Parameter(torch.zeros_like(recorded[0]))
+    optimizer = optimizer_class([param], lr=0.0, **settings)
+    AdaptiveGradientNoise(optimizer, eta, variance)
+    probe = torch.nn.Parameter(torch.zeros_like(param))
+    probing = torch.optim.SGD([probe], lr=0.0)
+    AnnealedGradientNoise(probing, 1.0, 0.0)
+    spreads, seen = [], []
+    for gradient in recorded:
+        param.grad, probe.grad = gradient.clone(), torch.zeros_like(probe)
+        probing.step()
+        optimizer.step()
+        noise = param.grad.double() - gradient.double()
+        spreads.append(noise / probe.grad.double() / gradient.double().norm() / eta**0.5)
+        seen.append(param.grad.clone())
+    return spreads, seen
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=str)
+def test_running_is_numpys_variance(dtype, tolerance):
+    recorded = gradients(6, dtype)
+    spreads, _ = noises(torch.optim.SGD, "running", recorded)
+    assert spreads[0].abs().max() == 0
+    for t in range(2, 7):
+        expected = np.var(torch.stack(recorded[:t]).double().numpy(), axis=0, ddof=1)
+        np.testing.assert_allclose(
+            spreads[t - 1].square().numpy(), expected, rtol=tolerance, atol=tolerance / 100
+        )
+
+
+def explicit_ema(seen, beta1=0.9, beta2=0.999):
+    t = len(seen)
+    seen = torch.stack([g.double() for g in seen])
+    powers = torch.arange(t - 1, -1, -1, dtype=torch.float64)[:, None]
+    m = ((1 - beta1) * beta1**powers * seen).sum(0) / (1 - beta1**t)
+    v = ((1 - beta2) * beta2**powers * seen.square()).sum(0) / (1 - beta2**t)
+    return (v - m.square()).clamp(min=0)
+
+
+def test_ema_without_adam_sees_the_gradient_before_noise():
+    recorded = gradients(6, torch.float64)
+    spreads, _ = noises(torch.optim.SGD, "ema", recorded)
+    assert spreads[0].abs().max() == 0
+    for t in range(2, 6):
+        torch.testing.assert_close(spreads[t].square(), explicit_ema(recorded[:t]), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam])
+def test_ema_reads_adams_own_averages_which_see_the_noise(optimizer_class):
+    recorded = gradients(6, torch.float64)
+    spreads, seen = noises(optimizer_class, "ema", recorded, eta=1e-3, betas=(0.8, 0.99))
+    assert spreads[0].abs().max() == 0
+    assert not seen[-1].equal(recorded[-1])
+    for t in range(2, 6):
+        expected = explicit_ema(seen[:t], 0.8, 0.99)
+        torch.testing.assert_close(spreads[t].square(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_ema_on_adamw_keeps_no_state_of_its_own():
+    param = torch.nn.Parameter(torch.zeros(1000))
+    optimizer = torch.optim.AdamW([param])
+    noise = AdaptiveGradientNoise(optimizer, 1.0, "ema")
+    for gradient in gradients(3, torch.float32):
+        param.grad = gradient.repeat(4)[:1000]
+        optimizer.step()
+    assert not noise.state_dict()["moments"]
+
+
+@pytest.mark.parametrize("variance", ["running", "ema"])
+def test_a_step_that_is_not_finite_leaves_no_trace(variance):
+    recorded = gradients(5, torch.float64)
+    broken = recorded[0].clone()
+    broken[7] = torch.nan
+    plain, _ = noises(torch.optim.SGD, variance, recorded[:2] + recorded[2:])
+    with_gap, seen = noises(torch.optim.SGD, variance, [*recorded[:2], broken, *recorded[2:]])
+    torch.testing.assert_close(seen[2], broken, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(with_gap[3].abs(), plain[2].abs(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(with_gap[4].abs(), plain[3].abs(), rtol=1e-9, atol=1e-12)
+
+
+def test_first_noise_of_the_probe_is_the_documented_one():
+    param = torch.zeros(10)
+    assert standard_normal(param).equal(standard_normal(param))
+    assert not standard_normal(param).equal(standard_normal(param, seed=1))
