@@ -1,0 +1,209 @@
+"""Throughput of the harness against transformers.Trainer on the same job, and against padding to 128.
+
+All train the same encoder on the same batches of CoLA with torch's fused AdamW, clipping at norm 1, the same
+decay groups and a linear schedule, logging every ten steps. They take turns in one process, in another order
+each round, so that a slow minute of the machine hits all. What is compared is the median over the rounds;
+the time is that of the steps, without loading, evaluation and checkpoints (for Trainer from the first step's
+begin to the last one's end).
+
+    python benchmarks/speed/harness.py --data-dir GLUE --model MODEL_FOLDER --output speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from finetune_common.data import Collator, epoch_batches
+from finetune_common.tasks import get_task
+from glue_harness import parse_mapping
+from glue_harness.evaluation import Evaluation
+from glue_harness.hardware import hardware, versions
+from glue_harness.methods import build_methods
+from glue_harness.models import load_model, load_tokenizer
+from glue_harness.progress import Progress
+from glue_harness.records import RunFolder
+from glue_harness.training import Data, Training
+
+TASK = get_task("cola")
+LONG = 128
+
+
+class StepsOnly(Training):
+    """A training that neither evaluates nor saves."""
+
+    def _evaluate(self) -> Evaluation:
+        return Evaluation({TASK.primary: 0.0}, {})
+
+    def _save(self) -> None:
+        pass
+
+
+class StepClock(transformers.TrainerCallback):
+    """Seconds from the first step's begin to the last one's end."""
+
+    began = ended = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the first."""
+        self.began = self.began or time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the newest."""
+        self.ended = time.perf_counter()
+
+
+class Job:
+    """Fine-tuning on CoLA for some steps, and the ways to do it.
+
+    Args:
+        options: The command line.
+        folder: Receives what the ways write.
+    """
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.tokenizer = load_tokenizer(options.model)
+        self.config = parse_mapping(
+            {
+                "task": TASK.name,
+                "model": options.model,
+                "data_dir": options.data_dir,
+                "output_dir": str(folder / "run"),
+                "batch_size": options.batch_size,
+                "max_steps": options.steps,
+                "max_length": LONG,
+                "overwrite": True,
+            }
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first read builds a cache
+            self.data = Data.load(self.config, self.tokenizer)
+
+    def _harness(self, data: Data) -> float:
+        config = self.config
+        with RunFolder(config) as folder, Progress(config) as progress:
+            training = StepsOnly(config, build_methods(config), data, self.tokenizer, folder, progress)
+            progress.start(0, training.plan.total, 0)
+            began = time.perf_counter()
+            training.train()
+            return time.perf_counter() - began
+
+    def harness(self) -> float:
+        """Padded to the longest row of each batch, as the harness does."""
+        return self._harness(self.data)
+
+    def harness_padded(self) -> float:
+        """Every batch padded to 128."""
+        collator = Collator(self.tokenizer, TASK, pad_to_multiple_of=LONG)
+        return self._harness(Data(self.data.datasets, self.data.lengths, collator))
+
+    def trainer(self) -> float:
+        """The Trainer with its padding collator, on the harness's batches."""
+        config, rows = self.config, self.data.datasets["train"]
+        order: list[int] = []
+        for epoch in itertools.count():
+            batches = epoch_batches(
+                self.data.lengths["train"], config.batch_size, seed=config.seed, epoch=epoch
+            )
+            order += [row for batch in batches if len(batch) == config.batch_size for row in batch]
+            if len(order) >= self.options.steps * config.batch_size:
+                break
+        arguments = transformers.TrainingArguments(
+            output_dir=str(self.folder / "trainer"),
+            per_device_train_batch_size=config.batch_size,
+            max_steps=self.options.steps,
+            learning_rate=config.optimizer["lr"],
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            optim="adamw_torch_fused",
+            lr_scheduler_type=config.schedule,
+            train_sampling_strategy="sequential",
+            logging_steps=config.log_every,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=config.seed,
+        )
+        clock = StepClock()
+        trainer = transformers.Trainer(
+            model=load_model(config.model, TASK, self.tokenizer),
+            args=arguments,
+            train_dataset=rows.select(order),
+            data_collator=transformers.DataCollatorWithPadding(self.tokenizer),
+            callbacks=[clock],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+        return clock.ended - clock.began
+
+
+def measure(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Time every way once unmeasured, then in turns; returns the seconds of each round."""
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for number in range(repeats):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds[name].append(ways[name]())
+    return seconds
+
+
+def main() -> None:
+    """Measure, print a table, and write the numbers where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data-dir", required=True, help="folder in the official GLUE layout")
+    parser.add_argument("--model", required=True, help="model folder or hub name")
+    parser.add_argument("--steps", type=int, default=60, help="steps of a round (60)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of a batch (32)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(options, Path(folder))
+        ways = {
+            "harness": job.harness,
+            "transformers.Trainer": job.trainer,
+            "harness, padded to 128": job.harness_padded,
+        }
+        seconds = measure(ways, options.repeats)
+
+    rows = options.steps * options.batch_size
+    medians = {name: median(values) for name, values in seconds.items()}
+    ratios = {name: value / medians["harness"] for name, value in medians.items()}
+    table = Table("way", "examples/s", "ms a step", "harness is faster by", title="fine-tuning on CoLA")
+    for name, value in medians.items():
+        milliseconds = 1000 * value / options.steps
+        table.add_row(name, f"{rows / value:.0f}", f"{milliseconds:.1f}", f"{ratios[name]:.2f}x")
+    Console().print(table)
+    if options.output:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        described = {name: getattr(options, name) for name in ("steps", "repeats", "batch_size")}
+        report = {
+            "settings": {**described, "model": Path(options.model).name, "task": TASK.name},
+            "seconds": seconds,
+            "examples_per_second": {name: rows / value for name, value in medians.items()},
+            "harness_faster_by": ratios,
+            "versions": versions(),
+            "hardware": hardware(device),
+        }
+        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
