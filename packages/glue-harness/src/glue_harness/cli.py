@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -137,10 +138,16 @@ def _main(argv: Sequence[str]) -> None:
     COMMANDS[options.command][0](options.rest)
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"glue-harness: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the status is 0, 2 for what cannot be used, 130 when interrupted."""
     try:
-        _main(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            _main(sys.argv[1:] if argv is None else argv)
     except ConfigurationError as error:
         print(f"glue-harness: {error}", file=sys.stderr)
         return 2

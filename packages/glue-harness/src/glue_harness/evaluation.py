@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from finetune_common.data import Collator, evaluation_batches, make_loader
 from finetune_common.metrics import compute_metrics
 from finetune_common.tasks import Task
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "History", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,28 @@ class Evaluation:
                 said = f"{row[0]:.9g}" if task.regression else task.labels[int(row.argmax())]
                 truth = f"{label:.6g}" if task.regression else task.labels[int(label)]
                 yield f"{prefix}{index}", truth, said, " ".join(f"{value:.9g}" for value in row)
+
+
+@dataclass
+class History:
+    """The evaluations of a run: the last one and the best one by the task's primary metric."""
+
+    primary: str
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Note an evaluation."""
+        self.entries.append({"step": step, "epoch": epoch, "metrics": dict(metrics)})
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The newest evaluation."""
+        return self.entries[-1]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The first evaluation with the highest primary metric."""
+        return max(self.entries, key=lambda entry: entry["metrics"][self.primary])
 
 
 def _scores(

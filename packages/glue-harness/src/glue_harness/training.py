@@ -11,114 +11,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device, set_seed
 
-from finetune_common.data import Collator, epoch_batches, load_task, make_loader, token_lengths, tokenize
+from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch, peak_memory_bytes
 from finetune_common.tasks import get_task
 from glue_harness import checkpoint
 from glue_harness.config import RunConfig
-from glue_harness.evaluation import Evaluation, evaluate
+from glue_harness.evaluation import Evaluation, History, evaluate
 from glue_harness.hardware import hardware, versions
 from glue_harness.methods import Methods, build_methods, method_versions
 from glue_harness.models import check_positions, load_model, load_tokenizer, parameter_groups
+from glue_harness.plan import Data, Plan
 from glue_harness.progress import Progress
 from glue_harness.records import SCHEMA, RunFolder
 
 __all__ = ["run"]
 
 PARTS = ("data", "forward", "backward", "gradient", "optimizer", "evaluation")
-
-
-@dataclass
-class Data:
-    """The tokenised splits of a task."""
-
-    datasets: Any
-    lengths: dict[str, np.ndarray]
-    collator: Collator
-
-    @classmethod
-    def load(cls, config: RunConfig, tokenizer: Any) -> Data:
-        """Load and tokenise; take the first rows of the seeded shuffle where a run wants fewer."""
-        task = get_task(config.task)
-        raw = load_task(task, data_dir=config.data_dir)
-        datasets = tokenize(raw, tokenizer, task, config.max_length)
-        if config.max_train_samples is not None:
-            rows = (
-                datasets["train"]
-                .shuffle(seed=config.seed)
-                .select(range(min(config.max_train_samples, len(datasets["train"]))))
-            )
-            datasets["train"] = rows
-        lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
-        pad_to = 8 if torch.cuda.is_available() else None
-        return cls(datasets, lengths, Collator(tokenizer, task, pad_to_multiple_of=pad_to))
-
-
-@dataclass
-class Plan:
-    """Where each optimizer step's rows are: step → epoch → window → micro-batches."""
-
-    config: RunConfig
-    lengths: np.ndarray
-    processes: int
-    total: int = field(init=False)
-    per_epoch: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        batches = math.ceil(len(self.lengths) / (self.config.batch_size * self.processes))
-        self.per_epoch = math.ceil(batches / self.config.accumulate)
-        self.total = self.config.max_steps or math.ceil(self.config.epochs * self.per_epoch)
-
-    def windows(self, step: int) -> list[list[list[int]]]:
-        """Return the windows that are left of the epoch in which a step is, over all processes."""
-        config = self.config
-        batches = epoch_batches(
-            self.lengths,
-            config.batch_size * self.processes,
-            seed=config.seed,
-            epoch=step // self.per_epoch,
-            group_by_length=config.group_by_length,
-        )
-        windows = [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
-        return windows[step % self.per_epoch : step % self.per_epoch + self.total - step]
-
-    def ends_epoch(self, step: int) -> bool:
-        """Say whether `step` steps are a whole number of epochs, or all of them."""
-        return step % self.per_epoch == 0 or step == self.total
-
-
-@dataclass
-class History:
-    """The evaluations of a run: the last one and the best one by the task's primary metric."""
-
-    primary: str
-    entries: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Note an evaluation."""
-        self.entries.append({"step": step, "epoch": epoch, "metrics": dict(metrics)})
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The newest evaluation."""
-        return self.entries[-1]
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The first evaluation with the highest primary metric."""
-        return max(self.entries, key=lambda entry: entry["metrics"][self.primary])
 
 
 def _accelerator(precision: str) -> Accelerator:

@@ -109,11 +109,14 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         settings[key] = flat
         groups.setdefault((result["task"], result["model"], key), []).append(result)
     varying = {
-        task: _varying([settings[key] for of_task, _, key in groups if of_task == task]) for task, _, _ in groups
+        task: _varying([settings[key] for of_task, _, key in groups if of_task == task])
+        for task, _, _ in groups
     }
     rows = []
     for (task, model, key), runs in groups.items():
-        last = {m: _mean_and_spread([r["metrics"]["last"][m] for r in runs]) for m in runs[0]["metrics"]["last"]}
+        last = {
+            m: _mean_and_spread([r["metrics"]["last"][m] for r in runs]) for m in runs[0]["metrics"]["last"]
+        }
         best = {m: _mean_and_spread([r["metrics"]["best"][m] for r in runs]) for m in last}
         rows.append(
             Row(

@@ -44,7 +44,9 @@ def plot_tasks(results: Sequence[Mapping[str, Any]], rows: Sequence[Row], folder
     by_folder = {result["folder"]: result for result in results}
     files = []
     for task in dict.fromkeys(row.task for row in rows):
-        figure, (curves, ends) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(3, 2))
+        figure, (curves, ends) = plt.subplots(
+            1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(3, 2)
+        )
         of_task = [row for row in rows if row.task == task]
         several_models = len({row.model for row in of_task}) > 1
         names = [f"{Path(r.model).name}, {r.setting}" if several_models else r.setting for r in of_task]
@@ -54,7 +56,9 @@ def plot_tasks(results: Sequence[Mapping[str, Any]], rows: Sequence[Row], folder
             marker = "o" if len(epochs) < 20 else None
             curves.plot(epochs, scores.mean(axis=0), color=colour, linestyle=line, marker=marker, label=name)
             if len(scores) > 1:
-                curves.fill_between(epochs, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, lw=0)
+                curves.fill_between(
+                    epochs, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, lw=0
+                )
             mean, spread = row.metrics[row.primary]
             ends.errorbar(mean, -number, xerr=spread, fmt="o", color=colour, capsize=4)
         metric = of_task[0].primary.replace("_", " ")

@@ -30,7 +30,9 @@ def _cells(row: Row) -> dict[str, str]:
         "model": Path(row.model).name,
         "setting": row.setting,
         "runs": str(len(row.seeds)),
-        "last": ", ".join(f"{name.replace('_', ' ')} {_with_spread(value)}" for name, value in row.metrics.items()),
+        "last": ", ".join(
+            f"{name.replace('_', ' ')} {_with_spread(value)}" for name, value in row.metrics.items()
+        ),
         "best": _with_spread(row.best[row.primary]),
         "examples/s": f"{row.examples_per_second:.0f}",
         "peak memory": f"{row.peak_memory_bytes / 2**20:.0f} MiB",
@@ -40,7 +42,9 @@ def _cells(row: Row) -> dict[str, str]:
 
 def print_summary(rows: Sequence[Row], console: Console) -> None:
     """Print one table of all rows; the best mean of each task is bold."""
-    table = Table(title="runs", caption="last: after the last step; best: the highest evaluation; ±: sd over seeds")
+    table = Table(
+        title="runs", caption="last: after the last step; best: the highest evaluation; ±: sd over seeds"
+    )
     numbers = ("runs", "examples/s", "peak memory", "trainable")
     for name in _cells(rows[0]):
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name == "task")
@@ -66,7 +70,13 @@ def _csv(rows: Sequence[Row]) -> str:
             best, best_spread = row.best[metric]
             writer.writerow(
                 [row.task, row.model, row.setting, " ".join(map(str, row.seeds)), metric, mean, spread, best]
-                + [best_spread, row.examples_per_second, row.peak_memory_bytes, row.trainable, " ".join(row.runs)]
+                + [
+                    best_spread,
+                    row.examples_per_second,
+                    row.peak_memory_bytes,
+                    row.trainable,
+                    " ".join(row.runs),
+                ]
             )
     return out.getvalue()
 
@@ -92,7 +102,9 @@ def print_run(result: Mapping[str, Any], folder: Path, finished_before: bool) ->
     """Print what came out of one run, and where it is."""
     console = console_for_reading()
     if finished_before:
-        console.print(f"{folder}: this run is finished, nothing was done; --overwrite starts anew", soft_wrap=True)
+        console.print(
+            f"{folder}: this run is finished, nothing was done; --overwrite starts anew", soft_wrap=True
+        )
     last, best = result["metrics"]["last"], result["metrics"]["best"]
     scores = ", ".join(f"{name} [bold]{value:.4f}[/bold]" for name, value in last.items())
     seconds = sum(result["seconds"].values())

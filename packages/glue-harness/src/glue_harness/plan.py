@@ -1,0 +1,75 @@
+"""A run's rows: tokenised, and assigned to its optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_common.data import Collator, epoch_batches, load_task, token_lengths, tokenize
+from finetune_common.tasks import get_task
+from glue_harness.config import RunConfig
+
+__all__ = ["Data", "Plan"]
+
+
+@dataclass
+class Data:
+    """The tokenised splits of a task."""
+
+    datasets: Any
+    lengths: dict[str, np.ndarray]
+    collator: Collator
+
+    @classmethod
+    def load(cls, config: RunConfig, tokenizer: Any) -> Data:
+        """Load and tokenise; take the first rows of the seeded shuffle where a run wants fewer."""
+        task = get_task(config.task)
+        raw = load_task(task, data_dir=config.data_dir)
+        datasets = tokenize(raw, tokenizer, task, config.max_length)
+        if config.max_train_samples is not None:
+            rows = (
+                datasets["train"]
+                .shuffle(seed=config.seed)
+                .select(range(min(config.max_train_samples, len(datasets["train"]))))
+            )
+            datasets["train"] = rows
+        lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
+        pad_to = 8 if torch.cuda.is_available() else None
+        return cls(datasets, lengths, Collator(tokenizer, task, pad_to_multiple_of=pad_to))
+
+
+@dataclass
+class Plan:
+    """Where each optimizer step's rows are: step → epoch → window → micro-batches."""
+
+    config: RunConfig
+    lengths: np.ndarray
+    processes: int
+    total: int = field(init=False)
+    per_epoch: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        batches = math.ceil(len(self.lengths) / (self.config.batch_size * self.processes))
+        self.per_epoch = math.ceil(batches / self.config.accumulate)
+        self.total = self.config.max_steps or math.ceil(self.config.epochs * self.per_epoch)
+
+    def windows(self, step: int) -> list[list[list[int]]]:
+        """Return the windows that are left of the epoch in which a step is, over all processes."""
+        config = self.config
+        batches = epoch_batches(
+            self.lengths,
+            config.batch_size * self.processes,
+            seed=config.seed,
+            epoch=step // self.per_epoch,
+            group_by_length=config.group_by_length,
+        )
+        windows = [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
+        return windows[step % self.per_epoch : step % self.per_epoch + self.total - step]
+
+    def ends_epoch(self, step: int) -> bool:
+        """Say whether `step` steps are a whole number of epochs, or all of them."""
+        return step % self.per_epoch == 0 or step == self.total
