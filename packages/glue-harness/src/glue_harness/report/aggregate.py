@@ -62,7 +62,7 @@ def _settings(result: Result) -> dict[str, Any]:
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the options that tell settings apart; a method's own only among settings that share the method."""
+    """Return the options that tell settings apart; a method's own only where the method is shared."""
 
     def values(name: str) -> dict[str, set[str]]:
         slot, _, option = name.partition(".")
@@ -108,16 +108,16 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         key = json.dumps(flat, sort_keys=True)
         settings[key] = flat
         groups.setdefault((result["task"], result["model"], key), []).append(result)
-    varying = {
-        task: _varying([settings[key] for of_task, _, key in groups if of_task == task])
-        for task, _, _ in groups
-    }
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for task, _, key in groups:
+        by_task.setdefault(task, []).append(settings[key])
+    varying = {task: _varying(present) for task, present in by_task.items()}
     rows = []
     for (task, model, key), runs in groups.items():
-        last = {
-            m: _mean_and_spread([r["metrics"]["last"][m] for r in runs]) for m in runs[0]["metrics"]["last"]
-        }
-        best = {m: _mean_and_spread([r["metrics"]["best"][m] for r in runs]) for m in last}
+        last, best = (
+            {m: _mean_and_spread([r["metrics"][when][m] for r in runs]) for m in runs[0]["metrics"][when]}
+            for when in ("last", "best")
+        )
         rows.append(
             Row(
                 task=task,

@@ -56,9 +56,8 @@ def plot_tasks(results: Sequence[Mapping[str, Any]], rows: Sequence[Row], folder
             marker = "o" if len(epochs) < 20 else None
             curves.plot(epochs, scores.mean(axis=0), color=colour, linestyle=line, marker=marker, label=name)
             if len(scores) > 1:
-                curves.fill_between(
-                    epochs, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, lw=0
-                )
+                low, high = scores.min(axis=0), scores.max(axis=0)
+                curves.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
             mean, spread = row.metrics[row.primary]
             ends.errorbar(mean, -number, xerr=spread, fmt="o", color=colour, capsize=4)
         metric = of_task[0].primary.replace("_", " ")

@@ -31,7 +31,7 @@ def _cells(row: Row) -> dict[str, str]:
         "setting": row.setting,
         "runs": str(len(row.seeds)),
         "last": ", ".join(
-            f"{name.replace('_', ' ')} {_with_spread(value)}" for name, value in row.metrics.items()
+            f"{metric.replace('_', ' ')} {_with_spread(value)}" for metric, value in row.metrics.items()
         ),
         "best": _with_spread(row.best[row.primary]),
         "examples/s": f"{row.examples_per_second:.0f}",
@@ -42,9 +42,8 @@ def _cells(row: Row) -> dict[str, str]:
 
 def print_summary(rows: Sequence[Row], console: Console) -> None:
     """Print one table of all rows; the best mean of each task is bold."""
-    table = Table(
-        title="runs", caption="last: after the last step; best: the highest evaluation; ±: sd over seeds"
-    )
+    caption = "last: after the last step; best: the highest evaluation; ±: sd over seeds"
+    table = Table(title="runs", caption=caption)
     numbers = ("runs", "examples/s", "peak memory", "trainable")
     for name in _cells(rows[0]):
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name == "task")
@@ -59,25 +58,29 @@ def print_summary(rows: Sequence[Row], console: Console) -> None:
 
 
 def _csv(rows: Sequence[Row]) -> str:
+    lines = [
+        {
+            "task": row.task,
+            "model": row.model,
+            "setting": row.setting,
+            "seeds": " ".join(map(str, row.seeds)),
+            "metric": metric,
+            "mean": mean,
+            "sd": spread,
+            "best_mean": row.best[metric][0],
+            "best_sd": row.best[metric][1],
+            "examples_per_second": row.examples_per_second,
+            "peak_memory_bytes": row.peak_memory_bytes,
+            "trainable_parameters": row.trainable,
+            "runs": " ".join(row.runs),
+        }
+        for row in rows
+        for metric, (mean, spread) in row.metrics.items()
+    ]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["task", "model", "setting", "seeds", "metric", "mean", "sd", "best_mean", "best_sd"]
-        + ["examples_per_second", "peak_memory_bytes", "trainable_parameters", "runs"]
-    )
-    for row in rows:
-        for metric, (mean, spread) in row.metrics.items():
-            best, best_spread = row.best[metric]
-            writer.writerow(
-                [row.task, row.model, row.setting, " ".join(map(str, row.seeds)), metric, mean, spread, best]
-                + [
-                    best_spread,
-                    row.examples_per_second,
-                    row.peak_memory_bytes,
-                    row.trainable,
-                    " ".join(row.runs),
-                ]
-            )
+    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return out.getvalue()
 
 
@@ -102,9 +105,8 @@ def print_run(result: Mapping[str, Any], folder: Path, finished_before: bool) ->
     """Print what came out of one run, and where it is."""
     console = console_for_reading()
     if finished_before:
-        console.print(
-            f"{folder}: this run is finished, nothing was done; --overwrite starts anew", soft_wrap=True
-        )
+        said = f"{folder}: this run is finished, nothing was done; --overwrite starts anew"
+        console.print(said, soft_wrap=True)
     last, best = result["metrics"]["last"], result["metrics"]["best"]
     scores = ", ".join(f"{name} [bold]{value:.4f}[/bold]" for name, value in last.items())
     seconds = sum(result["seconds"].values())
