@@ -119,7 +119,7 @@ def adagrad_case(mode, delay, norm):
         settings,
         adagrad_reference(mode, delay, norm, lr=0.05, start=start),
         convergent={"lr": 0.5, "weight_decay": 0.0, "eta": 1.0, "max_norm": 10.0}
-        | ({"initial_accumulator": 100.0, "lr": 1.0} if delay else {}),
+        | ({"initial_accumulator": 1e4} if delay else {}),
         costly=("adagrad", mode, delay, norm) in COSTLY,
     )
 

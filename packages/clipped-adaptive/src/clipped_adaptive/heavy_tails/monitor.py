@@ -1,0 +1,124 @@
+"""The tails of gradient noise during training."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from torch import Tensor, nn
+
+from clipped_adaptive.heavy_tails.noise import LossFunction, sample_gradient_noise
+from clipped_adaptive.heavy_tails.statistics import hill, outlier_ratios
+from finetune_common.errors import check_number
+
+__all__ = ["TailMonitor"]
+
+SMALLEST_SAMPLE = 8
+
+
+class TailMonitor:
+    """Measure, every N steps, how heavy the tails of the gradient noise are at the point reached.
+
+    It remembers the last batches that the model saw in training, as they were handed to the model, and
+    measures the distance of each one's gradient from the mean of all (`sample_gradient_noise`, evaluation
+    mode). That costs two passes a remembered batch, draws no random number and leaves the model and its
+    gradients alone.
+
+    Args:
+        model: The model in training; attach it before the first step.
+        every: Steps between two measurements.
+        batches: How many of the last (micro-)batches are remembered, at least 8. With few of them the ratios
+            are coarse: one outlier among 32 is ρ_mild = 9.
+        loss_fn: (model, (args, kwargs) of the model's forward) → mean loss; None takes `.loss` of the output,
+            as transformers models have it when `labels` are given.
+
+    Raises:
+        ConfigurationError: A number out of range.
+
+    Example:
+        >>> class Model(nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x).mean()
+        >>> model = Model(2, 1)
+        >>> monitor = TailMonitor(model, every=10, batches=8, loss_fn=lambda model, seen: model(*seen[0]))
+        >>> for step in range(1, 11):
+        ...     loss = model(torch.randn(4, 2))
+        ...     measured = monitor.on_step(step)
+        >>> sorted(measured)
+        ['tails.hill', 'tails.noise_max', 'tails.noise_median', 'tails.rho_extreme', 'tails.rho_mild']
+        >>> monitor.remove()
+    """
+
+    def __init__(
+        self, model: nn.Module, *, every: int = 200, batches: int = 32, loss_fn: LossFunction | None = None
+    ):
+        check_number("every", every, at_least=1)
+        check_number("batches", batches, at_least=SMALLEST_SAMPLE)
+        self.model, self.every, self.loss_fn = model, every, loss_fn or _own_loss
+        self._seen: deque[Any] = deque(maxlen=batches)
+        self._hook = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def _remember(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model.training:
+            self._seen.append((_detached(args), _detached(kwargs)))
+
+    def on_step(self, step: int) -> dict[str, float]:
+        """Measure, if it is time and the remembered batches are as many as asked for.
+
+        Args:
+            step: The number of optimizer steps taken.
+
+        Returns:
+            Empty, or `tails.rho_mild` and `tails.rho_extreme` (`outlier_ratios`), `tails.hill` over the
+            largest quarter of the norms, and the norms' median and maximum. Batches shorter than the longest
+            (the last of an epoch) are left out.
+        """
+        if step % self.every or len(self._seen) < (self._seen.maxlen or 0):
+            return {}
+        rows = [_first_rows(batch) for batch in self._seen]
+        whole = [batch for batch, own in zip(self._seen, rows, strict=True) if own == max(rows)]
+        if len(whole) < SMALLEST_SAMPLE:
+            return {}
+        norms = sample_gradient_noise(self.model, self.loss_fn, whole, len(whole)).cpu()
+        mild, extreme = outlier_ratios(norms)
+        return {
+            "tails.rho_mild": mild,
+            "tails.rho_extreme": extreme,
+            "tails.hill": hill(norms, max(1, len(norms) // 4)),
+            "tails.noise_median": norms.median().item(),
+            "tails.noise_max": norms.max().item(),
+        }
+
+    def remove(self) -> None:
+        """Detach from the model and forget the batches."""
+        self._hook.remove()
+        self._seen.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the remembered batches, so that a resumed run measures what an uninterrupted one would."""
+        return {"seen": [list(batch) for batch in self._seen]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the remembered batches."""
+        self._seen.clear()
+        self._seen.extend((tuple(args), kwargs) for args, kwargs in state_dict["seen"])
+
+
+def _own_loss(model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+    args, kwargs = batch
+    return model(*args, **kwargs).loss
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: _detached(entry) for key, entry in value.items()}
+    return tuple(map(_detached, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _first_rows(batch: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+    args, kwargs = batch
+    return next(
+        len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()
+    )

@@ -1,0 +1,171 @@
+"""Samples of gradient noise at a fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+
+__all__ = ["LossFunction", "sample_gradient_noise"]
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+def sample_gradient_noise(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Any],
+    n: int,
+    *,
+    dropout: str = "off",
+    seed: int = 0,
+) -> Tensor:
+    """Sample ‖∇f_B(θ) - ∇f(θ)‖, the distance of a mini-batch's gradient from the full one, at one point θ.
+
+    The full gradient is the mean over all rows of one pass through `batches`: each batch's gradient counts
+    by its rows. A second pass, and further ones until there are n, gives the norms. Only two gradients are
+    in memory at a time, whatever n is. A batch shorter than the first (the last of an epoch) counts in the
+    full gradient and gives no norm. The model, head included, is used as it is; parameters, buffers, `.grad`,
+    mode and the random state of the process are afterwards as they were, hooks on parameters do not fire.
+
+    Args:
+        model: The model; the parameters with `requires_grad` make up the gradient. On one device.
+        loss_fn: (model, batch) → mean loss over the batch's rows, a scalar.
+        batches: Goes through the data each time it is iterated. A loader that shuffles gives new mini-batches
+            at every pass; a list has no more norms to give than batches.
+        n: How many norms.
+        dropout: "off" for evaluation mode, "fixed" for training mode with the same random numbers for every
+            batch.
+        seed: Of those random numbers.
+
+    Returns:
+        n norms on the model's device, in the parameters' dtype (float32 for lower ones).
+
+    Raises:
+        ConfigurationError: No trainable parameter, no batch, too few batches, or `batches` that can be
+            iterated only once.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> rows = [torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[6.0]])]
+        >>> sample_gradient_noise(model, lambda model, x: model(x).mean(), rows, n=3)  # gradients 1, 2, 6
+        tensor([2., 1., 3.])
+    """
+    check_choice("dropout", dropout, ("off", "fixed"))
+    check_number("n", n, at_least=1)
+    if iter(batches) is batches:
+        raise ConfigurationError(
+            "batches can be iterated only once: pass a list or a loader, not a generator"
+        )
+    gradient = _Gradient(model, loss_fn, dropout, seed)
+    with gradient.running():
+        full, first_rows = _full_gradient(gradient, batches)
+        norms = [_distance(gradient(batch), full) for batch in _drawn(batches, first_rows, n)]
+    return torch.stack(norms)
+
+
+class _Gradient:
+    """The gradient of a batch with respect to stand-ins that share the parameters' memory."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, dropout: str, seed: int):
+        self.loss, self.dropout, self.seed = _Loss(model, loss_fn), dropout, seed
+        self.stand_ins = {
+            name: param.detach().requires_grad_()
+            for name, param in self.loss.named_parameters()
+            if param.requires_grad
+        }
+        if not self.stand_ins:
+            raise ConfigurationError("no parameter has requires_grad: there is no gradient to sample")
+
+    def __call__(self, batch: Any) -> tuple[Tensor, ...]:
+        buffers = {name: buffer.clone() for name, buffer in self.loss.named_buffers()}
+        with self._random_numbers(), torch.enable_grad():
+            loss = functional_call(self.loss, {**self.stand_ins, **buffers}, (batch,))
+        return torch.autograd.grad(loss, list(self.stand_ins.values()), materialize_grads=True)
+
+    @contextmanager
+    def _random_numbers(self) -> Iterator[None]:
+        device = next(iter(self.stand_ins.values())).device
+        fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with fork if self.dropout == "fixed" else nullcontext():
+            if self.dropout == "fixed":
+                torch.manual_seed(self.seed)
+            yield
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Put the modules in the mode of the measurement, and back."""
+        modes = {module: module.training for module in self.loss.modules()}
+        self.loss.train(self.dropout == "fixed")
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+class _Loss(nn.Module):
+    def __init__(self, model: nn.Module, loss_fn: LossFunction):
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss_fn(self.model, batch)
+
+
+def _full_gradient(gradient: _Gradient, batches: Iterable[Any]) -> tuple[list[Tensor], int]:
+    total, rows, first_rows = [], 0, 0
+    for batch in batches:
+        own = _rows(batch)
+        parts = [part.mul_(own) for part in gradient(batch)]
+        if not total:
+            total, first_rows = parts, own
+        else:
+            torch._foreach_add_(total, parts)
+        rows += own
+    if not total:
+        raise ConfigurationError("batches is empty: give at least one batch")
+    torch._foreach_div_(total, float(rows))
+    return total, first_rows
+
+
+def _drawn(batches: Iterable[Any], rows: int, n: int) -> Iterator[Any]:
+    drawn = 0
+    while drawn < n:
+        before = drawn
+        for batch in batches:
+            if _rows(batch) >= rows:
+                yield batch
+                drawn += 1
+                if drawn == n:
+                    return
+        if isinstance(batches, Sequence) or drawn == before:
+            raise ConfigurationError(
+                f"n={n}, and batches gives {drawn} mini-batches of {rows} rows: lower n, or pass a loader "
+                "that shuffles"
+            )
+
+
+def _rows(batch: Any) -> int:
+    """The number of rows: the length of the batch's first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    for value in values:
+        if isinstance(value, Tensor) or (isinstance(value, (Mapping, tuple, list)) and len(value)):
+            return _rows(value)
+    raise ConfigurationError(
+        f"a batch of type {type(batch).__name__} holds no tensor: its rows cannot be counted"
+    )
+
+
+def _distance(left: tuple[Tensor, ...], right: list[Tensor]) -> Tensor:
+    parts = torch._foreach_norm(torch._foreach_sub(left, right))
+    dtype = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(torch.stack([part.to(dtype) for part in parts]))
