@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from finetune_common.errors import ConfigurationError
-from finetune_common.optim import ElementwiseOptimizer, flat_row, whole_norms
+from finetune_common.optim import ElementwiseOptimizer, Rule, flat_row, run, whole_norms
 from finetune_common.optim.ops import add_scaled, clamp, maximum, sign, square_root
 from finetune_common.optim.rounding import round_stochastically
+from finetune_common.optim.run import _fused_at_once
 
 
 def scaled_sign_momentum(param, grad, buffer, *, lr, decay, scale, total):
@@ -90,6 +91,21 @@ def test_the_three_ways_agree_with_the_equation_norms_and_shared_state_included(
     params = parameters()
     train(ScaledSignMomentum(params, **running), params, range(8))
     assert_close(params, by_hand(range(8)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_one_compiled_call_for_all_tensors_does_what_a_gpu_step_does():
+    params, expected = parameters(), parameters()
+    rows, expected_rows = (
+        [[param.detach().view(-1), torch.ones(param.numel()), torch.zeros(param.numel())] for param in own]
+        for own in (params, expected)
+    )
+    rule, scalars = Rule(scaled_sign_momentum), {"lr": -0.1, "decay": 0.9, "total": 1.5}
+    for _ in range(3):
+        scales = torch.linspace(0.1, 0.9, len(rows))
+        _fused_at_once(rule, rows, scalars, {"scale": scales})
+        run("reference", rule, expected_rows, scalars, {"scale": scales})
+    assert_close(params, expected, 1e-6)
 
 
 @pytest.mark.parametrize("running", RUNNING[:2], ids=["reference", "foreach"])

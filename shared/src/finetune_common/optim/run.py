@@ -26,7 +26,7 @@ from torch import Tensor
 from finetune_common.optim.ops import TensorList, assign
 from finetune_common.optim.rounding import round_stochastically
 
-__all__ = ["PATHS", "Row", "Rule", "arithmetic_dtype", "run"]
+__all__ = ["PATHS", "Row", "Rule", "advance", "arithmetic_dtype", "run"]
 
 Row = list[Tensor]
 Scalars = Mapping[str, float]
@@ -80,7 +80,15 @@ def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
         PATHS[path](rule, rows, scalars, row_scalars)
 
 
-def _advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: int = 0) -> None:
+def advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: int = 0) -> None:
+    """Apply a rule once, in place: what is interpreted in the first two ways and compiled in the third.
+
+    Args:
+        rule: The update rule.
+        row: `[param, grad, *state]`: tensors, or a `TensorList` each.
+        scalars: Floats or 0-dimensional tensors by the rule's argument names, `salt` with a stochastic rule.
+        start: Position of the row's first element in its parameter.
+    """
     param, grad, *state = row
     scalars = dict(scalars)
     salt = scalars.pop("salt", None)
@@ -105,7 +113,7 @@ def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: R
     for i, row in enumerate(rows):
         own = {name: values[i] for name, values in row_scalars.items()}
         for start in range(0, row[0].numel(), block):
-            _advance(rule, [tensor[start : start + block] for tensor in row], {**scalars, **own}, start)
+            advance(rule, [tensor[start : start + block] for tensor in row], {**scalars, **own}, start)
 
 
 def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
@@ -120,7 +128,7 @@ def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: Row
             own = {
                 name: _unbound(values[indices[0] : indices[-1] + 1]) for name, values in row_scalars.items()
             }
-            _advance(rule, _columns([rows[i] for i in indices]), {**scalars, **own})
+            advance(rule, _columns([rows[i] for i in indices]), {**scalars, **own})
 
 
 def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
@@ -146,7 +154,8 @@ def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowSc
     if not _compiler_works:
         return eager(rule, rows, scalars, row_scalars)
     try:
-        _fused_by_device(rule, rows, scalars, row_scalars)
+        way = _fused_row_by_row if rows[0][0].device.type == "cpu" else _fused_at_once
+        way(rule, rows, scalars, row_scalars)
     except Exception as error:
         if not _is_about_the_compiler(error):
             raise
@@ -154,18 +163,23 @@ def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowSc
         eager(rule, rows, scalars, row_scalars)
 
 
-def _fused_by_device(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    param, grad = rows[0][:2]
-    names, values = tuple(scalars), list(scalars.values())
-    packed = torch.tensor(values, dtype=arithmetic_dtype(param.dtype), device=param.device)
-    key = (rule, names, tuple(row_scalars), param.dtype, grad.dtype)
-    if param.device.type == "cpu":
-        for row, own in _joined(rule, rows, row_scalars):
-            _compiled(*key, row[0].numel() > 2 * SMALL, False)(row, packed, own)
-    else:
-        _compiled(*key, True, True)(
-            list(map(list, zip(*rows, strict=True))), packed, list(row_scalars.values())
-        )
+def _fused_row_by_row(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+    """One compiled function for all lengths, called row by row: on a CPU calls are cheap, compiling is not."""
+    packed = _packed(rows, scalars)
+    for row, own in _joined(rule, rows, row_scalars):
+        key = (rule, tuple(scalars), tuple(row_scalars), row[0].dtype, row[1].dtype)
+        _compiled_row(*key, row[0].numel() > 2 * SMALL)(row, packed, own)
+
+
+def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+    """One compiled call a step: on a GPU a call costs more than the memory traffic of most tensors."""
+    key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype)
+    _compiled_rows(*key)(list(rows), _packed(rows, scalars), list(row_scalars.values()))
+
+
+def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
+    param = rows[0][0]
+    return torch.tensor(list(scalars.values()), dtype=arithmetic_dtype(param.dtype), device=param.device)
 
 
 def _joined(rule: Rule, rows: Sequence[Row], row_scalars: RowScalars) -> Iterator[tuple[Row, list[Tensor]]]:
@@ -186,34 +200,41 @@ def _joined(rule: Rule, rows: Sequence[Row], row_scalars: RowScalars) -> Iterato
 
 
 @cache
-def _compiled(
-    rule: Rule,
-    names: tuple[str, ...],
-    row_names: tuple[str, ...],
-    param_dtype: torch.dtype,
-    grad_dtype: torch.dtype,
-    large: bool,
-    lists: bool,
-) -> Callable[[list[Any], Tensor, list[Tensor]], None]:
-    """Compile a rule once for all lengths (`lists`: once for a list of rows).
+def _compiled_row(
+    rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any
+) -> Callable[[Row, Tensor, list[Tensor]], None]:
+    """Compile a rule for rows of any length.
 
-    The dtypes and `large` only keep compiled code apart: code is laid out (threads) for the first length it
-    meets.
+    Dtypes and size classes are kept apart: compiled code is laid out (threads) for the first row it meets.
     """
 
-    def step(row: list[Any], packed: Tensor, own: list[Tensor]) -> None:
-        if lists:
-            row = [TensorList(column) for column in row]
-            given = [_unbound(values) for values in own]
-        else:
-            given = own
+    def step(row: Row, packed: Tensor, own: list[Tensor]) -> None:
         scalars = dict(zip(names, packed.unbind(), strict=True))
-        _advance(rule, row, {**scalars, **dict(zip(row_names, given, strict=True))})
+        advance(rule, row, {**scalars, **dict(zip(row_names, own, strict=True))})
 
+    return _compile(step, rule, dynamic=True)
+
+
+@cache
+def _compiled_rows(
+    rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any
+) -> Callable[[list[Row], Tensor, list[Tensor]], None]:
+    """Compile a rule for a list of rows."""
+
+    def step(rows: list[Row], packed: Tensor, own: list[Tensor]) -> None:
+        scalars = dict(zip(names, packed.unbind(), strict=True))
+        for i, row in enumerate(rows):
+            values = [given[i] for given in own]
+            advance(rule, row, {**scalars, **dict(zip(row_names, values, strict=True))})
+
+    return _compile(step, rule, dynamic=False)
+
+
+def _compile(step: FunctionType, rule: Rule, dynamic: bool) -> Callable[..., None]:
     name = f"{rule.update.__name__}_{next(_serial)}"
     own_code = step.__code__.replace(co_name=name)  # torch counts recompilations by code object
     function = FunctionType(own_code, step.__globals__, name, None, step.__closure__)
-    return torch.compile(function, dynamic=not lists, fullgraph=True)
+    return torch.compile(function, dynamic=dynamic, fullgraph=True)
 
 
 _serial = count()

@@ -1,0 +1,253 @@
+"""Time of an optimizer's step against torch.optim's, on the parameter shapes of BERT-base (110 million).
+
+All optimizers step the same parameters in one process, taking turns in another order each round, so that a
+slow minute of the machine hits all; compared are the medians. Compile times are those of a process's first
+step beyond its later ones, in new processes: with an empty cache of torch's compiler (cold) and with a full
+one (warm). Needs 14 GB of memory.
+
+    python benchmarks/speed/optimizers.py --output benchmarks/speed/results/optimizers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LR = 1e-5
+HIDDEN, INNER, LAYERS, WORDS, POSITIONS, TYPES, LABELS = 768, 3072, 12, 30522, 512, 2, 2
+COMPILED = "SageAdamW fused"
+
+
+@dataclass(frozen=True)
+class Way:
+    """An optimizer, how it runs, and what its time is compared with."""
+
+    name: str
+    cls: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    against: str = ""
+    target: float | None = None
+
+    def build(self, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer."""
+        module, _, name = self.cls.partition(":")
+        return getattr(import_module(module), name)(params, lr=LR, **self.settings)
+
+
+ADAMW, FOREACH, ADAMAX, SGD = "torch AdamW fused", "torch AdamW foreach", "torch Adamax", "torch SGD fused"
+SAGE, CLIPPED = "sensitivity_lr:Sage", "clipped_adaptive:Clipped"
+WAYS = [
+    Way(ADAMW, "torch.optim:AdamW", {"fused": True}),
+    Way(FOREACH, "torch.optim:AdamW", {"foreach": True}),
+    Way("torch AdamW loop", "torch.optim:AdamW", {"foreach": False}),
+    Way(ADAMAX, "torch.optim:Adamax", {"foreach": False}),
+    Way(SGD, "torch.optim:SGD", {"fused": True, "momentum": 0.9}),
+    Way(COMPILED, f"{SAGE}AdamW", {"fused": True}, ADAMW, 1.6),
+    Way("SageAdamW foreach", f"{SAGE}AdamW", {"foreach": True}, FOREACH, 2.0),
+    Way("SageAdamW reference", f"{SAGE}AdamW", {"fused": False}, ADAMW),
+    Way("SageAdamax fused", f"{SAGE}Adamax", {"fused": True}, ADAMW, 1.6),
+    Way("SageSGD fused", f"{SAGE}SGD", {"fused": True, "momentum": 0.9}, SGD),
+    Way("ClippedAdam local fused", f"{CLIPPED}Adam", {"fused": True, "clip": "local"}, ADAMW, 1.4),
+    Way(
+        "ClippedAdam elementwise fused", f"{CLIPPED}Adam", {"fused": True, "clip": "elementwise"}, ADAMW, 1.25
+    ),
+]
+
+
+def shapes() -> list[tuple[int, ...]]:
+    """Return the shapes of BERT-base with a classification head, in order."""
+    linear = lambda inputs, outputs: [(outputs, inputs), (outputs,)]  # noqa: E731
+    norm = [(HIDDEN,), (HIDDEN,)]
+    attention = 4 * linear(HIDDEN, HIDDEN) + norm
+    layer = attention + linear(HIDDEN, INNER) + linear(INNER, HIDDEN) + norm
+    embeddings = [(WORDS, HIDDEN), (POSITIONS, HIDDEN), (TYPES, HIDDEN), *norm]
+    return embeddings + LAYERS * layer + linear(HIDDEN, HIDDEN) + linear(HIDDEN, LABELS)
+
+
+def parameters() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes()]
+
+
+def gradients(params: list[nn.Parameter]) -> list[Tensor]:
+    return [torch.randn_like(param) * 1e-3 for param in params]
+
+
+def set_gradients(params: list[nn.Parameter], grads: list[Tensor]) -> None:
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+
+
+def timed(step: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def measure(ways: list[Way], repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Time the steps in turns.
+
+    Returns:
+        Name → seconds of each round; name → state tensors a parameter.
+    """
+    params = parameters()
+    elements = sum(param.numel() for param in params)
+    sets = gradients(params), gradients(params)
+    optimizers = {way.name: way.build(params) for way in ways}
+    for grads in sets:
+        set_gradients(params, grads)
+        for optimizer in optimizers.values():
+            optimizer.step()
+    state = {
+        name: sum(x.numel() for s in optimizer.state.values() for x in s.values() if isinstance(x, Tensor))
+        / elements
+        for name, optimizer in optimizers.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
+    names = list(optimizers)
+    for number in range(repeats):
+        set_gradients(params, sets[number % 2])
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds[name].append(timed(optimizers[name].step))
+    return seconds, state
+
+
+def first_step() -> dict[str, float]:
+    """Return what a new process pays: seconds of compiling, and bytes held beside the state during a step."""
+    [way] = [way for way in WAYS if way.name == COMPILED]
+    params = parameters()
+    set_gradients(params, gradients(params))
+    optimizer = way.build(params)
+    first = timed(optimizer.step)
+    later = median(timed(optimizer.step) for _ in range(3))
+    result = {"seconds": first - later}
+    status = Path("/proc/self/status")
+    if status.exists():
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # start the peak anew
+        before = _kibibytes(status, "VmRSS")
+        optimizer.step()
+        result["temporary_tensors_a_parameter"] = (
+            (_kibibytes(status, "VmHWM") - before) * 1024 / sum(param.nbytes for param in params)
+        )
+    return result
+
+
+def _kibibytes(status: Path, name: str) -> int:
+    [line] = [line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1])
+
+
+def compile_times() -> dict[str, dict[str, float]]:
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
+        command = [sys.executable, __file__, "--first-step"]
+        return {
+            name: json.loads(
+                subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+            )
+            for name in ("cold", "warm")
+        }
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the markdown table of a report."""
+    lines = [
+        "| optimizer | ms a step | state tensors a parameter | ratio | target |",
+        "| --- | ---: | ---: | --- | --- |",
+    ]
+    for name, row in report["optimizers"].items():
+        ratio = f"{row['ratio']:.2f}x {row['against']}" if row["against"] else ""
+        target = f"≤ {row['target']}x" if row["target"] else ""
+        lines.append(
+            f"| {name} | {1000 * row['median_seconds']:.0f} | {row['state']:.0f} | {ratio} | {target} |"
+        )
+    machine, compiled = report["hardware"], report["compiling"]
+    lines += [
+        "",
+        f"{report['elements'] / 1e6:.0f} million parameters in {report['tensors']} tensors; medians of "
+        f"{report['repeats']} rounds in one process; {machine['processor']}, {machine['threads']} threads, "
+        f"torch {report['versions']['torch']}.",
+    ]
+    if compiled:
+        lines.append(
+            f"Compiling {COMPILED} takes {compiled['cold']['seconds']:.0f} s with an empty cache and "
+            f"{compiled['warm']['seconds']:.1f} s in the next process."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=15, help="rounds (15)")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="names of the table's rows; all by default")
+    parser.add_argument("--no-compiling", action="store_true", help="leave the compile times out")
+    parser.add_argument("--output", type=Path, help="JSON file to write, with the table (.md) beside it")
+    parser.add_argument("--first-step", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    if options.first_step:
+        print(json.dumps(first_step()))
+        return
+
+    installed = [way for way in WAYS if find_spec(way.cls.partition(":")[0])]
+    wanted = [way for way in installed if options.only is None or way.name in options.only]
+    needed = {way.against for way in wanted} | {way.name for way in wanted}
+    ways = [way for way in installed if way.name in needed]
+    compiling = {} if options.no_compiling else compile_times()
+    seconds, state = measure(ways, options.repeats)
+    medians = {name: median(values) for name, values in seconds.items()}
+    sizes = [torch.Size(shape).numel() for shape in shapes()]
+    report = {
+        "optimizers": {
+            way.name: {
+                "settings": way.settings,
+                "median_seconds": medians[way.name],
+                "seconds": seconds[way.name],
+                "state": state[way.name],
+                "against": way.against,
+                "ratio": medians[way.name] / medians[way.against] if way.against else None,
+                "target": way.target,
+            }
+            for way in ways
+        },
+        "compiling": compiling,
+        "repeats": options.repeats,
+        "elements": sum(sizes),
+        "tensors": len(sizes),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+    }
+    print(table(report))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        options.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
