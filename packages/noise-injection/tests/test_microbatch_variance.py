@@ -188,7 +188,7 @@ def test_elementwise_clipping_is_noticed():
         )
 
 
-@pytest.mark.parametrize("shape", [(6, 4, 3, 2), (0,), (1,)])
+@pytest.mark.parametrize("shape", [(6, 4, 3, 2), (1,), ()])
 def test_any_memory_layout(shape):
     param = torch.zeros(shape)
     if len(shape) == 4:
@@ -205,3 +205,13 @@ def test_any_memory_layout(shape):
     deviation = (explicit_variance(contributions).sqrt() * gradient.norm() * ETA**0.5).float()
     expected = deviation * standard_normal(param.detach().contiguous(), 3)
     torch.testing.assert_close(param.grad - gradient, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_an_empty_parameter_does_no_harm():
+    empty, other = torch.nn.Parameter(torch.zeros(0)), torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([empty, other], lr=0.0)
+    AdaptiveGradientNoise(optimizer, 1.0)
+    for i in range(2):
+        (empty.sum() + i * other.sum()).backward()
+    optimizer.step()
+    assert bool((other.grad != 1.0).all())

@@ -8,7 +8,7 @@ from noise_injection.released import ReleasedNoise
 
 
 def released_noise(accumulate, eta=0.01):
-    """Welford over the gradients collected since the last step, which are views of one buffer, then the noise."""
+    """Welford over the gradients collected since the last step, views of one buffer; then the noise."""
     torch.manual_seed(0)
     param = torch.nn.Parameter(torch.randn(50))
     collected = []

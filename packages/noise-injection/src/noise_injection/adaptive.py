@@ -118,7 +118,9 @@ class AdaptiveGradientNoise(GradientNoise):
         """After the first step: does the optimizer keep averages? If not, ours begin with its gradient."""
         if isinstance(self._source, EmaVariance) and not self._source.settled:
             self._source.settled = True
-            self._run([plan for plan in self.plans(self._rows()) if self._source.owns(plan)], self._keys())
+            plans = [plan for plan in self.plans(self._rows()) if self._source.owns(plan)]
+            no_keys = torch.zeros(len(list(self.parameters())), 3, dtype=torch.int32)
+            self._run(plans, no_keys, None)  # an optimizer that unscales has done so in place
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to draw the same noise: numbers and tensors only."""

@@ -170,23 +170,22 @@ class GradientNoise:
     @torch.no_grad()
     def _inject(self) -> None:
         self._norms = []
-        self._run(self.plans(self._rows()), self._keys())
+        self._run(self.plans(self._rows()), self._keys(), getattr(self.optimizer, "grad_scale", None))
         self.steps += 1
         self.after_injection()
 
-    def _run(self, plans: list[Plan], keys: Tensor) -> None:
+    def _run(self, plans: list[Plan], keys: Tensor, unit: Tensor | None) -> None:
         batches: dict[tuple[Any, ...], list[Plan]] = {}
         for plan in plans:
             batches.setdefault(plan.batch, []).append(plan)
         for (device, _, _), batch in batches.items():
-            self._run_batch(batch, keys.to(device))
+            self._run_batch(batch, keys.to(device), unit)
 
-    def _run_batch(self, plans: list[Plan], keys: Tensor) -> None:
+    def _run_batch(self, plans: list[Plan], keys: Tensor, unit: Tensor | None) -> None:
         dtype = plans[0].row.dtype
         groups = [shard_groups(plan.row.parameter) for plan in plans]
         local_sums = torch.stack([kernels.sums(plan.row.gradient, plan.compared, dtype) for plan in plans])
         sums = sum_over_shards(local_sums, groups)
-        unit = getattr(self.optimizer, "grad_scale", None)
         unit = sums.new_ones(()) if unit is None else unit.to(sums)
         numbers = self.numbers(plans, sums, unit)
         squares = []

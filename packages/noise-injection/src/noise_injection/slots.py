@@ -110,8 +110,8 @@ class AgniMethod:
         options = self.options
         if options.variance == "microbatch" and accumulate * replicas() < 2:
             raise ConfigurationError(
-                f"--accumulate {accumulate} gives agni one micro-batch a step, whose variance is exactly zero "
-                "(so is the released code's noise): use --accumulate 2 or more, or "
+                f"--accumulate {accumulate} gives agni one micro-batch a step, whose variance is exactly "
+                "zero (so is the released code's noise): use --accumulate 2 or more, or "
                 "--gradient.variance running or ema"
             )
         return AdaptiveGradientNoise(
