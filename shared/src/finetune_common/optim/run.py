@@ -164,7 +164,7 @@ def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowSc
 
 
 def _fused_row_by_row(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    """One compiled function for all lengths, called row by row: on a CPU calls are cheap, compiling is not."""
+    """One compiled function for all lengths, called row by row: calls are cheap on a CPU."""
     packed = _packed(rows, scalars)
     for row, own in _joined(rule, rows, row_scalars):
         key = (rule, tuple(scalars), tuple(row_scalars), row[0].dtype, row[1].dtype)
