@@ -136,6 +136,7 @@ class Job:
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
             seed=config.seed,
         )
         clock = StepClock()
