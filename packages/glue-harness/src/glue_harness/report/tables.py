@@ -84,9 +84,10 @@ def _csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Return a markdown table of all rows."""
-    cells = [_cells(row) for row in rows]
+def markdown(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """Return a markdown table of all rows, with all columns or those named."""
+    wanted = columns or list(_cells(rows[0]))
+    cells = [{name: _cells(row)[name] for name in wanted} for row in rows]
     lines = ["| " + " | ".join(cells[0]) + " |", "|" + " --- |" * len(cells[0])]
     lines += ["| " + " | ".join(value.replace("|", "\\|") for value in row.values()) + " |" for row in cells]
     return "\n".join(lines) + "\n"
