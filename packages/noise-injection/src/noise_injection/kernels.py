@@ -100,11 +100,11 @@ def sums(gradient: Tensor, mean: Tensor | None, dtype: torch.dtype) -> Tensor:
     if gradient.numel() == 0:
         return torch.zeros(1 if mean is None else 3, dtype=dtype, device=gradient.device)
     vectors = (gradient,) if mean is None else (gradient, mean)
-    products = _row_products if gradient.numel() < COMPILE_FROM else _compiled_or_eager(_row_products)
+    products = row_products if gradient.numel() < COMPILE_FROM else _compiled_or_eager(row_products)
     whole = gradient.numel() // ROW * ROW
     parts = [products([v[:whole].view(-1, ROW) for v in vectors], dtype)] if whole else []
     if whole < gradient.numel():
-        parts.append(_row_products([v[whole:].unsqueeze(0) for v in vectors], dtype))
+        parts.append(row_products([v[whole:].unsqueeze(0) for v in vectors], dtype))
     return torch.cat(parts, dim=1).sum(dim=1)
 
 
@@ -112,7 +112,7 @@ ROW = 2**12
 """Elements that are summed in one go: rounding errors grow with it."""
 
 
-def _row_products(vectors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def row_products(vectors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     vectors = [v.to(dtype) for v in vectors]
     pairs = [(a, b) for i, a in enumerate(vectors) for b in vectors[i:]]
     return torch.stack([(a * b).sum(dim=1) for a, b in pairs])

@@ -153,7 +153,8 @@ class MicroBatchVariance:
         if self._window:
             raise ConfigurationError(
                 "variance='microbatch' needs two micro-batches or more a step, and this one had 1, whose "
-                "variance is exactly zero: accumulate gradients (--accumulate 2), or use variance='running' or 'ema'"
+                "variance is exactly zero: accumulate gradients (--accumulate 2), or use variance='running' "
+                "or 'ema'"
             )
         raise ConfigurationError(
             "variance='microbatch' saw no gradient being accumulated: attach after model.to(device), fill "

@@ -1,0 +1,171 @@
+"""What gradient noise adds to a training step at BERT-base size (110 million parameters).
+
+A step is `--accumulate` forward and backward passes of `--batch-size` rows of `--length` tokens, and AdamW
+(fused). Every way has a model, an optimizer and a noise of its own; they take turns in one process, in
+another order each round, so that a slow minute of the machine hits all; compared are the medians. A first round,
+in which kernels are compiled and buffers allocated, is not counted. The second table has the kernels alone,
+and what they replace: `torch.randn` into a small buffer, and eager operations over whole tensors.
+Needs 16 GB of memory.
+
+    python benchmarks/speed/gradient_noise.py --output benchmarks/speed/results/gradient_noise.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
+
+from glue_harness.hardware import hardware, versions
+from noise_injection import AdaptiveGradientNoise, AnnealedGradientNoise, kernels
+from noise_injection.released import ReleasedNoise
+
+TARGET = 1.05
+PLAIN = "no noise"
+WAYS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    PLAIN: lambda optimizer: None,
+    "agni microbatch": lambda optimizer: AdaptiveGradientNoise(optimizer, variance="microbatch"),
+    "agni running": lambda optimizer: AdaptiveGradientNoise(optimizer, variance="running"),
+    "agni ema": lambda optimizer: AdaptiveGradientNoise(optimizer, variance="ema"),
+    "annealed": lambda optimizer: AnnealedGradientNoise(optimizer),
+    "draws of the released code": lambda optimizer: ReleasedNoise(optimizer),
+}
+
+
+@dataclass
+class Job:
+    """A model in training, with or without noise."""
+
+    name: str
+    options: argparse.Namespace
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        config = BertConfig(num_hidden_layers=self.options.layers)
+        self.model = BertForSequenceClassification(config).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.noise = WAYS[self.name](self.optimizer)
+        shape = (self.options.batch_size, self.options.length)
+        self.batch = {"input_ids": torch.randint(30522, shape), "labels": torch.randint(2, shape[:1])}
+
+    def step(self) -> float:
+        """Make one optimizer step; returns its seconds."""
+        began = time.perf_counter()
+        for _ in range(self.options.accumulate):
+            (self.model(**self.batch).loss / self.options.accumulate).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - began
+
+    def own_bytes(self) -> int:
+        """Return the bytes of the parameter-sized state that the noise keeps between steps."""
+        moments = self.noise.state_dict().get("moments", {}) if hasattr(self.noise, "state_dict") else {}
+        return sum(t.nbytes for own in moments.values() for t in own.values())
+
+
+def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time whole steps, each way in turn."""
+    jobs = [Job(name, options) for name in options.ways]
+    seconds: dict[str, list[float]] = {job.name: [] for job in jobs}
+    for number in range(options.rounds + 1):
+        for job in random.Random(number).sample(jobs, len(jobs)):
+            taken = job.step()
+            if number:
+                seconds[job.name].append(taken)
+    plain = median(seconds[PLAIN])
+    return [
+        {
+            "way": job.name,
+            "seconds": median(seconds[job.name]),
+            "added_seconds": median(seconds[job.name]) - plain,
+            "ratio": median(seconds[job.name]) / plain,
+            "target": TARGET,
+            "own_state_bytes": job.own_bytes(),
+            "all_seconds": seconds[job.name],
+        }
+        for job in jobs
+    ]
+
+
+def kernel_times(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time the kernels, and what they replace, on one tensor."""
+    size = options.elements
+    a, b, c = (torch.rand(size) for _ in range(3))
+    scale, count, keys = torch.tensor([1e-6]), torch.tensor([3.0]), torch.tensor([1, 2, 3], dtype=torch.int32)
+    generator, buffer = torch.Generator().manual_seed(0), torch.empty(kernels.BLOCK)
+
+    def randn_in_blocks() -> None:
+        for gradient, deviations in zip(a.split(kernels.BLOCK), b.split(kernels.BLOCK), strict=True):
+            noise = buffer[: len(gradient)].normal_(generator=generator)
+            gradient.addcmul_(noise, deviations.sqrt(), value=1e-6)
+
+    def welford_over_whole_tensors() -> None:
+        delta = c - a
+        a.add_(delta / 3)
+        b.add_(delta * (c - a))
+
+    ways: dict[str, Callable[[], Tensor | None]] = {
+        "copy": lambda: a.copy_(c),
+        "observe (Welford)": lambda: kernels.run(kernels.observe, [a, b, c], count, None),
+        "Welford, eager": welford_over_whole_tensors,
+        "norm and projection": lambda: kernels.sums(a, b, torch.float32),
+        "add noise": lambda: kernels.run(kernels.add_microbatch, [a, b], scale, keys),
+        "torch.randn in blocks": randn_in_blocks,
+        "torch.randn over the whole tensor": lambda: a.add_(torch.randn_like(a) * b.sqrt() * 1e-6),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(options.rounds + 1):
+        for name in random.Random(number).sample(list(ways), len(ways)):
+            began = time.perf_counter()
+            ways[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return [{"way": name, "ns_per_element": median(s) / size * 1e9} for name, s in seconds.items()]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of a micro-batch")
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--accumulate", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--elements", type=int, default=20_000_000, help="size of the tensor for the kernels")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--output", type=Path, help="JSON file")
+    options = parser.parse_args()
+    if PLAIN not in options.ways:
+        options.ways.insert(0, PLAIN)
+    torch.set_flush_denormal(True)
+    found = {"kernels": kernel_times(options), "steps": steps(options)}
+    for row in found["kernels"]:
+        print(f"{row['way']:36}{row['ns_per_element']:8.2f} ns/element")
+    for row in found["steps"]:
+        print(f"{row['way']:36}{row['seconds']:8.2f} s{row['ratio']:8.3f}{row['added_seconds']:+8.2f} s")
+    if options.output:
+        settings = {key: value for key, value in vars(options).items() if key != "output"}
+        report = {
+            **found,
+            "settings": settings,
+            "versions": versions(),
+            "hardware": hardware(torch.device("cpu")),
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

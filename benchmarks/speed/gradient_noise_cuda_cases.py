@@ -1,0 +1,58 @@
+"""The kernels of gradient noise, for a tool that lowers pure functions to CUDA kernels without a GPU.
+
+`CASES` maps a name to (function, make_args). Perfect is one kernel that moves as many bytes as its inputs and
+outputs hold; the norm's read is a case of its own (it needs a second, tiny kernel over the rows' sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noise_injection import kernels
+
+SIZE = 30522 * 768
+
+
+def case(
+    kernel: kernels.Kernel, tensors: int, numbers: int, dtype: torch.dtype = torch.float32
+) -> tuple[Callable[..., None], Callable[[], tuple[Any, ...]]]:
+    """Return a case: the gradient has `dtype`, what is kept beside it is float32."""
+
+    def function(*arguments: Tensor) -> None:
+        *own, row, keys = arguments
+        kernel(own, row, keys)
+
+    def make_args() -> tuple[Any, ...]:
+        dtypes = [dtype] + [torch.float32] * (tensors - 1)
+        own = [torch.empty(SIZE, dtype=kind, device="cuda") for kind in dtypes]
+        return *own, torch.empty(numbers, device="cuda"), torch.empty(3, dtype=torch.int32, device="cuda")
+
+    return function, make_args
+
+
+def sums_case(tensors: int) -> tuple[Callable[..., Tensor], Callable[[], tuple[Any, ...]]]:
+    def function(*vectors: Tensor) -> Tensor:
+        return kernels.row_products(vectors, torch.float32)
+
+    def make_args() -> tuple[Any, ...]:
+        rows = SIZE // kernels.ROW
+        return tuple(torch.empty(rows, kernels.ROW, device="cuda") for _ in range(tensors))
+
+    return function, make_args
+
+
+CASES = {
+    "observe": case(kernels.observe, 3, 1),
+    "microbatch": case(kernels.add_microbatch, 2, 1),
+    "microbatch bf16": case(kernels.add_microbatch, 2, 1, torch.bfloat16),
+    "running": case(kernels.add_running, 3, 4),
+    "ema": case(kernels.add_ema, 3, 5),
+    "ema on Adam's averages": case(kernels.add_adam, 3, 3),
+    "annealed": case(kernels.add_plain, 1, 1),
+    "norm": sums_case(1),
+    "norm and projection": sums_case(2),
+}
