@@ -92,19 +92,20 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def test_architecture_trains_and_evaluates(
     train: Callable[..., dict[str, Any]], model_folder: Path, tmp_path: Path, task: str
 ) -> None:
-    """One text and two classes; two texts and a number: sixteen rows are learnt."""
+    """One text and two classes; two texts and a number: eight rows are learnt."""
     result = train(
         task=task,
         model=str(model_folder),
-        batch_size=16,
-        max_train_samples=16,
-        max_steps=15,
+        batch_size=64,
+        max_train_samples=8,
+        max_steps=20,
         log_every=1,
-        optimizer={"name": "adamw", "lr": 1e-2},
+        schedule="constant",
+        optimizer={"name": "adamw", "lr": 2e-2},
     )
     logged = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert len(logged) == result["steps"] == 15
-    assert min(logged[-5:]) < 0.98 * logged[0]
+    assert len(logged) == result["steps"] == 20
+    assert min(logged[-5:]) < 0.95 * logged[0]
     assert set(result["metrics"]["last"]) == (
         {"matthews_correlation"} if task == "demo-acceptability" else {"pearson", "spearmanr"}
     )
