@@ -57,7 +57,7 @@ HOLDERS = {
         "activation-compression": "compress checkpoint offload compress+checkpoint",
         "glue-harness": "none",
     },
-    "gradient": {"noise-injection": "agni annealed-noise"},
+    "gradient": {"noise-injection": "agni agni-as-released annealed-noise"},
     "optimizer": {
         "sensitivity-lr": "sage-adamw sage-adamax sage-sgd",
         "clipped-adaptive": "clipped-adam clipped-adagrad clipped-sgd",

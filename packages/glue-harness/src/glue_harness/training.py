@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -273,6 +273,16 @@ class Training:
         }
 
 
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Treat denormal numbers as zero: second moments that fade away would slow a CPU down."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def run(config: RunConfig) -> dict[str, Any]:
     """Train a model on a task, or continue where an interrupted run stopped.
 
@@ -288,11 +298,10 @@ def run(config: RunConfig) -> dict[str, Any]:
     with RunFolder(config) as folder:
         if finished := folder.result():
             return finished
-        torch.set_flush_denormal(True)
         methods = build_methods(config)
         tokenizer = load_tokenizer(config.model)
         data = Data.load(config, tokenizer)
-        with Progress(config) as progress:
+        with _flushed_denormals(), Progress(config) as progress:
             training = Training(config, methods, data, tokenizer, folder, progress)
             training.restore()
             progress.start(training.step, training.plan.total, training.examples)

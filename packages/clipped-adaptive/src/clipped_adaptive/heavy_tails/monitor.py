@@ -36,6 +36,7 @@ class TailMonitor:
         ConfigurationError: A number out of range.
 
     Example:
+        >>> import torch
         >>> class Model(nn.Linear):
         ...     def forward(self, x):
         ...         return super().forward(x).mean()
