@@ -51,7 +51,7 @@ class ScaledSignMomentum(ElementwiseOptimizer):
 
 def parameters(dtype=torch.float32):
     torch.manual_seed(0)
-    shapes = [(4, 3), (), (5,), (70_001,), (1,), (2, 3, 4)]
+    shapes = [(4, 3), (), (5,), (140_001,), (1,), (2, 3, 4)]
     return [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
 
 

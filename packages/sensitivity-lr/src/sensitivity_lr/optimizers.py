@@ -260,14 +260,13 @@ class SageAdamax(_SageAdam):
     def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
         """The numbers of `rules.adamax`."""
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        decay = lr * group["weight_decay"]
         return {
             "step_size": lr if group["legacy"] else lr / (1 - beta1**step),
             "beta1_complement": 1 - beta1,
             "beta2": beta2,
             "eps": group["eps"],
-            "keep": 1 - decay,
-            "decay": decay,
+            "keep": 1 - lr * group["weight_decay"],
+            "weight_decay": group["weight_decay"],
             **(sage_scalars(group, group["eps"]) if group["sage"] else {}),
         }
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_common.optim.ops import Value, absolute, add_scaled, addcmul, lerp, maximum, square_root
+from finetune_common.optim.ops import (
+    Value,
+    absolute,
+    add_scaled,
+    addcdiv,
+    addcmul,
+    lerp,
+    maximum,
+    square_root,
+)
 
 __all__ = ["adamax", "adamw", "rescale", "sage_factor", "sgd"]
 
@@ -45,7 +54,7 @@ def sage_factor(
     """
     current = absolute(param * grad)
     variation = absolute(current - sensitivity) * remainder
-    sensitivity = sensitivity * remainder + current * weight
+    sensitivity = add_scaled(sensitivity * remainder, current, weight)
     if form == "paper":
         variation = variation + s
     return variation / (sensitivity + s), sensitivity
@@ -96,16 +105,16 @@ def adamw(
         θ, m, v and, with sensitivity, Î.
     """
     exp_avg = lerp(exp_avg, grad, beta1_complement)
-    exp_avg_sq = addcmul(exp_avg_sq * beta2, grad * beta2_complement, grad)
-    if legacy:
-        step = exp_avg * (step_size * root) / (square_root(exp_avg_sq) + eps)
-    else:
-        step = exp_avg * step_size / (square_root(exp_avg_sq) / root + eps)
-    state: tuple[Value, ...] = (exp_avg, exp_avg_sq)
+    exp_avg_sq = addcmul(exp_avg_sq * beta2, grad, grad, beta2_complement)
+    direction, state = exp_avg, (exp_avg, exp_avg_sq)
     if sensitivity is not None:
         factor, sensitivity = sage_factor(param, grad, sensitivity, **sage)
-        step, state = step * factor, (*state, sensitivity)
-    return ((param - step) * keep if legacy else param * keep - step), *state
+        direction, state = exp_avg * factor, (*state, sensitivity)
+    if legacy:
+        param = addcdiv(param, direction, square_root(exp_avg_sq) + eps, -step_size * root) * keep
+    else:
+        param = addcdiv(param * keep, direction, square_root(exp_avg_sq) / root + eps, -step_size)
+    return param, *state
 
 
 def adamax(
@@ -120,7 +129,7 @@ def adamax(
     beta2: Any,
     eps: Any,
     keep: Any,
-    decay: Any,
+    weight_decay: Any,
     legacy: bool,
     **sage: Any,
 ) -> tuple[Value, ...]:
@@ -143,7 +152,7 @@ def adamax(
         beta2: β₂.
         eps: ε.
         keep: 1 - lr λ.
-        decay: lr λ.
+        weight_decay: λ.
         legacy: See above.
         **sage: The keyword arguments of `sage_factor`.
 
@@ -152,14 +161,14 @@ def adamax(
     """
     exp_avg = lerp(exp_avg, grad, beta1_complement)
     exp_inf = maximum(exp_inf * beta2, absolute(grad) + eps)
-    step = exp_avg * step_size / (exp_inf + eps if legacy else exp_inf)
-    if legacy:
-        step = step + param * decay
-    state: tuple[Value, ...] = (exp_avg, exp_inf)
+    direction = exp_avg / (exp_inf + eps) + param * weight_decay if legacy else exp_avg
+    state = (exp_avg, exp_inf)
     if sensitivity is not None:
         factor, sensitivity = sage_factor(param, grad, sensitivity, **sage)
-        step, state = step * factor, (*state, sensitivity)
-    return (param - step if legacy else param * keep - step), *state
+        direction, state = direction * factor, (*state, sensitivity)
+    if legacy:
+        return add_scaled(param, direction, -step_size), *state
+    return addcdiv(param * keep, direction, exp_inf, -step_size), *state
 
 
 def sgd(

@@ -16,6 +16,7 @@ __all__ = [
     "TensorList",
     "absolute",
     "add_scaled",
+    "addcdiv",
     "addcmul",
     "assign",
     "clamp",
@@ -89,11 +90,22 @@ def lerp(start: Value, end: Value, weight: Scalar) -> Value:
     return start + (end - start) * weight
 
 
-def addcmul(start: Value, left: Value, right: Value) -> Value:
-    """start + left · right."""
+def addcmul(start: Value, left: Value, right: Value, scale: Scalar = 1.0) -> Value:
+    """start + scale · left · right."""
+    if not isinstance(scale, float):
+        return start + left * scale * right
     if not isinstance(start, TensorList):
-        return torch.addcmul(start, left, right)
-    return TensorList(torch._foreach_addcmul(start.tensors, left.tensors, right.tensors))
+        return torch.addcmul(start, left, right, value=scale)
+    return TensorList(torch._foreach_addcmul(start.tensors, left.tensors, right.tensors, scale))
+
+
+def addcdiv(start: Value, left: Value, right: Value, scale: Scalar = 1.0) -> Value:
+    """start + scale · left / right."""
+    if not isinstance(scale, float):
+        return start + left * scale / right
+    if not isinstance(start, TensorList):
+        return torch.addcdiv(start, left, right, value=scale)
+    return TensorList(torch._foreach_addcdiv(start.tensors, left.tensors, right.tensors, scale))
 
 
 def add_scaled(start: Value, other: Value, scale: Scalar) -> Value:

@@ -32,8 +32,8 @@ Row = list[Tensor]
 Scalars = Mapping[str, float]
 RowScalars = Mapping[str, Tensor]
 
-BLOCK = {"cpu": 2**16}
-"""Elements that eager code handles at a time: temporaries stay in the cache of a CPU."""
+BLOCK = {"cpu": 2**17}
+"""Elements that eager code handles at a time: temporaries stay in the caches of a CPU."""
 BLOCK_ELSEWHERE = 2**22
 SMALL = 2**13
 """Rows of at most this many elements are joined before a compiled call."""
@@ -112,8 +112,9 @@ def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: R
     block = BLOCK.get(rows[0][0].device.type, BLOCK_ELSEWHERE)
     for i, row in enumerate(rows):
         own = {name: values[i] for name, values in row_scalars.items()}
-        for start in range(0, row[0].numel(), block):
-            advance(rule, [tensor[start : start + block] for tensor in row], {**scalars, **own}, start)
+        pieces = zip(*(tensor.split(block) for tensor in row), strict=True)
+        for number, piece in enumerate(pieces):
+            advance(rule, piece, {**scalars, **own}, number * block)
 
 
 def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
