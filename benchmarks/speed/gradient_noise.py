@@ -2,9 +2,9 @@
 
 A step is `--accumulate` forward and backward passes of `--batch-size` rows of `--length` tokens, and AdamW
 (fused). Every way has a model, an optimizer and a noise of its own; they take turns in one process, in
-another order each round, so that a slow minute of the machine hits all; compared are the medians. A first round,
-in which kernels are compiled and buffers allocated, is not counted. The second table has the kernels alone,
-and what they replace: `torch.randn` into a small buffer, and eager operations over whole tensors.
+another order each round, so that a slow minute of the machine hits all; compared are the medians. A first
+round, in which kernels are compiled and buffers allocated, is not counted. The second table has the kernels
+alone, and what they replace: `torch.randn` into a small buffer, and eager operations over whole tensors.
 Needs 16 GB of memory.
 
     python benchmarks/speed/gradient_noise.py --output benchmarks/speed/results/gradient_noise.json

@@ -2,11 +2,14 @@
 
 import warnings
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
+from finetune_common.errors import ConfigurationError
 from noise_injection import AdaptiveGradientNoise, AnnealedGradientNoise
 from noise_injection.slots import AgniMethod, AgniOptions
 
@@ -82,6 +85,26 @@ def check_shards(rank):
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 4 / 10_000**0.5
 
 
+def check_fully_sharded(rank):
+    mesh = init_device_mesh("cpu", (2,))
+
+    def step(variance):
+        net = linear()
+        fully_shard(net, mesh=mesh)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        AdaptiveGradientNoise(optimizer, 1.0, variance)
+        for x in batches(2):
+            net(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert all(p.full_tensor().isfinite().all() for p in net.parameters())
+
+    step("running")
+    step("ema")
+    with pytest.raises(ConfigurationError, match="under FSDP"):
+        step("microbatch")
+
+
 def check_annealed(rank):
     param = nn.Parameter(torch.zeros(50))
     optimizer = torch.optim.SGD([param], lr=1.0)
@@ -102,6 +125,7 @@ def process(rank, port, cases):
         for variance, micro, expected in cases:
             check_replicas(rank, expected, variance, micro)
         check_shards(rank)
+        check_fully_sharded(rank)
         check_annealed(rank)
     finally:
         dist.destroy_process_group()
