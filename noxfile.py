@@ -29,10 +29,11 @@ def quickstart(session: nox.Session) -> None:
     """Fine-tune a tiny model three times on a demo task, and compare: table and chart in runs/quickstart."""
     install(session, "./shared[data]", "./packages/glue-harness")
     folder = Path("runs/quickstart")
-    for optimizer, rate in (("adamw", "2e-3"), ("sgd", "0.1"), ("adagrad", "1e-2")):
+    for optimizer, rate in (("adamw", "2e-3"), ("sgd", "0.03"), ("adagrad", "3e-3")):
         session.run(
             *("glue-harness", "run", "--task", "demo-similarity", "--model", "demo"),
-            *("--optimizer", optimizer, "--optimizer.lr", rate, "--epochs", "4", "--seed", "41"),
+            *("--optimizer", optimizer, "--optimizer.lr", rate, "--epochs", "4"),
+            *("--batch-size", "16", "--warmup", "0.1", "--seed", "41"),
             *("--output-dir", str(folder / optimizer)),
         )
     session.run("glue-harness", "report", str(folder), "--output-dir", str(folder / "report"))
