@@ -148,6 +148,18 @@ def test_removed_noise_leaves_nothing_behind(variance):
     assert gone() is None
 
 
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_a_dropped_optimizer_takes_its_noise_and_model_with_it(variance):
+    net = model()
+    optimizer = build("adamw", net)
+    gone = weakref.ref(AdaptiveGradientNoise(optimizer, 1.0, variance)), weakref.ref(net[0].weight)
+    train(net, optimizer, 2)
+    assert all(reference() is not None for reference in gone)
+    del net, optimizer
+    gc.collect()
+    assert all(reference() is None for reference in gone)
+
+
 def test_a_copied_optimizer_and_model_are_free_of_noise():
     net = model()
     optimizer = build("sgd", net)
