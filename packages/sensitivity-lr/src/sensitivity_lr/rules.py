@@ -53,11 +53,13 @@ def sage_factor(
         (tensor([3.]), tensor([0.2500]))
     """
     current = absolute(param * grad)
-    variation = absolute(current - sensitivity) * remainder
+    variation = absolute(current - sensitivity)
+    variation *= remainder
     sensitivity = add_scaled(sensitivity * remainder, current, weight)
     if form == "paper":
-        variation = variation + s
-    return variation / (sensitivity + s), sensitivity
+        variation += s
+    variation /= sensitivity + s
+    return variation, sensitivity
 
 
 def adamw(
@@ -106,15 +108,18 @@ def adamw(
     """
     exp_avg = lerp(exp_avg, grad, beta1_complement)
     exp_avg_sq = addcmul(exp_avg_sq * beta2, grad, grad, beta2_complement)
+    denominator = square_root(exp_avg_sq)
+    if not legacy:
+        denominator /= root
+    denominator += eps
     direction, state = exp_avg, (exp_avg, exp_avg_sq)
     if sensitivity is not None:
         factor, sensitivity = sage_factor(param, grad, sensitivity, **sage)
-        direction, state = exp_avg * factor, (*state, sensitivity)
+        factor *= exp_avg
+        direction, state = factor, (*state, sensitivity)
     if legacy:
-        param = addcdiv(param, direction, square_root(exp_avg_sq) + eps, -step_size * root) * keep
-    else:
-        param = addcdiv(param * keep, direction, square_root(exp_avg_sq) / root + eps, -step_size)
-    return param, *state
+        return addcdiv(param, direction, denominator, -step_size * root) * keep, *state
+    return addcdiv(param * keep, direction, denominator, -step_size), *state
 
 
 def adamax(
@@ -165,7 +170,8 @@ def adamax(
     state = (exp_avg, exp_inf)
     if sensitivity is not None:
         factor, sensitivity = sage_factor(param, grad, sensitivity, **sage)
-        direction, state = direction * factor, (*state, sensitivity)
+        factor *= direction
+        direction, state = factor, (*state, sensitivity)
     if legacy:
         return add_scaled(param, direction, -step_size), *state
     return addcdiv(param * keep, direction, exp_inf, -step_size), *state
@@ -211,7 +217,8 @@ def sgd(
         new_state.append(buffer)
     if sage_on:
         factor, sensitivity = sage_factor(param, grad, state[-1], **sage)
-        direction = direction * factor
+        factor *= direction
+        direction = factor
         new_state.append(sensitivity)
     return add_scaled(param * keep, direction, step_size), *new_state
 
@@ -232,4 +239,6 @@ def rescale(param: Value, grad: Value, sensitivity: Value, previous: Value, **sa
         θ and Î.
     """
     factor, sensitivity = sage_factor(previous, grad, sensitivity, **sage)
-    return previous + factor * (param - previous), sensitivity
+    factor *= param - previous
+    factor += previous
+    return factor, sensitivity

@@ -1,7 +1,8 @@
 """Arithmetic for update rules: the same expression on one tensor or on a list of tensors.
 
 A rule is written with the operators `+ - * /` and the functions below. Given tensors it runs as written;
-given `TensorList`s each operation becomes one `torch._foreach_*` call over the whole list.
+given `TensorList`s each operation becomes one `torch._foreach_*` call over the whole list. `+= -= *= /=` on a
+value that the rule itself has computed saves a temporary; its arguments a rule never changes.
 """
 
 from __future__ import annotations
@@ -64,6 +65,22 @@ class TensorList:
 
     def __truediv__(self, other: Any) -> TensorList:
         return self._binary(torch._foreach_div, other)
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> TensorList:
+        function(self.tensors, self._operand(other))
+        return self
+
+    def __iadd__(self, other: Any) -> TensorList:
+        return self._in_place(torch._foreach_add_, other)
+
+    def __isub__(self, other: Any) -> TensorList:
+        return self._in_place(torch._foreach_sub_, other)
+
+    def __imul__(self, other: Any) -> TensorList:
+        return self._in_place(torch._foreach_mul_, other)
+
+    def __itruediv__(self, other: Any) -> TensorList:
+        return self._in_place(torch._foreach_div_, other)
 
     def __neg__(self) -> TensorList:
         return TensorList(torch._foreach_neg(self.tensors))

@@ -245,6 +245,8 @@ def flat_row(param: Tensor, grad: Tensor, *state: Tensor) -> Row:
         if grad.placements != param.placements:  # type: ignore[attr-defined]
             grad = grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
         param, grad, *state = (tensor.to_local() for tensor in (param, grad, *state))  # type: ignore[attr-defined]
+    if all(tensor.is_contiguous() for tensor in (param, grad, *state)):
+        return [tensor.view(-1) for tensor in (param.detach(), grad, *state)]
     if not param.is_contiguous() and param.stride() != torch.empty_like(param, device="meta").stride():
         raise ConfigurationError(
             f"a parameter of shape {tuple(param.shape)} has gaps in memory: make it contiguous"

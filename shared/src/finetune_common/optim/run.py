@@ -119,6 +119,9 @@ def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: R
 
 def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     block = BLOCK.get(rows[0][0].device.type, BLOCK_ELSEWHERE)
+    order = sorted(range(len(rows)), key=lambda i: rows[i][0].numel())
+    rows = [rows[i] for i in order]
+    row_scalars = {name: values[order] for name, values in row_scalars.items()}
     for indices in _lists([row[0].numel() for row in rows], block):
         if len(indices) == 1:
             [i] = indices
