@@ -97,7 +97,8 @@ def adam_case(mode, delay, norm):
         label(mode, delay, norm),
         settings,
         adam_reference(mode, delay, norm, lr=0.01, start=start),
-        convergent={"lr": 0.02, "weight_decay": 0.0},
+        convergent={"lr": 0.02, "weight_decay": 0.0}
+        | ({"initial_second_moment": 1e4} if delay and mode == "none" else {}),
         costly=("adam", mode, delay, norm) in COSTLY,
     )
 
@@ -118,8 +119,8 @@ def adagrad_case(mode, delay, norm):
         label(mode, delay, norm),
         settings,
         adagrad_reference(mode, delay, norm, lr=0.05, start=start),
-        convergent={"lr": 0.5, "weight_decay": 0.0, "eta": 1.0, "max_norm": 10.0}
-        | ({"initial_accumulator": 1e4} if delay else {}),
+        convergent={"lr": 0.2, "weight_decay": 0.0, "eta": 1.0, "max_norm": 10.0}
+        | ({"lr": 0.5, "initial_accumulator": 1e4} if delay else {}),
         costly=("adagrad", mode, delay, norm) in COSTLY,
     )
 
