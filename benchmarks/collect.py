@@ -22,6 +22,11 @@ COLUMNS = ("task", "setting", "runs", "last")
 """Speed and memory are left out: they count only where a run had the machine to itself."""
 
 
+def sweep_results() -> list[Path]:
+    """Return the committed results of sweeps; `speed/` has a form of its own."""
+    return [path for path in sorted(HERE.glob("*/results/*.json")) if path.parent.parent.name != "speed"]
+
+
 def without_paths(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result as it is kept: models by name, no data folder."""
     settings = {key: value for key, value in result["settings"].items() if key != "data_dir"}
@@ -60,7 +65,7 @@ def main() -> None:
         kept = [without_paths(result) for result in read_results(options.runs)]
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.json, json.dumps(kept, indent=1) + "\n")
-    for path in sorted(HERE.glob("*/results/*.json")):
+    for path in sweep_results():
         write_whole(path.with_suffix(".md"), table(json.loads(path.read_text(encoding="utf-8"))))
 
 

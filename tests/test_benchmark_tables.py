@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RESULTS = sorted(ROOT.glob("benchmarks/*/results/*.json"))
-
 spec = importlib.util.spec_from_file_location("collect", ROOT / "benchmarks" / "collect.py")
 assert spec is not None
 assert spec.loader is not None
 collect = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(collect)
+
+RESULTS = collect.sweep_results()
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")

@@ -25,7 +25,7 @@ def did_you_mean(value: str, allowed: Iterable[str]) -> str:
     Returns:
         The end of an error message.
 
-    Example:
+    Examples:
         >>> did_you_mean("adamm", ["adamw", "sgd"])
         "did you mean 'adamw'?"
         >>> did_you_mean("xyz", ["adamw", "sgd"])
@@ -44,7 +44,7 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     Raises:
         ConfigurationError: Names the value and the alternatives.
 
-    Example:
+    Examples:
         >>> check_choice("clip", "local", ["none", "local"])
     """
     allowed = list(allowed)
@@ -68,7 +68,7 @@ def check_number(
     Raises:
         ConfigurationError: Names the value and the legal interval.
 
-    Example:
+    Examples:
         >>> check_number("beta3", 0.75, at_least=0, below=1)
         >>> check_number("lr", -1.0, above=0)
         Traceback (most recent call last):

@@ -17,7 +17,7 @@ def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], An
         package: The package's `__name__`.
         exports: Public name → module, relative to the package (`".optimizers"`).
 
-    Example:
+    Examples:
         >>> __getattr__ = lazy_exports("json", {"JSONDecoder": ".decoder"})
         >>> __getattr__("JSONDecoder").__name__
         'JSONDecoder'

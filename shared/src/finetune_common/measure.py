@@ -25,7 +25,7 @@ class Stopwatch:
         parts: Names of the parts.
         device: Where the work happens.
 
-    Example:
+    Examples:
         >>> watch = Stopwatch(["forward", "backward"])
         >>> watch.switch("forward"); watch.switch("backward"); watch.switch(None)
         >>> sorted(watch.seconds()), all(s >= 0 for s in watch.seconds().values())
@@ -96,7 +96,7 @@ class SavedTensorMeter(saved_tensors_hooks):
     Args:
         model: Its parameters and buffers are left out.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(4, 2)
         >>> with SavedTensorMeter(layer) as meter:
         ...     loss = layer(torch.ones(3, 4)).square().sum()

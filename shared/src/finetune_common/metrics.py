@@ -33,7 +33,7 @@ def compute_metrics(
     Raises:
         ConfigurationError: Shapes that do not fit, no rows, NaN or infinite predictions, missing labels.
 
-    Example:
+    Examples:
         >>> compute_metrics("mrpc", [[2.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]], [0, 1, 0, 1])
         {'accuracy': 0.5, 'f1': 0.5}
     """

@@ -29,7 +29,7 @@ class Task:
         evaluation: The splits that are evaluated.
         version: Raised when the same name starts to mean other rows or another reading of them.
 
-    Example:
+    Examples:
         >>> get_task("rte").labels
         ('entailment', 'not_entailment')
         >>> get_task("stsb").regression
@@ -151,7 +151,7 @@ def get_task(name: "str | Task") -> Task:
     Raises:
         ConfigurationError: No task has that name.
 
-    Example:
+    Examples:
         >>> get_task("mnli").evaluation
         ('validation_matched', 'validation_mismatched')
         >>> get_task("rtee")

@@ -52,7 +52,7 @@ def from_paper(name: str, params: Any, lr: float, **settings: Any) -> ClippedAda
     Raises:
         ConfigurationError: An unknown name or a setting out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> weights = [torch.nn.Parameter(torch.ones(2))]
         >>> optimizer = from_paper("Clip-AdaGradD-Norm", weights, lr=0.1, max_norm=0.5)

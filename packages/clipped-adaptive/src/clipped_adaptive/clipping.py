@@ -41,7 +41,7 @@ class RunningQuantile:
     Raises:
         ConfigurationError: A number out of range.
 
-    Example:
+    Examples:
         >>> RunningQuantile(0.5, window=10)
         RunningQuantile(q=0.5, window=10)
 
@@ -106,7 +106,7 @@ def check_clipping(clip: str, max_norm: Level) -> None:
     Raises:
         ConfigurationError: Names the value, what is allowed and the remedy.
 
-    Example:
+    Examples:
         >>> check_clipping("loca", 1.0)
         Traceback (most recent call last):
         finetune_common.errors.ConfigurationError: clip='loca' is unknown: did you mean 'local'?
@@ -129,7 +129,7 @@ def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:
         norms: One norm a tensor.
         labels: The unit of each tensor.
 
-    Example:
+    Examples:
         >>> norms_by_unit(torch.tensor([3.0, 5.0, 4.0]), ["a", "b", "a"])
         tensor([5., 5.])
     """
@@ -151,7 +151,7 @@ def coefficients(norms: Tensor, labels: Sequence[Hashable], level: float | Tenso
         labels: The unit of each tensor.
         level: For all units, or one a unit.
 
-    Example:
+    Examples:
         >>> coefficients(torch.tensor([5.0, 0.5]), ["a", "b", "a"], 1.0)
         tensor([0.2000, 1.0000, 0.2000])
     """

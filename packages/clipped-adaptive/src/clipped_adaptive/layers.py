@@ -30,7 +30,7 @@ def layer_groups(
     Returns:
         Groups with `params` as (name, parameter) pairs, `layer` and `weight_decay`.
 
-    Example:
+    Examples:
         >>> blocks = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
         >>> model = nn.ModuleDict({"embed": nn.Embedding(3, 2), "blocks": blocks})
         >>> for group in layer_groups(model, weight_decay=0.1):

@@ -128,7 +128,7 @@ class _ClippedOptimizer(ElementwiseOptimizer):
         Raises:
             ConfigurationError: No step was taken, or the gradients are gone.
 
-        Example:
+        Examples:
             >>> w = torch.nn.Parameter(torch.zeros(2))
             >>> w.grad = torch.tensor([3.0, 4.0])
             >>> optimizer = ClippedSGD([w], lr=0.1, clip="global", max_norm=1.0)
@@ -244,7 +244,7 @@ class ClippedAdam(_ClippedAdaptive):
     Raises:
         ConfigurationError: A setting out of range or unknown, or delay without an initial value.
 
-    Example:
+    Examples:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         >>> optimizer = ClippedAdam([w], lr=0.1, max_norm=1.0, delay=True, initial_second_moment=1)
         >>> (1000 * w).sum().backward()
@@ -376,7 +376,7 @@ class ClippedAdaGrad(_ClippedAdaptive):
     Raises:
         ConfigurationError: A setting out of range or unknown, or delay without an initial value.
 
-    Example:
+    Examples:
         >>> x = torch.nn.Parameter(torch.tensor([2.0]))
         >>> optimizer = ClippedAdaGrad([x], lr=0.5, max_norm=0.5, norm=True, initial_accumulator=9)
         >>> (x**2 / 2).backward()
@@ -475,7 +475,7 @@ class ClippedSGD(_ClippedOptimizer):
     Raises:
         ConfigurationError: A setting out of range or unknown, or `nesterov` without momentum.
 
-    Example:
+    Examples:
         >>> w = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = ClippedSGD([w], lr=0.1, clip="elementwise", max_norm=0.5)
         >>> (100 * w).backward()

@@ -80,7 +80,7 @@ def tail_figure(x: Any) -> Figure:
     Args:
         x: A sample of positive values, at least 4.
 
-    Example:
+    Examples:
         >>> import matplotlib
         >>> matplotlib.use("agg")
         >>> figure = tail_figure(torch.linspace(1, 3, 200).exp())

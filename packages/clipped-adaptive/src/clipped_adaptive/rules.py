@@ -26,7 +26,7 @@ def clipped(grad: Value, *, coefficient: Any = None, level: Any = None) -> Value
         coefficient: c, for clipping by norm; the norm is not this function's business.
         level: L, for clipping by element.
 
-    Example:
+    Examples:
         >>> import torch
         >>> clipped(torch.tensor([3.0, -0.5]), level=1.0)
         tensor([ 1.0000, -0.5000])
@@ -147,7 +147,7 @@ def adagrad(
     Returns:
         θ, b.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x, g, b = torch.tensor([2.0]), torch.tensor([4.0]), torch.tensor([9.0])
         >>> settings = dict(step_size=0.5, weight=1.0, eps=0.0, keep=1.0)

@@ -310,7 +310,7 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
 def parse_mapping(content: Mapping[str, Any]) -> RunConfig:
     """Read a mapping with the keys of a YAML file.
 
-    Example:
+    Examples:
         >>> config = parse_mapping({"task": "demo-entailment", "model": "demo", "output_dir": "runs/demo",
         ...                         "optimizer": {"name": "sgd", "lr": 0.1}})
         >>> config.optimizer["lr"], config.batch_size

@@ -55,7 +55,7 @@ class AdaptiveGradientNoise(GradientNoise):
         ConfigurationError: A setting is out of its range; at a step: the first one has one micro-batch only
             ("microbatch"), or a gradient is sparse.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         >>> noise = AdaptiveGradientNoise(optimizer, eta=0.01, variance="microbatch", seed=0)

@@ -29,7 +29,7 @@ class AnnealedGradientNoise(GradientNoise):
     Raises:
         ConfigurationError: A setting is out of its range, or `optimizer` is none.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> noise = AnnealedGradientNoise(optimizer, eta=0.01, gamma=0.55, seed=0)

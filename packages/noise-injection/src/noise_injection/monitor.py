@@ -23,7 +23,7 @@ class GradientNoiseMonitor:
     Args:
         optimizer: The optimizer; noise was attached to it before, if any.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.ones(4))
         >>> optimizer = torch.optim.SGD([weight], lr=0.5)
         >>> monitor = GradientNoiseMonitor(optimizer)

@@ -24,7 +24,7 @@ def normal(count: int, keys: Tensor) -> Tensor:
     Returns:
         float32, of shape (count,).
 
-    Example:
+    Examples:
         >>> z = normal(100_000, torch.tensor([1, 2, 3], dtype=torch.int32))
         >>> bool(z.mean().abs() < 0.02), bool((z.var() - 1).abs() < 0.02)
         (True, True)

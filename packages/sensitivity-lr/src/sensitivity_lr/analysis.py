@@ -56,7 +56,7 @@ def sensitivity(
     Raises:
         ConfigurationError: No batch, or no parameter matches.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[2.0, -1.0]]))
         >>> sensitivity(model, [torch.tensor([[1.0, 3.0]])], lambda model, x: model(x).sum())
@@ -96,7 +96,7 @@ class SensitivityTracker:
             log10 |θ g| over the others (read off the histogram), and `counts` by bin of log10 |θ g|, whose
             edges are `SensitivityTracker.edges()`.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(3, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> tracker = SensitivityTracker(model, optimizer, every=1)
@@ -193,7 +193,7 @@ def pruned(model: nn.Module, sensitivities: Mapping[str, Tensor], sparsity: floa
     Raises:
         ConfigurationError: `sparsity` out of range.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2, bias=False)
         >>> scores = {"weight": torch.tensor([[4.0, 1.0], [3.0, 2.0]])}
         >>> with pruned(model, scores, 0.5):
@@ -238,7 +238,7 @@ def sparsity_curve(
     Returns:
         (sparsity, score) pairs.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(4, 1, bias=False)
         >>> scores = {"weight": torch.arange(4.0).view(1, 4)}
         >>> sparsity_curve(model, scores, lambda m: float((m.weight == 0).sum()), (0.0, 0.5))

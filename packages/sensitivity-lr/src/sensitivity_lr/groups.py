@@ -27,7 +27,7 @@ def sage_names(model: nn.Module, pattern: str | None = None) -> list[str]:
     Raises:
         ConfigurationError: No trainable parameter matches.
 
-    Example:
+    Examples:
         >>> layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16)
         >>> model = nn.Sequential(nn.Embedding(9, 8), nn.ModuleList([layer]), nn.Linear(8, 2))
         >>> sage_names(model, r"linear1")
@@ -81,7 +81,7 @@ def sage_param_groups(
     Raises:
         ConfigurationError: No trainable parameter matches.
 
-    Example:
+    Examples:
         >>> layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16)
         >>> model = nn.Sequential(nn.Embedding(9, 8), nn.ModuleList([layer]), nn.Linear(8, 2))
         >>> for group in sage_param_groups(model):

@@ -166,7 +166,7 @@ class SageAdamW(_SageAdam):
     Raises:
         ConfigurationError: A setting out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         >>> optimizer = SageAdamW([w], lr=0.1, beta3=0.8, weight_decay=0.0)
@@ -236,7 +236,7 @@ class SageAdamax(_SageAdam):
     Raises:
         ConfigurationError: A setting out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = SageAdamax([w], lr=0.1, weight_decay=0.0)
@@ -298,7 +298,7 @@ class SageSGD(_SageOptimizer):
     Raises:
         ConfigurationError: A setting out of range, or `nesterov` without momentum.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = SageSGD([w], lr=0.1, momentum=0.9)

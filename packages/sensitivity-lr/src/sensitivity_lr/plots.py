@@ -23,7 +23,7 @@ def plot_distribution(records: Sequence[Mapping[str, Any]], axes: Axes | None = 
     Returns:
         The axes, with log10 |θ g| below and the share of parameters (logarithmic) beside.
 
-    Example:
+    Examples:
         >>> import matplotlib; matplotlib.use("Agg")
         >>> bins = len(SensitivityTracker.edges()) - 1
         >>> plot_distribution([{"step": 1, "counts": [1] * bins, "zeros": 0.0}]).get_yscale()
@@ -65,7 +65,7 @@ def plot_sparsity_curves(
     Returns:
         The axes.
 
-    Example:
+    Examples:
         >>> import matplotlib; matplotlib.use("Agg")
         >>> plot_sparsity_curves({"adamw": [(0.0, 0.9), (0.5, 0.7)]}, "accuracy").get_ylabel()
         'accuracy'

@@ -46,7 +46,7 @@ def sage_factor(
     Returns:
         The factor, at least 0 and (released) at most max(1, β₃/(1-β₃)); the new Î.
 
-    Example:
+    Examples:
         >>> import torch
         >>> one, zero = torch.ones(1), torch.zeros(1)
         >>> sage_factor(one, one, zero, weight=0.25, remainder=0.75, s=1e-12, form="released")

@@ -41,7 +41,7 @@ class Sage(ElementwiseOptimizer):
     Raises:
         ConfigurationError: A setting out of range.
 
-    Example:
+    Examples:
         >>> w = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = Sage(torch.optim.RMSprop([w], lr=0.01), beta3=0.75)
         >>> w.square().sum().backward()

@@ -48,7 +48,7 @@ def epoch_batches(
         group_by_length: Sort by length within shuffled stretches of 50 batches, then shuffle the batches:
             less padding, still a random order.
 
-    Example:
+    Examples:
         >>> epoch_batches([7] * 5, 2, seed=0, epoch=0) == epoch_batches([7] * 5, 2, seed=0, epoch=0)
         True
         >>> [len(batch) for batch in epoch_batches([7] * 5, 2, seed=0, epoch=0)]
@@ -75,7 +75,7 @@ def epoch_batches(
 def evaluation_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[list[int]]:
     """Return the rows of every batch, longest first, so that little is padded; see `to_row_order`.
 
-    Example:
+    Examples:
         >>> evaluation_batches([3, 9, 5], 2)
         [[1, 2], [0]]
     """
@@ -87,7 +87,7 @@ def evaluation_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) -> 
 def to_row_order(batches: Sequence[Sequence[int]], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the outputs of `batches`, one row per row of the split, in the split's order.
 
-    Example:
+    Examples:
         >>> to_row_order([[1, 2], [0]], [torch.tensor([10, 20]), torch.tensor([0])])
         tensor([ 0, 10, 20])
     """

@@ -40,7 +40,7 @@ def load_task(
     Raises:
         ConfigurationError: Unknown task or split, nothing to read, or a broken file.
 
-    Example:
+    Examples:
         >>> data = load_task("demo-entailment", splits=["validation"])
         >>> data["validation"].column_names
         ['sentence1', 'sentence2', 'label', 'idx']

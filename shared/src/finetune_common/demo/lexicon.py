@@ -67,7 +67,7 @@ def words() -> list[str]:
 def sentence(*parts: str) -> str:
     """Join the parts that are not empty, begin with a capital, end with a full stop.
 
-    Example:
+    Examples:
         >>> sentence("the", "", "dog", "sleeps")
         'The dog sleeps.'
     """

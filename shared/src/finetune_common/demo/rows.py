@@ -20,7 +20,7 @@ def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
         task: A demo task or its name.
         split: `"train"` (2,000 rows) or `"validation"` (500 rows).
 
-    Example:
+    Examples:
         >>> rows = demo_rows("demo-acceptability", "validation")
         >>> len(rows["sentence"]), set(rows["label"]) == {0, 1}
         (500, True)

@@ -15,7 +15,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def demo_vocabulary() -> dict[str, int]:
     """Return word → id: the five special tokens of BERT, then every word of the demo tasks.
 
-    Example:
+    Examples:
         >>> demo_vocabulary()["[PAD]"]
         0
     """
@@ -25,7 +25,7 @@ def demo_vocabulary() -> dict[str, int]:
 def demo_tokenizer() -> "PreTrainedTokenizerFast":
     """Return the tokenizer: lower case, one id a word, `[CLS] a [SEP] b [SEP]` with token types 0 and 1.
 
-    Example:
+    Examples:
         >>> demo_tokenizer().tokenize("The dog sleeps.")
         ['the', 'dog', 'sleeps', '.']
     """

@@ -37,7 +37,7 @@ class TensorList:
     Args:
         tensors: The tensors; an operation needs lists of equal length and matching shapes.
 
-    Example:
+    Examples:
         >>> a = TensorList([torch.ones(2), torch.zeros(1)])
         >>> (2.0 * a + a).tensors
         [tensor([3., 3.]), tensor([0.])]

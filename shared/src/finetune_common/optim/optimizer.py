@@ -63,10 +63,9 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
 
     Raises:
         ConfigurationError: A setting out of range, both `foreach` and `fused`, a complex parameter; at a
-        step a
-            sparse or complex gradient.
+            step a sparse or complex gradient.
 
-    Example:
+    Examples:
         >>> class SignDescent(ElementwiseOptimizer):
         ...     def rule(self, group):
         ...         return sign_descent, {}
@@ -272,7 +271,7 @@ def whole_norms(tensors: list[Tensor]) -> Tensor:
     Returns:
         One-dimensional, one norm a tensor, in the tensors' arithmetic dtype. No device synchronisation.
 
-    Example:
+    Examples:
         >>> whole_norms([torch.tensor([3.0, 4.0]), torch.ones(4)])
         tensor([5., 2.])
     """

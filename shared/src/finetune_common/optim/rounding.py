@@ -20,7 +20,7 @@ def round_stochastically(value: Tensor, salt: int | Tensor, start: int = 0) -> T
     Returns:
         A bfloat16 tensor of the same shape.
 
-    Example:
+    Examples:
         >>> x = torch.full((10_000,), 1.001)
         >>> bool((round_stochastically(x, salt=7).double().mean() - 1.001).abs() < 2e-4)
         True

@@ -66,7 +66,7 @@ def check_optimizer(cls: Factory, cases: Sequence[OptimizerCase]) -> list[Any]:
         cls: The optimizer's class, or a function with its signature: (params, **settings).
         cases: The table.
 
-    Example:
+    Examples:
         >>> from finetune_common.testing import check_optimizer
         >>> check_optimizer(torch.optim.SGD, [])
         []

@@ -35,7 +35,7 @@ class TailMonitor:
     Raises:
         ConfigurationError: A number out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> class Model(nn.Linear):
         ...     def forward(self, x):

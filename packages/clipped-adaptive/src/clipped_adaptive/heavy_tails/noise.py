@@ -51,7 +51,7 @@ def sample_gradient_noise(
         ConfigurationError: No trainable parameter, no batch, too few batches, or `batches` that can be
             iterated only once.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> rows = [torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[6.0]])]
         >>> sample_gradient_noise(model, lambda model, x: model(x).mean(), rows, n=3)  # gradients 1, 2, 6

@@ -30,7 +30,7 @@ def outlier_ratios(x: Any) -> tuple[float, float]:
     Raises:
         ConfigurationError: Too few values, or some that are not finite.
 
-    Example:
+    Examples:
         >>> mild, extreme = outlier_ratios([1.0, 2.0, 3.0, 4.0, 100.0])  # Q₁ = 2, Q₃ = 4
         >>> round(mild, 2), round(extreme, 2)
         (57.14, 166666.67)
@@ -65,7 +65,7 @@ def hill(x: Any, k: int) -> float:
     Raises:
         ConfigurationError: k out of range, or values that are not finite.
 
-    Example:
+    Examples:
         >>> from math import e
         >>> round(hill([1.0, e, e**2, e**3], k=3), 6)  # 1/α = (3 + 2 + 1)/3
         0.5
@@ -89,7 +89,7 @@ def hill_path(x: Any) -> Tensor:
     Raises:
         ConfigurationError: Too few positive values, or values that are not finite.
 
-    Example:
+    Examples:
         >>> from math import e
         >>> hill_path([1.0, e, e**2])
         tensor([1.0000, 0.6667], dtype=torch.float64)
