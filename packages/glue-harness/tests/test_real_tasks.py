@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,13 @@ import pytest
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-def folder_named_by(variable: str) -> Path:
-    value = os.environ.get(variable)
-    if not value or not Path(value).is_dir():
-        pytest.skip(f"{variable} names no folder")
-    return Path(value).resolve()
-
-
 @pytest.fixture
-def learn(train: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def learn(
+    train: Callable[..., dict[str, Any]], glue_dir: Path, minilm_dir: Path
+) -> Callable[..., dict[str, Any]]:
     """Run MiniLM on a task of the official files."""
-    data, model = folder_named_by("GLUE_DATA_DIR"), folder_named_by("MINILM_DIR")
     small = {"max_train_samples": None, "batch_size": 16, "max_length": 64, "log_every": 1}
-    common = {"data_dir": str(data), "model": str(model), "optimizer": {"name": "adamw", "lr": 5e-5}}
+    common = {"data_dir": str(glue_dir), "model": str(minilm_dir), "optimizer": {"name": "adamw", "lr": 5e-5}}
     return lambda task, **settings: train(task, task=task, **(small | common | settings))
 
 
