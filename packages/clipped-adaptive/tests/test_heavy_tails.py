@@ -56,11 +56,11 @@ def test_hill_agrees_with_tailestim(name, k):
 
 @settings(deadline=None, max_examples=50)
 @given(
-    st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=30, unique=True),
+    st.lists(st.integers(1, 10_000), min_size=3, max_size=30, unique=True),
     st.floats(0.1, 10.0),
 )
 def test_the_index_does_not_depend_on_the_unit(values, unit):
-    torch.testing.assert_close(hill_path(np.array(values) * unit), hill_path(values), rtol=1e-6, atol=0)
+    torch.testing.assert_close(hill_path(np.array(values) * unit), hill_path(values), rtol=1e-9, atol=0)
 
 
 def test_every_entry_of_the_path_is_the_estimate_by_its_definition():

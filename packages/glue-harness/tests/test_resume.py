@@ -110,7 +110,7 @@ for moment in moments:
             half_a_line()
         elif kind == "evaluation":
             before(training.Training, "_evaluate", number)
-        elif kind == "predictions":
+        elif kind in ("predictions", "seconds"):  # a run that is done before its time dies here
             before(records.RunFolder, "write_predictions")
         elif kind == "result":
             before(records.RunFolder, "write_result")
@@ -162,10 +162,10 @@ def test_killed_at_ten_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path:
         ("after step", random.randint(1, 4)),
         ("half a line", None),
         ("evaluation", 1),
-        ("seconds", random.uniform(0.1, 1.0)),
     ]
     moments = inside + elsewhere
     random.shuffle(moments)
+    moments.append(("seconds", random.uniform(0.05, 0.5)))
     statuses = drive(
         tmp_path / "killed", [*moments, ("predictions", None), ("result", None), ("never", None)]
     )

@@ -66,8 +66,10 @@ def sample_gradient_noise(
     gradient = _Gradient(model, loss_fn, dropout, seed)
     with gradient.running():
         full, first_rows = _full_gradient(gradient, batches)
-        norms = [_distance(gradient(batch), full) for batch in _drawn(batches, first_rows, n)]
-    return torch.stack(norms)
+        norms = _whole_norm(full).new_empty(n)
+        for i, batch in enumerate(_drawn(batches, first_rows, n)):
+            norms[i] = _whole_norm(torch._foreach_sub(gradient(batch), full))
+    return norms
 
 
 class _Gradient:
@@ -165,7 +167,7 @@ def _rows(batch: Any) -> int:
     )
 
 
-def _distance(left: tuple[Tensor, ...], right: list[Tensor]) -> Tensor:
-    parts = torch._foreach_norm(torch._foreach_sub(left, right))
-    dtype = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(torch.stack([part.to(dtype) for part in parts]))
+def _whole_norm(parts: Sequence[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(list(parts))
+    dtype = torch.float64 if norms[0].dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(torch.stack([norm.to(dtype) for norm in norms]))
