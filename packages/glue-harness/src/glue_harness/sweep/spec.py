@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +136,13 @@ def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
     for point in _points(spec):
         mapping = {**(spec.get("base") or {}), **point, "output_dir": str(output_dir)}
         try:
-            digits = parse_mapping(mapping).hash[:8]
+            config = parse_mapping(mapping)
         except ConfigurationError as error:
             raise ConfigurationError(f"{path}: {error}") from None
+        digits = config.hash[:8]
         words = re.sub(r"[^\w.+-]+", "-", "-".join(_words(key, value) for key, value in point.items()))
         name = f"{words[:120]}-{digits}" if words else digits
-        runs[digits] = PlannedRun(name, parse_mapping(mapping | {"output_dir": str(output_dir / name)}))
+        runs[digits] = PlannedRun(name, replace(config, output_dir=str(output_dir / name)))
     if not runs:
         raise ConfigurationError(f"{path}: nothing to run: every combination is excluded")
     return list(runs.values())
