@@ -1,0 +1,361 @@
+"""What is adapted, and how: one frozen, self-validating dataclass a method. Nothing here imports torch.
+
+Widths below: d is the model's hidden size, f its feed-forward size, L the number of adapted layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import inf
+from typing import Literal
+
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+
+__all__ = [
+    "METHODS",
+    "BitFit",
+    "BottleneckAdapter",
+    "Config",
+    "FFNTuning",
+    "Fusion",
+    "HeadOnly",
+    "LoRA",
+    "PrefixTuning",
+    "QLoRA",
+]
+
+Layers = tuple[int, ...] | Literal["all"]
+Projection = Literal["q", "k", "v", "o", "ffn_in", "ffn_out"]
+Biased = Literal["q", "k", "v", "o", "ffn_in", "ffn_out", "attention_norm", "ffn_norm"]
+
+POOLINGS = ("cls", "mean")
+ACTIVATIONS = ("tanh", "relu", "gelu", "silu")
+PROJECTIONS = ("q", "k", "v", "o", "ffn_in", "ffn_out")
+BIASED = (*PROJECTIONS, "attention_norm", "ffn_norm")
+INITIALISATIONS = ("kaiming", "normal", "random")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every method has.
+
+    Args:
+        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
+            padding, in its place).
+        seed: Seed of the new parameters, at least 0; null for torch's initial seed, which a run sets. Global
+            random numbers are not drawn.
+    """
+
+    pooling: Literal["cls", "mean"] = "cls"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("pooling", self.pooling, POOLINGS)
+        if self.seed is not None:
+            check_number("seed", self.seed, at_least=0, below=2**63)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        if hasattr(self, "layers"):
+            _check_layers(self.layers)  # type: ignore[attr-defined]
+
+
+def _check_layers(layers: object) -> None:
+    numbers = isinstance(layers, tuple) and all(type(number) is int for number in layers)
+    if layers != "all" and not (numbers and layers):
+        raise ConfigurationError(
+            f"layers={layers!r} cannot be used: give a list of layer numbers (from 0, or from the end: -1), or 'all'"
+        )
+
+
+def _check_names(field: str, names: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    if not names:
+        raise ConfigurationError(f"{field} is empty: choose from {', '.join(allowed)}")
+    for name in names:
+        check_choice(field, name, allowed)
+
+
+@dataclass(frozen=True)
+class HeadOnly(Config):
+    """Only the classification head trains, on frozen features.
+
+    Args:
+        encoder_layers: Use only the first so many layers and drop the rest; null for all.
+        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
+            padding, in its place).
+        seed: Unused: this method has no new parameters.
+
+    Examples:
+        >>> HeadOnly(encoder_layers=6).pooling
+        'cls'
+    """
+
+    encoder_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder_layers is not None:
+            check_number("encoder_layers", self.encoder_layers, at_least=1)
+
+
+@dataclass(frozen=True)
+class BottleneckAdapter(Config):
+    """A small network of its own behind (or beside) a sub-layer: L (2 d r + d + r [+ 2 d]) parameters.
+
+    a(h) = LN(h + s · dropout(U φ(D h + b_D) + b_U)), D: d → r, U: r → d; without LN where `layer_norm` is off.
+
+    Sequential: h is the sub-layer's output and a(h) takes its place. Parallel: a(h) is the residual that
+    the sub-layer's output is added to, h being the sub-layer's input. In models that normalise before a
+    sub-layer (gpt2, t5), h is the sub-layer's output before it is added (sequential), and a(h) - h is added
+    to it, h being its normalised input (parallel). U and both biases begin at 0, D ~ N(0, init_std²).
+
+    Args:
+        layers: Layers to adapt, from 0, or from the end (-1); or all.
+        bottleneck: Width r, at least 1.
+        position: Sub-layer: ffn or attention.
+        parallel: Beside the sub-layer instead of behind it.
+        activation: φ: tanh, relu, gelu or silu.
+        layer_norm: Whether LN is there. With it, output differs from the base model's from the start; without
+            it, it is the same, exactly.
+        scaling: s, above 0.
+        dropout: Share of the update's elements that are dropped in training, in [0, 1).
+        init_std: Standard deviation of D at the start, at least 0.
+        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
+            padding, in its place).
+        seed: Seed of D, at least 0; null for torch's initial seed, which a run sets.
+
+    Examples:
+        >>> BottleneckAdapter(layers=[5], bottleneck=1).layers
+        (5,)
+        >>> BottleneckAdapter(position="attn")
+        Traceback (most recent call last):
+        finetune_common.errors.ConfigurationError: position='attn' is unknown: choose from ffn, attention
+    """
+
+    layers: Layers = "all"
+    bottleneck: int = 16
+    position: Literal["ffn", "attention"] = "ffn"
+    parallel: bool = False
+    activation: Literal["tanh", "relu", "gelu", "silu"] = "tanh"
+    layer_norm: bool = True
+    scaling: float = 1.0
+    dropout: float = 0.1
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("bottleneck", self.bottleneck, at_least=1)
+        check_choice("position", self.position, ("ffn", "attention"))
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_number("scaling", self.scaling, above=0, below=inf)
+        check_number("dropout", self.dropout, at_least=0, below=1)
+        check_number("init_std", self.init_std, at_least=0, below=inf)
+
+
+@dataclass(frozen=True)
+class LoRA(Config):
+    """A low-rank update of weight matrices, through peft: r (inputs + outputs) parameters a matrix.
+
+    W' = W + (α/r) B A, A: inputs → r, B: r → outputs (Hu et al. 2021, arXiv 2106.09685, eq. 3).
+
+    Args:
+        layers: Layers to adapt, from 0, or from the end (-1); or all.
+        rank: r, at least 1.
+        targets: Matrices: any of q, k, v, o, ffn_in, ffn_out. Where a model keeps q, k and v in one matrix
+            (gpt2), any of them means all three.
+        alpha: α, above 0; null for α = r (no scaling).
+        dropout: Share of the inputs of A that are dropped in training, in [0, 1).
+        init: kaiming (A uniform as peft has it, B = 0), normal (A ~ N(0, 1), B = 0) or random (A and B
+            uniform: output differs from the base model's from the start).
+        rslora: Scale by α/√r (Kalajdzievski 2023, arXiv 2312.03732).
+        dora: Train the norms of W's rows beside their directions (Liu et al. 2024, arXiv 2402.09353).
+        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
+            padding, in its place).
+        seed: Seed of A and B, at least 0; null for torch's initial seed, which a run sets.
+
+    Examples:
+        >>> LoRA(layers=[10], rank=1, targets=["q", "k"], init="normal").targets
+        ('q', 'k')
+    """
+
+    layers: Layers = "all"
+    rank: int = 8
+    targets: tuple[Projection, ...] = ("q", "v")
+    alpha: float | None = None
+    dropout: float = 0.0
+    init: Literal["kaiming", "normal", "random"] = "kaiming"
+    rslora: bool = False
+    dora: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("rank", self.rank, at_least=1)
+        _check_names("targets", self.targets, PROJECTIONS)
+        if self.alpha is not None:
+            check_number("alpha", self.alpha, above=0, below=inf)
+        check_number("dropout", self.dropout, at_least=0, below=1)
+        check_choice("init", self.init, INITIALISATIONS)
+
+
+@dataclass(frozen=True)
+class QLoRA(LoRA):
+    """LoRA on a base model whose weights were loaded in 4 bits (Dettmers et al. 2023, arXiv 2305.14314).
+
+    Needs bitsandbytes and a CUDA device. `adapt` wants a model that was loaded with the arguments that the
+    slot's `load_kwargs()` returns.
+
+    Args:
+        layers: Layers to adapt, from 0, or from the end (-1); or all.
+        rank: r, at least 1.
+        targets: Matrices: any of q, k, v, o, ffn_in, ffn_out.
+        alpha: α, above 0; null for α = r (no scaling).
+        dropout: Share of the inputs of A that are dropped in training, in [0, 1).
+        init: kaiming, normal or random, as for lora.
+        rslora: Scale by α/√r.
+        dora: Train the norms of W's rows beside their directions.
+        quant_type: The 4-bit format: nf4 or fp4.
+        double_quant: Quantise the scales as well.
+        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
+            padding, in its place).
+        seed: Seed of A and B, at least 0; null for torch's initial seed, which a run sets.
+    """
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("quant_type", self.quant_type, ("nf4", "fp4"))
+
+
+@dataclass(frozen=True)
+class PrefixTuning(Config):
+    """Learned keys and values before those of the tokens: 2 L n d parameters.
+
+    softmax(q [P_k; K]ᵀ / √d_head) [P_v; V]: they are prepended after the projections, in each layer its own
+    (Li & Liang 2021, arXiv 2101.00190, without the reparametrisation).
+
+    Args:
+        layers: Layers to adapt, from 0, or from the end (-1); or all.
+        length: n, keys and values to prepend, at least 1.
+        init_std: Standard deviation of both at the start, at least 0.
+        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
+            padding, in its place).
+        seed: Seed of keys and values, at least 0; null for torch's initial seed, which a run sets.
+    """
+
+    layers: Layers = "all"
+    length: int = 2
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("length", self.length, at_least=1)
+        check_number("init_std", self.init_std, at_least=0, below=inf)
+
+
+@dataclass(frozen=True)
+class BitFit(Config):
+    """Only biases train (Ben Zaken et al. 2022, arXiv 2106.10199): none of them decays.
+
+    Args:
+        layers: Layers to adapt, from 0, or from the end (-1); or all.
+        biases: Any of q, k, v, o, ffn_in, ffn_out, attention_norm, ffn_norm; or all (every bias that a layer
+            has). Where a projection has none (t5), it gets one that begins at 0.
+        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
+            padding, in its place).
+        seed: Unused: nothing is random.
+    """
+
+    layers: Layers = "all"
+    biases: tuple[Biased, ...] | Literal["all"] = ("q", "ffn_in")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.biases != "all":
+            _check_names("biases", self.biases, BIASED)
+
+
+@dataclass(frozen=True)
+class FFNTuning(Config):
+    """The feed-forward matrices of chosen layers train: L (2 d f + f + d) parameters.
+
+    Args:
+        layers: Layers to adapt, from 0, or from the end (-1); or all.
+        include_attention_output: Train the attention's output projection and both norms as well: what the
+            released code did under this name.
+        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
+            padding, in its place).
+        seed: Unused: nothing is random.
+    """
+
+    layers: Layers = "all"
+    include_attention_output: bool = False
+
+
+@dataclass(frozen=True)
+class Fusion(Config):
+    """Several methods at once; each has its own layers.
+
+    Args:
+        adapter: A bottleneck adapter, or null.
+        lora: LoRA, or null.
+        prefix: A prefix, or null.
+        bitfit: Biases, or null.
+        ffn: Feed-forward blocks, or null.
+        pooling: What the head reads: cls or mean; for all of them.
+        seed: Seed of all new parameters, at least 0; null for torch's initial seed, which a run sets.
+
+    Examples:
+        >>> both = Fusion(adapter=BottleneckAdapter(layers=[5]), lora=LoRA(layers=[10]))
+        >>> [type(part).__name__ for part in both.parts]
+        ['BottleneckAdapter', 'LoRA']
+    """
+
+    adapter: BottleneckAdapter | None = None
+    lora: LoRA | None = None
+    prefix: PrefixTuning | None = None
+    bitfit: BitFit | None = None
+    ffn: FFNTuning | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kind in PARTS.items():
+            part = getattr(self, name)
+            if isinstance(part, Mapping):
+                part = kind(**part)
+                object.__setattr__(self, name, part)
+            if part is not None and (part.pooling, part.seed) != ("cls", None):
+                raise ConfigurationError(
+                    f"{name} has a pooling or a seed of its own: give them to the fusion, for all its parts"
+                )
+        if not self.parts:
+            raise ConfigurationError(f"a fusion of nothing: give at least one of {', '.join(PARTS)}")
+
+    @property
+    def parts(self) -> tuple[Config, ...]:
+        """Return the methods that are there."""
+        return tuple(part for name in PARTS if (part := getattr(self, name)) is not None)
+
+
+PARTS: dict[str, type[Config]] = {
+    "adapter": BottleneckAdapter,
+    "lora": LoRA,
+    "prefix": PrefixTuning,
+    "bitfit": BitFit,
+    "ffn": FFNTuning,
+}
+
+METHODS: dict[str, type[Config]] = {
+    "head-only": HeadOnly,
+    "bottleneck-adapter": BottleneckAdapter,
+    "lora": LoRA,
+    "qlora": QLoRA,
+    "prefix": PrefixTuning,
+    "bitfit": BitFit,
+    "ffn-only": FFNTuning,
+    "fusion": Fusion,
+}
+"""Name in the adaptation slot and in saved files → configuration."""

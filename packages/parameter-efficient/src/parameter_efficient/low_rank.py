@@ -1,0 +1,117 @@
+"""LoRA through peft: its layers are put into the model in place, with an initialisation of our own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient.architecture import Layer
+from parameter_efficient.attachment import Attachment
+from parameter_efficient.configs import LoRA
+
+__all__ = ["LowRank"]
+
+ADAPTER = "default"
+
+
+class LowRank(Attachment):
+    """Low-rank updates of a model's matrices.
+
+    Args:
+        model: The model.
+        layers: Its layers to adapt.
+        config: What.
+        generator: Draws A and B.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: list[Layer], config: LoRA, generator: torch.Generator
+    ) -> None:
+        self._model = model
+        targets = {
+            name: module
+            for layer in layers
+            for role in config.targets
+            for name, module in layer.roles[role].items()
+        }
+        self._inject(config, targets)
+        self._layers = {name: model.get_submodule(name) for name in targets}
+        self._before: dict[str, Tensor] = {}
+        for layer in self._layers.values():
+            _initialise(layer, config, generator)
+
+    def _inject(self, config: LoRA, targets: dict[str, nn.Module]) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        alpha = config.alpha
+        if alpha is None:
+            alpha = math.sqrt(config.rank) if config.rslora else config.rank
+        settings: Any = LoraConfig(
+            r=config.rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]
+            lora_dropout=config.dropout,
+            target_modules=list(targets),
+            use_rslora=config.rslora,
+            use_dora=config.dora,
+            fan_in_fan_out=any(not isinstance(module, nn.Linear) for module in targets.values()),
+        )
+        device = next(self._model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            inject_adapter_in_model(settings, self._model)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return A, B and, with DoRA, the norms."""
+        for layer in self._layers.values():
+            for names in layer.adapter_layer_names:
+                module = getattr(layer, names)
+                if isinstance(module, nn.Module):
+                    yield from module.parameters()
+
+    def _exchange(self, modules: dict[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            parent, _, attribute = name.rpartition(".")
+            setattr(self._model.get_submodule(parent), attribute, module)
+
+    def detach(self) -> None:
+        """Take peft's layers out."""
+        self._exchange({name: layer.get_base_layer() for name, layer in self._layers.items()})
+        del self._model.peft_config
+
+    def merge(self) -> None:
+        """Add the updates to the matrices."""
+        for layer in self._layers.values():
+            if not layer.get_base_layer().weight.is_floating_point():
+                raise ConfigurationError("LoRA on 4-bit weights cannot be merged: they would be rounded anew")
+        for name, layer in self._layers.items():
+            self._before[name] = layer.get_base_layer().weight.detach().clone()
+            layer.merge()
+        self._exchange({name: layer.get_base_layer() for name, layer in self._layers.items()})
+
+    def unmerge(self) -> None:
+        """Restore the matrices as they were, and the updates beside them."""
+        for name, layer in self._layers.items():
+            layer.get_base_layer().weight.data.copy_(self._before[name])
+            layer.merged_adapters.clear()
+        self._before.clear()
+        self._exchange(self._layers)
+
+
+def _initialise(layer: Any, config: LoRA, generator: torch.Generator) -> None:
+    """Draw A and B; peft has drawn its own from a copy of the global stream."""
+    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    with torch.no_grad():
+        if config.init == "normal":
+            down.copy_(torch.randn(down.shape, generator=generator))
+        else:
+            down.copy_(_uniform(down.shape, generator))
+        up.copy_(_uniform(up.shape, generator) if config.init == "random" else torch.zeros(up.shape))
+
+
+def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Draw as `nn.Linear` does: U(-1/√inputs, 1/√inputs), kaiming uniform with a = √5."""
+    return (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(shape[1])

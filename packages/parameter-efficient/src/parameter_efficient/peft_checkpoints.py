@@ -1,0 +1,79 @@
+"""Read LoRA that peft saved."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient.architecture import PROJECTIONS, find_architecture
+from parameter_efficient.configs import LoRA
+from parameter_efficient.low_rank import ADAPTER
+
+__all__ = ["PEFT_CONFIG", "read_peft"]
+
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+UNSUPPORTED = ("rank_pattern", "alpha_pattern", "layer_replication", "trainable_token_indices")
+
+
+def _refused(folder: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"{folder}: this peft checkpoint cannot be loaded ({reason}): load it with peft")
+
+
+def read_peft(model: nn.Module, folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
+    """Read a peft LoRA checkpoint for a base model.
+
+    Returns:
+        The configuration, and the tensors by the names that they have in the adapted model.
+
+    Raises:
+        ConfigurationError: It is no LoRA, or LoRA in a form that `LoRA` does not have.
+    """
+    described: dict[str, Any] = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    if described.get("peft_type") != "LORA":
+        raise _refused(folder, f"it is {described.get('peft_type')}, not LORA")
+    if described.get("bias", "none") != "none" or any(described.get(key) for key in UNSUPPORTED):
+        raise _refused(folder, "it trains biases or has ranks that differ")
+    if not (folder / PEFT_WEIGHTS).exists():
+        raise _refused(folder, f"it has no {PEFT_WEIGHTS}")
+    tensors, adapted = {}, set()
+    for key, tensor in load_file(folder / PEFT_WEIGHTS).items():
+        name = key.removeprefix("base_model.model.")
+        if match := re.fullmatch(r"(.*)\.(lora_[AB])\.weight|(.*)\.(lora_magnitude_vector)(?:\.weight)?", name):
+            module, part = match[1] or match[3], match[2] or match[4]
+            adapted.add(module)
+            name = f"{module}.{part}.{ADAPTER}.weight"
+        tensors[name] = tensor
+    layers, roles, depth = _covered(model, folder, adapted)
+    config = LoRA(
+        layers="all" if len(layers) == depth else tuple(layers),
+        rank=described["r"],
+        targets=tuple(roles),  # type: ignore[arg-type]
+        alpha=described["lora_alpha"],
+        dropout=described["lora_dropout"],
+        rslora=described.get("use_rslora", False),
+        dora=described.get("use_dora", False),
+    )
+    return config, tensors
+
+
+def _covered(model: nn.Module, folder: Path, adapted: set[str]) -> tuple[list[int], list[str], int]:
+    """Return which layers and which of their matrices a set of modules makes up, and the depth."""
+    architecture = find_architecture(model)
+    layers, roles, covered = [], [], set()
+    for number, layer in enumerate(architecture.layers):
+        own = {role: set(layer.roles[role]) for role in PROJECTIONS}
+        hit = [role for role, names in own.items() if names & adapted]
+        if hit:
+            layers.append(number)
+            roles += [role for role in hit if role not in roles]
+            covered |= set().union(*(own[role] for role in hit))
+    expected = {name for n in layers for role in roles for name in architecture.layers[n].roles[role]}
+    if not adapted or covered != adapted or expected != adapted:
+        raise _refused(folder, "it adapts other matrices than whole roles in whole layers")
+    return layers, roles, len(architecture.layers)

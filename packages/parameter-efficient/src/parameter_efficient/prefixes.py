@@ -1,0 +1,170 @@
+"""Prefix tuning: learned keys and values before those of the tokens.
+
+Attention modules of transformers ask a table for the function that computes attention. A prefixed one asks
+for ours, which prepends and hands on to the function that it would have got. DeBERTa computes attention by
+itself: there, hooks lengthen its keys, values and mask, and its position scores are padded.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient.architecture import Layer
+from parameter_efficient.attachment import Resident, place_of
+from parameter_efficient.configs import PrefixTuning
+
+__all__ = ["Prefix", "attach_prefix"]
+
+NAME = "prefix_tuning"
+
+
+class Prefix(Resident):
+    """Keys and values, each of shape (n, width of all heads).
+
+    Args:
+        width: Elements of a token's key.
+        config: Everything else.
+        generator: Draws them.
+        place: Device and dtype.
+    """
+
+    reason = "its keys and values belong to no token"
+
+    def __init__(
+        self, width: int, config: PrefixTuning, generator: torch.Generator, place: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        drawn = torch.randn(2, config.length, width, generator=generator) * config.init_std
+        self.keys = nn.Parameter(drawn[0].to(**place))
+        self.values = nn.Parameter(drawn[1].to(**place))
+
+    @property
+    def length(self) -> int:
+        """Return n."""
+        return self.keys.shape[0]
+
+    def prepend(self, learned: Tensor, states: Tensor) -> Tensor:
+        """Put learned rows before states of shape (batch, heads, tokens, width of a head)."""
+        batch, heads, _, width = states.shape
+        rows = learned.view(-1, heads, width).transpose(0, 1).to(states.dtype)
+        return torch.cat([rows.expand(batch, -1, -1, -1), states], dim=2)
+
+    def open_mask(self, mask: Tensor) -> Tensor:
+        """Let every query see the prefix: the mask's last dimension grows by n."""
+        return F.pad(mask, (self.length, 0), value=1 if mask.ndim == 2 or mask.dtype == torch.bool else 0)
+
+
+class _OwnConfiguration:
+    """An attention module's configuration, exchanged for a copy that names our function."""
+
+    def __init__(self, attention: Any) -> None:
+        self.attention, self.shared = attention, attention.config
+        attention.config = copy.copy(attention.config)
+        attention.config._attn_implementation = NAME
+
+    def remove(self) -> None:
+        self.attention.config = self.shared
+
+
+def _prefixed_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
+    """Prepend, and hand on to the function of the model's own choice."""
+    from transformers import AttentionInterface
+
+    prefix: Prefix = module.prefix
+    own = sys.modules[type(module).__module__]
+    function = AttentionInterface().get_interface(
+        prefix.implementation, getattr(own, "eager_attention_forward", None)
+    )
+    tokens, queries = key.shape[2], query.shape[2]
+    if attention_mask is not None:
+        attention_mask = prefix.open_mask(attention_mask)
+    elif prefix.implementation == "sdpa" and module.is_causal and queries > 1:
+        causal = torch.ones(1, 1, queries, tokens, dtype=torch.bool, device=key.device).tril(tokens - queries)
+        attention_mask = prefix.open_mask(causal)
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = F.pad(kwargs["position_bias"], (prefix.length, 0))
+    key, value = prefix.prepend(prefix.keys, key), prefix.prepend(prefix.values, value)
+    return function(module, query, key, value, attention_mask, **kwargs)
+
+
+class _Lengthened:
+    """The hooks that lengthen keys, values, mask and position scores of DeBERTa's attention."""
+
+    def __init__(self, prefix: Prefix, attention: Any, key: nn.Module, value: nn.Module) -> None:
+        self.prefix, self.attention, self.scoring_positions = prefix, attention, False
+        self.handles = [
+            attention.register_forward_pre_hook(self.lengthen_mask),
+            key.register_forward_hook(self.lengthen_keys),
+            value.register_forward_hook(self.lengthen_values),
+        ]
+        self.own_scores = attention.disentangled_attention_bias
+        attention.disentangled_attention_bias = self.pad_scores
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        del self.attention.disentangled_attention_bias
+
+    def lengthen_mask(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        mask = F.pad(args[1].bool(), (self.prefix.length, 0), value=True)
+        return (args[0], mask, *args[2:])
+
+    def lengthen_keys(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output if self.scoring_positions else self._prepend(self.prefix.keys, output)
+
+    def lengthen_values(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return self._prepend(self.prefix.values, output)
+
+    def _prepend(self, learned: Tensor, states: Tensor) -> Tensor:
+        rows = learned.to(states.dtype).expand(states.shape[0], -1, -1)
+        return torch.cat([rows, states], dim=1)
+
+    def pad_scores(self, query: Tensor, key: Tensor, *args: Any) -> Any:
+        """Score the positions of the tokens; the prefix has none."""
+        self.scoring_positions = True
+        scores = self.own_scores(query, key[:, self.prefix.length :], *args)
+        self.scoring_positions = False
+        return F.pad(scores, (self.prefix.length, 0)) if isinstance(scores, Tensor) else scores
+
+
+def attach_prefix(layer: Layer, config: PrefixTuning, generator: torch.Generator, model: Any) -> Prefix:
+    """Put a prefix into a layer's attention.
+
+    Raises:
+        ConfigurationError: The model's attention function takes no longer keys.
+    """
+    from transformers import AttentionInterface
+
+    implementation = getattr(model.config, "_attn_implementation", None)
+    if implementation not in (None, "eager", "sdpa") and "flash" not in implementation:
+        raise ConfigurationError(
+            f"a prefix does not work with attention {implementation!r}: load the model with "
+            "attn_implementation='sdpa'"
+        )
+    attention = _computes_attention(layer)
+    key, value = layer.one("k"), layer.one("v")
+    width = attention.embed_dim if key is value else key.weight.shape[0]
+    prefix = Prefix(width, config, generator, place_of(layer.module))
+    prefix.implementation = implementation or "eager"
+    if hasattr(attention, "disentangled_attention_bias"):
+        handle: Any = _Lengthened(prefix, attention, key, value)
+    else:
+        AttentionInterface.register(NAME, _prefixed_attention)
+        handle = _OwnConfiguration(attention)
+    prefix.settle(attention, "prefix", handle)
+    return prefix
+
+
+def _computes_attention(layer: Layer) -> Any:
+    """Return the module that owns the key projection."""
+    name = next(iter(layer.roles["k"])).removeprefix(f"{layer.name}.").rpartition(".")[0]
+    return layer.module.get_submodule(name)

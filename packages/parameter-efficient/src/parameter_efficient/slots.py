@@ -1,0 +1,127 @@
+"""The entry points of this package. Nothing here imports torch before a method is used."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient.configs import (
+    BitFit,
+    BottleneckAdapter,
+    Config,
+    FFNTuning,
+    Fusion,
+    HeadOnly,
+    LoRA,
+    PrefixTuning,
+    QLoRA,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "BitFitMethod",
+    "BottleneckAdapterMethod",
+    "FFNTuningMethod",
+    "FusionMethod",
+    "HeadOnlyMethod",
+    "LoRAMethod",
+    "PrefixTuningMethod",
+    "QLoRAMethod",
+]
+
+
+class _Method:
+    name: ClassVar[str]
+    Options: ClassVar[type[Config]]
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def load_kwargs(self) -> dict[str, Any]:
+        """Nothing is changed while loading."""
+        return {}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Adapt the model."""
+        from parameter_efficient.adaptation import adapt
+
+        return adapt(model, self.options)
+
+
+class HeadOnlyMethod(_Method):
+    """Only the head trains, on the features of all or the first layers."""
+
+    name, Options = "head-only", HeadOnly
+
+
+class BottleneckAdapterMethod(_Method):
+    """A small network of its own behind or beside a sub-layer of chosen layers."""
+
+    name, Options = "bottleneck-adapter", BottleneckAdapter
+
+
+class LoRAMethod(_Method):
+    """A low-rank update of chosen matrices of chosen layers, through peft."""
+
+    name, Options = "lora", LoRA
+
+
+class QLoRAMethod(_Method):
+    """LoRA on base weights that are loaded in 4 bits, through bitsandbytes."""
+
+    name, Options = "qlora", QLoRA
+
+    def load_kwargs(self) -> dict[str, Any]:
+        """Return the quantisation that `from_pretrained` takes.
+
+        Raises:
+            ConfigurationError: bitsandbytes or a CUDA device is missing.
+        """
+        if find_spec("bitsandbytes") is None:
+            raise ConfigurationError(
+                "adaptation 'qlora' needs bitsandbytes, which is not installed: run 'pip install bitsandbytes' or "
+                "use --adaptation lora"
+            )
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigurationError(
+                "adaptation 'qlora' needs a CUDA device, and there is none here: use --adaptation lora"
+            )
+        from transformers import BitsAndBytesConfig
+
+        compute = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.options.quant_type,
+            bnb_4bit_use_double_quant=self.options.double_quant,
+            bnb_4bit_compute_dtype=compute,
+        )
+        return {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
+
+
+class PrefixTuningMethod(_Method):
+    """Learned keys and values before those of the tokens, in chosen layers."""
+
+    name, Options = "prefix", PrefixTuning
+
+
+class BitFitMethod(_Method):
+    """Chosen biases of chosen layers."""
+
+    name, Options = "bitfit", BitFit
+
+
+class FFNTuningMethod(_Method):
+    """The feed-forward blocks of chosen layers."""
+
+    name, Options = "ffn-only", FFNTuning
+
+
+class FusionMethod(_Method):
+    """Several methods at once, each in its own layers."""
+
+    name, Options = "fusion", Fusion
