@@ -191,28 +191,40 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         first = 0
         for group in self.param_groups:
             initial = self.initial_state(group)
+            found = list(self._with_gradient(group, initial, first))
+            first += len(group["params"])
+            if not found:
+                continue
+            torch._foreach_add_([state["step"] for *_, state in found], 1)
             batches: dict[tuple[Any, ...], Batch] = {}
-            for index, param in enumerate(group["params"], first):
-                grad = param.grad
-                inputs = None if grad is None else self.inputs(group, param)
-                if grad is None or inputs is None:
-                    continue
-                state = self.state[param]
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    for name, value in initial.items():
-                        state[name] = torch.full_like(param, value, dtype=arithmetic_dtype(param.dtype))
-                state["step"] += 1
+            for index, param, grad, inputs, state in found:
                 step = int(state["step"].item())
-                row = flat_row(param, grad, *(state[name] for name in initial), *inputs)
-                key = (step, *(tensor.dtype for tensor in row[:2]), row[0].device)
-                batch = batches.setdefault(key, Batch(group, step, [], [], [], []))
+                row = flat_row(param, grad, *[state[name] for name in initial], *inputs)
+                key = (step, row[0].dtype, row[1].dtype, row[0].device)
+                if key not in batches:
+                    batches[key] = Batch(group, step, [], [], [], [])
+                batch = batches[key]
                 batch.params.append(param)
                 batch.grads.append(grad)
                 batch.rows.append(row)
                 batch.indices.append(index)
-            first += len(group["params"])
             yield from batches.values()
+
+    def _with_gradient(
+        self, group: dict[str, Any], initial: Mapping[str, float], first: int
+    ) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]]:
+        """Yield position, parameter, gradient, further inputs and state of each that takes this step."""
+        for index, param in enumerate(group["params"], first):
+            grad = param.grad
+            inputs = None if grad is None else self.inputs(group, param)
+            if grad is None or inputs is None:
+                continue
+            state = self.state[param]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                for name, value in initial.items():
+                    state[name] = torch.full_like(param, value, dtype=arithmetic_dtype(param.dtype))
+            yield index, param, grad, inputs, state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; every tensor keeps its own dtype and shares no memory with what was loaded."""
@@ -244,8 +256,9 @@ def flat_row(param: Tensor, grad: Tensor, *state: Tensor) -> Row:
         if grad.placements != param.placements:  # type: ignore[attr-defined]
             grad = grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
         param, grad, *state = (tensor.to_local() for tensor in (param, grad, *state))  # type: ignore[attr-defined]
-    if all(tensor.is_contiguous() for tensor in (param, grad, *state)):
-        return [tensor.view(-1) for tensor in (param.detach(), grad, *state)]
+    row = [param.detach(), grad, *state]
+    if all(tensor.is_contiguous() for tensor in row):
+        return [tensor.view(-1) for tensor in row]
     if not param.is_contiguous() and param.stride() != torch.empty_like(param, device="meta").stride():
         raise ConfigurationError(
             f"a parameter of shape {tuple(param.shape)} has gaps in memory: make it contiguous"
@@ -276,8 +289,17 @@ def whole_norms(tensors: list[Tensor]) -> Tensor:
         tensor([5., 2.])
     """
     dtype = arithmetic_dtype(tensors[0].dtype)
+    if all(_is_plain(tensor) for tensor in tensors):
+        flat = [tensor.view(-1) for tensor in tensors]
+        return torch.stack([torch.dot(tensor, tensor) for tensor in flat]).sqrt_()
     norms = torch._foreach_norm(tensors, 2, dtype=dtype)
     return torch.stack([getattr(norm, "full_tensor", lambda norm=norm: norm)() for norm in norms])
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a scalar product gives the norm: on a CPU it is twice as fast as a reduction."""
+    wide = tensor.dtype in (torch.float32, torch.float64)
+    return wide and tensor.device.type == "cpu" and tensor.is_contiguous() and not hasattr(tensor, "to_local")
 
 
 def _salts(batch: Batch) -> Tensor:

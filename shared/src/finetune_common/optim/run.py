@@ -13,7 +13,8 @@ branches. Values beyond the returned ones leave the remaining state as it is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -36,7 +37,9 @@ BLOCK = {"cpu": 2**17}
 """Elements that eager code handles at a time: temporaries stay in the caches of a CPU."""
 BLOCK_ELSEWHERE = 2**22
 SMALL = 2**13
-"""Rows of at most this many elements are joined before a compiled call."""
+"""Rows of at most this many elements are joined: a compiled call costs as much as 10,000 elements."""
+TOGETHER = 4
+"""Rows of one length in a compiled call."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowSc
     if not _compiler_works:
         return eager(rule, rows, scalars, row_scalars)
     try:
-        way = _fused_row_by_row if rows[0][0].device.type == "cpu" else _fused_at_once
+        way = _fused_by_length if rows[0][0].device.type == "cpu" else _fused_at_once
         way(rule, rows, scalars, row_scalars)
     except Exception as error:
         if not _is_about_the_compiler(error):
@@ -167,18 +170,27 @@ def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowSc
         eager(rule, rows, scalars, row_scalars)
 
 
-def _fused_row_by_row(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    """One compiled function for all lengths, called row by row: calls are cheap on a CPU."""
+def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+    """A few rows of one length a call, whatever the length: little to compile, and few calls."""
     packed = _packed(rows, scalars)
-    for row, own in _joined(rule, rows, row_scalars):
-        key = (rule, tuple(scalars), tuple(row_scalars), row[0].dtype, row[1].dtype)
-        _compiled_row(*key, row[0].numel() > 2 * SMALL)(row, packed, own)
+
+    def call(some: list[Row], own: list[list[Tensor]]) -> None:
+        kept_apart = some[0][0].dtype, some[0][1].dtype, len(some), some[0][0].numel() > 2 * SMALL
+        _compiled(rule, tuple(scalars), tuple(row_scalars), *kept_apart, dynamic=True)(some, packed, own)
+
+    small = [] if rule.stochastic else [i for i, row in enumerate(rows) if row[0].numel() <= SMALL]
+    large = sorted(set(range(len(rows))) - set(small if len(small) > 1 else []))
+    for indices in _alike(large, rows):
+        call([rows[i] for i in indices], [[values[i] for i in indices] for values in row_scalars.values()])
+    if len(small) > 1:
+        with _joined([rows[i] for i in small]) as (row, sizes):
+            call([row], [[values[small].repeat_interleave(sizes)] for values in row_scalars.values()])
 
 
 def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     """One compiled call a step: on a GPU a call costs more than the memory traffic of most tensors."""
     key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype)
-    _compiled_rows(*key)(list(rows), _packed(rows, scalars), list(row_scalars.values()))
+    _compiled(*key, dynamic=False)(list(rows), _packed(rows, scalars), list(row_scalars.values()))
 
 
 def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
@@ -186,52 +198,45 @@ def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
     return torch.tensor(list(scalars.values()), dtype=arithmetic_dtype(param.dtype), device=param.device)
 
 
-def _joined(rule: Rule, rows: Sequence[Row], row_scalars: RowScalars) -> Iterator[tuple[Row, list[Tensor]]]:
-    """Give each row with its scalars, small rows as one: a compiled call costs as much as 10,000 elements."""
-    small = [] if rule.stochastic else [i for i, row in enumerate(rows) if row[0].numel() <= SMALL]
-    if len(small) < 2:
-        small = []
-    for i in sorted(set(range(len(rows))) - set(small)):
-        yield rows[i], [values[i] for values in row_scalars.values()]
-    if small:
-        sizes = [rows[i][0].numel() for i in small]
-        columns = list(zip(*(rows[i] for i in small), strict=True))
-        joined = [torch.cat(column) for column in columns]
-        repeats = torch.tensor(sizes)
-        yield joined, [values[small].repeat_interleave(repeats) for values in row_scalars.values()]
-        for column, tensor in zip([columns[0], *columns[2:]], [joined[0], *joined[2:]], strict=True):
-            torch._foreach_copy_(column, tensor.split(sizes))
+def _alike(indices: Iterable[int], rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Split indices into `TOGETHER` rows of one length each, and single ones where there are fewer."""
+    by_length: dict[int, list[int]] = {}
+    for i in indices:
+        by_length.setdefault(rows[i][0].numel(), []).append(i)
+    for equal in by_length.values():
+        whole = len(equal) - len(equal) % TOGETHER
+        yield from (equal[i : i + TOGETHER] for i in range(0, whole, TOGETHER))
+        yield from ([i] for i in equal[whole:])
+
+
+@contextmanager
+def _joined(rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
+    """Lend several rows as one, with their lengths; what it holds at the end goes back into them."""
+    sizes = [row[0].numel() for row in rows]
+    columns = list(zip(*rows, strict=True))
+    joined = [torch.cat(column) for column in columns]
+    yield joined, torch.tensor(sizes)
+    for column, tensor in zip([columns[0], *columns[2:]], [joined[0], *joined[2:]], strict=True):
+        torch._foreach_copy_(column, tensor.split(sizes))
 
 
 @cache
-def _compiled_row(
-    rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any
-) -> Callable[[Row, Tensor, list[Tensor]], None]:
-    """Compile a rule for rows of any length.
+def _compiled(
+    rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any, dynamic: bool
+) -> Callable[[list[Row], Tensor, Sequence[Sequence[Tensor] | Tensor]], None]:
+    """Compile a rule for a list of rows.
 
-    Dtypes and size classes are kept apart: compiled code is laid out (threads) for the first row it meets.
+    Dtypes, numbers of rows and size classes are kept apart: compiled code is laid out (threads) for the
+    first rows it meets.
     """
 
-    def step(row: Row, packed: Tensor, own: list[Tensor]) -> None:
-        scalars = dict(zip(names, packed.unbind(), strict=True))
-        advance(rule, row, {**scalars, **dict(zip(row_names, own, strict=True))})
-
-    return _compile(step, rule, dynamic=True)
-
-
-@cache
-def _compiled_rows(
-    rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any
-) -> Callable[[list[Row], Tensor, list[Tensor]], None]:
-    """Compile a rule for a list of rows."""
-
-    def step(rows: list[Row], packed: Tensor, own: list[Tensor]) -> None:
+    def step(rows: list[Row], packed: Tensor, own: Sequence[Sequence[Tensor] | Tensor]) -> None:
         scalars = dict(zip(names, packed.unbind(), strict=True))
         for i, row in enumerate(rows):
             values = [given[i] for given in own]
             advance(rule, row, {**scalars, **dict(zip(row_names, values, strict=True))})
 
-    return _compile(step, rule, dynamic=False)
+    return _compile(step, rule, dynamic)
 
 
 def _compile(step: FunctionType, rule: Rule, dynamic: bool) -> Callable[..., None]:
