@@ -67,15 +67,54 @@ def _sweep(argv: Sequence[str]) -> None:
 
 def _report(argv: Sequence[str]) -> None:
     parser = _parser(
-        "report", "Compare the runs below a folder: a table, csv and markdown files, a chart a task."
+        "report", "Compare the runs below a folder: tables, charts, and a page that needs no network."
     )
     parser.add_argument("folder", type=Path, help="folder with runs in it")
     parser.add_argument("--output-dir", type=Path, default=Path("report"), help="where the files go (report)")
+    parser.add_argument(
+        "--protocol",
+        choices=("mean", "median", "best-lr", "best"),
+        default="mean",
+        help="how the runs of a setting become one number: mean over seeds, the median seed, each seed's "
+        "best learning rate and then the mean, or the best run (mean)",
+    )
+    parser.add_argument(
+        "--evaluation",
+        choices=("last", "best"),
+        default="last",
+        help="which evaluation of a run counts (last)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="KEY=VALUE,...",
+        help="compare with the setting of which this is true, paired by seed; e.g. optimizer=adamw",
+    )
+    parser.add_argument(
+        "--test", choices=("permutation", "wilcoxon"), default="permutation", help="paired test (permutation)"
+    )
+    parser.add_argument(
+        "--where",
+        metavar="KEY=VALUE,...",
+        help="only runs of which this is true; e.g. task=rte|mrpc,epochs=3",
+    )
+    parser.add_argument(
+        "--group-by", metavar="KEY,...", help="put runs together by these options (all but the seed)"
+    )
     options = parser.parse_args(argv)
 
     from glue_harness.report import report
 
-    report(options.folder, options.output_dir)
+    keys = [key.strip().replace("-", "_") for key in (options.group_by or "").split(",")]
+    report(
+        options.folder,
+        options.output_dir,
+        protocol=options.protocol,
+        evaluation=options.evaluation,
+        test=options.test,
+        baseline=options.baseline,
+        where=options.where,
+        group_by=[key for key in keys if key],
+    )
 
 
 def _list(argv: Sequence[str]) -> None:

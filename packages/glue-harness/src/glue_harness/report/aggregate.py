@@ -8,11 +8,27 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import GLUE_TASKS, TASKS
 from glue_harness.config import SLOTS
+from glue_harness.report.protocols import PROTOCOLS, Protocol
+from glue_harness.report.select import flatten, known_key
 
-__all__ = ["Row", "summarise"]
+__all__ = ["Average", "Row", "averages", "summarise"]
 
 Result = Mapping[str, Any]
+Value = tuple[float, float | None]
+"""A number, and the standard deviation over seeds where there are several."""
+
+IDENTIFIES_ROW = ("task", "model", "seed")
+
+ELEVEN = [
+    (task, metric)
+    for task in ("cola", "rte", "mrpc", "stsb", "sst2", "qnli", "mnli", "qqp")
+    for metric in TASKS[task].metrics
+    if metric != "accuracy_mismatched"
+]
+"""The numbers whose plain mean AGNI's README gives."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +39,11 @@ class Row:
         task: The task.
         model: The model.
         setting: What tells this row from the others, in words.
+        options: The options that its runs share.
         seeds: The seeds of its runs.
-        metrics: Metric → (mean, standard deviation over seeds or None) at the last evaluation.
+        metrics: Metric → (number by the protocol, sd over seeds or None) at the last evaluation.
         best: Metric → the same at each run's best evaluation.
+        by_seed: `last` or `best` → seed → metric → value.
         primary: The metric that counts first.
         examples_per_second: Mean over runs.
         peak_memory_bytes: Largest of the runs.
@@ -36,29 +54,24 @@ class Row:
     task: str
     model: str
     setting: str
+    options: dict[str, Any]
     seeds: tuple[int, ...]
-    metrics: dict[str, tuple[float, float | None]]
-    best: dict[str, tuple[float, float | None]]
+    metrics: dict[str, Value]
+    best: dict[str, Value]
+    by_seed: dict[str, dict[int, dict[str, float]]]
     primary: str
     examples_per_second: float
     peak_memory_bytes: int
     trainable: int
     runs: tuple[str, ...]
 
+    def score(self, evaluation: str) -> Value:
+        """Return the primary metric at the `last` or the `best` evaluation."""
+        return (self.metrics if evaluation == "last" else self.best)[self.primary]
 
-def _settings(result: Result) -> dict[str, Any]:
-    """Flatten what decides a run, without what identifies the row or the seed."""
-    flat: dict[str, Any] = {}
-    for key, value in {**result["settings"], **result["slots"]}.items():
-        if key in ("task", "model", "seed"):
-            continue
-        choices = value if isinstance(value, list) else [value]
-        if all(isinstance(choice, dict) for choice in choices):
-            flat[key] = "+".join(choice["name"] for choice in choices)
-            flat |= {f"{key}.{k}": v for choice in choices for k, v in choice.items() if k != "name"}
-        else:
-            flat[key] = value
-    return flat
+    def seed_scores(self, evaluation: str) -> dict[int, float]:
+        """Return seed → primary metric at the `last` or the `best` evaluation."""
+        return {seed: metrics[self.primary] for seed, metrics in self.by_seed[evaluation].items()}
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -69,7 +82,7 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         by_method: dict[str, set[str]] = {}
         for flat in settings:
             if name in flat:
-                method = "" if option in ("", "lr") else flat[slot]
+                method = "" if option in ("", "lr") else flat.get(slot, "")
                 by_method.setdefault(method, set()).add(json.dumps(flat[name]))
         return by_method
 
@@ -79,59 +92,157 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
     """Say in words what a setting is: its optimizer, and whatever varies."""
-    words = [settings["optimizer"]]
+    words = [settings["optimizer"]] if "optimizer" in settings else []
     for key in varying:
         value = settings.get(key)
         if key != "optimizer" and value not in (None, ""):
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             words.append(shown if key in SLOTS else f"{key.split('.')[-1].replace('_', ' ')} {shown}")
-    return ", ".join(words)
+    return ", ".join(words) or "all runs"
 
 
-def _mean_and_spread(values: list[float]) -> tuple[float, float | None]:
-    return fmean(values), stdev(values) if len(values) > 1 else None
+def _shared_options(flat: Mapping[str, Any], protocol: Protocol, group_by: Sequence[str]) -> dict[str, Any]:
+    """Return the options by which runs are put together."""
+    chosen = group_by or [key for key in flat if key not in IDENTIFIES_ROW]
+    return {key: flat[key] for key in chosen if key in flat and key not in protocol.drops}
 
 
-def summarise(results: Iterable[Result]) -> list[Row]:
+def _check_groups(group_by: Sequence[str], name: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    for key in group_by:
+        known_key("--group-by", key, runs)
+        if key in PROTOCOLS[name].drops:
+            raise ConfigurationError(
+                f"--group-by {key}: --protocol {name} chooses among its values: leave one of the two out"
+            )
+
+
+def _by_seed(runs: Sequence[Result], evaluation: str, protocol: Protocol) -> dict[int, dict[str, float]]:
+    seeds: dict[int, list[dict[str, float]]] = {}
+    for run in runs:
+        seeds.setdefault(run["seed"], []).append(run["metrics"][evaluation])
+    primary = runs[0]["primary"]
+    return {seed: dict(protocol.within(seeds[seed], primary)) for seed in sorted(seeds)}
+
+
+def _values(by_seed: Mapping[int, Mapping[str, float]], primary: str, protocol: Protocol) -> dict[str, Value]:
+    scores = list(by_seed.values())
+    return {
+        metric: (value, stdev(s[metric] for s in scores) if len(scores) > 1 else None)
+        for metric, value in protocol.over(scores, primary).items()
+    }
+
+
+def summarise(
+    results: Iterable[Result],
+    protocol: str = "mean",
+    group_by: Sequence[str] = (),
+    evaluation: str = "last",
+) -> list[Row]:
     """Aggregate runs over seeds.
 
     Args:
         results: Contents of `result.json`, each with its `folder`.
+        protocol: One of `PROTOCOLS`: how the runs of a setting become one number.
+        group_by: Options by which runs are put together; by default all but the seed. Runs of one seed that
+            still come together count as one.
+        evaluation: Which evaluation orders the rows, `last` or `best`.
 
     Returns:
         One row a setting, model and task: tasks in order of appearance, settings by falling primary metric.
+
+    Raises:
+        ConfigurationError: An option that no run has, or one that the protocol chooses among.
     """
+    results = list(results)
+    flattened = [flatten(result) for result in results]
+    _check_groups(group_by, protocol, flattened)
+    how = PROTOCOLS[protocol]
     groups: dict[tuple[str, str, str], list[Result]] = {}
     settings: dict[str, dict[str, Any]] = {}
-    for result in results:
-        flat = _settings(result)
-        key = json.dumps(flat, sort_keys=True)
-        settings[key] = flat
+    for result, flat in zip(results, flattened, strict=True):
+        options = _shared_options(flat, how, group_by)
+        key = json.dumps(options, sort_keys=True)
+        settings[key] = options
         groups.setdefault((result["task"], result["model"], key), []).append(result)
     by_task: dict[str, list[dict[str, Any]]] = {}
     for task, _, key in groups:
         by_task.setdefault(task, []).append(settings[key])
-    varying = {task: _varying(present) for task, present in by_task.items()}
+    varying = {task: list(group_by) or _varying(present) for task, present in by_task.items()}
     rows = []
     for (task, model, key), runs in groups.items():
-        last, best = (
-            {m: _mean_and_spread([r["metrics"][when][m] for r in runs]) for m in runs[0]["metrics"][when]}
-            for when in ("last", "best")
-        )
+        primary = runs[0]["primary"]
+        by_seed = {evaluation: _by_seed(runs, evaluation, how) for evaluation in ("last", "best")}
         rows.append(
             Row(
                 task=task,
                 model=model,
                 setting=_label(settings[key], varying[task]),
+                options=settings[key],
                 seeds=tuple(sorted(r["seed"] for r in runs)),
-                metrics=last,
-                best=best,
-                primary=runs[0]["primary"],
+                metrics=_values(by_seed["last"], primary, how),
+                best=_values(by_seed["best"], primary, how),
+                by_seed=by_seed,
+                primary=primary,
                 examples_per_second=fmean(r["examples_per_second"] for r in runs),
                 peak_memory_bytes=max(r["peak_memory_bytes"] for r in runs),
                 trainable=runs[0]["parameters"]["trainable"],
                 runs=tuple(r["folder"] for r in runs),
             )
         )
-    order = list(dict.fromkeys(row.task for row in rows))
-    return sorted(rows, key=lambda row: (order.index(row.task), row.model, -row.metrics[row.primary][0]))
+    order = {task: number for number, task in enumerate(by_task)}
+    return sorted(rows, key=lambda row: (order[row.task], row.model, -row.score(evaluation)[0]))
+
+
+@dataclass(frozen=True)
+class Average:
+    """One setting over the tasks of GLUE.
+
+    Attributes:
+        model: The model.
+        setting: What tells it from the others, in words.
+        glue: Mean over the nine tasks of the mean of each task's metrics; None without all of them.
+        eleven: Mean of the eleven numbers of AGNI's README (no WNLI, no mismatched MNLI); None without all.
+    """
+
+    model: str
+    setting: str
+    glue: float | None
+    eleven: float | None
+
+
+def averages(rows: Sequence[Row], evaluation: str = "last") -> list[Average]:
+    """Average settings over tasks, where the tasks are all there.
+
+    Args:
+        rows: From `summarise`; rows with the same model and options belong together.
+        evaluation: `last` or `best`.
+
+    Returns:
+        Only those with at least one of the two averages, the best first.
+    """
+    from finetune_common.metrics import glue_average
+
+    together: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.task in GLUE_TASKS:
+            key = row.model, json.dumps(row.options, sort_keys=True)
+            together.setdefault(key, []).append(row)
+    varying = _varying([of_setting[0].options for of_setting in together.values()])
+    found = []
+    for (model, _), of_setting in together.items():
+        scores = {
+            row.task: {
+                metric: value
+                for metric, (value, _) in (row.metrics if evaluation == "last" else row.best).items()
+            }
+            for row in of_setting
+        }
+        try:
+            glue = glue_average(scores)
+        except ConfigurationError:
+            glue = None
+        eleven = [scores[task][metric] for task, metric in ELEVEN if metric in scores.get(task, {})]
+        average = fmean(eleven) if len(eleven) == len(ELEVEN) else None
+        if average is not None or glue is not None:
+            found.append(Average(model, _label(of_setting[0].options, varying), glue, average))
+    return sorted(found, key=lambda a: -(a.glue if a.glue is not None else a.eleven or 0.0))

@@ -1,8 +1,10 @@
-"""One chart a task: the score over training, a line a setting, and where it ended."""
+"""Charts for all eyes, each as PNG and SVG and with a text that says what it shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +14,250 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from glue_harness.report.aggregate import Row
+from glue_harness.report.contents import Contents
+from glue_harness.report.statistics import bootstrap_interval
 
-__all__ = ["plot_tasks"]
+__all__ = ["Figure", "draw_figures"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 LINES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX"
+MOST = 10
+"""Settings that a chart of a task shows, the best ones."""
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart.
+
+    Attributes:
+        png: The picture for articles and slides.
+        svg: The same, scalable.
+        title: Its title.
+        text: What it shows, for those who do not see it.
+    """
+
+    png: Path
+    svg: Path
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What the charts know about one task: its rows, best first, and their names."""
+
+    task: str
+    rows: Sequence[Row]
+    names: Sequence[str]
+    evaluation: str
+    runs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def metric(self) -> str:
+        return self.rows[0].primary.replace("_", " ")
+
+    def of(self, row: Row) -> list[Mapping[str, Any]]:
+        return [self.runs[folder] for folder in row.runs]
+
+    def numbered(self) -> Iterator[tuple[Row, str, dict[str, Any]]]:
+        """Yield every row with its name and looks."""
+        for number, (row, name) in enumerate(zip(self.rows, self.names, strict=True)):
+            looks = {
+                "color": COLOURS[number % len(COLOURS)],
+                "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+                "marker": MARKERS[number % len(MARKERS)],
+            }
+            yield row, name, looks
+
+
+def _panels(contents: Contents) -> list[_Panel]:
+    runs = {result["folder"]: result for result in contents.results}
+    panels = []
+    for task in dict.fromkeys(row.task for row in contents.rows):
+        of_task = [row for row in contents.rows if row.task == task]
+        rows = sorted(of_task, key=lambda row: -row.score(contents.evaluation)[0])[:MOST]
+        several = len({row.model for row in rows}) > 1
+        names = [f"{Path(r.model).name}, {r.setting}" if several else r.setting for r in rows]
+        panels.append(_Panel(task, rows, names, contents.evaluation, runs))
+    return panels
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.4g} to {max(values):.4g}"
 
 
 def _curve(runs: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], np.ndarray]:
+    """Return the epochs of the first run and the scores of all runs that were evaluated as often."""
     epochs = [entry["epoch"] for entry in runs[0]["history"]]
-    scores = [[entry["metrics"][metric] for entry in run["history"][: len(epochs)]] for run in runs]
+    scores = [[entry["metrics"][metric] for entry in run["history"]] for run in runs]
     return epochs, np.array([s for s in scores if len(s) == len(epochs)])
 
 
-def plot_tasks(results: Sequence[Mapping[str, Any]], rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw a chart for every task.
+def _curves(axes: Axes, panel: _Panel) -> str | None:
+    drawn = 0
+    for row, name, looks in panel.numbered():
+        epochs, scores = _curve(panel.of(row), row.primary)
+        if len(epochs) < 2:
+            continue
+        drawn += 1
+        looks["marker"] = looks["marker"] if len(epochs) < 20 else None
+        axes.plot(epochs, scores.mean(axis=0), label=name, **looks)
+        if len(scores) > 1:
+            low, high = scores.min(axis=0), scores.max(axis=0)
+            axes.fill_between(epochs, low, high, color=looks["color"], alpha=0.15, lw=0)
+    axes.set(xlabel="epoch", ylabel=panel.metric)
+    if drawn:
+        axes.legend(fontsize="x-small")
+    return f"{drawn} curves of {panel.metric} by epoch, best setting '{panel.names[0]}'" if drawn else None
+
+
+def _bars(axes: Axes, panel: _Panel) -> str | None:
+    values = []
+    for number, (row, _, looks) in enumerate(panel.numbered()):
+        scores = list(row.seed_scores(panel.evaluation).values())
+        value = row.score(panel.evaluation)[0]
+        values.append(value)
+        axes.barh(-number, value, color=looks["color"], alpha=0.75, height=0.7)
+        if interval := bootstrap_interval(scores):
+            axes.plot(interval, [-number] * 2, color="black", lw=1.5, marker="|")
+        axes.plot(scores, [-number] * len(scores), ".", color="black", alpha=0.6, markersize=5)
+    lowest = min(min(row.seed_scores(panel.evaluation).values()) for row in panel.rows)
+    highest = max(max(row.seed_scores(panel.evaluation).values()) for row in panel.rows)
+    axes.set_xlim(left=max(min(0.0, lowest), lowest - 2 * (highest - lowest)))
+    axes.set_yticks([-n for n in range(len(panel.names))], labels=list(panel.names), fontsize="x-small")
+    axes.set(xlabel=f"{panel.metric} ({panel.evaluation} evaluation)")
+    listed = "; ".join(f"{name} {value:.4g}" for name, value in zip(panel.names, values, strict=True))
+    return f"{panel.metric}: {listed}"
+
+
+def _rates(axes: Axes, panel: _Panel) -> str | None:
+    """Draw the score against the learning rate, for settings that differ in nothing else."""
+    alike: dict[str, dict[float, Row]] = {}
+    for row in panel.rows:
+        if row.options.get("optimizer.lr"):
+            rest = {"model": row.model} | {k: v for k, v in row.options.items() if k != "optimizer.lr"}
+            alike.setdefault(json.dumps(rest, sort_keys=True), {})[row.options["optimizer.lr"]] = row
+    found = [dict(sorted(rows.items())) for rows in alike.values() if len(rows) > 1]
+    for number, rows in enumerate(found):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        scores = [row.score(panel.evaluation) for row in rows.values()]
+        name = panel.names[panel.rows.index(next(iter(rows.values())))]
+        axes.errorbar(
+            list(rows),
+            [value for value, _ in scores],
+            yerr=[spread or 0.0 for _, spread in scores],
+            color=colour,
+            marker=marker,
+            capsize=3,
+            label=", ".join(part for part in name.split(", ") if not part.startswith("lr ")),
+        )
+    axes.set(xscale="log", xlabel="learning rate", ylabel=panel.metric)
+    if not found:
+        return None
+    axes.legend(fontsize="x-small")
+    best = [max(rows, key=lambda rate: rows[rate].score(panel.evaluation)[0]) for rows in found]
+    return f"{len(found)} settings, best rates {', '.join(f'{rate:g}' for rate in best)}"
+
+
+PARTS = ("data", "forward", "backward", "gradient", "optimizer")
+
+
+def _times(axes: Axes, panel: _Panel) -> str | None:
+    left = np.zeros(len(panel.rows))
+    for part, colour, hatch in zip(PARTS, COLOURS, ("", "//", "..", "xx", "--"), strict=False):
+        widths = np.array(
+            [
+                1000 * np.mean([run["seconds"].get(part, 0.0) / run["steps"] for run in panel.of(row)])
+                for row in panel.rows
+            ]
+        )
+        axes.barh(
+            [-n for n in range(len(widths))], widths, left=left, color=colour, hatch=hatch, label=part,
+            edgecolor="white", lw=0.5, height=0.7,
+        )  # fmt: skip
+        left += widths
+    axes.set_yticks([-n for n in range(len(panel.names))], labels=list(panel.names), fontsize="x-small")
+    axes.set(xlabel="milliseconds a step")
+    axes.legend(fontsize="x-small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return f"{_range(left.tolist())} milliseconds a step"
+
+
+def _memory(axes: Axes, panel: _Panel) -> str | None:
+    mib = [row.peak_memory_bytes / 2**20 for row in panel.rows]
+    if len(panel.rows) < 2:
+        return None
+    for row, name, looks in panel.numbered():
+        value, spread = row.score(panel.evaluation)
+        axes.errorbar(
+            row.peak_memory_bytes / 2**20, value, yerr=spread, color=looks["color"], marker=looks["marker"],
+            linestyle="none", capsize=3, label=name,
+        )  # fmt: skip
+    axes.set(xlabel="peak memory, MiB", ylabel=panel.metric)
+    axes.legend(fontsize="x-small")
+    return f"{len(panel.rows)} settings between {_range(mib)} MiB"
+
+
+CHARTS: dict[str, tuple[str, Callable[[Axes, _Panel], str | None]]] = {
+    "curves": ("Learning curves on the dev set, band: lowest to highest seed", _curves),
+    "scores": ("Scores, dots: seeds, line: 95 % bootstrap interval", _bars),
+    "learning-rates": ("Score against learning rate, bars: sd over seeds", _rates),
+    "time": ("Time of a step by part", _times),
+    "memory": ("Score against peak memory", _memory),
+}
+"""Name of the file → its title, and what draws a task's part and says what it drew, if anything."""
+
+
+def _draw(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
+    title, draw = CHARTS[name]
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(5.6 * columns, 3.6 * lines), squeeze=False)
+    texts = []
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        if text := draw(axes, panel):
+            axes.set_title(panel.task, loc="left", fontsize="medium")
+            texts.append(f"{panel.task}: {text}")
+        else:
+            axes.set_visible(False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    if not texts:
+        plt.close(figure)
+        return None
+    figure.suptitle(title, fontsize="large")
+    figure.tight_layout()
+    made = Figure(folder / f"{name}.png", folder / f"{name}.svg", title, f"{title}. {'. '.join(texts)}.")
+    figure.savefig(made.png, dpi=110)
+    figure.savefig(made.svg, metadata={"Date": None, "Title": title, "Description": made.text})
+    plt.close(figure)
+    return made
+
+
+def draw_figures(contents: Contents, folder: Path) -> list[Figure]:
+    """Draw every chart that the runs have something to show in, a part for each task.
 
     Args:
-        results: The runs.
-        rows: Their summary, which gives the settings' names and order.
-        folder: Receives `<task>.png`.
+        contents: What there is to show; a task's ten best settings are drawn.
+        folder: Receives `<chart>.png` and `<chart>.svg`.
 
     Returns:
-        The files.
+        The charts: `curves`, `scores`, `learning-rates`, `time`, `memory`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    by_folder = {result["folder"]: result for result in results}
-    files = []
-    for task in dict.fromkeys(row.task for row in rows):
-        figure, (curves, ends) = plt.subplots(
-            1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(3, 2)
-        )
-        of_task = [row for row in rows if row.task == task]
-        several_models = len({row.model for row in of_task}) > 1
-        names = [f"{Path(r.model).name}, {r.setting}" if several_models else r.setting for r in of_task]
-        for number, (row, name) in enumerate(zip(of_task, names, strict=True)):
-            colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-            epochs, scores = _curve([by_folder[run] for run in row.runs], row.primary)
-            marker = "o" if len(epochs) < 20 else None
-            curves.plot(epochs, scores.mean(axis=0), color=colour, linestyle=line, marker=marker, label=name)
-            if len(scores) > 1:
-                low, high = scores.min(axis=0), scores.max(axis=0)
-                curves.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
-            mean, spread = row.metrics[row.primary]
-            ends.errorbar(mean, -number, xerr=spread, fmt="o", color=colour, capsize=4)
-        metric = of_task[0].primary.replace("_", " ")
-        curves.set(xlabel="epoch", ylabel=metric, title=f"{task}: {metric} on the dev set")
-        curves.grid(alpha=0.3)
-        curves.legend(fontsize="small")
-        ends.set(xlabel=metric, yticks=[-i for i in range(len(names))], title="at the end (± sd over seeds)")
-        ends.set_yticklabels(names, fontsize="small")
-        ends.margins(y=0.5 / len(names) + 0.1)
-        ends.grid(alpha=0.3)
-        files.append(folder / f"{task}.png")
-        figure.savefig(files[-1], dpi=130)
-        plt.close(figure)
-    return files
+    panels = _panels(contents)
+    with plt.rc_context(STYLE):
+        drawn = [_draw(name, panels, folder) for name in CHARTS]
+    return [figure for figure in drawn if figure is not None]

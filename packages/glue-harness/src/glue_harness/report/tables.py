@@ -1,22 +1,25 @@
-"""Tables for the terminal, and as csv and markdown files."""
+"""The tables of a report: settings, comparisons, averages; on the terminal and as files."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from glue_harness.console import console_for_reading
 from glue_harness.records import write_whole
-from glue_harness.report.aggregate import Row
+from glue_harness.report.aggregate import Average, Row
+from glue_harness.report.compare import ALPHA, Comparison
+from glue_harness.report.contents import Contents
+from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
+from glue_harness.report.render import Cell, Table, as_latex, as_markdown
+from glue_harness.report.statistics import pairs_needed, smallest_p
 
-__all__ = ["markdown", "print_run", "print_summary", "write_tables"]
+__all__ = ["markdown", "print_run", "summary_table", "tables_of", "write_tables"]
+
+NUMBERS = ("runs", "examples/s", "peak memory", "trainable")
 
 
 def _with_spread(value: tuple[float, float | None]) -> str:
@@ -40,25 +43,143 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-def print_summary(rows: Sequence[Row], console: Console) -> None:
-    """Print one table of all rows; the best mean of each task is bold."""
-    caption = "last: after the last step; best: the highest evaluation; ±: sd over seeds"
-    table = Table(title="runs", caption=caption)
-    numbers = ("runs", "examples/s", "peak memory", "trainable")
-    for name in _cells(rows[0]):
-        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name == "task")
-    leading: dict[str, float] = {}
-    for row in rows:
-        leading[row.task] = max(leading.get(row.task, float("-inf")), row.metrics[row.primary][0])
-    for row, following in zip_longest(rows, rows[1:]):
-        leads = row.metrics[row.primary][0] == leading[row.task]
-        ends_task = following is not None and following.task != row.task
-        table.add_row(*_cells(row).values(), style="bold" if leads else "", end_section=ends_task)
-    console.print(table)
+def _sections(rows: Sequence[Row]) -> frozenset[int]:
+    return frozenset(n for n in range(len(rows) - 1) if rows[n].task != rows[n + 1].task)
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    lines = [
+def _about_ties(rows: Sequence[Row]) -> list[str]:
+    if len(rows) == len({row.task for row in rows}):
+        return []
+    notes = [f"≈: not told from the task's best by the seeds (paired test, Holm, {ALPHA:.0%})"]
+    most, needed = max(len(set(row.seeds)) for row in rows), pairs_needed(ALPHA)
+    if most < needed:
+        seeds = "1 seed" if most == 1 else f"{most} seeds"
+        notes.append(f"{seeds} cannot tell any two settings apart at {ALPHA:.0%}; {needed} can")
+    return notes
+
+
+def summary_table(
+    rows: Sequence[Row],
+    marks: Mapping[int, str] | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    protocol: str = "mean",
+    evaluation: str = "last",
+) -> Table:
+    """Return the table of all settings.
+
+    Args:
+        rows: From `summarise`.
+        marks: From `ties`: the best score of a task is bold, ties have a ≈.
+        columns: Which columns, by default all.
+        protocol: How the numbers were made, for the note.
+        evaluation: Which column carries the marks.
+    """
+    wanted = list(columns or _cells(rows[0]))
+    drawn = []
+    for number, row in enumerate(rows):
+        cells, mark = _cells(row), (marks or {}).get(number)
+        if mark == "tie":
+            cells[evaluation] += " ≈"
+        drawn.append([Cell(cells[name], mark == "best" and name == evaluation) for name in wanted])
+    notes = [
+        f"numbers: {PROTOCOLS[protocol].said}; ±: sd over seeds",
+        *(f"{name}: {said}" for name, said in EVALUATIONS.items()),
+        *(_about_ties(rows) if marks else []),
+    ]
+    return Table("Settings", {name: name in NUMBERS for name in wanted}, drawn, notes, _sections(rows))
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """Return a markdown table of all rows, with all columns or those named."""
+    return as_markdown(summary_table(rows, columns=columns))
+
+
+def _comparison_table(comparisons: Sequence[Comparison], test: str, evaluation: str) -> Table:
+    """Return the table of comparisons: difference, interval, corrected p-value, probability, verdict."""
+    columns = {
+        "task": [c.row.task for c in comparisons],
+        "model": [Path(c.row.model).name for c in comparisons],
+        "setting": [c.row.setting for c in comparisons],
+        "against": [c.baseline.setting for c in comparisons],
+        "metric": [c.row.primary.replace("_", " ") for c in comparisons],
+        "pairs": [str(c.pairs) for c in comparisons],
+        "difference": ["" if c.difference is None else f"{c.difference:+.4f}" for c in comparisons],
+        "95 % interval": [
+            "" if c.interval is None else f"{c.interval[0]:+.4f} to {c.interval[1]:+.4f}" for c in comparisons
+        ],
+        "p (Holm)": [f"{c.corrected:.3g}" if c.pairs else "" for c in comparisons],
+        "P(better)": [f"{c.improvement:.2f}" for c in comparisons],
+        "verdict": [c.verdict for c in comparisons],
+    }
+    title = "Against the baseline"
+    if len(set(columns["against"])) == 1:
+        title = f"Against '{columns.pop('against')[0]}'"
+    if len(set(columns["model"])) == 1:
+        del columns["model"]
+    told = [c.verdict in ("better", "worse") for c in comparisons]
+    drawn = [
+        [Cell(texts[n], told[n] and name == "verdict") for name, texts in columns.items()]
+        for n in range(len(comparisons))
+    ]
+    numbers = ("pairs", "difference", "95 % interval", "p (Holm)", "P(better)")
+    return Table(
+        title,
+        {name: name in numbers for name in columns},
+        drawn,
+        _about_comparisons(comparisons, test, evaluation),
+        _sections([c.row for c in comparisons]),
+    )
+
+
+def _about_comparisons(comparisons: Sequence[Comparison], test: str, evaluation: str) -> list[str]:
+    notes = [
+        f"paired by seed, {evaluation} evaluation; two-sided {test} test, Holm over {len(comparisons)} rows",
+        "interval: bootstrap (BCa) of the mean difference, too narrow with fewer than ten pairs",
+        "P(better): a run of the setting against one of the baseline, ties counted half",
+    ]
+    for few in sorted({c.pairs for c in comparisons if c.verdict == "too few seeds"}):
+        seeds = "1 seed" if few == 1 else f"{few} seeds"
+        notes.append(f"{seeds} cannot give p below {smallest_p(few):.2g}, {pairs_needed(ALPHA)} can")
+    if any(c.verdict.startswith("too few seeds for") for c in comparisons):
+        needed = pairs_needed(ALPHA, len(comparisons))
+        notes.append(
+            f"so many comparisons need {needed} seeds, even where all pairs agree: --where shows fewer"
+        )
+    return notes
+
+
+def _average_table(averages: Sequence[Average], evaluation: str) -> Table:
+    """Return the table of averages over tasks; the best of each is bold."""
+    best = {
+        name: max((getattr(a, name) or 0.0 for a in averages), default=0.0) for name in ("glue", "eleven")
+    }
+
+    def cell(average: Average, name: str) -> Cell:
+        value = getattr(average, name)
+        return Cell("–") if value is None else Cell(f"{value:.4f}", value == best[name])
+
+    drawn = [
+        [Cell(Path(a.model).name), Cell(a.setting), cell(a, "glue"), cell(a, "eleven")] for a in averages
+    ]
+    columns = {"model": False, "setting": False, "GLUE average": True, "mean of eleven": True}
+    notes = [
+        f"{evaluation} evaluation; GLUE average: nine tasks, each the mean of its metrics",
+        "mean of eleven: the numbers of AGNI's README, without WNLI and mismatched MNLI",
+    ]
+    return Table("Over all tasks", columns, drawn, notes)
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _summary_lines(contents: Contents) -> list[dict[str, Any]]:
+    return [
         {
             "task": row.task,
             "model": row.model,
@@ -69,37 +190,95 @@ def _csv(rows: Sequence[Row]) -> str:
             "sd": spread,
             "best_mean": row.best[metric][0],
             "best_sd": row.best[metric][1],
+            "mark": contents.marks.get(number, ""),
             "examples_per_second": row.examples_per_second,
             "peak_memory_bytes": row.peak_memory_bytes,
             "trainable_parameters": row.trainable,
             "runs": " ".join(row.runs),
         }
-        for row in rows
+        for number, row in enumerate(contents.rows)
         for metric, (mean, spread) in row.metrics.items()
     ]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
 
 
-def markdown(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """Return a markdown table of all rows, with all columns or those named."""
-    wanted = columns or list(_cells(rows[0]))
-    cells = [{name: _cells(row)[name] for name in wanted} for row in rows]
-    lines = ["| " + " | ".join(cells[0]) + " |", "|" + " --- |" * len(cells[0])]
-    lines += ["| " + " | ".join(value.replace("|", "\\|") for value in row.values()) + " |" for row in cells]
-    return "\n".join(lines) + "\n"
+def _comparison_lines(contents: Contents) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": c.row.task,
+            "model": c.row.model,
+            "setting": c.row.setting,
+            "baseline": c.baseline.setting,
+            "metric": c.row.primary,
+            "pairs": c.pairs,
+            "difference": c.difference,
+            "low": c.interval and c.interval[0],
+            "high": c.interval and c.interval[1],
+            "p": c.p,
+            "p_holm": c.corrected,
+            "probability_of_improvement": c.improvement,
+            "verdict": c.verdict,
+        }
+        for c in contents.comparisons
+    ]
 
 
-def write_tables(rows: Sequence[Row], output_dir: Path) -> list[Path]:
-    """Write `summary.csv` (full precision) and `summary.md`; returns their paths."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    files = {output_dir / "summary.csv": _csv(rows), output_dir / "summary.md": markdown(rows)}
+def _average_lines(contents: Contents) -> list[dict[str, Any]]:
+    return [
+        {"model": a.model, "setting": a.setting, "glue_average": a.glue, "mean_of_eleven": a.eleven}
+        for a in contents.averaged
+    ]
+
+
+def _page(table: Table) -> str:
+    return as_markdown(table) + "".join(f"\n- {note}." for note in table.notes) + "\n"
+
+
+def tables_of(contents: Contents) -> dict[str, Table]:
+    """Return the tables that there is something to say in: `summary`, `comparison`, `averages`."""
+    protocol, evaluation = contents.protocol, contents.evaluation
+    tables = {
+        "summary": summary_table(contents.rows, contents.marks, protocol=protocol, evaluation=evaluation)
+    }
+    if contents.comparisons:
+        tables["comparison"] = _comparison_table(contents.comparisons, contents.test, evaluation)
+    if contents.averaged:
+        tables["averages"] = _average_table(contents.averaged, evaluation)
+    return tables
+
+
+def write_tables(contents: Contents, tables: Mapping[str, Table], output_dir: Path) -> list[Path]:
+    """Write every table as `<name>.csv` (full precision), `<name>.md` and `<name>.tex`.
+
+    Args:
+        contents: What the csv files are made from.
+        tables: From `tables_of`.
+        output_dir: Exists.
+
+    Returns:
+        The files.
+    """
+    lines = {"summary": _summary_lines, "comparison": _comparison_lines, "averages": _average_lines}
+    files: dict[Path, str] = {}
+    for name, table in tables.items():
+        files[output_dir / f"{name}.csv"] = _csv(lines[name](contents))
+        files[output_dir / f"{name}.md"] = _page(table)
+        files[output_dir / f"{name}.tex"] = as_latex(_narrow(table))
     for path, text in files.items():
         write_whole(path, text)
     return list(files)
+
+
+def _narrow(table: Table) -> Table:
+    """Leave out the columns that an article has no room for."""
+    kept = [number for number, name in enumerate(table.columns) if name not in NUMBERS or name == "runs"]
+    columns = [name for number, name in enumerate(table.columns) if number in kept]
+    return Table(
+        table.title,
+        {name: table.columns[name] for name in columns},
+        [[row[number] for number in kept] for row in table.rows],
+        table.notes,
+        table.sections,
+    )
 
 
 def print_run(result: Mapping[str, Any], folder: Path, finished_before: bool) -> None:

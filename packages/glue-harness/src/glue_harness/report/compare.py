@@ -1,0 +1,158 @@
+"""Settings against a baseline, paired by seed, with a verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_common.errors import ConfigurationError
+from glue_harness.report.aggregate import Row
+from glue_harness.report.select import Condition, select
+from glue_harness.report.statistics import (
+    TESTS,
+    bootstrap_interval,
+    holm,
+    probability_of_improvement,
+    smallest_p,
+)
+
+__all__ = ["ALPHA", "Comparison", "baselines", "compare", "ties"]
+
+ALPHA = 0.05
+"""The level of every test, and 1 − ALPHA that of every interval."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A setting against its baseline.
+
+    Attributes:
+        row: The setting.
+        baseline: What it is compared with.
+        pairs: Seeds that both have.
+        difference: Mean over the pairs of setting − baseline, in the unit of the metric; None without a pair.
+        interval: Bootstrap interval of it at 95 %; None with fewer than two pairs.
+        p: Two-sided p-value, 1 without a pair.
+        corrected: The same after Holm's correction over all comparisons made together.
+        improvement: Probability that a run of the setting is better than one of the baseline.
+        verdict: What may be said.
+    """
+
+    row: Row
+    baseline: Row
+    pairs: int
+    difference: float | None
+    interval: tuple[float, float] | None
+    p: float
+    corrected: float
+    improvement: float
+    verdict: str
+
+
+def _verdict(difference: float | None, pairs: int, p: float, corrected: float, together: int) -> str:
+    if difference is None:
+        return "no seed in common"
+    if smallest_p(pairs) > ALPHA:
+        return "too few seeds"
+    if corrected <= ALPHA:
+        return "better" if difference > 0 else "worse"
+    if p <= smallest_p(pairs) * (1 + 1e-9):
+        return f"too few seeds for {together} comparisons"
+    return "no difference shown"
+
+
+def _compare(pairs: Sequence[tuple[Row, Row]], evaluation: str, test: str) -> list[Comparison]:
+    matched = []
+    for row, baseline in pairs:
+        ours, theirs = row.seed_scores(evaluation), baseline.seed_scores(evaluation)
+        matched.append((ours, theirs, [ours[seed] - theirs[seed] for seed in ours if seed in theirs]))
+    p_values = [TESTS[test](differences) if differences else 1.0 for *_, differences in matched]
+    corrected = holm(p_values)
+    found = []
+    for (row, baseline), (ours, theirs, differences), p, adjusted in zip(
+        pairs, matched, p_values, corrected, strict=True
+    ):
+        mean = sum(differences) / len(differences) if differences else None
+        found.append(
+            Comparison(
+                row=row,
+                baseline=baseline,
+                pairs=len(differences),
+                difference=mean,
+                interval=bootstrap_interval(differences, 1 - ALPHA) if differences else None,
+                p=p,
+                corrected=adjusted,
+                improvement=probability_of_improvement(list(ours.values()), list(theirs.values())),
+                verdict=_verdict(mean, len(differences), p, adjusted, len(pairs)),
+            )
+        )
+    return found
+
+
+def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]]:
+    """Pair every setting with the baseline of its task, and of its model unless the condition names one.
+
+    Args:
+        rows: From `summarise`.
+        condition: Which rows are baselines; a task or model without one is left out.
+
+    Raises:
+        ConfigurationError: It names no row, or more than one for a task.
+    """
+    described = [{**row.options, "task": row.task, "model": row.model} for row in rows]
+    chosen: dict[tuple[str, str], Row] = {}
+    for number in select("--baseline", condition, described):
+        row = rows[number]
+        key = row.task, "" if "model" in condition else row.model
+        if key in chosen:
+            raise ConfigurationError(
+                f"--baseline: both '{chosen[key].setting}' and '{row.setting}' on {row.task} are meant: "
+                "say more, e.g. optimizer=adamw,optimizer.lr=2e-5"
+            )
+        chosen[key] = row
+    pairs = [(row, chosen.get((row.task, "" if "model" in condition else row.model))) for row in rows]
+    return [(row, baseline) for row, baseline in pairs if baseline is not None and row is not baseline]
+
+
+def compare(
+    rows: Sequence[Row], condition: Condition, evaluation: str = "last", test: str = "permutation"
+) -> list[Comparison]:
+    """Compare every setting with the baseline of its task, by the primary metric.
+
+    Args:
+        rows: From `summarise`.
+        condition: Which rows are baselines.
+        evaluation: `last` or `best`.
+        test: `permutation` or `wilcoxon`.
+
+    Returns:
+        One a setting, in the order of the rows; p-values are corrected over all of them.
+
+    Raises:
+        ConfigurationError: The condition names no row, or more than one for a task.
+    """
+    return _compare(baselines(rows, condition), evaluation, test)
+
+
+def ties(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation") -> dict[int, str]:
+    """Find, task by task, the best row and those that the seeds do not tell from it.
+
+    Args:
+        rows: From `summarise`.
+        evaluation: `last` or `best`.
+        test: `permutation` or `wilcoxon`, corrected over the rows of the task.
+
+    Returns:
+        Position of the row → `best` or `tie`; other positions are worse than the best beyond doubt.
+    """
+    by_task: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_task.setdefault(row.task, []).append(number)
+    marks: dict[int, str] = {}
+    for numbers in by_task.values():
+        best = max(numbers, key=lambda n: rows[n].score(evaluation)[0])
+        others = [number for number in numbers if number != best]
+        comparisons = _compare([(rows[number], rows[best]) for number in others], evaluation, test)
+        marks[best] = "best"
+        marks |= {n: "tie" for n, c in zip(others, comparisons, strict=True) if c.corrected > ALPHA}
+    return marks

@@ -1,0 +1,79 @@
+"""What a report says, before it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glue_harness.report.aggregate import Average, Row, averages, summarise
+from glue_harness.report.compare import Comparison, compare, ties
+from glue_harness.report.select import flatten, parse_condition, select
+
+__all__ = ["Contents", "gather"]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that tables, charts and the page show.
+
+    Attributes:
+        results: The runs, each with its `folder`.
+        rows: Their settings.
+        marks: Position of a row → `best` or `tie`.
+        comparisons: Settings against the baseline; none without one.
+        averaged: Settings over all tasks, where the tasks are all there.
+        protocol: How the runs of a setting became one number.
+        evaluation: Which evaluation counts, `last` or `best`.
+        test: Which test compares.
+    """
+
+    results: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
+    marks: Mapping[int, str]
+    comparisons: Sequence[Comparison]
+    averaged: Sequence[Average]
+    protocol: str
+    evaluation: str
+    test: str
+
+
+def gather(
+    results: Sequence[Mapping[str, Any]],
+    *,
+    protocol: str = "mean",
+    evaluation: str = "last",
+    test: str = "permutation",
+    baseline: str | None = None,
+    where: str | None = None,
+    group_by: Sequence[str] = (),
+) -> Contents:
+    """Select, aggregate and compare.
+
+    Args:
+        results: From `read_results`.
+        protocol: `mean`, `median`, `best-lr` or `best`.
+        evaluation: `last` or `best`.
+        test: `permutation` or `wilcoxon`.
+        baseline: Condition that is true of one setting a task, e.g. `optimizer=adamw`.
+        where: Condition that runs have to meet.
+        group_by: Options by which runs are put together, instead of all.
+
+    Raises:
+        ConfigurationError: A condition or option that no run has, or a baseline that is not one setting.
+    """
+    if where:
+        found = select("--where", parse_condition("--where", where), [flatten(r) for r in results])
+        results = [results[number] for number in found]
+    rows = summarise(results, protocol, group_by, evaluation)
+    condition = parse_condition("--baseline", baseline) if baseline else None
+    return Contents(
+        results=results,
+        rows=rows,
+        marks=ties(rows, evaluation, test),
+        comparisons=compare(rows, condition, evaluation, test) if condition else [],
+        averaged=averages(rows, evaluation),
+        protocol=protocol,
+        evaluation=evaluation,
+        test=test,
+    )

@@ -1,0 +1,69 @@
+"""From the scores of runs to one number: the ways in which published tables were made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+__all__ = ["EVALUATIONS", "PROTOCOLS", "Protocol"]
+
+Scores = Mapping[str, float]
+"""Metric → value of one run."""
+
+EVALUATIONS = {
+    "last": "after the last step",
+    "best": "at each run's best evaluation, which is chosen on the set it is reported on",
+}
+"""Which evaluation of a run counts, and what it means."""
+
+
+def _mean(scores: Sequence[Scores], primary: str) -> Scores:
+    return {metric: fmean(s[metric] for s in scores) for metric in scores[0]}
+
+
+def _best(scores: Sequence[Scores], primary: str) -> Scores:
+    return max(scores, key=lambda s: s[primary])
+
+
+def _median(scores: Sequence[Scores], primary: str) -> Scores:
+    ordered = sorted(scores, key=lambda s: s[primary])
+    return _mean(ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1], primary)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the runs of a setting become one number.
+
+    Attributes:
+        said: What the number is, in words.
+        within: Several runs of one seed → one.
+        over: One a seed → the number.
+        drops: Options that do not tell settings apart, because `within` chooses among them.
+    """
+
+    said: str
+    within: Callable[[Sequence[Scores], str], Scores]
+    over: Callable[[Sequence[Scores], str], Scores]
+    drops: tuple[str, ...] = ()
+
+
+PROTOCOLS = {
+    "mean": Protocol("mean over seeds", _mean, _mean),
+    "median": Protocol(
+        "the seed with the median primary metric, all its metrics (AGNI: the third of five)", _mean, _median
+    ),
+    "best-lr": Protocol(
+        "each seed's best learning rate, then the mean over seeds (GACT); rates are chosen on the dev set",
+        _best,
+        _mean,
+        drops=("optimizer.lr",),
+    ),
+    "best": Protocol(
+        "the best run: the more runs, the higher; compare only settings with equally many, and expect less "
+        "of a new run",
+        _best,
+        _best,
+    ),
+}
+"""Name on the command line → the protocol."""

@@ -1,0 +1,117 @@
+"""Which runs a report is about: `task=rte|mrpc,optimizer=adamw` means what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+
+__all__ = ["Condition", "flatten", "known_key", "parse_condition", "select"]
+
+Result = Mapping[str, Any]
+Condition = Mapping[str, Sequence[str]]
+"""Key → the values that are allowed, as typed."""
+
+
+def flatten(result: Result) -> dict[str, Any]:
+    """Return what decides a run in one level of names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …"""
+    flat: dict[str, Any] = {}
+    for key, value in {**result["settings"], **result["slots"]}.items():
+        choices = value if isinstance(value, list) else [value]
+        if all(isinstance(choice, dict) for choice in choices):
+            flat[key] = "+".join(choice["name"] for choice in choices)
+            flat |= {f"{key}.{k}": v for choice in choices for k, v in choice.items() if k != "name"}
+        else:
+            flat[key] = value
+    return flat
+
+
+def parse_condition(option: str, text: str) -> Condition:
+    """Read `key=value,key=value|value`; a list in brackets is one value.
+
+    Args:
+        option: Where the text was given, for the error.
+        text: The condition.
+
+    Raises:
+        ConfigurationError: A part that is not `key=value`.
+
+    Examples:
+        >>> parse_condition("--where", "task=rte|mrpc, adaptation.layers=[10,11]")
+        {'task': ['rte', 'mrpc'], 'adaptation.layers': ['[10,11]']}
+    """
+    condition: dict[str, list[str]] = {}
+    for part in re.split(r",(?![^\[]*\])", text):
+        key, equals, values = part.partition("=")
+        if not equals or not key.strip() or not values.strip():
+            raise ConfigurationError(
+                f"{option} {text}: {part.strip()!r} is no condition: write key=value, e.g. task=rte"
+            )
+        condition[key.strip().replace("-", "_")] = [value.strip() for value in values.split("|")]
+    return condition
+
+
+def known_key(option: str, key: str, runs: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a key that no run has.
+
+    Raises:
+        ConfigurationError: Names the key and the nearest ones.
+    """
+    known = sorted({name for flat in runs for name in flat})
+    if key not in known:
+        raise ConfigurationError(f"{option}: key {key!r} is unknown: {did_you_mean(key, known)}")
+
+
+def _is(value: Any, typed: str) -> bool:
+    """Say whether a setting has the value that was typed: 1e-4 is 0.0001, `none` is nothing."""
+    if value in (None, "", []):
+        return typed in ("none", "null")
+    if isinstance(value, bool):
+        return typed.lower() == str(value).lower()
+    if isinstance(value, int | float):
+        try:
+            return float(typed) == value
+        except ValueError:
+            return False
+    if isinstance(value, str):
+        return typed in (value, Path(value).name)
+    return yaml.safe_load(typed) == value
+
+
+def matches(flat: Mapping[str, Any], condition: Condition) -> bool:
+    """Say whether a flattened run has, for every key, one of the values."""
+    return all(
+        key in flat and any(_is(flat[key], typed) for typed in allowed) for key, allowed in condition.items()
+    )
+
+
+def select(option: str, condition: Condition, runs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the positions of the flattened runs that a condition is true of.
+
+    Args:
+        option: Where the condition was given, for the error.
+        condition: From `parse_condition`.
+        runs: From `flatten`.
+
+    Raises:
+        ConfigurationError: A key that no run has, a value that no run has, or no run with all of them.
+    """
+    for key, allowed in condition.items():
+        known_key(option, key, runs)
+        present = list({str(flat[key]): flat[key] for flat in runs if key in flat}.values())
+        for typed in allowed:
+            if not any(_is(value, typed) for value in present):
+                names = [Path(value).name if isinstance(value, str) else str(value) for value in present]
+                raise ConfigurationError(
+                    f"{option}: no run has {key}={typed}: {did_you_mean(typed, names or ['none'])}"
+                )
+    found = [number for number, flat in enumerate(runs) if matches(flat, condition)]
+    if not found:
+        said = " and ".join(f"{key}={'|'.join(allowed)}" for key, allowed in condition.items())
+        raise ConfigurationError(f"{option}: no run has {said}: leave one of them out")
+    return found
