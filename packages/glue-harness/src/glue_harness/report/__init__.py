@@ -43,6 +43,7 @@ def report(
         ConfigurationError: No runs, a damaged result, a condition or option that no run has, or a folder that
             cannot be written.
     """
+    from glue_harness.report.page import write_page
     from glue_harness.report.plots import draw_figures
 
     contents = gather(
@@ -68,3 +69,5 @@ def report(
     console.print(f"tables: {', '.join(map(str, files))}", soft_wrap=True)
     figures = draw_figures(contents, output_dir / "figures")
     console.print(f"charts: {', '.join(str(figure.png) for figure in figures)}", soft_wrap=True)
+    page = write_page(contents, tables, figures, output_dir, folder.resolve().name)
+    console.print(f"page: {page}", soft_wrap=True)

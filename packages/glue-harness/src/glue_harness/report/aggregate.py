@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from math import sqrt
+from statistics import fmean
 from typing import Any
 
 from finetune_common.errors import ConfigurationError
@@ -83,7 +84,7 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         for flat in settings:
             if name in flat:
                 method = "" if option in ("", "lr") else flat.get(slot, "")
-                by_method.setdefault(method, set()).add(json.dumps(flat[name]))
+                by_method.setdefault(method, set()).add(repr(flat[name]))
         return by_method
 
     names = sorted({name for flat in settings for name in flat})
@@ -124,10 +125,18 @@ def _by_seed(runs: Sequence[Result], evaluation: str, protocol: Protocol) -> dic
     return {seed: dict(protocol.within(seeds[seed], primary)) for seed in sorted(seeds)}
 
 
+def _deviation(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation, None of a single value."""
+    if len(values) < 2:
+        return None
+    mean = fmean(values)
+    return sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
 def _values(by_seed: Mapping[int, Mapping[str, float]], primary: str, protocol: Protocol) -> dict[str, Value]:
     scores = list(by_seed.values())
     return {
-        metric: (value, stdev(s[metric] for s in scores) if len(scores) > 1 else None)
+        metric: (value, _deviation([s[metric] for s in scores]))
         for metric, value in protocol.over(scores, primary).items()
     }
 

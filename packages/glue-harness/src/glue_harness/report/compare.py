@@ -61,32 +61,14 @@ def _verdict(difference: float | None, pairs: int, p: float, corrected: float, t
     return "no difference shown"
 
 
-def _compare(pairs: Sequence[tuple[Row, Row]], evaluation: str, test: str) -> list[Comparison]:
-    matched = []
-    for row, baseline in pairs:
-        ours, theirs = row.seed_scores(evaluation), baseline.seed_scores(evaluation)
-        matched.append((ours, theirs, [ours[seed] - theirs[seed] for seed in ours if seed in theirs]))
-    p_values = [TESTS[test](differences) if differences else 1.0 for *_, differences in matched]
-    corrected = holm(p_values)
-    found = []
-    for (row, baseline), (ours, theirs, differences), p, adjusted in zip(
-        pairs, matched, p_values, corrected, strict=True
-    ):
-        mean = sum(differences) / len(differences) if differences else None
-        found.append(
-            Comparison(
-                row=row,
-                baseline=baseline,
-                pairs=len(differences),
-                difference=mean,
-                interval=bootstrap_interval(differences, 1 - ALPHA) if differences else None,
-                p=p,
-                corrected=adjusted,
-                improvement=probability_of_improvement(list(ours.values()), list(theirs.values())),
-                verdict=_verdict(mean, len(differences), p, adjusted, len(pairs)),
-            )
-        )
-    return found
+def _differences(row: Row, baseline: Row, evaluation: str) -> list[float]:
+    """Return setting − baseline for every seed that both have."""
+    ours, theirs = row.seed_scores(evaluation), baseline.seed_scores(evaluation)
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
+def _p_values(differences: Sequence[Sequence[float]], test: str) -> list[float]:
+    return [TESTS[test](values) if values else 1.0 for values in differences]
 
 
 def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]]:
@@ -131,7 +113,29 @@ def compare(
     Raises:
         ConfigurationError: The condition names no row, or more than one for a task.
     """
-    return _compare(baselines(rows, condition), evaluation, test)
+    pairs = baselines(rows, condition)
+    differences = [_differences(row, baseline, evaluation) for row, baseline in pairs]
+    p_values = _p_values(differences, test)
+    found = []
+    for (row, baseline), values, p, corrected in zip(
+        pairs, differences, p_values, holm(p_values), strict=True
+    ):
+        mean = sum(values) / len(values) if values else None
+        ours, theirs = (list(r.seed_scores(evaluation).values()) for r in (row, baseline))
+        found.append(
+            Comparison(
+                row=row,
+                baseline=baseline,
+                pairs=len(values),
+                difference=mean,
+                interval=bootstrap_interval(values, 1 - ALPHA) if values else None,
+                p=p,
+                corrected=corrected,
+                improvement=probability_of_improvement(ours, theirs),
+                verdict=_verdict(mean, len(values), p, corrected, len(pairs)),
+            )
+        )
+    return found
 
 
 def ties(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation") -> dict[int, str]:
@@ -152,7 +156,7 @@ def ties(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation
     for numbers in by_task.values():
         best = max(numbers, key=lambda n: rows[n].score(evaluation)[0])
         others = [number for number in numbers if number != best]
-        comparisons = _compare([(rows[number], rows[best]) for number in others], evaluation, test)
+        p_values = _p_values([_differences(rows[n], rows[best], evaluation) for n in others], test)
         marks[best] = "best"
-        marks |= {n: "tie" for n, c in zip(others, comparisons, strict=True) if c.corrected > ALPHA}
+        marks |= {n: "tie" for n, p in zip(others, holm(p_values), strict=True) if p > ALPHA}
     return marks

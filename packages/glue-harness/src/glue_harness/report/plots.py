@@ -27,7 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX"
-MOST = 10
+MOST = 8
 """Settings that a chart of a task shows, the best ones."""
 
 STYLE: dict[Any, Any] = {
@@ -35,6 +35,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "report",
     "axes.grid": True,
     "grid.alpha": 0.3,
+    "font.size": 9,
 }
 
 
@@ -138,7 +139,8 @@ def _bars(axes: Axes, panel: _Panel) -> str | None:
     highest = max(max(row.seed_scores(panel.evaluation).values()) for row in panel.rows)
     axes.set_xlim(left=max(min(0.0, lowest), lowest - 2 * (highest - lowest)))
     axes.set_yticks([-n for n in range(len(panel.names))], labels=list(panel.names), fontsize="x-small")
-    axes.set(xlabel=f"{panel.metric} ({panel.evaluation} evaluation)")
+    cut = ", axis cut" if axes.get_xlim()[0] > 0 else ""
+    axes.set(xlabel=f"{panel.metric} ({panel.evaluation} evaluation{cut})")
     listed = "; ".join(f"{name} {value:.4g}" for name, value in zip(panel.names, values, strict=True))
     return f"{panel.metric}: {listed}"
 
@@ -165,6 +167,9 @@ def _rates(axes: Axes, panel: _Panel) -> str | None:
             label=", ".join(part for part in name.split(", ") if not part.startswith("lr ")),
         )
     axes.set(xscale="log", xlabel="learning rate", ylabel=panel.metric)
+    rates = sorted({rate for rows in found for rate in rows})
+    axes.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
     if not found:
         return None
     axes.legend(fontsize="x-small")
@@ -191,7 +196,8 @@ def _times(axes: Axes, panel: _Panel) -> str | None:
         left += widths
     axes.set_yticks([-n for n in range(len(panel.names))], labels=list(panel.names), fontsize="x-small")
     axes.set(xlabel="milliseconds a step")
-    axes.legend(fontsize="x-small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(fontsize="x-small", loc="upper right")
+    axes.margins(x=0.25)
     return f"{_range(left.tolist())} milliseconds a step"
 
 
@@ -220,37 +226,51 @@ CHARTS: dict[str, tuple[str, Callable[[Axes, _Panel], str | None]]] = {
 """Name of the file → its title, and what draws a task's part and says what it drew, if anything."""
 
 
-def _draw(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
-    title, draw = CHARTS[name]
+def _grid(panels: Sequence[_Panel], named_rows: bool) -> tuple[Any, Sequence[Axes]]:
+    """Return a figure with a place for every panel; margins are set by hand, layout engines take seconds."""
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(5.6 * columns, 3.6 * lines), squeeze=False)
+    longest = max(len(name) for panel in panels for name in panel.names) if named_rows else 8
+    left = min(3.2, 0.075 * longest + 0.2)
+    width, height = columns * (left + 4.0), 3.6 * lines + 0.6
+    figure, grid = plt.subplots(lines, columns, figsize=(width, height), squeeze=False)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - 0.15 / width,
+        top=1 - 0.75 / height,
+        bottom=0.6 / height,
+        wspace=left / 3.85,
+        hspace=0.35,
+    )
+    return figure, grid.flatten().tolist()
+
+
+def _draw(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
+    title, draw = CHARTS[name]
+    figure, places = _grid(panels, draw in (_bars, _times))
     texts = []
-    for axes, panel in zip(grid.flat, panels, strict=False):
+    for axes, panel in zip(places, panels, strict=False):
         if text := draw(axes, panel):
             axes.set_title(panel.task, loc="left", fontsize="medium")
             texts.append(f"{panel.task}: {text}")
         else:
             axes.set_visible(False)
-    for axes in grid.flat[len(panels) :]:
+    for axes in places[len(panels) :]:
         axes.set_visible(False)
-    if not texts:
-        plt.close(figure)
-        return None
-    figure.suptitle(title, fontsize="large")
-    figure.tight_layout()
     made = Figure(folder / f"{name}.png", folder / f"{name}.svg", title, f"{title}. {'. '.join(texts)}.")
-    figure.savefig(made.png, dpi=110)
-    figure.savefig(made.svg, metadata={"Date": None, "Title": title, "Description": made.text})
+    if texts:
+        figure.suptitle(title, fontsize="large", y=1 - 0.15 / figure.get_figheight())
+        figure.savefig(made.png, dpi=110)
+        figure.savefig(made.svg, metadata={"Date": None, "Title": title, "Description": made.text})
     plt.close(figure)
-    return made
+    return made if texts else None
 
 
 def draw_figures(contents: Contents, folder: Path) -> list[Figure]:
     """Draw every chart that the runs have something to show in, a part for each task.
 
     Args:
-        contents: What there is to show; a task's ten best settings are drawn.
+        contents: What there is to show; a task's eight best settings are drawn.
         folder: Receives `<chart>.png` and `<chart>.svg`.
 
     Returns:
