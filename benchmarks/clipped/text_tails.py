@@ -1,0 +1,136 @@
+"""Text: the tails of the gradient noise of a task, at the pre-trained weights or those of a finished run.
+
+    python benchmarks/clipped/text_tails.py --task mrpc --max-length 96
+    python benchmarks/clipped/text_tails.py --task sst2 --max-length 64 --run runs/sst2/…
+
+The model folder and the data are those of MINILM_DIR and GLUE_DATA_DIR unless told. n norms take
+n + ⌈rows / batch⌉ forward and backward passes; the time is compared with plain ones, and the largest
+resident memory of n = 10 with that of all. Samples are added to `result.json`; `table.md` and `tails.png` are
+drawn from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import tails
+import torch
+
+from clipped_adaptive.heavy_tails import sample_gradient_noise
+from finetune_common.data import make_loader
+from finetune_common.measure import peak_memory_bytes
+from finetune_common.tasks import get_task
+from glue_harness import checkpoint
+from glue_harness.config import RunConfig
+from glue_harness.hardware import hardware, versions
+from glue_harness.models import load_model, load_tokenizer
+from glue_harness.plan import Data
+
+HERE = Path(__file__).parent
+
+
+class Shuffled:
+    """A new order of full mini-batches at every pass; the short last one included."""
+
+    def __init__(self, data: Data, size: int):
+        self.data, self.size, self.passes = data, size, 0
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.passes)
+        self.passes += 1
+        rows = torch.randperm(len(self.data.datasets["train"]), generator=generator)
+        batches = [part.tolist() for part in rows.split(self.size)]
+        return iter(make_loader(self.data.datasets["train"], batches, self.data.collator, 0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", default="mrpc")
+    parser.add_argument("--model", default=os.environ.get("MINILM_DIR", "demo"))
+    parser.add_argument("--data-dir", default=os.environ.get("GLUE_DATA_DIR"))
+    parser.add_argument("--max-length", type=int, default=96)
+    parser.add_argument("--max-train-samples", type=int)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=41, help="of the classification head")
+    parser.add_argument(
+        "--run", type=Path, help="folder of a finished run: its weights instead of the model's"
+    )
+    parser.add_argument("--output-dir", type=Path, default=HERE / "results" / "text-tails")
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    config = RunConfig(
+        task=options.task,
+        model=options.model,
+        data_dir=options.data_dir,
+        output_dir=str(options.output_dir),
+        max_length=options.max_length,
+        max_train_samples=options.max_train_samples,
+        seed=options.seed,
+    )
+    tokenizer = load_tokenizer(config.model)
+    data = Data.load(config, tokenizer)
+    torch.manual_seed(options.seed)
+    model = load_model(config.model, get_task(config.task), tokenizer)
+    if options.run:
+        newest = checkpoint.latest(options.run / "checkpoint")
+        if newest is None:
+            parser.error(
+                f"--run {options.run}: no checkpoint in this folder; give the folder of a finished run"
+            )
+        checkpoint.load(newest, model, torch.device("cpu"))
+    loss_fn = lambda model, batch: model(**batch).loss  # noqa: E731
+    batches = Shuffled(data, options.batch_size)
+
+    def plain(count: int) -> float:
+        """Return the seconds of that many ordinary forward and backward passes."""
+        model.eval()
+        began = time.perf_counter()
+        for _, batch in zip(range(count), batches, strict=False):
+            loss_fn(model, batch).backward()
+            model.zero_grad()
+        return time.perf_counter() - began
+
+    plain(3)
+    before = plain(40)
+    sample_gradient_noise(model, loss_fn, batches, 10)
+    memory = peak_memory_bytes()
+    began = time.perf_counter()
+    norms = sample_gradient_noise(model, loss_fn, batches, options.n)
+    seconds = time.perf_counter() - began
+    after = plain(40)
+    passes = options.n + math.ceil(len(data.datasets["train"]) / options.batch_size)
+    point = "after training" if options.run else "at the start"
+    sample = tails.described(norms) | {
+        "settings": {
+            key: getattr(options, key) for key in ("max_length", "max_train_samples", "batch_size", "seed")
+        },
+        "passes": passes,
+        "seconds": seconds,
+        "ratio_to_plain_passes": seconds / (passes * (before + after) / 80),
+        "memory_growth_from_n_10": peak_memory_bytes() / memory - 1,
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
+    }
+    file = options.output_dir / "result.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    samples = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    samples[f"{options.task}, {point}"] = sample
+    unfinished = file.with_name(".result.json")
+    unfinished.write_text(json.dumps(samples) + "\n", encoding="utf-8")
+    unfinished.replace(file)
+    (file.parent / "table.md").write_text(tails.table(samples), encoding="utf-8")
+    tails.draw(samples, file.parent / "tails.png")
+    print(tails.table(samples))
+    print(f"{passes} passes: {sample['ratio_to_plain_passes']:.3f} times as long as plain ones")
+
+
+if __name__ == "__main__":
+    main()
