@@ -60,7 +60,9 @@ class TrainableParameters:
 
     def __str__(self) -> str:
         width = max([len(row.module) for row in self.modules], default=0)
-        lines = [f"{row.module:<{width}}  {row.parameters:>12,}  {row.bytes:>14,} bytes" for row in self.modules]
+        lines = [
+            f"{row.module:<{width}}  {row.parameters:>12,}  {row.bytes:>14,} bytes" for row in self.modules
+        ]
         lines.append(f"{self.trainable:,} of {self.total:,} parameters train ({self.percent:.4f} %)")
         return "\n".join(lines)
 
@@ -86,7 +88,8 @@ def trainable_parameters(model: nn.Module) -> TrainableParameters:
         if parameter.requires_grad:
             rows.setdefault(name.rpartition(".")[0], []).append(parameter)
     modules = tuple(
-        TrainableModule(name, sum(map(_elements, own)), sum(p.nbytes for p in own)) for name, own in rows.items()
+        TrainableModule(name, sum(map(_elements, own)), sum(p.nbytes for p in own))
+        for name, own in rows.items()
     )
     every = list(model.parameters())
     return TrainableParameters(

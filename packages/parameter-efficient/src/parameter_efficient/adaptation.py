@@ -24,7 +24,7 @@ from parameter_efficient.configs import (
     PrefixTuning,
     QLoRA,
 )
-from parameter_efficient.heads import MeanPooling, Truncation, head_parameters
+from parameter_efficient.heads import FrozenInput, MeanPooling, Truncation, head_parameters
 from parameter_efficient.low_rank import LowRank
 from parameter_efficient.prefixes import attach_prefix
 
@@ -59,13 +59,17 @@ def record_of(model: nn.Module) -> Record:
     """
     record = vars(model).get(RECORD)
     if record is None:
-        raise ConfigurationError(f"this {type(model).__name__} is not adapted: call adapt(model, config) first")
+        raise ConfigurationError(
+            f"this {type(model).__name__} is not adapted: call adapt(model, config) first"
+        )
     return record
 
 
 def _biases(layer: Layer, config: BitFit) -> list[tuple[nn.Module, str]]:
     if config.biases == "all":
-        modules = {id(m): m for m in layer.module.modules() if isinstance(getattr(m, "bias", None), nn.Parameter)}
+        modules = {
+            id(m): m for m in layer.module.modules() if isinstance(getattr(m, "bias", None), nn.Parameter)
+        }
     else:
         modules = {id(m): m for role in config.biases for m in layer.roles[role].values()}
         modules = {key: m for key, m in modules.items() if is_projection(m) or hasattr(m, "bias")}
@@ -137,13 +141,14 @@ def adapt(model: Model, config: Config, *, dry_run: bool = False) -> Model:
         >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
         >>> model = BertForSequenceClassification(BertConfig(num_hidden_layers=2, **sizes))
         >>> model = adapt(model, BitFit(layers=[-1]))
-        >>> [name for name, p in model.named_parameters() if p.requires_grad]  # doctest: +NORMALIZE_WHITESPACE
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
         ['bert.encoder.layer.1.attention.self.query.bias', 'bert.encoder.layer.1.intermediate.dense.bias',
          'bert.pooler.dense.weight', 'bert.pooler.dense.bias', 'classifier.weight', 'classifier.bias']
     """
     if RECORD in vars(model):
         raise ConfigurationError(
-            f"this {type(model).__name__} is adapted already: remove(model) first, or use Fusion for several methods"
+            f"this {type(model).__name__} is adapted already: remove(model) first, or use Fusion for several"
+            " methods"
         )
     architecture = find_architecture(model)
     generator = torch.Generator().manual_seed(
@@ -156,7 +161,7 @@ def adapt(model: Model, config: Config, *, dry_run: bool = False) -> Model:
             record.attachments += _attach(model, part, architecture, generator)
         if config.pooling == "mean":
             record.attachments.append(MeanPooling(model, architecture))
-        record.attachments.append(InPlace(head_parameters(model)))
+        record.attachments += [FrozenInput(architecture), InPlace(head_parameters(model))]
     except BaseException:
         remove(model)
         raise

@@ -106,8 +106,8 @@ def attach_adapter(
     else:
         if chunked:
             raise ConfigurationError(
-                "parallel=true does not work with chunked feed-forward blocks: set chunk_size_feed_forward=0 in "
-                "the model's configuration, or use parallel=false"
+                "parallel=true does not work with chunked feed-forward blocks: set chunk_size_feed_forward=0 "
+                "in the model's configuration, or use parallel=false"
             )
         entry = layer.one("attention" if config.position == "attention" else "ffn_in")
         handles = [

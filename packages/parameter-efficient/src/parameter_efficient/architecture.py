@@ -46,7 +46,7 @@ REQUIRED = ("q", "k", "v", "o", "ffn_in", "ffn_out", "ffn_norm", "attention")
 
 
 def is_projection(module: nn.Module) -> bool:
-    """Return whether a module multiplies by a matrix: `nn.Linear`, its 4-bit forms, transformers' `Conv1D`."""
+    """Return whether a module multiplies by a matrix: `nn.Linear` and its 4-bit forms, or `Conv1D`."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
@@ -102,15 +102,15 @@ class Architecture:
             return self.layers
         if self.shared:
             raise ConfigurationError(
-                f"layers={list(layers)}: {self.kind} uses the same weights in every layer, so that one of them "
-                "cannot be adapted alone: use layers='all'"
+                f"layers={list(layers)}: {self.kind} uses the same weights in every layer, so that one of "
+                "them cannot be adapted alone: use layers='all'"
             )
         depth = len(self.layers)
         for number in layers:
             if not -depth <= int(number) < depth:
                 raise ConfigurationError(
-                    f"layers={list(layers)}: {self.kind} has {depth} layers, {number} is none of them: use 0 to "
-                    f"{depth - 1}, or -{depth} to -1"
+                    f"layers={list(layers)}: {self.kind} has {depth} layers, {number} is none of them: use 0 "
+                    f"to {depth - 1}, or -{depth} to -1"
                 )
         return [self.layers[number] for number in sorted({int(number) % depth for number in layers})]
 
@@ -162,6 +162,6 @@ def find_architecture(model: nn.Module) -> Architecture:
         return Architecture(kind, container, attribute, layers, shared=depth != len(layers))
     looked_for = "; ".join(f"{role}: {PROJECTIONS[role]}" for role in ("q", "ffn_in"))
     raise ConfigurationError(
-        f"{kind} is not supported: no list of layers was found in it whose modules are named like those of bert, "
-        f"roberta, albert, distilbert, electra, deberta-v2, t5, bart or gpt2 (looked for {looked_for})"
+        f"{kind} is not supported: no list of layers was found in it whose modules are named like those of "
+        f"bert, roberta, albert, distilbert, electra, deberta-v2, t5, bart or gpt2 (looked for {looked_for})"
     )

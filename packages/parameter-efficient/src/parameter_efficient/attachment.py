@@ -58,8 +58,11 @@ class Resident(nn.Module, Attachment):
     def settle(self, host: nn.Module, name: str, *handles: Any) -> None:
         """Become a child of `host`; `handles` have `remove()`."""
         if hasattr(host, name):
-            raise ConfigurationError(f"{type(host).__name__} already has {name!r}: remove the adaptation first")
+            raise ConfigurationError(
+                f"{type(host).__name__} already has {name!r}: remove the adaptation first"
+            )
         host.add_module(name, self)
+        self.train(host.training)
         self._home = [(host, name)]  # in a list, so that the host is no child of its child
         self._undo = list(handles)
 

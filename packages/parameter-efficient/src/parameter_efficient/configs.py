@@ -66,7 +66,8 @@ def _check_layers(layers: object) -> None:
     numbers = isinstance(layers, tuple) and all(type(number) is int for number in layers)
     if layers != "all" and not (numbers and layers):
         raise ConfigurationError(
-            f"layers={layers!r} cannot be used: give a list of layer numbers (from 0, or from the end: -1), or 'all'"
+            f"layers={layers!r} cannot be used: give a list of layer numbers (from 0, or from the end: -1), "
+            "or 'all'"
         )
 
 
@@ -104,7 +105,7 @@ class HeadOnly(Config):
 class BottleneckAdapter(Config):
     """A small network of its own behind (or beside) a sub-layer: L (2 d r + d + r [+ 2 d]) parameters.
 
-    a(h) = LN(h + s · dropout(U φ(D h + b_D) + b_U)), D: d → r, U: r → d; without LN where `layer_norm` is off.
+    a(h) = LN(h + s · dropout(U φ(D h + b_D) + b_U)), D: d → r, U: r → d; no LN where `layer_norm` is off.
 
     Sequential: h is the sub-layer's output and a(h) takes its place. Parallel: a(h) is the residual that
     the sub-layer's output is added to, h being the sub-layer's input. In models that normalise before a

@@ -1,4 +1,4 @@
-"""What the head reads: how many layers, and which of their outputs."""
+"""Both ends of the encoder: what enters its first layer, and what the head reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetune_common.errors import ConfigurationError
 from parameter_efficient.architecture import Architecture
 from parameter_efficient.attachment import Attachment
 
-__all__ = ["MeanPooling", "Truncation", "head_parameters"]
+__all__ = ["FrozenInput", "MeanPooling", "Truncation", "head_parameters"]
 
 
 def head_parameters(model: Any) -> list[tuple[nn.Module, str]]:
@@ -35,6 +35,32 @@ def head_parameters(model: Any) -> list[tuple[nn.Module, str]]:
     ]
 
 
+class FrozenInput(Attachment):
+    """No gradient leaves the first layer towards the embeddings, which are frozen.
+
+    Activation checkpointing makes the embeddings' output require a gradient, and the backward pass would run
+    through every frozen layer.
+
+    Args:
+        architecture: Its first layer is watched; not where layers are shared, whose input is a layer's output.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        first = architecture.layers[0].module
+        self._handles = [] if architecture.shared else [first.register_forward_pre_hook(self._cut)]
+
+    def _cut(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].detach(), *args[1:])
+
+    def detach(self) -> None:
+        """Let gradients through again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def merge(self) -> None:
+        """Nothing is to be done: the output does not depend on it."""
+
+
 class Truncation(Attachment):
     """Only the first layers of a model are used.
 
@@ -47,13 +73,13 @@ class Truncation(Attachment):
     def __init__(self, model: Any, architecture: Architecture, depth: int) -> None:
         if architecture.shared:
             raise ConfigurationError(
-                f"encoder_layers={depth}: {architecture.kind} uses the same weights in every layer and cannot be "
-                "cut: leave it out"
+                f"encoder_layers={depth}: {architecture.kind} uses the same weights in every layer and cannot "
+                "be cut: leave it out"
             )
         if depth > len(architecture.layers):
             raise ConfigurationError(
-                f"encoder_layers={depth}: {architecture.kind} has {len(architecture.layers)} layers: give 1 to "
-                f"{len(architecture.layers)}, or leave it out"
+                f"encoder_layers={depth}: {architecture.kind} has {len(architecture.layers)} layers: give 1 "
+                f"to {len(architecture.layers)}, or leave it out"
             )
         self._container = model.get_submodule(architecture.container)
         self._attribute = architecture.attribute
@@ -82,8 +108,8 @@ class MeanPooling(Attachment):
         base = model.base_model
         if base is model or causal or getattr(model.config, "is_encoder_decoder", False):
             raise ConfigurationError(
-                f"pooling='mean' needs a classifier whose head reads the first token, which {architecture.kind} "
-                "is not: use pooling='cls'"
+                f"pooling='mean' needs a classifier whose head reads the first token, which "
+                f"{architecture.kind} is not: use pooling='cls'"
             )
         self._mask: Tensor | None = None
         self._handles = [
@@ -95,7 +121,8 @@ class MeanPooling(Attachment):
         self._mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         if self._mask is not None and self._mask.ndim != 2:
             raise ConfigurationError(
-                f"pooling='mean' needs an attention mask of shape (batch, tokens), not {tuple(self._mask.shape)}"
+                f"pooling='mean' needs an attention mask of shape (batch, tokens), not "
+                f"{tuple(self._mask.shape)}"
             )
 
     def _exchange(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -117,4 +144,6 @@ class MeanPooling(Attachment):
 
     def merge(self) -> None:
         """Refuse: no weights hold it."""
-        raise ConfigurationError("pooling='mean' cannot be merged: no weights of the model hold it; keep it attached")
+        raise ConfigurationError(
+            "pooling='mean' cannot be merged: no weights of the model hold it; keep it attached"
+        )

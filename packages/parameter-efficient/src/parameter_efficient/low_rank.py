@@ -44,6 +44,7 @@ class LowRank(Attachment):
         self._before: dict[str, Tensor] = {}
         for layer in self._layers.values():
             _initialise(layer, config, generator)
+            layer.train(model.training)
 
     def _inject(self, config: LoRA, targets: dict[str, nn.Module]) -> None:
         from peft import LoraConfig, inject_adapter_in_model

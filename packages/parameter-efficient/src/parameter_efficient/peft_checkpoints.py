@@ -22,7 +22,9 @@ UNSUPPORTED = ("rank_pattern", "alpha_pattern", "layer_replication", "trainable_
 
 
 def _refused(folder: Path, reason: str) -> ConfigurationError:
-    return ConfigurationError(f"{folder}: this peft checkpoint cannot be loaded ({reason}): load it with peft")
+    return ConfigurationError(
+        f"{folder}: this peft checkpoint cannot be loaded ({reason}): load it with peft"
+    )
 
 
 def read_peft(model: nn.Module, folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
@@ -44,7 +46,9 @@ def read_peft(model: nn.Module, folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
     tensors, adapted = {}, set()
     for key, tensor in load_file(folder / PEFT_WEIGHTS).items():
         name = key.removeprefix("base_model.model.")
-        if match := re.fullmatch(r"(.*)\.(lora_[AB])\.weight|(.*)\.(lora_magnitude_vector)(?:\.weight)?", name):
+        if match := re.fullmatch(
+            r"(.*)\.(lora_[AB])\.weight|(.*)\.(lora_magnitude_vector)(?:\.weight)?", name
+        ):
             module, part = match[1] or match[3], match[2] or match[4]
             adapted.add(module)
             name = f"{module}.{part}.{ADAPTER}.weight"

@@ -42,8 +42,8 @@ class Prefix(Resident):
     ) -> None:
         super().__init__()
         drawn = torch.randn(2, config.length, width, generator=generator) * config.init_std
-        self.keys = nn.Parameter(drawn[0].to(**place))
-        self.values = nn.Parameter(drawn[1].to(**place))
+        self.keys = nn.Parameter(drawn[0].to(**place).clone())
+        self.values = nn.Parameter(drawn[1].to(**place).clone())
 
     @property
     def length(self) -> int:

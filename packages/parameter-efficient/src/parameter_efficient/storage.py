@@ -44,7 +44,12 @@ def save_adaptation(model: nn.Module, folder: str | Path) -> None:
     if record.merged:
         raise ConfigurationError("a merged adaptation cannot be saved by itself: unmerge(model) first")
     [method] = [name for name, kind in METHODS.items() if kind is type(record.config)]
-    described = {"schema": SCHEMA, "model": type(model).__name__, "method": method, "config": asdict(record.config)}
+    described = {
+        "schema": SCHEMA,
+        "model": type(model).__name__,
+        "method": method,
+        "config": asdict(record.config),
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: parameter.detach().contiguous() for name, parameter in _trained(model).items()}
@@ -82,7 +87,8 @@ def _read(folder: Path) -> tuple[Config, dict[str, Tensor]]:
         return METHODS[described["method"]](**described["config"]), tensors
     except FileNotFoundError as error:
         raise ConfigurationError(
-            f"{folder}: no {Path(error.filename or WEIGHTS).name} in it; give a folder that save_adaptation wrote"
+            f"{folder}: no {Path(error.filename or WEIGHTS).name} in it; give a folder that save_adaptation "
+            "wrote"
         ) from None
     except (json.JSONDecodeError, SafetensorError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
@@ -94,12 +100,14 @@ def _filled(model: Model, tensors: dict[str, Tensor], folder: Path, only_some: b
     trained = _trained(model)
     missing = [] if only_some else sorted(trained.keys() - tensors.keys())
     wrong = missing + sorted(tensors.keys() - trained.keys())
-    wrong += [name for name in sorted(tensors.keys() & trained.keys()) if tensors[name].shape != trained[name].shape]
+    wrong += [
+        name for name in sorted(tensors.keys() & trained.keys()) if tensors[name].shape != trained[name].shape
+    ]
     if wrong:
         remove(model)
         raise ConfigurationError(
-            f"{folder}: it does not fit this {type(model).__name__}: {len(wrong)} tensors are missing, left over or "
-            f"of another shape, {wrong[0]!r} first; load it onto the kind of model that it was made with"
+            f"{folder}: it does not fit this {type(model).__name__}: {len(wrong)} tensors are missing, left over "
+            f"or of another shape, {wrong[0]!r} first; load it onto the kind of model that it was made with"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

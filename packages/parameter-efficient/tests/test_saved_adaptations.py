@@ -1,0 +1,52 @@
+"""Files of an adaptation: what is in them, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_transformers import classifier, disturb, logits
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient import BottleneckAdapter, Fusion, LoRA, adapt, load_adaptation, save_adaptation
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = disturb(adapt(classifier("bert"), Fusion(adapter=BottleneckAdapter(layers=[1]), lora=LoRA(rank=2))))
+    save_adaptation(model, tmp_path / "kept")
+    return tmp_path / "kept"
+
+
+def test_only_what_trains_is_in_the_file_head_included(saved):
+    names = set(load_file(saved / "adaptation.safetensors"))
+    assert {"classifier.weight", "bert.pooler.dense.weight"} <= names
+    assert all("adapter" in n or "lora" in n or n.startswith(("classifier", "bert.pooler")) for n in names)
+    described = json.loads((saved / "adaptation.json").read_text())
+    assert described["method"] == "fusion"
+    assert described["config"]["lora"]["rank"] == 2
+
+
+def test_loading_onto_a_base_that_moved_meanwhile_fails_in_no_silent_way(saved):
+    with pytest.raises(ConfigurationError, match="adapted already"):
+        load_adaptation(adapt(classifier("bert"), LoRA()), saved)
+
+
+def test_an_adaptation_of_another_model_is_refused_and_the_model_left_alone(saved):
+    for model in (classifier("roberta"), classifier("bert", num_hidden_layers=1)):
+        base = logits(model)
+        with pytest.raises(ConfigurationError, match="does not fit this|has 1 layers"):
+            load_adaptation(model, saved)
+        assert torch.equal(logits(model), base)
+
+
+def test_a_missing_or_damaged_file_is_named(saved, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no adaptation\.json in it"):
+        load_adaptation(classifier("bert"), tmp_path / "elsewhere")
+    weights = saved / "adaptation.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ConfigurationError, match="damaged"):
+        load_adaptation(classifier("bert"), saved)
+    (saved / "adaptation.json").write_text("{")
+    with pytest.raises(ConfigurationError, match="damaged"):
+        load_adaptation(classifier("bert"), saved)
