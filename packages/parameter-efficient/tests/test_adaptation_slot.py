@@ -40,5 +40,5 @@ def test_every_method_adapts_a_model(name):
     reason="quantisation can run here",
 )
 def test_qlora_says_what_is_missing():
-    with pytest.raises(ConfigurationError, match="needs (bitsandbytes|a CUDA device).*lora"):
+    with pytest.raises(ConfigurationError, match=r"needs (bitsandbytes|a CUDA device).*lora"):
         QLoRAMethod(QLoRA()).load_kwargs()

@@ -62,7 +62,11 @@ def test_layers_count_from_both_ends_and_once(layers):
 @pytest.mark.parametrize(
     ("architecture", "config", "message"),
     [
-        ("bert", BitFit(layers=[2]), r"layers=\[2\]: .* has 2 layers, 2 is none of them: use 0 to 1, or -2 to -1"),
+        (
+            "bert",
+            BitFit(layers=[2]),
+            r"layers=\[2\]: .* has 2 layers, 2 is none of them: use 0 to 1, or -2 to -1",
+        ),
         ("bert", LoRA(layers=[-3]), "has 2 layers, -3 is none"),
         ("albert", LoRA(layers=[0]), "the same weights in every layer.*use layers='all'"),
         ("albert", HeadOnly(encoder_layers=1), "the same weights in every layer.*leave it out"),
@@ -72,7 +76,7 @@ def test_layers_count_from_both_ends_and_once(layers):
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was(architecture, config, message):
-    chunks = {"chunk_size_feed_forward": 2} if isinstance(config, BottleneckAdapter) else {}
+    chunks = {"chunk_size_feed_forward": 7} if isinstance(config, BottleneckAdapter) else {}
     model = classifier(architecture, **chunks)
     base, names = logits(model), list(model.state_dict())
     with pytest.raises(ConfigurationError, match=message) as refusal:
@@ -84,7 +88,9 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was(architectur
 
 
 def test_unsupported_architecture_says_what_was_looked_for():
-    with pytest.raises(ConfigurationError, match=r"Sequential is not supported.*bert, roberta.*looked for q: "):
+    with pytest.raises(
+        ConfigurationError, match=r"Sequential is not supported.*bert, roberta.*looked for q: "
+    ):
         adapt(torch.nn.Sequential(torch.nn.Linear(2, 2)), BitFit())
 
 

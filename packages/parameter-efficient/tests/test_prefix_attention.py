@@ -2,7 +2,7 @@
 
 With one zero key of value zero, a query's context c becomes c₁ = c Z / (Z + 1), Z being the sum of the
 exponentials of its scores: Z = c₁ / (c - c₁). With a key k of value v it has to become
-(Z c + e^s v) / (Z + e^s), s = scale · q·k. Float64, rows with padding, all kinds of masks and position scores.
+(Z c + e^s v) / (Z + e^s), s = scale · q·k. Float64, padded rows, all kinds of masks and position scores.
 """
 
 import math

@@ -42,7 +42,7 @@ class FrozenInput(Attachment):
     through every frozen layer.
 
     Args:
-        architecture: Its first layer is watched; not where layers are shared, whose input is a layer's output.
+        architecture: Its first layer is watched; not where layers are shared: it is a later one as well.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -73,8 +73,8 @@ class Truncation(Attachment):
     def __init__(self, model: Any, architecture: Architecture, depth: int) -> None:
         if architecture.shared:
             raise ConfigurationError(
-                f"encoder_layers={depth}: {architecture.kind} uses the same weights in every layer and cannot "
-                "be cut: leave it out"
+                f"encoder_layers={depth}: {architecture.kind} uses the same weights in every layer and "
+                "cannot be cut: leave it out"
             )
         if depth > len(architecture.layers):
             raise ConfigurationError(

@@ -42,6 +42,7 @@ class Prefix(Resident):
     ) -> None:
         super().__init__()
         drawn = torch.randn(2, config.length, width, generator=generator) * config.init_std
+        self.implementation = "eager"
         self.keys = nn.Parameter(drawn[0].to(**place).clone())
         self.values = nn.Parameter(drawn[1].to(**place).clone())
 
@@ -81,9 +82,8 @@ def _prefixed_attention(
 
     prefix: Prefix = module.prefix
     own = sys.modules[type(module).__module__]
-    function = AttentionInterface().get_interface(
-        prefix.implementation, getattr(own, "eager_attention_forward", None)
-    )
+    eager: Any = getattr(own, "eager_attention_forward", None)
+    function = AttentionInterface().get_interface(prefix.implementation, eager)
     tokens, queries = key.shape[2], query.shape[2]
     if attention_mask is not None:
         attention_mask = prefix.open_mask(attention_mask)

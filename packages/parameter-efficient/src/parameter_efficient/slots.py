@@ -82,8 +82,8 @@ class QLoRAMethod(_Method):
         """
         if find_spec("bitsandbytes") is None:
             raise ConfigurationError(
-                "adaptation 'qlora' needs bitsandbytes, which is not installed: run 'pip install bitsandbytes' "
-                "or use --adaptation lora"
+                "adaptation 'qlora' needs bitsandbytes, which is not installed: run 'pip install "
+                "bitsandbytes' or use --adaptation lora"
             )
         import torch
 

@@ -106,8 +106,9 @@ def _filled(model: Model, tensors: dict[str, Tensor], folder: Path, only_some: b
     if wrong:
         remove(model)
         raise ConfigurationError(
-            f"{folder}: it does not fit this {type(model).__name__}: {len(wrong)} tensors are missing, left over "
-            f"or of another shape, {wrong[0]!r} first; load it onto the kind of model that it was made with"
+            f"{folder}: it does not fit this {type(model).__name__}: {len(wrong)} tensors are missing, left "
+            f"over or of another shape, {wrong[0]!r} first; load it onto the kind of model that "
+            "it was made with"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
