@@ -34,8 +34,8 @@ class Adapter(Resident):
     ) -> None:
         super().__init__()
         self.scaling = config.scaling
-        self.down = nn.utils.skip_init(nn.Linear, width, config.bottleneck, **place)
-        self.up = nn.utils.skip_init(nn.Linear, config.bottleneck, width, **place)
+        self.down: Any = nn.utils.skip_init(nn.Linear, width, config.bottleneck, **place)
+        self.up: Any = nn.utils.skip_init(nn.Linear, config.bottleneck, width, **place)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width, **place) if config.layer_norm else None

@@ -40,7 +40,7 @@ class LowRank(Attachment):
             for name, module in layer.roles[role].items()
         }
         self._inject(config, targets)
-        self._layers = {name: model.get_submodule(name) for name in targets}
+        self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in targets}
         self._before: dict[str, Tensor] = {}
         for layer in self._layers.values():
             _initialise(layer, config, generator)
