@@ -1,0 +1,69 @@
+"""A tensor's elements as one run of memory, and the way back to its shape and strides."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Layout", "as_block"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor lies on a block.
+
+    Attributes:
+        shape: Of the tensor.
+        kept: The shape without repetition: 1 where the tensor was expanded.
+        strides: In the block, for `kept`.
+    """
+
+    shape: tuple[int, ...]
+    kept: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def view(self, block: Tensor) -> Tensor:
+        """Return the tensor that a block holds."""
+        return block.as_strided(self.kept, self.strides, 0).expand(self.shape)
+
+
+def _fills_memory(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Return whether elements are the neighbours of one another in some order, without gap or overlap."""
+    expected = 1
+    for stride, length in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def as_block(tensor: Tensor) -> tuple[Tensor, Layout, Hashable]:
+    """Return a tensor's distinct elements as a one-dimensional tensor, without a copy where possible.
+
+    Args:
+        tensor: Strided, without gradient history.
+
+    Returns:
+        The block, the tensor's layout on it, and what tells the block from others in the same storage: views
+        that permute or reshape the same elements share a block.
+
+    Examples:
+        >>> block, layout, _ = as_block(torch.arange(6.0).view(2, 3).t())
+        >>> block.tolist(), layout.view(block).shape
+        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], torch.Size([3, 2]))
+    """
+    shape, strides, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+    kept = tuple(1 if stride == 0 else length for length, stride in zip(shape, strides, strict=True))
+    if kept != shape:
+        tensor = tensor.as_strided(kept, strides, offset)
+    place: Hashable = (offset, tensor.numel())
+    if not _fills_memory(kept, strides):
+        place = (offset, kept, strides)
+        tensor = tensor.clone()
+        if not _fills_memory(kept, tensor.stride()):
+            tensor = tensor.contiguous()
+        strides, offset = tensor.stride(), tensor.storage_offset()
+    return tensor.as_strided((tensor.numel(),), (1,), offset), Layout(shape, kept, strides), place

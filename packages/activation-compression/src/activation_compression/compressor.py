@@ -1,0 +1,267 @@
+"""Compress what autograd saves, as a context manager around forward passes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from threading import Lock, local
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from activation_compression import kernels
+from activation_compression.blocks import Layout, as_block
+from activation_compression.levels import WIDTHS, find_level
+from activation_compression.offload import HostMemory, Plain
+from activation_compression.operation import (
+    CurrentOperation,
+    calling_module,
+    is_side_result,
+    made_of_parameter,
+    producer,
+)
+from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags
+from activation_compression.statistics import SavedTensor, Statistics
+from activation_compression.stored import Content, Kept, Stored, StoredView
+from finetune_common.errors import ConfigurationError, check_number
+
+__all__ = ["ActivationCompressor", "compress_activations"]
+
+PLAIN_TYPES = (Tensor, nn.Parameter)
+KEYS = 1024
+"""Keys of random numbers that are made at a time."""
+
+
+class ActivationCompressor:
+    """Keep activations in few bits between forward and backward; gradients stay unbiased to first order.
+
+        h saved by an operation → Q_b(h),   E[Q_b(h)] = h,   ĝ = g(Q_b(h); θ)
+
+    A context manager around forward passes, to be used any number of times; the backward pass may come
+    later, anywhere. Floating tensors with gradient history are quantised, once for each storage however many
+    operations saved them; masks of dropout and bool take one bit, exactly. Parameters, buffers, integers,
+    statistics of normalisations, log-sum-exp of attention, inputs and small tensors are kept unchanged.
+
+    Args:
+        model: Its parameters and buffers are never compressed; its modules name the rows of `stats`.
+        level: L0 none; L1, L1.1, L1.2 fixed 4, 8, 2 bits; L2, L2.1, L2.2 automatic, 4, 3, 2 bits on average;
+            L3 automatic 4 bits in host memory; swap host memory only; L4bit-swap 4 bits in host memory.
+        bits: Automatic precision with this average instead of the level's, in [1, 32].
+        group_size: Elements that share a minimum and a step, at least 1.
+        seed: Of the rounding, whose random numbers draw from no random stream.
+        min_elements: Tensors with fewer elements are kept unchanged.
+        exclude: Patterns (`*`, `?`) of "module:operation" whose tensors are kept unchanged.
+
+    Raises:
+        ConfigurationError: A setting that does not exist; a level that needs CUDA where there is none; a
+            model under `torch.compile`, which decides by itself what is saved.
+
+    Source: Liu et al. 2022 (arXiv 2206.11357), with the level names of the released code. Differs from it in
+    storing a tensor once, in 16-bit minima and steps, and in what `adapt` costs.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 1))
+        >>> compressor = ActivationCompressor(model, "L1")
+        >>> with compressor:
+        ...     loss = model(torch.randn(128, 64)).square().mean()
+        >>> loss.backward()
+        >>> [(row.operation, row.bits) for row in compressor.stats.rows]
+        [('linear', 32), ('gelu', 4), ('linear', 4), ('pow', 32)]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        level: str = "L1",
+        *,
+        bits: float | None = None,
+        group_size: int = 256,
+        seed: int = 0,
+        min_elements: int = 1024,
+        exclude: Iterable[str] = (),
+    ) -> None:
+        self.level = find_level(level, bits)
+        check_number("group_size", group_size, at_least=1)
+        check_number("seed", seed, at_least=0, below=2**63)
+        check_number("min_elements", min_elements, at_least=0)
+        if self.level.offload and not torch.cuda.is_available():
+            raise ConfigurationError(
+                f"level {level!r} moves activations from a GPU to host memory, and torch finds no CUDA device: "
+                "use L1 or L2"
+            )
+        if any(
+            isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in model.modules()
+        ):
+            raise ConfigurationError(
+                "the model is under torch.compile, which chooses by itself what is saved and would lose other "
+                "numbers: compress the model before compiling it, or leave one of the two out"
+            )
+        self.model = model
+        self.group_size, self.seed, self.min_elements = group_size, seed, min_elements
+        self.exclude = tuple(exclude)
+        self.stats = Statistics()
+        self.widths: dict[str, int] = {}
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._host = HostMemory() if self.level.offload else None
+        self._stored: WeakValueDictionary[Hashable, Stored] = WeakValueDictionary()
+        self._seen: dict[int, StorageWeakRef] = {}
+        self._kept: set[int] = set()
+        self._own: set[int] = set()
+        self._occurrences: Counter[str] = Counter()
+        self._drawn = 0
+        self._keys: tuple[int, torch.device, Tensor] | None = None
+        self._lock = Lock()
+        self._entered = local()
+
+    def __enter__(self) -> ActivationCompressor:
+        if getattr(self._entered, "stack", None) is not None:
+            raise ConfigurationError("this compressor is already around the forward pass: enter it once")
+        if torch.compiler.is_compiling():
+            raise ConfigurationError(
+                "activations cannot be compressed inside torch.compile: enter outside of it"
+            )
+        own = [*self.model.parameters(), *self.model.buffers()]
+        self._own = {t.untyped_storage()._cdata for t in own if type(t) in PLAIN_TYPES or kernels.is_fake(t)}
+        self.stats, self._seen, self._kept = Statistics(), {}, set()
+        self._occurrences.clear()
+        operation = CurrentOperation()
+        with ExitStack() as stack:
+            stack.enter_context(saved_tensors_hooks(lambda tensor: self._pack(tensor, operation), _unpack))
+            stack.enter_context(operation)
+            self._entered.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        stack, self._entered.stack = self._entered.stack, None
+        stack.__exit__(*error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what decides the next roundings: how many tensors were rounded, and the widths."""
+        return {"drawn": self._drawn, "widths": dict(self.widths)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of another run."""
+        self._drawn, self.widths = state["drawn"], dict(state["widths"])
+
+    def width(self, key: str) -> int:
+        """Return the bits for the tensor `module:operation:number`."""
+        widest = max((w for w in WIDTHS if w <= self.level.bits), default=1)
+        return self.widths.get(key, 32 if self.level.bits > 8 else widest)
+
+    @torch.no_grad()
+    def _pack(self, tensor: Tensor, operation: CurrentOperation) -> Kept | StoredView:
+        if not self._is_own(tensor):
+            with self._lock:
+                view = self._store(tensor, operation)
+            if view is not None:
+                return view
+        return Kept(tensor)
+
+    def _is_own(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a parameter or a buffer, in whatever view, or of a kind not looked into."""
+        if tensor.layout != torch.strided or not (type(tensor) in PLAIN_TYPES or kernels.is_fake(tensor)):
+            return True
+        return tensor.untyped_storage()._cdata in self._own or isinstance(tensor._base, nn.Parameter)
+
+    def _store(self, tensor: Tensor, operation: CurrentOperation) -> StoredView | None:
+        """Store a tensor in another form; None where it is kept."""
+        form = self._form(tensor, operation) if tensor.numel() >= self.min_elements else None
+        storage = tensor.untyped_storage()
+        if form is not None:
+            block, layout, place = as_block(tensor.detach())
+            key = (storage._cdata, place, tensor._version, tensor.dtype)
+            stored = self._stored.get(key)
+            if stored is None:
+                name = self._name(tensor, operation)
+                content = self._content(block, name, form)
+                if content is not None:
+                    stored = self._stored[key] = Stored(content, StorageWeakRef(storage))
+                    self._count(name, tensor, content.bits, content.nbytes)
+            if stored is not None:
+                stored.saved += 1
+                self._observe(tensor, stored, layout)
+                return StoredView(stored, layout)
+        if storage._cdata not in self._kept:
+            self._count(self._name(tensor, operation), tensor, 8 * tensor.element_size(), storage.nbytes())
+            self._kept.add(storage._cdata)
+        return None
+
+    def _form(self, tensor: Tensor, operation: CurrentOperation) -> str | torch.dtype | None:
+        """Return how a tensor can be stored: "rounded", as a "mask", as narrower integers; None to keep it."""
+        if tensor.dtype == torch.bool:
+            return "mask"
+        if not tensor.is_floating_point():
+            return operation.fitting_dtype(tensor)
+        if not tensor.requires_grad:
+            return "mask" if operation.made_mask(tensor) else None
+        if tensor.dtype not in FLOATING or made_of_parameter(tensor) or is_side_result(tensor):
+            return None
+        return "rounded"
+
+    def _name(self, tensor: Tensor, operation: CurrentOperation) -> str:
+        """Return "module:operation:number" of a saved tensor, the same in every forward pass."""
+        name = f"{calling_module(self._names)}:{operation.name or producer(tensor)}"
+        number = self._occurrences[name]
+        self._occurrences[name] += 1
+        return f"{name}:{number}"
+
+    def _content(self, block: Tensor, name: str, form: str | torch.dtype) -> Content | None:
+        if any(fnmatchcase(name.rpartition(":")[0], pattern) for pattern in self.exclude):
+            return None
+        content: Codes | Flags | Plain | None = None
+        if self.level.bits <= 8:
+            if form == "mask":
+                content = pack_flags(block)
+            elif isinstance(form, torch.dtype):
+                content = Plain(block.to(form), block.dtype)
+            elif (bits := self.width(name)) <= 8:
+                content = Codes.pack(block, bits, self.group_size, self._next_keys(block))
+        return content if self._host is None else self._host.take(content or Plain(block, block.dtype))
+
+    def _next_keys(self, block: Tensor) -> Tensor | None:
+        if kernels.is_fake(block):
+            return None
+        first, index = divmod(self._drawn, KEYS)
+        if self._keys is None or self._keys[:2] != (first, block.device):
+            self._keys = (first, block.device, keys_of(self.seed, first * KEYS, KEYS, block.device))
+        self._drawn += 1
+        return self._keys[2][index]
+
+    def _count(self, name: str, tensor: Tensor, bits: int, after: int) -> None:
+        """Add a row; a storage counts where it is first seen, and none takes its address while this lasts."""
+        storage = tensor.untyped_storage()
+        before = 0 if storage._cdata in self._seen else storage.nbytes()
+        self._seen[storage._cdata] = StorageWeakRef(storage)
+        module, operation, _ = name.split(":")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.stats.rows.append(
+            SavedTensor(module, operation, tuple(tensor.shape), dtype, bits, before, after)
+        )
+
+    def _observe(self, tensor: Tensor, stored: Stored, layout: Layout) -> None:
+        """Do nothing; a measurement of sensitivities looks at what is stored here."""
+
+
+def _unpack(packed: Kept | StoredView) -> Tensor:
+    with torch.no_grad():
+        return packed.open()
+
+
+def compress_activations(model: nn.Module, level: str = "L1", **settings: Any) -> ActivationCompressor:
+    """Return a compressor for one forward pass; arguments as for `ActivationCompressor`.
+
+    Examples:
+        >>> layer = torch.nn.Linear(64, 64)
+        >>> with compress_activations(layer, "L1.1") as compressor:
+        ...     loss = layer(torch.randn(64, 64)).sigmoid().mean()
+        >>> loss.backward()
+        >>> round(compressor.stats.ratio, 1)
+        1.6
+    """
+    return ActivationCompressor(model, level, **settings)

@@ -1,0 +1,63 @@
+"""The levels of compression by name. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_common.errors import check_choice, check_number
+
+__all__ = ["LEVELS", "WIDTHS", "Level", "find_level"]
+
+WIDTHS = (1, 2, 4, 8)
+"""Bits that the quantiser knows; a tensor of more bits is kept unchanged."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a level does.
+
+    Attributes:
+        bits: Bits an element, on average where `automatic`; 32 keeps tensors unchanged.
+        automatic: Whether each tensor's width follows its effect on the gradient.
+        offload: Whether what is stored waits in host memory.
+    """
+
+    bits: float
+    automatic: bool = False
+    offload: bool = False
+
+
+LEVELS = {
+    "L0": Level(32),
+    "L1": Level(4),
+    "L1.1": Level(8),
+    "L1.2": Level(2),
+    "L2": Level(4, automatic=True),
+    "L2.1": Level(3, automatic=True),
+    "L2.2": Level(2, automatic=True),
+    "L3": Level(4, automatic=True, offload=True),
+    "swap": Level(32, offload=True),
+    "L4bit-swap": Level(4, offload=True),
+}
+"""Name → level."""
+
+
+def find_level(name: str, bits: float | None = None) -> Level:
+    """Return a level, or automatic precision at `bits` on average where that is given.
+
+    Args:
+        name: One of `LEVELS`.
+        bits: Average bits an element instead of the level's, in [1, 32].
+
+    Raises:
+        ConfigurationError: Names the value and what is allowed.
+
+    Examples:
+        >>> find_level("L2.2").bits, find_level("L1", bits=3.5).automatic
+        (2, True)
+    """
+    check_choice("level", name, LEVELS)
+    if bits is None:
+        return LEVELS[name]
+    check_number("bits", bits, at_least=1, at_most=32)
+    return Level(bits, automatic=True, offload=LEVELS[name].offload)

@@ -1,0 +1,258 @@
+"""Quantise one tensor: groups with a minimum and a step, stochastic rounding, packed codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from activation_compression import kernels
+from activation_compression.blocks import Layout, as_block
+from activation_compression.levels import WIDTHS
+from activation_compression.rules import FLAG_GROUP, parts_of
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+
+__all__ = ["Codes", "Flags", "Quantized", "dequantize", "keys_of", "pack_flags", "quantize"]
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+"""What is quantised."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A quantised block.
+
+    Attributes:
+        codes: uint8, one-dimensional.
+        low: bfloat16, the minimum of each group, rounded down.
+        step: bfloat16, the distance between two codes of each group, rounded up.
+        bits: 1, 2, 4 or 8.
+        group_size: Elements of a group.
+        count: Elements of the block.
+        dtype: Of the block.
+    """
+
+    codes: Tensor
+    low: Tensor
+    step: Tensor
+    bits: int
+    group_size: int
+    count: int
+    dtype: torch.dtype
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What takes memory."""
+        return self.codes, self.low, self.step
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, minima and steps."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def with_tensors(self, tensors: list[Tensor]) -> Codes:
+        """Return the same codes in other memory."""
+        codes, low, step = tensors
+        return replace(self, codes=codes, low=low, step=step)
+
+    @classmethod
+    def pack(cls, block: Tensor, bits: int, group_size: int, keys: Tensor | None) -> Codes:
+        """Quantise a block; a fake one needs no keys and receives no values."""
+        size = _stored_size(group_size, bits)
+        groups = -(-block.numel() // group_size)
+        codes = block.new_empty(groups * size // parts_of(bits), dtype=torch.uint8)
+        low, step = block.new_empty((2, groups), dtype=torch.bfloat16).unbind()
+        if groups and not kernels.is_fake(block):
+            assert keys is not None
+            kernels.quantize_into(_regrouped(block, group_size, size), codes, low, step, bits, size, keys)
+        return cls(codes, low, step, bits, group_size, block.numel(), block.dtype)
+
+    def unpack(self) -> Tensor:
+        """Return the block, each element within one step of the original."""
+        size = _stored_size(self.group_size, self.bits)
+        regroup = size != self.group_size
+        count = len(self.low) * size if regroup else self.count
+        block = self.codes.new_empty(count, dtype=self.dtype)
+        if count and not kernels.is_fake(block):
+            kernels.dequantize_into(block, self.codes, self.low, self.step, self.bits, size)
+        return block.view(-1, size)[:, : self.group_size].reshape(-1)[: self.count] if regroup else block
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A two-valued block, one bit an element, without loss.
+
+    Attributes:
+        codes: uint8, one-dimensional.
+        low: The value stored as 0.
+        high: The value stored as 1.
+        count: Elements of the block.
+    """
+
+    codes: Tensor
+    low: Tensor
+    high: Tensor
+    count: int
+    bits: int = 1
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What takes memory."""
+        return self.codes, self.low, self.high
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes and the two values."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def with_tensors(self, tensors: list[Tensor]) -> Flags:
+        """Return the same flags in other memory."""
+        codes, low, high = tensors
+        return replace(self, codes=codes, low=low, high=high)
+
+    def unpack(self) -> Tensor:
+        """Return the block, exactly."""
+        block = self.codes.new_empty(self.count, dtype=self.low.dtype)
+        if self.count and not kernels.is_fake(block):
+            kernels.unflag_into(block, self.codes, self.low, self.high)
+        return block
+
+
+def pack_flags(block: Tensor) -> Flags | None:
+    """Pack a block that has two values or fewer; None if it has more.
+
+    Bool is packed without reading a value; a fake block is taken to have two.
+    """
+    codes = block.new_empty(-(-block.numel() // FLAG_GROUP) * FLAG_GROUP // 8, dtype=torch.uint8)
+    if block.dtype == torch.bool:
+        low, high = block.new_tensor([False, True]).unbind()
+    elif kernels.is_fake(block):
+        low, high = block.new_empty(2).unbind()
+    else:
+        low, high = torch.stack(torch.aminmax(block)).unbind()
+    if block.numel() and not kernels.is_fake(block):
+        others = kernels.flags_into(block, codes, low, high)
+        if block.dtype != torch.bool and others.item():
+            return None
+    return Flags(codes, low, high, block.numel())
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised tensor.
+
+    Attributes:
+        content: Its codes; the tensor itself where its width is above 8 bits or it is not floating.
+        layout: How the tensor lies on the block.
+    """
+
+    content: Codes | Flags | Tensor
+    layout: Layout
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are stored."""
+        return self.content.nbytes
+
+
+def quantize(x: Tensor, bits: int = 4, group_size: int = 256, seed: int = 0) -> Quantized:
+    """Quantise a tensor with stochastic rounding, so that E[dequantize(quantize(x))] = x.
+
+        m = ⌊min x⌋    s = ⌈(max x - m) / (2ᵇ - 1)⌉    q = ⌊(x - m) / s + u⌋,  u ~ U[0, 1)
+
+    for every group of neighbours in memory; m and s are bfloat16. So where |x| is much larger than the range
+    of its group, steps are as coarse as bfloat16 near |x|. A group with NaN or ±∞ comes back as NaN.
+
+    Args:
+        x: Any shape and strides. float32, bfloat16 and float16 are quantised; bool takes 1 bit exactly;
+            other dtypes are kept unchanged.
+        bits: 1, 2, 4 or 8; more (up to 64) keeps the tensor unchanged.
+        group_size: Elements that share m and s, at least 1.
+        seed: Of the random numbers, which are a hash of (seed, position) and draw from no random stream.
+
+    Returns:
+        Codes, minima and steps: bits + 32 / group_size bits an element.
+
+    Raises:
+        ConfigurationError: A width or a group size that does not exist.
+
+    Source: Liu et al. 2022 (arXiv 2206.11357), section 4; the released code clamps and stores m, s in float32.
+
+    Examples:
+        >>> x = torch.linspace(-1, 1, 512).view(2, 256)
+        >>> q = quantize(x, bits=4)
+        >>> q.nbytes, dequantize(q).shape, bool((dequantize(q) - x).abs().max() < 2 / 15)
+        (264, torch.Size([2, 256]), True)
+    """
+    check_number("bits", bits, at_least=1, at_most=64)
+    check_number("group_size", group_size, at_least=1)
+    if bits <= 8:
+        check_choice("bits", bits, WIDTHS)
+    if x.layout != torch.strided:
+        raise ConfigurationError(f"a tensor of layout {x.layout} cannot be quantised: pass x.to_dense()")
+    x = x.detach()
+    with torch.no_grad():
+        if x.dtype == torch.bool:
+            block, layout, _ = as_block(x)
+            flags = pack_flags(block)
+            assert flags is not None
+            return Quantized(flags, layout)
+        if bits > 8 or x.dtype not in FLOATING:
+            return Quantized(x, Layout(tuple(x.shape), tuple(x.shape), x.stride()))
+        block, layout, _ = as_block(x)
+        return Quantized(Codes.pack(block, bits, group_size, keys_of(seed, 0, 1, x.device)[0]), layout)
+
+
+def dequantize(q: Quantized) -> Tensor:
+    """Return the tensor that a quantised one stands for, in its shape, dtype and device.
+
+    Each element is one of the two multiples of the step next to the original, or equal to it.
+
+    Args:
+        q: From `quantize`.
+
+    Examples:
+        >>> mask = torch.tensor([True, False, True])
+        >>> dequantize(quantize(mask)).equal(mask)
+        True
+    """
+    if isinstance(q.content, Tensor):
+        return q.content
+    with torch.no_grad():
+        return q.layout.view(q.content.unpack())
+
+
+def keys_of(seed: int, first: int, count: int, device: torch.device) -> Tensor:
+    """Return the keys of `count` tensors from number `first` on: int32 (count, 2).
+
+    Examples:
+        >>> keys_of(0, 0, 3, torch.device("cpu"))[2].equal(keys_of(0, 2, 1, torch.device("cpu"))[0])
+        True
+    """
+    mixed = [_mix((seed * 0x9E3779B97F4A7C15 + number) % 2**64) for number in range(first, first + count)]
+    pairs = [(value & 0x7FFFFFFF, value >> 33) for value in mixed]
+    return torch.tensor(pairs, dtype=torch.int32, device=device)
+
+
+def _mix(value: int) -> int:
+    """Spread 64 bits (the finaliser of SplitMix64)."""
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
+    return value ^ (value >> 31)
+
+
+def _stored_size(group_size: int, bits: int) -> int:
+    """Return the group size filled up to whole bytes."""
+    parts = parts_of(bits)
+    return -(-group_size // parts) * parts
+
+
+def _regrouped(block: Tensor, group_size: int, size: int) -> Tensor:
+    """Fill every group up to `size` elements by repeating its last one."""
+    if size == group_size:
+        return block
+    missing = -block.numel() % group_size
+    groups = torch.cat([block, block[-1:].expand(missing)]).view(-1, group_size)
+    return torch.cat([groups, groups[:, -1:].expand(-1, size - group_size)], dim=1).view(-1)

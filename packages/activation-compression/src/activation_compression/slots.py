@@ -1,0 +1,205 @@
+"""The entry points of this package. Nothing here imports torch before a method is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from activation_compression.levels import find_level
+from finetune_common.errors import check_number
+
+if TYPE_CHECKING:
+    import torch
+
+    from activation_compression.compressor import ActivationCompressor
+
+__all__ = [
+    "CheckpointMethod",
+    "CompressCheckpointMethod",
+    "CompressMethod",
+    "CompressOptions",
+    "NoOptions",
+    "OffloadMethod",
+    "OffloadOptions",
+]
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """Compression of saved activations.
+
+    Args:
+        level: L0 none; L1, L1.1, L1.2 fixed 4, 8, 2 bits; L2, L2.1, L2.2 automatic, 4, 3, 2 bits on average;
+            L3 automatic 4 bits in host memory; swap host memory only; L4bit-swap 4 bits in host memory.
+        bits: Automatic precision with this average, in [1, 32], instead of the level's; null for the level's.
+        group_size: Elements that share a minimum and a step, at least 1.
+        seed: Seed of the rounding, at least 0; null for the run's own.
+        interval: Steps between two measurements of automatic precision, at least 1.
+        warmup: Steps before the first measurement, at least 0.
+        probes: Random directions of a measurement, at least 1.
+        exclude: Patterns of "module:operation" whose tensors are kept unchanged.
+    """
+
+    level: str = "L1"
+    bits: float | None = None
+    group_size: int = 256
+    seed: int | None = None
+    interval: int = 1000
+    warmup: int = 0
+    probes: int = 2
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        find_level(self.level, self.bits)
+        check_number("group_size", self.group_size, at_least=1)
+        if self.seed is not None:
+            check_number("seed", self.seed, at_least=0, below=2**63)
+        check_number("interval", self.interval, at_least=1)
+        check_number("warmup", self.warmup, at_least=0)
+        check_number("probes", self.probes, at_least=1)
+
+
+@dataclass(frozen=True)
+class OffloadOptions:
+    """Saved activations in host memory.
+
+    Args:
+        level: swap for all as they are; L4bit-swap, or L3 with automatic precision, compressed to 4 bits.
+    """
+
+    level: str = "swap"
+
+    def __post_init__(self) -> None:
+        from finetune_common.errors import check_choice
+
+        check_choice("level", self.level, ("swap", "L4bit-swap", "L3"))
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """No options."""
+
+
+class CompressMethod:
+    """Saved activations in 1 to 8 bits, with unbiased gradients (GACT)."""
+
+    name = "compress"
+    Options: type = CompressOptions
+
+    def __init__(self, options: CompressOptions) -> None:
+        self.options = options
+        self.compressor: ActivationCompressor | None = None
+        self._state: Mapping[str, Any] | None = None
+
+    def _compressor_of(self, model: torch.nn.Module) -> ActivationCompressor:
+        if self.compressor is None or self.compressor.model is not model:
+            import torch
+
+            from activation_compression.compressor import ActivationCompressor
+
+            options = self.options
+            seed = torch.initial_seed() % 2**63 if options.seed is None else options.seed
+            self.compressor = ActivationCompressor(
+                model,
+                options.level,
+                bits=options.bits,
+                group_size=options.group_size,
+                seed=seed,
+                exclude=options.exclude,
+            )
+            if self._state is not None:
+                self.compressor.load_state_dict(self._state)
+        return self.compressor
+
+    def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        """Return the context in which activations are compressed."""
+        return self._compressor_of(model)
+
+    def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
+        """Measure and assign widths where a level is automatic and a measurement is due."""
+        due = step > self.options.warmup and (step - 1 - self.options.warmup) % self.options.interval == 0
+        if due and self.compressor is not None and self.compressor.level.automatic:
+            self.compressor.adapt(loss_fn, probes=self.options.probes)
+
+    def stats(self) -> dict[str, Any]:
+        """Return bytes before (`original_bytes`) and after (`stored_bytes`), and `rows`, of the last forward."""
+        if self.compressor is None:
+            return {}
+        stats = self.compressor.stats
+        return {
+            "stored_bytes": stats.stored_bytes,
+            "original_bytes": stats.original_bytes,
+            "rows": [asdict(row) for row in stats.rows],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the compressor's state; empty before the first forward pass."""
+        return self.compressor.state_dict() if self.compressor is not None else dict(self._state or {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of another run."""
+        self._state = state or None
+        if self.compressor is not None and state:
+            self.compressor.load_state_dict(state)
+
+
+class CompressCheckpointMethod(CompressMethod):
+    """Blocks run again in backward, and their inputs are compressed."""
+
+    name = "compress+checkpoint"
+
+    @contextmanager
+    def around_forward(self, model: torch.nn.Module) -> Iterator[Any]:
+        """Return the context in which blocks are checkpointed, their inputs compressed."""
+        from activation_compression.checkpointing import checkpoint_blocks
+
+        with self._compressor_of(model) as compressor, checkpoint_blocks(model):
+            yield compressor
+
+
+class OffloadMethod(CompressMethod):
+    """Saved activations in pinned host memory, fetched ahead of their turn."""
+
+    name = "offload"
+    Options = OffloadOptions
+
+    def __init__(self, options: OffloadOptions) -> None:
+        super().__init__(CompressOptions(level=options.level))
+
+
+class CheckpointMethod:
+    """Blocks run again in backward instead of keeping what they saved."""
+
+    name = "checkpoint"
+    Options = NoOptions
+
+    def __init__(self, options: NoOptions) -> None:
+        self.options = options
+        self._compressor: ActivationCompressor | None = None
+
+    @contextmanager
+    def around_forward(self, model: torch.nn.Module) -> Iterator[Any]:
+        """Return the context in which blocks are checkpointed."""
+        from activation_compression.checkpointing import checkpoint_blocks
+        from activation_compression.compressor import ActivationCompressor
+
+        if self._compressor is None or self._compressor.model is not model:
+            self._compressor = ActivationCompressor(model, "L0")
+        with self._compressor, checkpoint_blocks(model):
+            yield
+
+    def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
+        """Do nothing."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return the bytes of the last forward pass: what blocks keep of their inputs, and the rest."""
+        if self._compressor is None:
+            return {}
+        stats = self._compressor.stats
+        return {
+            "stored_bytes": stats.stored_bytes,
+            "original_bytes": stats.original_bytes,
+            "rows": [asdict(row) for row in stats.rows],
+        }

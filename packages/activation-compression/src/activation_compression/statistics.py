@@ -1,0 +1,90 @@
+"""What was saved and what it takes: one row a saved tensor, totals, a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["SavedTensor", "Statistics"]
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """One saved tensor; others that share its memory do not count again.
+
+    Attributes:
+        module: Name of the module in whose forward pass it was saved; empty outside of one.
+        operation: The torch function that saved it, or the operation that made it.
+        shape: Its shape.
+        dtype: Its dtype, without `torch.`.
+        bits: Bits an element of what is stored, minima and steps apart.
+        original_bytes: Bytes of the memory that it holds on to; 0 if an earlier row counts them.
+        stored_bytes: Bytes that are kept instead.
+    """
+
+    module: str
+    operation: str
+    shape: tuple[int, ...]
+    dtype: str
+    bits: int
+    original_bytes: int
+    stored_bytes: int
+
+
+@dataclass
+class Statistics:
+    """The saved tensors of a forward pass; parameters and buffers are not among them.
+
+    Attributes:
+        rows: One a tensor.
+
+    Examples:
+        >>> rows = [SavedTensor("encoder", "linear", (512,), "float32", 4, 2048, 264)]
+        >>> print(Statistics(rows))
+        module   operation  shape  dtype    bits  before  after
+        encoder  linear     512    float32     4    2048    264
+        total: 2048 bytes before, 264 after, ratio 7.76
+    """
+
+    rows: list[SavedTensor] = field(default_factory=list)
+
+    @property
+    def original_bytes(self) -> int:
+        """Bytes without compression, each storage once."""
+        return sum(row.original_bytes for row in self.rows)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that are kept until backward."""
+        return sum(row.stored_bytes for row in self.rows)
+
+    @property
+    def ratio(self) -> float:
+        """`original_bytes / stored_bytes`; 1 where nothing is saved."""
+        return self.original_bytes / self.stored_bytes if self.stored_bytes else 1.0
+
+    def __str__(self) -> str:
+        header = ("module", "operation", "shape", "dtype", "bits", "before", "after")
+        lines = [header] + [
+            (
+                row.module,
+                row.operation,
+                "x".join(map(str, row.shape)),
+                row.dtype,
+                str(row.bits),
+                str(row.original_bytes),
+                str(row.stored_bytes),
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = [
+            "  ".join(
+                text.rjust(width) if number >= 4 else text.ljust(width)
+                for number, (text, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        total = (
+            f"total: {self.original_bytes} bytes before, {self.stored_bytes} after, ratio {self.ratio:.2f}"
+        )
+        return "\n".join([*aligned, total])
