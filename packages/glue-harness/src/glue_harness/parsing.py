@@ -266,9 +266,8 @@ def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[
         raise ConfigurationError(f"configuration key {empty[0]!r} is empty: give a value, or leave it out")
     given = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
     initial = _guarded(parser, choices, lambda p: p.parse_object(given, defaults=True))
-    parser.set_defaults(
-        {k: v for k, v in initial.as_flat().__dict__.items() if k not in ("config", "print_config")}
-    )
+    options = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
+    parser.set_defaults({option: initial[option] for option in options if option in initial})
     parsed = _guarded(parser, choices, lambda p: p.parse_args(_drop_slots(argv)))
     for slot, chosen in choices.items():
         if len(chosen) == 1:
