@@ -101,11 +101,13 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def step(self) -> None:
+        """Make one training step."""
         self.model(**self.inputs).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def saved_bytes(self) -> int:
+        """Return what a forward pass keeps for backward."""
         with SavedTensorMeter(self.model) as meter:
             self.model(**self.inputs)
         return meter.bytes
