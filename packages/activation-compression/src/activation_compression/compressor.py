@@ -16,7 +16,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from activation_compression import kernels
-from activation_compression.blocks import Layout, as_block
+from activation_compression.allocation import allocate
+from activation_compression.blocks import as_block
 from activation_compression.levels import WIDTHS, find_level
 from activation_compression.offload import HostMemory, Plain
 from activation_compression.operation import (
@@ -27,6 +28,7 @@ from activation_compression.operation import (
     producer,
 )
 from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags
+from activation_compression.sensitivity import Adjoint, gradient, like_groups, preserved, probed, shares
 from activation_compression.statistics import SavedTensor, Statistics
 from activation_compression.stored import Content, Kept, Stored, StoredView
 from finetune_common.errors import ConfigurationError, check_number
@@ -118,6 +120,9 @@ class ActivationCompressor:
         self._keys: tuple[int, torch.device, Tensor] | None = None
         self._lock = Lock()
         self._entered = local()
+        self._observer: Adjoint | None = None
+        self._reseeded: frozenset[str] = frozenset()
+        self.log: list[dict[str, Any]] = []
 
     def __enter__(self) -> ActivationCompressor:
         if getattr(self._entered, "stack", None) is not None:
@@ -141,13 +146,92 @@ class ActivationCompressor:
         stack, self._entered.stack = self._entered.stack, None
         stack.__exit__(*error)
 
+    def adapt(self, loss_fn: Callable[[], Tensor], probes: int = 2) -> dict[str, int]:
+        """Measure how much each tensor's rounding moves the gradient, and assign widths anew.
+
+            c_l = E_v ‖D_l^½ ∂⟨g, v⟩/∂h_l‖²,  v random signs;   minimise Σ c_l / (2ᵇˡ - 1)²,  Σ b_l n_l ≤ b Σ n_l
+
+        One forward pass, one backward pass, and `probes` backward passes through it measure all tensors. What
+        they save is kept in 8 bits. Where an operation cannot be differentiated twice, groups of like tensors
+        are rounded anew, one pass for each group. Random states, buffers and `.grad` stay as they are.
+
+        Args:
+            loss_fn: Runs a forward pass, not within this compressor, and returns the loss.
+            probes: Vectors of random signs, at least 1.
+
+        Returns:
+            The widths, by "module:operation:number"; 32 is a tensor that is kept unchanged.
+
+        Raises:
+            ConfigurationError: The level's widths are fixed, or the forward pass saved nothing.
+
+        Source: Liu et al. 2022 (arXiv 2206.11357), section 5; the released code takes three forward and
+        backward passes for every tensor.
+        """
+        if not self.level.automatic:
+            raise ConfigurationError("the widths of this level are fixed: use L2, L2.1, L2.2, L3 or bits=")
+        check_number("probes", probes, at_least=1)
+        sensitivities, elements = self._measure(loss_fn, probes)
+        self.widths = allocate(sensitivities, elements, self.level.bits)
+        self.log.append({"sensitivities": sensitivities, "elements": elements, "widths": dict(self.widths)})
+        return self.widths
+
+    def _measure(self, loss_fn: Callable[[], Tensor], probes: int) -> tuple[dict[str, float], dict[str, int]]:
+        adjoint = Adjoint()
+        compressor, graph = self._fixed("L1.1"), self._fixed("L1.1")
+        compressor._observer = adjoint
+        generator = torch.Generator().manual_seed(self.seed + len(self.log))
+        with preserved(self.model), torch.enable_grad():
+            with compressor:
+                loss = loss_fn()
+            if not adjoint.elements:
+                raise ConfigurationError(
+                    "loss_fn saved nothing that can be compressed: is it within a context?"
+                )
+            try:
+                with graph:
+                    gradients = gradient(loss, self.model, create_graph=True)
+                return adjoint.measure(gradients, generator, probes), adjoint.elements
+            except RuntimeError as error:
+                if "is not implemented" not in str(error) and "once_differentiable" not in str(error):
+                    raise
+        del loss
+        return self._probe(loss_fn, like_groups(adjoint.elements)), adjoint.elements
+
+    def _probe(self, loss_fn: Callable[[], Tensor], groups: list[dict[str, int]]) -> dict[str, float]:
+        """Measure groups of tensors by rounding each anew: one forward and backward pass for each group."""
+
+        def gradients(group: frozenset[str]) -> list[Tensor]:
+            compressor = self._fixed("L1")
+            compressor._reseeded = group
+            with preserved(self.model), torch.enable_grad():
+                with compressor:
+                    loss = loss_fn()
+                return gradient(loss, self.model)
+
+        found = probed(gradients, [frozenset(group) for group in groups], bits=4)
+        return {
+            k: c for total, group in zip(found, groups, strict=True) for k, c in shares(total, group).items()
+        }
+
+    def _fixed(self, level: str) -> ActivationCompressor:
+        """Return a compressor with these settings and another level."""
+        return ActivationCompressor(
+            self.model,
+            level,
+            group_size=self.group_size,
+            seed=self.seed,
+            min_elements=self.min_elements,
+            exclude=self.exclude,
+        )
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what decides the next roundings: how many tensors were rounded, and the widths."""
-        return {"drawn": self._drawn, "widths": dict(self.widths)}
+        """Return how many tensors were rounded, the widths, and the log of measurements."""
+        return {"drawn": self._drawn, "widths": dict(self.widths), "log": list(self.log)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()` of another run."""
-        self._drawn, self.widths = state["drawn"], dict(state["widths"])
+        self._drawn, self.widths, self.log = state["drawn"], dict(state["widths"]), list(state["log"])
 
     def width(self, key: str) -> int:
         """Return the bits for the tensor `module:operation:number`."""
@@ -181,12 +265,15 @@ class ActivationCompressor:
                 name = self._name(tensor, operation)
                 content = self._content(block, name, form)
                 if content is not None:
-                    stored = self._stored[key] = Stored(content, StorageWeakRef(storage))
+                    stored = self._stored[key] = Stored(name, content, StorageWeakRef(storage))
                     self._count(name, tensor, content.bits, content.nbytes)
             if stored is not None:
                 stored.saved += 1
-                self._observe(tensor, stored, layout)
+                if self._observer is not None:
+                    self._observer.saw(tensor, stored, layout)
                 return StoredView(stored, layout)
+        if self._observer is not None:
+            self._observer.saw(tensor, None, None)
         if storage._cdata not in self._kept:
             self._count(self._name(tensor, operation), tensor, 8 * tensor.element_size(), storage.nbytes())
             self._kept.add(storage._cdata)
@@ -221,16 +308,18 @@ class ActivationCompressor:
             elif isinstance(form, torch.dtype):
                 content = Plain(block.to(form), block.dtype)
             elif (bits := self.width(name)) <= 8:
-                content = Codes.pack(block, bits, self.group_size, self._next_keys(block))
+                content = Codes.pack(block, bits, self.group_size, self._next_keys(block, name))
         return content if self._host is None else self._host.take(content or Plain(block, block.dtype))
 
-    def _next_keys(self, block: Tensor) -> Tensor | None:
+    def _next_keys(self, block: Tensor, name: str) -> Tensor | None:
         if kernels.is_fake(block):
             return None
         first, index = divmod(self._drawn, KEYS)
         if self._keys is None or self._keys[:2] != (first, block.device):
             self._keys = (first, block.device, keys_of(self.seed, first * KEYS, KEYS, block.device))
         self._drawn += 1
+        if name in self._reseeded:
+            return keys_of(self.seed + 1, self._drawn - 1, 1, block.device)[0]
         return self._keys[2][index]
 
     def _count(self, name: str, tensor: Tensor, bits: int, after: int) -> None:
@@ -243,9 +332,6 @@ class ActivationCompressor:
         self.stats.rows.append(
             SavedTensor(module, operation, tuple(tensor.shape), dtype, bits, before, after)
         )
-
-    def _observe(self, tensor: Tensor, stored: Stored, layout: Layout) -> None:
-        """Do nothing; a measurement of sensitivities looks at what is stored here."""
 
 
 def _unpack(packed: Kept | StoredView) -> Tensor:

@@ -7,14 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["CurrentOperation", "calling_module"]
 
 DROPOUT = frozenset(
-    "dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout "
-    "native_dropout multi_head_attention_forward".split()
+    [
+        "dropout",
+        "dropout_",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "feature_dropout",
+        "feature_alpha_dropout",
+        "native_dropout",
+        "multi_head_attention_forward",
+    ]
 )
 ATTENTION = "scaled_dot_product_attention"
 
@@ -115,7 +125,17 @@ def producer(tensor: Tensor) -> str:
 
 VIEWS_AND_COPIES = frozenset(
     f"{name}Backward0"
-    for name in "T Transpose Permute View ReshapeAlias UnsafeView Expand ToCopy Clone".split()
+    for name in [
+        "T",
+        "Transpose",
+        "Permute",
+        "View",
+        "ReshapeAlias",
+        "UnsafeView",
+        "Expand",
+        "ToCopy",
+        "Clone",
+    ]
 )
 
 

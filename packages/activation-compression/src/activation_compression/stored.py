@@ -56,13 +56,14 @@ class Stored:
     The decompressed block lives from its first use in a backward pass to its last.
 
     Args:
+        name: "module:operation:number" of what saved it first.
         content: The block in its other form.
         source: The storage it came from. The weak reference also keeps the storage's address from being given
             to another one, so that an address found in a table of these is still the same storage.
     """
 
-    def __init__(self, content: Content, source: StorageWeakRef) -> None:
-        self.content, self.source = content, source
+    def __init__(self, name: str, content: Content, source: StorageWeakRef) -> None:
+        self.name, self.content, self.source = name, content, source
         self.saved = 0
         self._opened = 0
         self._block: Tensor | None = None
