@@ -1,0 +1,71 @@
+"""Draw the per-layer curves from committed results.
+
+    python benchmarks/peft/figure.py benchmarks/peft/results/layers-sst2.json
+
+writes the figure beside the JSON file (`.png`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+MARKERS = "osD^v<>"
+
+
+def curve_of(adaptation: dict[str, Any]) -> tuple[str, int]:
+    """Return a run's curve and its place on it: the adapted layer, or the last one that is used."""
+    name = adaptation["name"]
+    if name == "head-only":
+        return "head on the first layers", adaptation["encoder_layers"] - 1
+    if name == "bottleneck-adapter":
+        name = f"{adaptation['position']} adapter"
+    [layer] = adaptation["layers"]
+    return {"ffn-only": "feed-forward block", "lora": "LoRA"}.get(name, name), layer
+
+
+def curves(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Return curve → layer → mean of the primary metric over seeds."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for result in results:
+        curve, layer = curve_of(result["slots"]["adaptation"])
+        value = result["metrics"]["last"][result["primary"]]
+        values.setdefault(curve, {}).setdefault(layer, []).append(value)
+    return {
+        curve: {layer: sum(own) / len(own) for layer, own in sorted(layers.items())}
+        for curve, layers in values.items()
+    }
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Write the figure."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for marker, (curve, layers) in zip(MARKERS, curves(results).items(), strict=False):
+        axes.plot(list(layers), list(layers.values()), marker=marker, label=curve)
+    first = results[0]
+    axes.set_xlabel("layer")
+    axes.set_ylabel(f"{first['primary']}, {first['task']}")
+    axes.set_title(f"{first['model']}: one layer at a time")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("results", type=Path, help="JSON file that benchmarks/collect.py wrote")
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    draw(results, options.results.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
