@@ -1,11 +1,14 @@
 """What gradient noise adds to a training step at BERT-base size (110 million parameters).
 
 A step is `--accumulate` forward and backward passes of `--batch-size` rows of `--length` tokens, and AdamW
-(fused). Every way has a model, an optimizer and a noise of its own; they take turns in one process, in
-another order each round, so that a slow minute of the machine hits all; compared are the medians. A first
-round, in which kernels are compiled and buffers allocated, is not counted. The second table has the kernels
-alone, and what they replace: `torch.randn` into a small buffer, and eager operations over whole tensors.
-Needs 16 GB of memory.
+(fused). What a noise adds does not depend on rows and tokens, only on the parameters and the number of
+micro-batches; it is therefore timed on steps of one row and eight tokens, where it is no small part of the
+step, and set against the plain step at full size: ratio = 1 + added / plain. (`--direct` times whole
+full-size steps of every way instead; an hour on two cores.) Every way has a model, an optimizer and a noise
+of its own; they take turns in one process, in another order each round; compared are the medians. First
+rounds, in which kernels are compiled and buffers allocated, are not counted. The second table has the
+kernels alone, and what they replace: `torch.randn` into a small buffer, and eager operations over whole
+tensors. Needs 16 GB of memory.
 
     python benchmarks/speed/gradient_noise.py --output benchmarks/speed/results/gradient_noise.json
 """
@@ -55,14 +58,13 @@ class Job:
         self.model = BertForSequenceClassification(config).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         self.noise = WAYS[self.name](self.optimizer)
-        shape = (self.options.batch_size, self.options.length)
-        self.batch = {"input_ids": torch.randint(30522, shape), "labels": torch.randint(2, shape[:1])}
 
-    def step(self) -> float:
+    def step(self, rows: int, length: int) -> float:
         """Make one optimizer step; returns its seconds."""
+        batch = {"input_ids": torch.randint(30522, (rows, length)), "labels": torch.randint(2, (rows,))}
         began = time.perf_counter()
         for _ in range(self.options.accumulate):
-            (self.model(**self.batch).loss / self.options.accumulate).backward()
+            (self.model(**batch).loss / self.options.accumulate).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return time.perf_counter() - began
@@ -73,22 +75,35 @@ class Job:
         return sum(t.nbytes for own in moments.values() for t in own.values())
 
 
-def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time whole steps, each way in turn."""
-    jobs = [Job(name, options) for name in options.ways]
+def in_turns(jobs: list[Job], rounds: int, rows: int, length: int) -> dict[str, list[float]]:
+    """Return the seconds of every job's steps; a first round is not counted."""
     seconds: dict[str, list[float]] = {job.name: [] for job in jobs}
-    for number in range(options.rounds + 1):
+    for number in range(rounds + 1):
         for job in random.Random(number).sample(jobs, len(jobs)):
-            taken = job.step()
+            taken = job.step(rows, length)
             if number:
                 seconds[job.name].append(taken)
-    plain = median(seconds[PLAIN])
+    return seconds
+
+
+def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time steps, each way in turn."""
+    jobs = [Job(name, options) for name in options.ways]
+    full = options.batch_size, options.length
+    if options.direct:
+        seconds = in_turns(jobs, options.rounds, *full)
+        plain = median(seconds[PLAIN])
+    else:
+        seconds = in_turns(jobs, options.short_rounds, 1, 8)
+        [plain_job] = [job for job in jobs if job.name == PLAIN]
+        plain = median(in_turns([plain_job], options.rounds, *full)[PLAIN])
+    added = {name: median(own) - median(seconds[PLAIN]) for name, own in seconds.items()}
     return [
         {
             "way": job.name,
-            "seconds": median(seconds[job.name]),
-            "added_seconds": median(seconds[job.name]) - plain,
-            "ratio": median(seconds[job.name]) / plain,
+            "seconds": plain + added[job.name],
+            "added_seconds": added[job.name],
+            "ratio": 1 + added[job.name] / plain,
             "target": TARGET,
             "own_state_bytes": job.own_bytes(),
             "all_seconds": seconds[job.name],
@@ -124,13 +139,26 @@ def kernel_times(options: argparse.Namespace) -> list[dict[str, Any]]:
         "torch.randn over the whole tensor": lambda: a.add_(torch.randn_like(a) * b.sqrt() * 1e-6),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(options.rounds + 1):
+    for number in range(options.short_rounds + 1):
         for name in random.Random(number).sample(list(ways), len(ways)):
             began = time.perf_counter()
             ways[name]()
             if number:
                 seconds[name].append(time.perf_counter() - began)
     return [{"way": name, "ns_per_element": median(s) / size * 1e9} for name, s in seconds.items()]
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return both tables as markdown."""
+    lines = ["| way | s a step | added s | ratio | own state, MB |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines += [
+        f"| {row['way']} | {row['seconds']:.2f} | {row['added_seconds']:.2f} | {row['ratio']:.3f} | "
+        f"{row['own_state_bytes'] / 1e6:.0f} |"
+        for row in report["steps"]
+    ]
+    lines += ["", "| kernel | ns an element |", "| --- | ---: |"]
+    lines += [f"| {row['way']} | {row['ns_per_element']:.2f} |" for row in report["kernels"]]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -142,7 +170,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--accumulate", type=int, default=4)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="full-size steps")
+    parser.add_argument("--short-rounds", type=int, default=9, help="short steps")
+    parser.add_argument("--direct", action="store_true", help="time full-size steps of every way")
     parser.add_argument("--elements", type=int, default=20_000_000, help="size of the tensor for the kernels")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--output", type=Path, help="JSON file")
@@ -151,10 +181,7 @@ def main() -> None:
         options.ways.insert(0, PLAIN)
     torch.set_flush_denormal(True)
     found = {"kernels": kernel_times(options), "steps": steps(options)}
-    for row in found["kernels"]:
-        print(f"{row['way']:36}{row['ns_per_element']:8.2f} ns/element")
-    for row in found["steps"]:
-        print(f"{row['way']:36}{row['seconds']:8.2f} s{row['ratio']:8.3f}{row['added_seconds']:+8.2f} s")
+    print(table(found))
     if options.output:
         settings = {key: value for key, value in vars(options).items() if key != "output"}
         report = {
@@ -164,7 +191,8 @@ def main() -> None:
             "hardware": hardware(torch.device("cpu")),
         }
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        options.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.errors import ConfigurationError, check_number, did_you_mean
 
 __all__ = ["main"]
 
@@ -117,6 +118,125 @@ def _report(argv: Sequence[str]) -> None:
     )
 
 
+def _submit(argv: Sequence[str]) -> None:
+    parser = _parser(
+        "submit", "Predict the official test files with trained runs, write the leaderboard's zip."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs in them, checkpoints included")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("glue-submission"), help="receives the zip (glue-submission)"
+    )
+    parser.add_argument(
+        "--data-dir", help="folder in the official GLUE layout with test files (what each run was trained on)"
+    )
+    parser.add_argument("--ax", type=Path, metavar="FILE", help="the diagnostic file, for the MNLI run")
+    options = parser.parse_args(argv)
+
+    from glue_harness.submit import submit
+
+    made = submit(options.runs, options.output_dir, options.data_dir, options.ax)
+    for task, (folder, score) in made["runs"].items():
+        print(f"{task}: {folder} ({score:.4f} on the dev set)")
+    if made["missing"]:
+        print(f"not in it, and expected by the leaderboard: {', '.join(made['missing'])}")
+    print(f"checked: {made['archive']}")
+
+
+def _steps_parser(command: str, description: str, compare: str) -> _Parser:
+    parser = _parser(command, description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "further options are those of run: --model (presets such as bert-large-cased need no network),\n"
+        "--model.FIELD VALUE, --batch-size, --max-length, --precision, --accumulate, and all slots"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="LIST",
+        help=f"activation methods, with levels behind a colon (the --activation given, or {compare})",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where, or for which (cpu)")
+    parser.add_argument("--output-dir", type=Path, help="receives the JSON file, the table and figures")
+    return parser
+
+
+def _steps_config(rest: Sequence[str], compare: str | None, default: str, prog: str) -> tuple[Any, Any]:
+    """Read the options that are those of run, and the activation methods to compare."""
+    from glue_harness.activations import read_choices
+    from glue_harness.parsing import parse_line
+
+    given = [token.partition("=")[0] for token in rest]
+    filled = ["--task", "sst2", "--output-dir", "-", *rest]
+    config, _ = parse_line(filled, prog)
+    if compare is None and "--activation" in given:
+        return config, {config.activation["name"]: config.activation}
+    return config, read_choices(compare or default)
+
+
+def _profile(argv: Sequence[str]) -> None:
+    default = "none"
+    parser = _steps_parser("profile", "Measure memory and speed of training steps on made-up rows.", default)
+    parser.add_argument("--batch-sizes", metavar="LIST", help="several batch sizes, with a figure: 8,16,32")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps, after two that warm up (5)")
+    options, rest = parser.parse_known_args(argv)
+    config, choices = _steps_config(rest, options.compare, default, "glue-harness profile")
+    try:
+        sizes = [int(size) for size in (options.batch_sizes or str(config.batch_size)).split(",")]
+    except ValueError:
+        raise ConfigurationError(
+            f"--batch-sizes {options.batch_sizes}: give whole numbers, as 8,16,32"
+        ) from None
+    check_number("repeats", options.repeats, at_least=1)
+
+    from glue_harness.profiling import profile_steps, table
+
+    made = table(profile_steps(config, choices, sizes, options.device, options.output_dir, options.repeats))
+    _keep(options.output_dir, "speed_results.md", made)
+
+
+def _capacity(argv: Sequence[str]) -> None:
+    default = "none,checkpoint,compress:L1,compress:L2.2,compress+checkpoint"
+    parser = _steps_parser(
+        "capacity",
+        "Find the largest batch, depth or width that a memory budget allows, without allocating it.",
+        default,
+    )
+    parser.add_argument("--budget", required=True, metavar="BYTES", help="16GiB, 500MB, …")
+    parser.add_argument(
+        "--search",
+        choices=("batch-size", "layers", "hidden", "intermediate"),
+        default="batch-size",
+        help="what grows (batch-size)",
+    )
+    parser.add_argument(
+        "--by", choices=("prediction", "measurement"), default="prediction", help="fake tensors or real steps"
+    )
+    options, rest = parser.parse_known_args(argv)
+    config, choices = _steps_config(rest, options.compare, default, "glue-harness capacity")
+
+    from glue_harness.capacity import capacity, read_bytes, table
+
+    budget = read_bytes(options.budget)
+    found = capacity(
+        config,
+        options.search,
+        budget,
+        choices,
+        by=options.by,
+        device=options.device,
+        output_dir=options.output_dir,
+    )
+    _keep(options.output_dir, f"max_{options.search.replace('-', '_')}_results.md", table(found))
+
+
+def _keep(folder: Path | None, name: str, table: str) -> None:
+    """Print a table, and write it where a folder was given."""
+    print(f"\n{table}", end="")
+    if folder is not None:
+        from glue_harness.records import write_whole
+
+        write_whole(folder / name, table)
+
+
 def _list(argv: Sequence[str]) -> None:
     parser = _parser("list", "Show the installed methods, or the tasks.")
     parser.add_argument("what", choices=("methods", "tasks"))
@@ -142,6 +262,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "prepare": (_prepare, "fetch and tokenise ahead, for runs without a network"),
     "sweep": (_sweep, "do the runs of a specification, resumable"),
     "report": (_report, "compare the runs below a folder"),
+    "profile": (_profile, "measure memory and speed of training steps"),
+    "capacity": (_capacity, "the largest batch, depth or width under a memory budget"),
+    "submit": (_submit, "predict the test files, write the leaderboard's zip"),
     "list": (_list, "show the installed methods, or the tasks"),
     "doctor": (_doctor, "show what this machine has and what is missing"),
 }

@@ -30,6 +30,7 @@ class RunConfig:
         task: GLUE task, or a demo task (`glue-harness list tasks`).
         model: Hub name, local folder, or `demo` (a tiny BERT made on the spot).
         output_dir: Folder of this run; a run started again there continues.
+        model_config: Fields of the model's configuration to change (`--model.classifier_dropout 0.2`).
         data_dir: Folder in the official GLUE layout; without it, data come from the hub.
         seed: Seed of weights, data order and dropout.
         epochs: Passes over the training rows, fractions allowed.
@@ -61,6 +62,7 @@ class RunConfig:
     task: str
     model: str
     output_dir: str
+    model_config: dict[str, Any] = field(default_factory=dict)
     data_dir: str | None = None
     seed: int = 42
     epochs: float = 3.0
@@ -113,7 +115,9 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return the part that decides the numbers; two runs with equal identity are the same run."""
-        return {key: value for key, value in self.as_dict().items() if key not in ELSEWHERE}
+        everything = self.as_dict()
+        unchanged = () if self.model_config else ("model_config",)
+        return {key: value for key, value in everything.items() if key not in (*ELSEWHERE, *unchanged)}
 
     @property
     def hash(self) -> str:
@@ -137,5 +141,5 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -
     return None
 
 
-DESCRIBED = [f for f in fields(RunConfig) if f.name not in SLOTS]
+DESCRIBED = [f for f in fields(RunConfig) if f.name not in (*SLOTS, "model_config")]
 """The fields that are options of their own on the command line."""

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
+from glue_harness.architectures import changed, demo_config
 
 __all__ = ["check_positions", "load_model", "load_tokenizer", "parameter_groups"]
 
@@ -101,6 +102,7 @@ def load_model(
     task: Task,
     tokenizer: transformers.PreTrainedTokenizerBase,
     load_kwargs: Mapping[str, Any] | None = None,
+    model_config: Mapping[str, Any] | None = None,
 ) -> transformers.PreTrainedModel:
     """Return a sequence classifier for a task; a new head is drawn from torch's generator.
 
@@ -109,42 +111,43 @@ def load_model(
         task: Decides the number of labels and regression or classification.
         tokenizer: Its padding token is the model's.
         load_kwargs: Further arguments of `from_pretrained`, from the adaptation.
+        model_config: Fields of the model's configuration to change.
 
     Raises:
-        ConfigurationError: Nothing that can be loaded.
+        ConfigurationError: Nothing that can be loaded, or no such field.
     """
-    kind = "regression" if task.regression else "single_label_classification"
-    labels: dict[str, Any] = {"num_labels": 1 if task.regression else len(task.labels), "problem_type": kind}
-    if not task.regression:
-        labels |= {
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {n: i for i, n in enumerate(task.labels)},
-        }
     if model == "demo":
-        config = transformers.BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
-            max_position_embeddings=128,
-            pad_token_id=tokenizer.pad_token_id,
-            **labels,
-        )
+        own = {**labels_of(task), "pad_token_id": tokenizer.pad_token_id, **(model_config or {})}
+        config = changed(demo_config(len(tokenizer)), own)
         return transformers.BertForSequenceClassification(config)
     _check_folder(model)
     try:
+        config = transformers.AutoConfig.from_pretrained(model, **labels_of(task))
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
             model,
+            config=changed(config, model_config or {}),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the head of another task is drawn anew
-            **{"dtype": torch.float32, **labels, **(load_kwargs or {})},
+            **{"dtype": torch.float32, **(load_kwargs or {})},
         )
+    except ConfigurationError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(model, error) from None
     _check_loaded(model, loaded, report)
     loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded
+
+
+def labels_of(task: Task) -> dict[str, Any]:
+    """Return the fields of a model's configuration that a task decides."""
+    if task.regression:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(task.labels)),
+        "label2id": {name: number for number, name in enumerate(task.labels)},
+    }
 
 
 def check_positions(model: torch.nn.Module, longest: int) -> None:

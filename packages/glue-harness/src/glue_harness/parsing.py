@@ -22,7 +22,7 @@ from finetune_common.errors import ConfigurationError, did_you_mean
 from finetune_common.slots import available, find
 from glue_harness.config import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
 
-__all__ = ["parse_line", "parse_mapping"]
+__all__ = ["parse_line", "parse_mapping", "take_model_fields"]
 
 Choice = dict[str, Any]
 
@@ -140,7 +140,8 @@ def _parser(choices: Mapping[str, list[Choice]], prog: str) -> ArgumentParser:
     parser = _Parser(
         prog=prog,
         description="Fine-tune a model on a task; the result is written to the run's folder.",
-        epilog="A slot's options are listed once its method is chosen: 'run --optimizer adamw --help'.",
+        epilog="A slot's options are listed once its method is chosen: 'run --optimizer adamw --help'. "
+        "--model.FIELD VALUE changes a field of the model's configuration: '--model.classifier_dropout 0.2'.",
         exit_on_error=False,
         default_env=False,
     )
@@ -256,7 +257,8 @@ def _slot_value(parsed: Namespace, slot: str) -> Choice:
 def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
     choices = _merge(content, named)
     parser = _parser(choices, prog)
-    rest = {str(key).replace("-", "_"): value for key, value in content.items() if key not in SLOTS}
+    apart = (*SLOTS, "model_config")
+    rest = {str(key).replace("-", "_"): value for key, value in content.items() if key not in apart}
     if unknown := [key for key in rest if key not in {f.name for f in DESCRIBED}]:
         fields = [f.name for f in dataclasses.fields(RunConfig)]
         raise ConfigurationError(
@@ -278,8 +280,45 @@ def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[
     return parsed
 
 
-def _config(parsed: Namespace) -> RunConfig:
-    values = {f.name: parsed[f.name] for f in dataclasses.fields(RunConfig)}
+def _model_config(content: Mapping[str, Any], on_line: Mapping[str, Any]) -> dict[str, Any]:
+    """Join the model's fields of the file and of the line, which wins."""
+    in_file = content.get("model_config") or {}
+    if not isinstance(in_file, Mapping):
+        raise ConfigurationError(
+            f"model_config={in_file!r}: give the fields of the model's configuration as 'name: value' lines"
+        )
+    return {str(name): value for name, value in {**in_file, **on_line}.items()}
+
+
+def take_model_fields(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take `--model.<field> VALUE` from a line; values are read as YAML.
+
+    Returns:
+        The fields, and the rest of the line.
+
+    Examples:
+        >>> take_model_fields(["--model", "demo", "--model.num_hidden_layers", "4", "--epochs=1"])
+        ({'num_hidden_layers': 4}, ['--model', 'demo', '--epochs=1'])
+    """
+    fields, rest, tokens = {}, [], iter(argv)
+    for token in tokens:
+        option, equals, value = token.partition("=")
+        if not option.startswith("--model."):
+            rest.append(token)
+            continue
+        text = value if equals else next(tokens, None)
+        if text is None:
+            raise ConfigurationError(f"{option} needs a value after it")
+        try:
+            fields[option.removeprefix("--model.").replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigurationError(f"{option} {text}: not a value") from None
+    return fields, rest
+
+
+def _config(parsed: Namespace, model_config: dict[str, Any]) -> RunConfig:
+    values = {f.name: parsed[f.name] for f in dataclasses.fields(RunConfig) if f.name != "model_config"}
+    values["model_config"] = model_config
     for required in ("task", "model", "output_dir"):
         if values[required] is None:
             raise ConfigurationError(
@@ -301,9 +340,10 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
     Raises:
         ConfigurationError: One line that names the value and the remedy.
     """
+    model_fields, argv = take_model_fields(argv)
     content, named = _first_look(argv)
     parsed = _parse(content, named, argv, prog)
-    return _config(parsed), parsed.print_config
+    return _config(parsed, _model_config(content, model_fields)), parsed.print_config
 
 
 def parse_mapping(content: Mapping[str, Any]) -> RunConfig:
@@ -315,4 +355,4 @@ def parse_mapping(content: Mapping[str, Any]) -> RunConfig:
         >>> config.optimizer["lr"], config.batch_size
         (0.1, 32)
     """
-    return _config(_parse(content, {}, [], "glue-harness run"))
+    return _config(_parse(content, {}, [], "glue-harness run"), _model_config(content, {}))

@@ -73,7 +73,9 @@ class Training:
         self.accelerator = _accelerator(config.precision)
         self.device = self.accelerator.device
         set_seed(config.seed)
-        model = load_model(config.model, self.task, tokenizer, methods.adaptation.load_kwargs())
+        model = load_model(
+            config.model, self.task, tokenizer, methods.adaptation.load_kwargs(), config.model_config
+        )
         check_positions(model, max(int(lengths.max()) for lengths in data.lengths.values()))
         self.model = methods.adaptation.apply(model).to(self.device)
         self.model.train()

@@ -1,0 +1,189 @@
+"""`capacity` and `profile`: what they say is what the allocator says, and the search finds the largest."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_common.errors import ConfigurationError
+from glue_harness.capacity import capacity, largest, read_bytes
+from glue_harness.cli import main
+from glue_harness.footprint import LiveBytes, measured_peak, optimizer_bytes, predict
+from glue_harness.parsing import parse_line
+from glue_harness.steps import Steps
+
+
+def config(*line):
+    rest = ["--max-length", "16", "--batch-size", "3", *line]
+    return parse_line(["--task", "sst2", "--output-dir", "-", "--model", "demo", *rest])[0]
+
+
+@given(
+    costs=st.lists(st.integers(0, 50), min_size=1, max_size=200).map(sorted),
+    budget=st.integers(-1, 60),
+    first=st.integers(1, 40),
+)
+def test_the_search_finds_what_trying_every_value_finds(costs, budget, first):
+    cost = lambda n: costs[n - 1] if n <= len(costs) else float("inf")  # noqa: E731
+    fitting = [n for n in range(1, len(costs) + 1) if cost(n) <= budget]
+    assert largest(cost, budget, first) == (max(fitting) if fitting else 0)
+
+
+def test_a_straight_cost_takes_few_evaluations():
+    asked = []
+    assert largest(lambda n: asked.append(n) or 7.0 + 3.0 * n, 30_000) == 9997
+    assert len(asked) < 10
+
+
+def test_live_bytes_count_a_storage_once_and_forget_it_when_it_dies():
+    with LiveBytes() as live:
+        base = torch.zeros(100)
+        views = [base[:50], base.view(10, 10).t()]
+        other = base + 1
+        assert live.now == 800
+        del other
+        assert live.now == 400
+        del base, views
+    assert (live.now, live.peak) == (0, 800)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 17])
+def test_the_prediction_is_what_the_allocator_measures(rows):
+    """Saved bytes exactly; the peak within 5%: work space of kernels is not seen by fake tensors."""
+    from finetune_common.measure import SavedTensorMeter
+
+    one = config("--batch-size", str(rows))
+    predicted = predict(one)
+    steps = Steps(one)
+    meter = SavedTensorMeter(steps.model)
+    with meter:
+        loss = steps.forward()
+    assert predicted.activations == meter.bytes
+    loss.backward()
+    assert predicted.gradients == steps.state_bytes()["gradients"]
+    steps.model.zero_grad()
+    del loss
+    steps.forward_backward()
+    steps.model.zero_grad()
+    measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
+    assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "tensors"), [("adamw", 2), ("sgd", 0), ("adagrad", 1), ("rmsprop", 1), ("adamax", 2)]
+)
+def test_optimizer_state_is_counted_by_the_tensors_that_the_method_keeps(optimizer, tensors):
+    assert optimizer_bytes(config("--optimizer", optimizer)) == 4 * tensors
+
+
+def test_the_largest_batch_fits_and_one_row_more_does_not(tmp_path):
+    line = ["capacity", "--model", "demo", "--max-length", "16", "--budget", "6MB", "--compare", "none"]
+    assert main([*line, "--output-dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "max_batch_size_results.json").read_text())
+    row = found["results"]["none"]
+    fits, too_many = (predict(config("--batch-size", str(row["largest"] + more))).peak for more in (0, 1))
+    assert fits == row["peak_bytes"] <= 6_000_000 < too_many
+    assert "none" in (tmp_path / "max_batch_size_results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "field", "multiple"),
+    [
+        ("layers", "num_hidden_layers", 1),
+        ("hidden", "hidden_size", 64),
+        ("intermediate", "intermediate_size", 64),
+    ],
+)
+def test_other_searches_change_the_field_of_their_name(what, field, multiple):
+    found = capacity(config(), what, 8_000_000, {"none": {"name": "none"}})["results"]["none"]["largest"]
+    assert found > 0
+    assert found % multiple == 0
+    shape = {field: found + multiple}
+    if what == "hidden":
+        shape["num_attention_heads"] = (found + multiple) // 64
+    line = [part for name, value in shape.items() for part in (f"--model.{name}", str(value))]
+    assert predict(config(*line)).peak > 8_000_000
+
+
+def test_measurement_and_prediction_find_nearly_the_same_batch():
+    by = {
+        how: capacity(config(), "batch-size", 5_000_000, {"none": {"name": "none"}}, by=how)["results"][
+            "none"
+        ]
+        for how in ("prediction", "measurement")
+    }
+    assert by["prediction"]["largest"] == pytest.approx(by["measurement"]["largest"], rel=0.05, abs=1)
+
+
+def test_nothing_fits_is_said():
+    found = capacity(config(), "batch-size", 1000, {"none": {"name": "none"}})["results"]["none"]
+    assert found["largest"] == 0
+
+
+def test_profile_writes_memory_and_speed(tmp_path, capsys):
+    line = ["profile", "--model", "demo", "--max-length", "16", "--repeats", "2", "--batch-sizes", "2,4"]
+    assert main([*line, "--optimizer", "adamw", "--output-dir", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "speed_results.json").read_text())
+    predicted = {size: predict(config("--batch-size", str(size))) for size in (2, 4)}
+    for row in report["rows"]:
+        expected = predicted[row["batch_size"]]
+        assert row["bytes"]["parameters"] == expected.parameters
+        assert row["bytes"]["gradients"] == expected.gradients
+        assert row["bytes"]["activations"] == expected.activations
+        assert row["bytes"]["optimizer"] == pytest.approx(expected.optimizer, rel=0.01)
+        assert len(row["seconds"]["all"]) == 2
+        assert 0 < row["seconds"]["without_optimizer"] <= row["seconds"]["step"]
+    assert (tmp_path / "throughput.png").stat().st_size > 5000
+    assert capsys.readouterr().out.count("| none |") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--budget", "16 gigs"], "MB, GB, MiB or GiB"),
+        (["--budget", "1GB", "--model", "bert-larg-cased"], "bert-large-cased"),
+        (["--budget", "1GB", "--model.hiden_size", "64"], "hidden_size"),
+        (["--budget", "1GB", "--model.hidden_size", "63"], "no model of this shape"),
+        (["--budget", "1GB", "--compare", "none:L1"], "no levels"),
+        (["--budget", "1GB", "--compare", ","], "none,checkpoint"),
+        (["--budget", "1GB", "--max-length", "4000"], "positions"),
+    ],
+)
+def test_wrong_input_gets_one_line(line, said, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = [] if "--model" in line else ["--model", "demo"]
+    assert main(["capacity", *model, *line]) == 2
+    [message] = capsys.readouterr().err.splitlines()
+    assert said in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("command", [["profile"], ["capacity", "--budget", "1GB"]])
+def test_cuda_is_refused_where_there_is_none(command, capsys):
+    assert main([*command, "--model", "demo", "--compare", "none", "--device", "cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_fields_of_the_model_can_be_changed_in_a_run(tmp_path):
+    from finetune_common.tasks import get_task
+    from glue_harness.models import load_model, load_tokenizer
+
+    changed = config("--model.classifier_dropout", "0.25", "--model.num_hidden_layers=1")
+    assert changed.model_config == {"classifier_dropout": 0.25, "num_hidden_layers": 1}
+    assert changed.hash != config().hash
+    tokenizer = load_tokenizer("demo")
+    model = load_model("demo", get_task("sst2"), tokenizer, None, changed.model_config)
+    assert model.dropout.p == 0.25
+    assert len(model.bert.encoder.layer) == 1
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again = load_model(str(tmp_path), get_task("sst2"), tokenizer, None, {"classifier_dropout": 0.5})
+    assert again.dropout.p == 0.5
+    with pytest.raises(ConfigurationError, match="did you mean 'classifier_dropout'"):
+        load_model("demo", get_task("sst2"), tokenizer, None, {"clasifier_dropout": 0.5})
+
+
+def test_amounts_of_memory():
+    assert read_bytes("0.5KiB") == 512

@@ -1,0 +1,30 @@
+"""What `capacity` predicts for compressed activations is what a real step allocates, in BERT-base's shape."""
+
+import pytest
+
+pytest.importorskip("activation_compression", reason="activation-compression is not installed")
+
+
+@pytest.mark.parametrize("level", ["L1", "L1.2", "L2.1"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_saved_bytes_exactly_and_the_peak_within_five_percent(rows, level):
+    from finetune_common.measure import SavedTensorMeter
+    from glue_harness.footprint import measured_peak, predict
+    from glue_harness.parsing import parse_line
+    from glue_harness.steps import Steps
+
+    line = ["--task", "sst2", "--output-dir", "-", "--model", "bert-base-uncased", "--max-length", "64"]
+    small = ["--model.num_hidden_layers", "2", "--model.vocab_size", "1000", "--batch-size", str(rows)]
+    chosen = ["--activation", "compress", "--activation.level", level]
+    config = parse_line([*line, *small, *chosen])[0]
+    predicted = predict(config)
+    steps = Steps(config)
+    steps.forward_backward()  # compiles
+    steps.model.zero_grad()
+    meter = SavedTensorMeter(steps.model)
+    with meter:
+        loss = steps.forward()
+    assert predicted.activations == steps.stored_bytes(meter)
+    del loss
+    measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
+    assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.05)
