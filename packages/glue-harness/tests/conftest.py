@@ -1,9 +1,11 @@
 """What the harness's tests share: a cache of their own, and runs in this process on the demo model."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +85,68 @@ def train(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "epochs": 1,
         }
         return run(parse_mapping(defaults | settings))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def write_run() -> Callable[..., None]:
+    """Write `result.json` of a run that never was into a folder of its own below the one given."""
+    from finetune_common.tasks import get_task
+    from glue_harness import RunConfig
+
+    numbers = count()
+
+    def call(
+        below: Path, task: str, optimizer: str, seed: int, scores: list[Any], lr: float = 1e-3, **more: Any
+    ) -> None:
+        """One score an evaluation: a number for every metric, or metric → number."""
+        model, method = more.pop("model", "demo"), {"name": optimizer, "lr": lr}
+        options = more.pop("settings", {})
+        settings = RunConfig(task, model, "unused", seed=seed, optimizer=method, **options).identity()
+        described = get_task(task)
+        history = [
+            {
+                "step": 10 * epoch,
+                "epoch": float(epoch),
+                "metrics": score if isinstance(score, dict) else dict.fromkeys(described.metrics, score),
+            }
+            for epoch, score in enumerate(scores, start=1)
+        ]
+        best = max(history, key=lambda entry: entry["metrics"][described.primary])
+        slots = {slot: settings.pop(slot) for slot in ("adaptation", "activation", "gradient", "optimizer")}
+        parts = ("data", "forward", "backward", "gradient", "optimizer", "evaluation")
+        result = {
+            "schema": 1,
+            "task": task,
+            "model": model,
+            "seed": seed,
+            "slots": slots,
+            "settings": settings,
+            "primary": described.primary,
+            "metrics": {"last": history[-1]["metrics"], "best": best["metrics"]},
+            "history": history,
+            "steps": 10 * len(history),
+            "examples_per_second": 50.0,
+            "seconds": dict.fromkeys(parts, 2.0),
+            "peak_memory_bytes": 2**28,
+            "saved_activation_bytes": 2**20,
+            "parameters": {"trainable": 1000, "total": 2000},
+        } | more
+        folder = below / f"{task}-{optimizer}-{lr:g}-{seed}-{next(numbers)}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result))
+
+    return call
+
+
+@pytest.fixture
+def made_up(write_run: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
+    """Write a made-up run below `runs`, and return that folder."""
+
+    def call(*arguments: Any, **options: Any) -> Path:
+        write_run(tmp_path / "runs", *arguments, **options)
+        return tmp_path / "runs"
 
     return call
 

@@ -136,7 +136,7 @@ def _picture(figure: Figure) -> str:
     source = b64encode(figure.svg.read_bytes()).decode()
     return (
         f'<figure><img loading="lazy" src="data:image/svg+xml;base64,{source}" alt="{escape(figure.text)}">'
-        f"<figcaption>{escape(figure.title)}</figcaption></figure>"
+        "</figure>"
     )
 
 
@@ -171,7 +171,7 @@ def write_page(
         lead=escape(lead),
         notes="".join(f"<li>{escape(note)}</li>" for note in notes),
         averages=_as_html(tables["averages"]) if "averages" in tables else "",
-        figures="<h2>Charts</h2>" + "".join(map(_picture, figures)) if figures else "",
+        figures=f"<h2>Charts</h2><div id=charts>{''.join(map(_picture, figures))}</div>" if figures else "",
         data=_embedded(page_data(contents)),
     )
     write_whole(output_dir / "index.html", text)

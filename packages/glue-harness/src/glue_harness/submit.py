@@ -1,0 +1,283 @@
+"""The GLUE leaderboard's zip: trained runs predict the official test files.
+
+A run keeps the predictions of its dev set only, so the newest checkpoint is loaded and asked again.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from finetune_common.data import (
+    Collator,
+    evaluation_batches,
+    load_task,
+    make_loader,
+    to_row_order,
+    token_lengths,
+    tokenize,
+)
+from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import GLUE_TASKS, TASKS, Task
+from glue_harness import checkpoint
+from glue_harness.config import RunConfig
+from glue_harness.methods import build_methods
+from glue_harness.models import check_positions, load_model, load_tokenizer
+from glue_harness.parsing import parse_mapping
+from glue_harness.records import read_results, write_whole
+
+__all__ = ["FILES", "check_submission", "submit"]
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a submission.
+
+    Attributes:
+        task: Whose runs predict it.
+        split: The rows that are predicted.
+        rows: How many the leaderboard expects.
+        named: Whether labels are written by name; otherwise by number.
+    """
+
+    task: str
+    split: str
+    rows: int
+    named: bool = False
+
+    def labels(self) -> tuple[str, ...]:
+        """Return what may stand in the column `prediction`; nothing for a score."""
+        names = TASKS[self.task].labels
+        return names if self.named else tuple(str(number) for number in range(len(names)))
+
+
+def _file(task: str, split: str = "test", *, named: bool = False) -> File:
+    return File(task, split, TASKS[task].rows[split], named)
+
+
+FILES = {
+    "CoLA.tsv": _file("cola"),
+    "MNLI-m.tsv": _file("mnli", "test_matched", named=True),
+    "MNLI-mm.tsv": _file("mnli", "test_mismatched", named=True),
+    "MRPC.tsv": _file("mrpc"),
+    "QNLI.tsv": _file("qnli", named=True),
+    "QQP.tsv": _file("qqp"),
+    "RTE.tsv": _file("rte", named=True),
+    "SST-2.tsv": _file("sst2"),
+    "STS-B.tsv": _file("stsb"),
+    "WNLI.tsv": _file("wnli"),
+    "AX.tsv": File("mnli", "test_ax", 1104, named=True),
+}
+"""Name in the zip → what it holds."""
+
+HEADER = "index\tprediction"
+ARCHIVE = "submission.zip"
+
+
+def _diagnostic(path: Path) -> Task:
+    """Describe the diagnostic set: pairs like MNLI's, in a file of its own."""
+    place = {
+        "folder": str(path.resolve().parent),
+        "files": {"test_ax": path.name},
+        "rows": {"test_ax": FILES["AX.tsv"].rows},
+    }
+    return replace(TASKS["mnli"], name="ax", evaluation=("test_ax",), **place)
+
+
+class _Predictor:
+    """A trained run that predicts rows it has not seen.
+
+    Args:
+        folder: The run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.config = _config(folder)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        newest = checkpoint.latest(folder / "checkpoint")
+        if newest is None:
+            raise ConfigurationError(
+                f"{folder}: no checkpoint to predict with: run it again with --overwrite, or give another run"
+            )
+        adaptation = build_methods(self.config).adaptation
+        self.tokenizer = load_tokenizer(self.config.model)
+        task = TASKS[self.config.task]
+        model = load_model(self.config.model, task, self.tokenizer, adaptation.load_kwargs())
+        self.model = adaptation.apply(model).to(self.device)
+        checkpoint.load(newest, self.model, self.device)
+        self.model.eval()
+
+    @torch.no_grad()
+    def scores(self, task: Task, split: str, data_dir: str | None) -> np.ndarray:
+        """Return logits of shape (rows, labels), in row order."""
+        raw: Any = load_task(task, data_dir=data_dir, splits=[split])
+        rows = tokenize(raw, self.tokenizer, task, self.config.max_length)[split]
+        lengths = token_lengths(rows)
+        check_positions(self.model, int(lengths.max()))
+        batches = evaluation_batches(lengths, self.config.batch_size)
+        outputs = []
+        for batch in make_loader(rows, batches, Collator(self.tokenizer, task)):
+            del batch["labels"]
+            inputs = {name: values.to(self.device) for name, values in batch.items()}
+            outputs.append(self.model(**inputs).logits.float().cpu())
+        return to_row_order(batches, outputs).numpy()
+
+
+def _config(folder: Path) -> RunConfig:
+    file = folder / "config.yaml"
+    try:
+        return parse_mapping(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}: give the folders of whole runs") from None
+
+
+def _best_runs(folders: Sequence[Path]) -> dict[str, tuple[Path, float]]:
+    """Return, task by task, the run with the highest primary metric at its end, and that metric."""
+    best: dict[str, tuple[Path, float]] = {}
+    for folder in folders:
+        for result in read_results(folder):
+            task, score = result["task"], result["metrics"]["last"][result["primary"]]
+            if task in GLUE_TASKS and (task not in best or score > best[task][1]):
+                best[task] = folder / result["folder"], score
+    if not best:
+        raise ConfigurationError(
+            f"{', '.join(map(str, folders))}: no run of a GLUE task: give runs of {', '.join(GLUE_TASKS)}"
+        )
+    return best
+
+
+def _lines(file: File, scores: np.ndarray) -> Iterator[str]:
+    yield HEADER
+    low, high = TASKS[file.task].label_range
+    labels = file.labels()
+    for index, row in enumerate(scores):
+        said = labels[int(row.argmax())] if labels else f"{min(max(float(row[0]), low), high):.3f}"
+        yield f"{index}\t{said}"
+
+
+def _check_file(name: str, text: str) -> None:
+    """Refuse a file that the leaderboard would not take, or would score wrongly."""
+    file = FILES[name]
+    header, *lines = text.splitlines() or [""]
+    if header != HEADER:
+        raise ConfigurationError(f"{name}: the first line is {header!r}, expected is {HEADER!r}")
+    if len(lines) != file.rows:
+        raise ConfigurationError(
+            f"{name}: {len(lines):,} predictions, the leaderboard expects {file.rows:,}: "
+            "predict the official test file"
+        )
+    labels, (low, high) = file.labels(), TASKS[file.task].label_range
+    for number, line in enumerate(lines):
+        index, _, said = line.partition("\t")
+        if index != str(number):
+            raise ConfigurationError(f"{name}, line {number + 2}: index {index!r}, expected is {number}")
+        if labels and said not in labels:
+            raise ConfigurationError(
+                f"{name}, line {number + 2}: {said!r} is no label: it takes {', '.join(labels)}"
+            )
+        if not labels and not _within(said, low, high):
+            raise ConfigurationError(
+                f"{name}, line {number + 2}: {said!r} is no score between {low:g} and {high:g}"
+            )
+
+
+def _within(text: str, low: float, high: float) -> bool:
+    try:
+        return low <= float(text) <= high
+    except ValueError:
+        return False
+
+
+def check_submission(archive: Path) -> list[str]:
+    """Check a zip as the leaderboard reads it: names, headers, row counts, indices, labels.
+
+    Args:
+        archive: The zip.
+
+    Returns:
+        Names of the files that the leaderboard expects and the zip does not have; AX is optional.
+
+    Raises:
+        ConfigurationError: No zip, or the first thing in it that is not as it has to be: file, line, what was
+            expected.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            texts = {name: opened.read(name).decode("utf-8") for name in opened.namelist()}
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{archive}: {error}: give a zip of tsv files") from None
+    if unknown := [name for name in texts if name not in FILES]:
+        raise ConfigurationError(
+            f"{archive}: {unknown[0]!r} is no file of the leaderboard: it takes {', '.join(FILES)}"
+        )
+    for name, text in texts.items():
+        _check_file(name, text)
+    return [name for name in FILES if name not in texts and name != "AX.tsv"]
+
+
+def _zipped(texts: Mapping[str, str]) -> bytes:
+    """Return the bytes of a zip, which depend on the texts alone."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name, text in texts.items():
+            archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
+    return held.getvalue()
+
+
+def submit(
+    folders: Sequence[Path], output_dir: Path, data_dir: str | None = None, ax: Path | None = None
+) -> dict[str, Any]:
+    """Predict the official test files and write the leaderboard's zip.
+
+    Of several runs of a task the one with the highest primary metric after its last step is taken, which is a
+    choice made on the dev set. Predictions are made in float32.
+
+    Args:
+        folders: Hold runs, at any depth, with their checkpoints; runs of other tasks are passed over.
+        output_dir: Receives the tsv files and `submission.zip`, which is checked before it gets that name.
+        data_dir: Folder in the official GLUE layout; by default what each run was trained on.
+        ax: The diagnostic file (`AX.tsv`), which the MNLI run predicts.
+
+    Returns:
+        `archive`; `runs`, task → (folder, its score on the dev set); `missing`, files that the leaderboard
+        also expects.
+
+    Raises:
+        ConfigurationError: No run of a GLUE task, no checkpoint, no test file or one with another number of
+            rows, `ax` without a run of MNLI.
+    """
+    runs = _best_runs(folders)
+    if ax is not None and "mnli" not in runs:
+        raise ConfigurationError(f"--ax {ax}: an MNLI run predicts it: give one, or leave --ax out")
+    texts: dict[str, str] = {}
+    for task, (folder, _) in runs.items():
+        predictor = _Predictor(folder)
+        source = data_dir if data_dir is not None else predictor.config.data_dir
+        for name, file in FILES.items():
+            if file.task == task and (file.split != "test_ax" or ax is not None):
+                described = TASKS[task] if ax is None or file.split != "test_ax" else _diagnostic(ax)
+                scores = predictor.scores(described, file.split, "." if file.split == "test_ax" else source)
+                texts[name] = "\n".join(_lines(file, scores)) + "\n"
+    for name, text in texts.items():
+        _check_file(name, text)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_whole(output_dir / name, text)
+        unchecked = output_dir / f".{ARCHIVE}"
+        unchecked.write_bytes(_zipped(texts))
+    except OSError as error:
+        raise ConfigurationError(
+            f"--output-dir {output_dir}: {error.strerror}: give a folder that can be written"
+        ) from None
+    missing = check_submission(unchecked)
+    archive = unchecked.replace(output_dir / ARCHIVE)
+    return {"archive": archive, "runs": runs, "missing": missing}
