@@ -76,7 +76,9 @@ class Codes:
         block = self.codes.new_empty(count, dtype=self.dtype)
         if count and not kernels.is_fake(block):
             kernels.dequantize_into(block, self.codes, self.low, self.step, self.bits, size)
-        return block.view(-1, size)[:, : self.group_size].reshape(-1)[: self.count] if regroup else block
+        if not regroup:
+            return block
+        return block.view(-1, size)[:, : self.group_size].reshape(-1)[: self.count].contiguous()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Entry points, options, what the harness reads, the Trainer, and offloading's bookkeeping."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from activation_compression import ActivationCompressor, checkpoint_blocks
+from activation_compression.offload import HostMemory
+from activation_compression.plots import plot_widths
+from activation_compression.quantizer import Codes, keys_of
+from activation_compression.trainer import CompressActivations
+from finetune_common.errors import ConfigurationError
+from finetune_common.slots import find
+
+
+def bert():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    return BertForSequenceClassification(BertConfig(vocab_size=100, **sizes)).train()
+
+
+BATCH = {"input_ids": torch.arange(8 * 16).view(8, 16) % 100, "labels": torch.tensor([0, 1] * 4)}
+
+
+def step(method, model, number=1):
+    model.zero_grad()
+    torch.manual_seed(number)
+    with method.around_forward(model):
+        loss = model(**BATCH).loss
+    loss.backward()
+    method.after_backward(number, lambda: model(**BATCH).loss)
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def plain(model):
+    model.zero_grad()
+    torch.manual_seed(1)
+    model(**BATCH).loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("name", ["compress", "checkpoint", "compress+checkpoint"])
+def test_methods_report_bytes_and_come_close_to_the_plain_gradient(name):
+    method = find("activation", name)
+    method = method(method.Options())
+    assert method.name == name
+    assert method.stats() == {}
+    model = bert()
+    expected, found = plain(model), step(method, model)
+    limit = 0.0 if name == "checkpoint" else 0.5
+    assert float((found - expected).norm() / expected.norm()) <= limit
+    stats = method.stats()
+    assert stats["stored_bytes"] == sum(row["stored_bytes"] for row in stats["rows"])
+    if name == "compress":
+        assert stats["original_bytes"] > 5 * stats["stored_bytes"]
+
+
+def test_checkpointing_keeps_less_and_gives_forward_back():
+    model = bert()
+    sizes = {}
+    for name in ("compress", "checkpoint", "compress+checkpoint"):
+        method = find("activation", name)
+        method = method(method.Options())
+        step(method, model)
+        sizes[name] = method.stats()["stored_bytes"]
+    assert sizes["compress+checkpoint"] < sizes["compress"]
+    assert sizes["compress+checkpoint"] < sizes["checkpoint"]
+    assert all("forward" not in vars(module) for module in model.modules())
+    with pytest.raises(ConfigurationError, match="no list"), checkpoint_blocks(nn.Linear(2, 2)):
+        pass
+
+
+def test_a_resumed_method_rounds_as_the_one_that_went_on():
+    kind, model = find("activation", "compress"), bert()
+    options = kind.Options(level="L2.2", seed=3, interval=2, warmup=1)
+    method = kind(options)
+    states = []
+    for number in range(1, 5):
+        states.append(method.state_dict())
+        last = step(method, model, number)
+    assert len(method.compressor.log) == 2
+    resumed = kind(options)
+    resumed.load_state_dict(states[-1])
+    assert step(resumed, model, 4).equal(last)
+    assert not step(kind(options), model, 4).equal(last)
+    assert len(plot_widths(method.compressor.log).axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("compress", {"level": "L5"}, "L5"),
+        ("compress", {"bits": 0.1}, "bits"),
+        ("compress", {"group_size": 0}, "group_size"),
+        ("compress", {"interval": 0}, "interval"),
+        ("compress", {"warmup": -1}, "warmup"),
+        ("compress", {"seed": -1}, "seed"),
+        ("offload", {"level": "L1"}, "L1"),
+    ],
+)
+def test_options_validate_themselves_in_compression(name, settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        find("activation", name).Options(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_offloading_says_that_it_needs_cuda():
+    kind = find("activation", "offload")
+    with pytest.raises(ConfigurationError, match="CUDA"):
+        kind(kind.Options()).around_forward(bert())
+
+
+def test_content_comes_back_from_host_memory_ahead_of_its_turn():
+    memory = HostMemory()
+    blocks = [torch.randn(512) for _ in range(3)]
+    packed = [Codes.pack(b, 4, 256, keys_of(0, i, 1, b.device)[0]) for i, b in enumerate(blocks)]
+    moved = [memory.take(content) for content in packed]
+    assert [content.nbytes for content in moved] == [0, 0, 0]
+    for content, original in zip(reversed(moved), reversed(packed), strict=True):
+        assert content.unpack().equal(original.unpack())
+    assert moved[0]._arriving is None
+    moved[2].unpack()
+    assert moved[1]._arriving is not None
+    assert moved[0]._arriving is None
+
+
+@pytest.mark.filterwarnings("default")
+def test_trainer_trains_compressed_and_gives_the_model_back(tmp_path):
+    model = bert()
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(*BATCH.values(), strict=True)]
+    callback = CompressActivations("L2", interval=2)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=8,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    before = model.classifier.weight.detach().clone()
+    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+    assert not model.classifier.weight.equal(before)
+    assert callback.compressor.stats.ratio > 5
+    assert len(callback.compressor.log) == 2
+    assert "forward" not in vars(model)
+
+
+def test_statistics_print_a_table():
+    model = bert()
+    with ActivationCompressor(model, "L1") as compressor:
+        model(**BATCH)
+    lines = str(compressor.stats).splitlines()
+    assert lines[0].split() == ["module", "operation", "shape", "dtype", "bits", "before", "after"]
+    assert len(lines) == len(compressor.stats.rows) + 2
+    assert lines[-1].startswith(f"total: {compressor.stats.original_bytes} bytes before")
