@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
@@ -36,6 +35,8 @@ def read_peft(model: nn.Module, folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
     Raises:
         ConfigurationError: It is no LoRA, or LoRA in a form that `LoRA` does not have.
     """
+    from safetensors.torch import load_file
+
     described: dict[str, Any] = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
     if described.get("peft_type") != "LORA":
         raise _refused(folder, f"it is {described.get('peft_type')}, not LORA")

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
@@ -40,6 +38,8 @@ def save_adaptation(model: nn.Module, folder: str | Path) -> None:
     Raises:
         ConfigurationError: The model is not adapted, or the adaptation is merged.
     """
+    from safetensors.torch import save_file
+
     record = record_of(model)
     if record.merged:
         raise ConfigurationError("a merged adaptation cannot be saved by itself: unmerge(model) first")
@@ -81,6 +81,9 @@ def load_adaptation(model: Model, folder: str | Path) -> Model:
 
 
 def _read(folder: Path) -> tuple[Config, dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         described: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
