@@ -72,19 +72,26 @@ def test_the_prediction_is_what_the_allocator_measures(rows):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "tensors"), [("adamw", 2), ("sgd", 0), ("adagrad", 1), ("rmsprop", 1), ("adamax", 2)]
+    ("line", "tensors"),
+    [
+        (["adamw"], 2),
+        (["sgd", "--optimizer.momentum", "0"], 0),
+        (["sgd", "--optimizer.momentum", "0.9"], 1),
+        (["adagrad"], 1),
+        (["adamax"], 2),
+    ],
 )
-def test_optimizer_state_is_counted_by_the_tensors_that_the_method_keeps(optimizer, tensors):
-    assert optimizer_bytes(config("--optimizer", optimizer)) == 4 * tensors
+def test_optimizer_state_is_counted_by_the_tensors_that_the_method_keeps(line, tensors):
+    assert optimizer_bytes(config("--optimizer", *line)) == 4 * tensors
 
 
 def test_the_largest_batch_fits_and_one_row_more_does_not(tmp_path):
-    line = ["capacity", "--model", "demo", "--max-length", "16", "--budget", "6MB", "--compare", "none"]
+    line = ["capacity", "--model", "demo", "--max-length", "16", "--budget", "4MB", "--compare", "none"]
     assert main([*line, "--output-dir", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "max_batch_size_results.json").read_text())
     row = found["results"]["none"]
     fits, too_many = (predict(config("--batch-size", str(row["largest"] + more))).peak for more in (0, 1))
-    assert fits == row["peak_bytes"] <= 6_000_000 < too_many
+    assert fits == row["peak_bytes"] <= 4_000_000 < too_many
     assert "none" in (tmp_path / "max_batch_size_results.md").read_text()
 
 
@@ -97,14 +104,14 @@ def test_the_largest_batch_fits_and_one_row_more_does_not(tmp_path):
     ],
 )
 def test_other_searches_change_the_field_of_their_name(what, field, multiple):
-    found = capacity(config(), what, 8_000_000, {"none": {"name": "none"}})["results"]["none"]["largest"]
+    found = capacity(config(), what, 4_000_000, {"none": {"name": "none"}})["results"]["none"]["largest"]
     assert found > 0
     assert found % multiple == 0
     shape = {field: found + multiple}
     if what == "hidden":
         shape["num_attention_heads"] = (found + multiple) // 64
     line = [part for name, value in shape.items() for part in (f"--model.{name}", str(value))]
-    assert predict(config(*line)).peak > 8_000_000
+    assert predict(config(*line)).peak > 4_000_000
 
 
 def test_measurement_and_prediction_find_nearly_the_same_batch():

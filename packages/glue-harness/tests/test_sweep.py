@@ -1,6 +1,12 @@
 """Sweeps: what a specification expands to, and that its runs are done once."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,10 +111,94 @@ def test_runs_are_done_once_and_a_failing_one_does_not_stop_the_others(tmp_path,
     assert "loss is" in (failed / "error.txt").read_text()
     before = (done / "result.json").read_bytes()
     assert json.loads(before)["steps"] == 2
-    capfd.readouterr()
-    with pytest.raises(ConfigurationError, match="1 of 1 runs failed"):
+    with pytest.raises(ConfigurationError, match="1 of 1 runs failed, 1 of them in an earlier sweep"):
         sweep(spec, folder, jobs=1, dry_run=False)
+    error = (failed / "error.txt").stat().st_mtime_ns
+    with pytest.raises(ConfigurationError, match="1 of 1 runs failed, the first"):
+        sweep(spec, folder, jobs=1, dry_run=False, retry_failed=True)
+    assert (failed / "error.txt").stat().st_mtime_ns > error
     assert (done / "result.json").read_bytes() == before
+    assert "loss is" in capfd.readouterr().out
+
+
+def numbers(folder: Path) -> dict:
+    return {
+        path.parent.name: {key: json.loads(path.read_text())[key] for key in ("metrics", "history", "steps")}
+        for path in folder.glob("*/result.json")
+    }
+
+
+def launch(spec: Path, folder: Path, log: Path) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "glue_harness",
+        "sweep",
+        str(spec),
+        "--output-dir",
+        str(folder),
+        "--jobs",
+        "2",
+    ]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out)
+
+
+def finished(folder: Path) -> int:
+    return len(list(folder.glob("*/result.json")))
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def workers_of(launcher: int) -> list[int]:
+    """The processes whose parent's parent is the launcher: the fork server is between them."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    return [pid for pid, parent in parents.items() if parents.get(parent) == launcher]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the workers")
+def test_a_sweep_killed_three_times_ends_with_the_numbers_of_one_never_killed(tmp_path):
+    """kill -9 to a worker, then twice to the launcher: each run is finished once, no worker stays behind."""
+    spec = write(tmp_path, base={**BASE, "max_steps": 6, "save_every": 2}, grid={"seed": list(range(8))})
+    whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
+    assert launch(spec, whole, log).wait(300) == 0
+    process = launch(spec, cut, log)
+    wait_until(lambda: finished(cut) >= 1)
+    os.kill(workers_of(process.pid)[-1], signal.SIGKILL)
+    wait_until(lambda: finished(cut) >= 3)
+    orphans = workers_of(process.pid)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
+    process = launch(spec, cut, log)
+    wait_until(lambda: finished(cut) >= 5)
+    process.kill()
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in cut.glob("*/result.json")}
+    assert launch(spec, cut, log).wait(300) == 0, log.read_text()
+    assert numbers(cut) == numbers(whole)
+    assert len(numbers(cut)) == 8
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+@pytest.mark.slow
+def test_two_sweeps_on_one_folder_share_the_runs(tmp_path):
+    spec = write(tmp_path, base=BASE, grid={"seed": list(range(6))})
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    processes = [launch(spec, folder, log) for _ in range(2)]
+    assert [process.wait(300) for process in processes] == [0, 0], log.read_text()
+    assert len(numbers(folder)) == 6
+    steps = [json.loads(line)["step"] for path in folder.glob("*/metrics.jsonl") for line in path.open()]
+    assert steps == [2] * 6
 
 
 def test_a_dry_run_does_nothing(tmp_path, capsys):

@@ -59,11 +59,12 @@ def _sweep(argv: Sequence[str]) -> None:
         "--jobs", type=int, default=1, help="runs at a time, each with its share of the cores (1)"
     )
     parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
+    parser.add_argument("--retry-failed", action="store_true", help="try runs again that failed before")
     options = parser.parse_args(argv)
 
     from glue_harness.sweep import sweep
 
-    sweep(options.spec, options.output_dir, options.jobs, options.dry_run)
+    sweep(options.spec, options.output_dir, options.jobs, options.dry_run, options.retry_failed)
 
 
 def _report(argv: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from finetune_common.errors import ConfigurationError
 from glue_harness.config import ELSEWHERE, RunConfig, difference
 
-__all__ = ["SCHEMA", "RunFolder", "read_results", "write_whole"]
+__all__ = ["SCHEMA", "RunFolder", "RunInUse", "read_results", "write_whole"]
 
 SCHEMA = 1
 """Version of `result.json`."""
@@ -29,6 +29,10 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+class RunInUse(ConfigurationError):
+    """Another process works on the run."""
 
 
 class RunFolder:
@@ -55,7 +59,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ConfigurationError(
+            raise RunInUse(
                 f"--output-dir {self.path}: another process works on this run; wait for it, "
                 "or choose another folder"
             ) from None
