@@ -32,6 +32,9 @@ __all__ = [
     "QLoRAMethod",
 ]
 
+HEADS = ("pooler", "pre_classifier", "classifier", "classification_head", "score")
+"""Modules that train whole, and so are not quantised."""
+
 
 class _Method:
     name: ClassVar[str]
@@ -99,6 +102,7 @@ class QLoRAMethod(_Method):
             bnb_4bit_quant_type=self.options.quant_type,
             bnb_4bit_use_double_quant=self.options.double_quant,
             bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=list(HEADS),
         )
         return {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
 
