@@ -42,9 +42,14 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests; arguments after -- go to pytest (`-- -m 'not slow'`, `-- packages/glue-harness`)."""
-    install_all(session)
-    session.run("pytest", *session.posargs)
+    """Run all tests; arguments after -- go to pytest (`-- -m 'not slow'`, `-- packages/glue-harness`).
+
+    As many processes as cores, up to four, with one thread each: a file stays in one process, where what it
+    compiles is compiled once.
+    """
+    install_all(session, "pytest-xdist")
+    workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+    session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
