@@ -1,4 +1,4 @@
-"""Allocation against exhaustive search; sensitivities against brute force; what a measurement leaves behind."""
+"""Allocation against exhaustive search, sensitivities against brute force, and what a measurement leaves."""
 
 import itertools
 import random
@@ -20,7 +20,7 @@ def variance(widths, sensitivities):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_allocation_is_close_to_the_best_of_all(seed):
-    """Equal sizes: within 1.5 times the least variance of all widths at the same bytes, and never above the budget."""
+    """Equal sizes: within 1.5 times the least variance of all widths, within the budget."""
     draw = random.Random(seed)
     keys = "abcde"
     sensitivities = {key: 10 ** draw.uniform(-4, 2) for key in keys}
@@ -28,7 +28,9 @@ def test_allocation_is_close_to_the_best_of_all(seed):
     average = draw.choice([2, 3, 3.5, 4])
     found = allocate(sensitivities, elements, average)
     assert sum(found.values()) <= average * len(keys)
-    candidates = (dict(zip(keys, w, strict=True)) for w in itertools.product((1, 2, 4, 8, 32), repeat=len(keys)))
+    candidates = (
+        dict(zip(keys, w, strict=True)) for w in itertools.product((1, 2, 4, 8, 32), repeat=len(keys))
+    )
     budget = sum(found.values())
     best = min(variance(w, sensitivities) for w in candidates if sum(w.values()) <= budget)
     assert variance(found, sensitivities) <= 1.5 * best + 1e-12
@@ -56,10 +58,10 @@ def measured():
     compressor.adapt(loss_fn, probes=8)
     [entry] = compressor.log
     brute = dict.fromkeys(entry["elements"], 0.0)
-    for seed in range(3):
+    for seed in range(2):
         compressor.seed = seed
         for key, c in compressor._probe(loss_fn, [{key: 1} for key in brute]).items():
-            brute[key] += c / 3
+            brute[key] += c / 2
     return model, loss_fn, entry, brute
 
 

@@ -13,7 +13,7 @@ BITS = (1, 2, 4, 8)
 
 
 def reference_steps(x: torch.Tensor, bits: int, group: int) -> torch.Tensor:
-    """The step that the definition allows at most for each element: the group's range and bfloat16's own grid."""
+    """The largest step that the definition allows: the group's range and bfloat16's own grid."""
     flat = x.float().reshape(-1)
     steps = torch.empty_like(flat)
     for start in range(0, len(flat), group):
@@ -23,9 +23,9 @@ def reference_steps(x: torch.Tensor, bits: int, group: int) -> torch.Tensor:
     return steps.view(x.shape)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    shape=st.lists(st.integers(0, 17), max_size=4),
+    shape=st.lists(st.integers(0, 7), max_size=3),
     bits=st.sampled_from(BITS),
     group=st.integers(1, 70),
     scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e4]),
@@ -75,7 +75,12 @@ def test_random_numbers_are_independent_of_position_seed_and_stream():
     n = bits[0].numel()
     for a in bits:
         assert abs(float(a.mean()) - 0.5) < 5 * 0.5 / n**0.5 + 0.004  # 0.004: the step is rounded up
-    pairs = [(bits[0], bits[1]), (bits[0], bits[2]), (bits[0][:, 1:], bits[0][:, :-1]), (bits[0][1:], bits[0][:-1])]
+    pairs = [
+        (bits[0], bits[1]),
+        (bits[0], bits[2]),
+        (bits[0][:, 1:], bits[0][:, :-1]),
+        (bits[0][1:], bits[0][:-1]),
+    ]
     pairs += [(bits[0][:, 32:64], bits[0][:, 64:96])]
     for a, b in pairs:
         a, b = a.reshape(-1).double(), b.reshape(-1).double()
@@ -153,7 +158,11 @@ def test_exact_forms():
 
 def test_wrong_settings_are_refused():
     x = torch.randn(4)
-    for settings_, message in (({"bits": 3}, "bits"), ({"bits": 0}, "bits"), ({"group_size": 0}, "group_size")):
+    for settings_, message in (
+        ({"bits": 3}, "bits"),
+        ({"bits": 0}, "bits"),
+        ({"group_size": 0}, "group_size"),
+    ):
         with pytest.raises(ConfigurationError, match=message):
             quantize(x, **settings_)
     with pytest.raises(ConfigurationError, match="to_dense"):
@@ -165,7 +174,13 @@ def slow_reference(x: np.ndarray, bits: int, u: np.ndarray) -> np.ndarray:
     low = float(torch.tensor(x.min()).bfloat16())
     if low > x.min():
         low = float(np.nextafter(np.float32(low), np.float32(-np.inf)))
-        low = float(torch.tensor(low).view(torch.int32).add(0 if low > 0 else 0xFFFF).bitwise_and(-65536).view(torch.float32))
+        low = float(
+            torch.tensor(low)
+            .view(torch.int32)
+            .add(0 if low > 0 else 0xFFFF)
+            .bitwise_and(-65536)
+            .view(torch.float32)
+        )
     step = (float(x.max()) - low) / (2**bits - 1)
     coarse = float(torch.tensor(step, dtype=torch.float32).bfloat16())
     while coarse < step:
@@ -183,7 +198,9 @@ def test_agrees_with_a_slow_reference(bits):
     width = 256 // parts
     rows = [n for pair in range((parts + 1) // 2) for n in rules.uniform16(1, width, pair * width, keys)]
     u = torch.cat(rows, dim=1).flatten()[:256].double().numpy()
-    np.testing.assert_allclose(found, slow_reference(np.float64(np.float32(x)), bits, u), atol=float(step) * 1e-3)
+    np.testing.assert_allclose(
+        found, slow_reference(np.float64(np.float32(x)), bits, u), atol=float(step) * 1e-3
+    )
 
 
 @pytest.mark.slow
@@ -194,6 +211,8 @@ def test_compiled_code_gives_the_same_bits():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "COMPILE_FROM", 2**62)
         eager = quantize(x, 4, seed=3)
-        assert all(a.equal(b) for a, b in zip(eager.content.tensors[:1], compiled.content.tensors[:1], strict=True))
+        assert all(
+            a.equal(b) for a, b in zip(eager.content.tensors[:1], compiled.content.tensors[:1], strict=True)
+        )
         expected = dequantize(eager)
     torch.testing.assert_close(dequantize(compiled), expected, rtol=0, atol=0, equal_nan=True)

@@ -25,8 +25,9 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
         3
     """
     if isinstance(model, (nn.ModuleList, nn.Sequential)) and len(model) > 1:
-        if len({type(block) for block in model}) == 1 and any(True for _ in model[0].parameters()):
-            return list(model)
+        blocks = list(model)
+        if len(set(map(type, blocks))) == 1 and any(True for _ in blocks[0].parameters()):
+            return blocks
     return [block for child in model.children() for block in find_blocks(child)]
 
 

@@ -94,15 +94,15 @@ class ActivationCompressor:
         check_number("min_elements", min_elements, at_least=0)
         if self.level.offload and not torch.cuda.is_available():
             raise ConfigurationError(
-                f"level {level!r} moves activations from a GPU to host memory, and torch finds no CUDA device: "
+                f"level {level!r} moves activations to host memory, and torch finds no CUDA device: "
                 "use L1 or L2"
             )
         if any(
             isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in model.modules()
         ):
             raise ConfigurationError(
-                "the model is under torch.compile, which chooses by itself what is saved and would lose other "
-                "numbers: compress the model before compiling it, or leave one of the two out"
+                "the model is under torch.compile, which decides what is saved and would lose other numbers: "
+                " compress the model before compiling it, or leave one of the two out"
             )
         self.model = model
         self.group_size, self.seed, self.min_elements = group_size, seed, min_elements
@@ -149,7 +149,8 @@ class ActivationCompressor:
     def adapt(self, loss_fn: Callable[[], Tensor], probes: int = 2) -> dict[str, int]:
         """Measure how much each tensor's rounding moves the gradient, and assign widths anew.
 
-            c_l = E_v ‖D_l^½ ∂⟨g, v⟩/∂h_l‖²,  v random signs;   minimise Σ c_l / (2ᵇˡ - 1)²,  Σ b_l n_l ≤ b Σ n_l
+            c_l = E_v ‖D_l^½ ∂⟨g, v⟩/∂h_l‖²,  v random signs
+            minimise Σ c_l / (2ᵇˡ - 1)²  subject to  Σ b_l n_l ≤ b Σ n_l
 
         One forward pass, one backward pass, and `probes` backward passes through it measure all tensors. What
         they save is kept in 8 bits. Where an operation cannot be differentiated twice, groups of like tensors
@@ -248,7 +249,7 @@ class ActivationCompressor:
         return Kept(tensor)
 
     def _is_own(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is a parameter or a buffer, in whatever view, or of a kind not looked into."""
+        """Return whether a tensor is a parameter or a buffer in any view, or not a plain strided tensor."""
         if tensor.layout != torch.strided or not (type(tensor) in PLAIN_TYPES or kernels.is_fake(tensor)):
             return True
         return tensor.untyped_storage()._cdata in self._own or isinstance(tensor._base, nn.Parameter)
@@ -280,7 +281,7 @@ class ActivationCompressor:
         return None
 
     def _form(self, tensor: Tensor, operation: CurrentOperation) -> str | torch.dtype | None:
-        """Return how a tensor can be stored: "rounded", as a "mask", as narrower integers; None to keep it."""
+        """Return how to store a tensor: "rounded", as a "mask", as narrower integers; None to keep it."""
         if tensor.dtype == torch.bool:
             return "mask"
         if not tensor.is_floating_point():

@@ -1,7 +1,7 @@
 """Stored tensors that wait in host memory, and come back before their turn.
 
-Copies run on a stream of their own, from and to pinned memory. Backward opens tensors in the opposite order of
-forward: opening one starts the way back of the one that was saved before it.
+Copies run on a stream of their own, from and to pinned memory. Backward opens tensors in the opposite order
+of forward: opening one starts the way back of the one that was saved before it.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class CurrentOperation(TorchFunctionMode):
         return tensor.shape[-2:] == (query.shape[-2], key.shape[-2])
 
     def fitting_dtype(self, tensor: Tensor) -> torch.dtype | None:
-        """Return a narrower dtype that holds the indices which the operation saves, known without reading them.
+        """Return a narrower dtype that holds the indices which the operation saves; reads none of them.
 
         Rows of an embedding's table, and places in the image of a max-pooling.
         """

@@ -23,7 +23,7 @@ def plot_widths(log: Sequence[Mapping[str, Any]]) -> Figure:
         ConfigurationError: Nothing was measured.
 
     Examples:
-        >>> entry = {"sensitivities": {"a:gelu:0": 1e-3}, "elements": {"a:gelu:0": 8}, "widths": {"a:gelu:0": 4}}
+        >>> entry = {"sensitivities": {"a:gelu:0": 1e-3}, "widths": {"a:gelu:0": 4}}
         >>> len(plot_widths([entry]).axes)
         2
     """

@@ -179,7 +179,7 @@ def quantize(x: Tensor, bits: int = 4, group_size: int = 256, seed: int = 0) -> 
     Raises:
         ConfigurationError: A width or a group size that does not exist.
 
-    Source: Liu et al. 2022 (arXiv 2206.11357), section 4; the released code clamps and stores m, s in float32.
+    Source: Liu et al. 2022 (arXiv 2206.11357), section 4; the released code clamps, with m and s in float32.
 
     Examples:
         >>> x = torch.linspace(-1, 1, 512).view(2, 256)

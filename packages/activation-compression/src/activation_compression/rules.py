@@ -168,7 +168,8 @@ def encode_flags(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         other = (~is_high & (piece != low)).to(torch.int32)
         codes = shifted if codes is None else codes | shifted
         others = other if others is None else others + other
-    assert codes is not None and others is not None
+    assert codes is not None
+    assert others is not None
     return codes.to(torch.uint8).view(-1), others.sum(dim=1, dtype=torch.int32)
 
 

@@ -1,9 +1,9 @@
 """How much the rounding of each saved tensor moves the gradient.
 
-Rounding adds e_l to saved tensor h_l: independent over elements, mean 0, variance D_l S(b). To first order the
-gradient moves by J_l e_l with J_l = ∂g/∂h_l, taken at the saved copy alone. Its variance is c_l S(b) with
-c_l = tr(J_l D_l J_lᵀ) = E_v ‖D_l^½ J_lᵀ v‖², v a random vector of signs: one backward pass through the backward
-pass yields J_lᵀ v of all tensors together.
+Rounding adds e_l to saved tensor h_l: independent over elements, mean 0, variance D_l S(b). To first order
+the gradient moves by J_l e_l with J_l = ∂g/∂h_l, taken at the saved copy alone. Its variance is c_l S(b) with
+c_l = tr(J_l D_l J_lᵀ) = E_v ‖D_l^½ J_lᵀ v‖², v a random vector of signs: one backward pass through the
+backward pass yields J_lᵀ v of all tensors together.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Adjoint:
             self._settle(stored)
 
     def _settle(self, stored: Stored) -> None:
-        """Add Σ_i D_i slope_i² of a tensor: a group of range r has D = r² / 6, the mean over where values lie."""
+        """Add Σ_i D_i slope_i² of a tensor: D = r² / 6 in a group of range r, the mean over places."""
         slope, codes = self._slopes.pop(stored), stored.content
         assert isinstance(codes, Codes)
         filled = torch.nn.functional.pad(slope, (0, -len(slope) % codes.group_size))
@@ -162,7 +162,7 @@ def gradient(loss: Tensor, model: nn.Module, create_graph: bool = False) -> list
 def probed(
     gradients: Callable[[frozenset[str]], list[Tensor]], groups: Sequence[frozenset[str]], bits: int
 ) -> list[float]:
-    """Return c of each group of tensors by brute force: ½ ‖g(r) - g(r')‖² / S(b), the group rounded anew in r'.
+    """Return c of each group by brute force: ½ ‖g(r) - g(r')‖² / S(b), the group rounded anew in r'.
 
     Args:
         gradients: Group → the gradient in which the group is rounded with other random numbers.

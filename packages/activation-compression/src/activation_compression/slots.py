@@ -124,7 +124,7 @@ class CompressMethod:
             self.compressor.adapt(loss_fn, probes=self.options.probes)
 
     def stats(self) -> dict[str, Any]:
-        """Return bytes before (`original_bytes`) and after (`stored_bytes`), and `rows`, of the last forward."""
+        """Return `original_bytes`, `stored_bytes` and `rows` of the last forward pass."""
         if self.compressor is None:
             return {}
         stats = self.compressor.stats
