@@ -84,7 +84,9 @@ def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             if number:
                 seconds[name].append(taken)
             elif name == "L2":
-                adapting[name] = timed(lambda: methods["L2"].after_backward(1, lambda: job.model(**job.batch).loss))
+                adapting[name] = timed(
+                    lambda: methods["L2"].after_backward(1, lambda: job.model(**job.batch).loss)
+                )
                 job.step(methods[name])
     plain = median(seconds[PLAIN])
     return {
