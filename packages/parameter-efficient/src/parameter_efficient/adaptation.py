@@ -162,13 +162,13 @@ def adapt(model: Model, config: Config, *, dry_run: bool = False) -> Model:
         if config.pooling == "mean":
             record.attachments.append(MeanPooling(model, architecture))
         record.attachments += [FrozenInput(architecture), InPlace(head_parameters(model))]
+        model.requires_grad_(False)
+        for attachment in record.attachments:
+            for parameter in attachment.parameters():
+                parameter.requires_grad_(True)
     except BaseException:
         remove(model)
         raise
-    model.requires_grad_(False)
-    for attachment in record.attachments:
-        for parameter in attachment.parameters():
-            parameter.requires_grad_(True)
     if dry_run:
         print(trainable_parameters(model))
         remove(model)

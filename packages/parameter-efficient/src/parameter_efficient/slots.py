@@ -32,7 +32,7 @@ __all__ = [
     "QLoRAMethod",
 ]
 
-HEADS = ("pooler", "pre_classifier", "classifier", "classification_head", "score")
+HEADS = ("pooler", "pooler.dense", "pre_classifier", "classifier", "classification_head", "score")
 """Modules that train whole, and so are not quantised."""
 
 
