@@ -18,7 +18,10 @@ __all__ = ["HostContent", "HostMemory", "Plain"]
 class Movable(Protocol):
     """Content that consists of tensors."""
 
-    bits: int
+    @property
+    def bits(self) -> int:
+        """Bits an element."""
+        ...
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -58,7 +61,8 @@ class Plain:
 
     def with_tensors(self, tensors: list[Tensor]) -> Plain:
         """Return the same values in other memory."""
-        return Plain(*tensors, self.dtype)
+        [values] = tensors
+        return Plain(values, self.dtype)
 
     def unpack(self) -> Tensor:
         """Return the block."""
