@@ -115,15 +115,19 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return the part that decides the numbers; two runs with equal identity are the same run."""
-        everything = self.as_dict()
-        unchanged = () if self.model_config else ("model_config",)
-        return {key: value for key, value in everything.items() if key not in (*ELSEWHERE, *unchanged)}
+        return identity_of(self.as_dict())
 
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits of the identity's SHA-256."""
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of plain settings that decides the numbers; a model left as it is changes nothing."""
+    unchanged = () if settings.get("model_config") else ("model_config",)
+    return {key: value for key, value in settings.items() if key not in (*ELSEWHERE, *unchanged)}
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:

@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.config import ELSEWHERE, RunConfig, difference
+from glue_harness.config import RunConfig, difference, identity_of
 
 __all__ = ["SCHEMA", "RunFolder", "RunInUse", "read_results", "write_whole"]
 
@@ -85,8 +85,7 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
             there = _whole(file, lambda text: dict(yaml.safe_load(text).items()))
-            there = {key: value for key, value in there.items() if key not in ELSEWHERE}
-            if differs := difference(self._config.identity(), there):
+            if differs := difference(self._config.identity(), identity_of(there)):
                 raise ConfigurationError(
                     f"--output-dir {self.path} holds a different run: {differs}; "
                     "choose another folder or --overwrite"
