@@ -115,14 +115,29 @@ class _Kernel:
         self.compiled: Function = torch.compile(own, dynamic=True, fullgraph=True)
 
 
+class _Fixed:
+    """Numbers that compiled code may rely on: a plain int in a closure would be one more dynamic size.
+
+    Code for a dynamic width is not vectorised and an order of magnitude slower.
+    """
+
+    def __init__(self, *numbers: int) -> None:
+        self.text = ",".join(map(str, numbers))
+
+    def __call__(self) -> list[int]:
+        return [int(number) for number in self.text.split(",")]
+
+
 def _name(*parts: Any) -> str:
     return "_".join(str(part).removeprefix("torch.") for part in parts)
 
 
 @cache
 def _encode(bits: int, size: int, dtype: torch.dtype) -> _Kernel:
+    fixed = _Fixed(bits, size)
+
     def encode(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor) -> None:
-        for target, value in zip((codes, low, step), rules.encode(x, bits, size, keys), strict=True):
+        for target, value in zip((codes, low, step), rules.encode(x, *fixed(), keys), strict=True):
             target.copy_(value)
 
     return _Kernel(encode, _name("encode", bits, size, dtype))  # type: ignore[arg-type]
@@ -130,8 +145,10 @@ def _encode(bits: int, size: int, dtype: torch.dtype) -> _Kernel:
 
 @cache
 def _decode(bits: int, size: int, dtype: torch.dtype) -> _Kernel:
+    fixed = _Fixed(bits, size)
+
     def decode(codes: Tensor, low: Tensor, step: Tensor, out: Tensor) -> None:
-        out.copy_(rules.decode(codes, low, step, bits, size, dtype))
+        out.copy_(rules.decode(codes, low, step, *fixed(), dtype))
 
     return _Kernel(decode, _name("decode", bits, size, dtype))  # type: ignore[arg-type]
 

@@ -134,10 +134,9 @@ def decode(codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, dtype
         tensor([ 0.,  0., 15., 15.])
     """
     parts, levels = parts_of(bits), 2**bits - 1
-    packed = codes.view(-1, size // parts).to(torch.int32)
-    low, step = low.float().unsqueeze(1), step.float().unsqueeze(1)
-    pieces = [((packed >> (bits * number)) & levels).float() * step + low for number in range(parts)]
-    x = torch.stack(pieces, dim=1)
+    packed = codes.view(-1, 1, size // parts).to(torch.int32)
+    shifts = bits * torch.arange(parts, dtype=torch.int32, device=codes.device).view(1, parts, 1)
+    x = ((packed >> shifts) & levels).float() * step.float().view(-1, 1, 1) + low.float().view(-1, 1, 1)
     if dtype == torch.float16:
         x = x.clamp(-65504.0, 65504.0)
     return x.to(dtype).view(-1)
@@ -185,6 +184,6 @@ def decode_flags(codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
         low: As given to `encode_flags`.
         high: As given to `encode_flags`.
     """
-    packed = codes.view(-1, FLAG_GROUP // 8).to(torch.int32)
-    pieces = [torch.where(((packed >> number) & 1) == 1, high, low) for number in range(8)]
-    return torch.stack(pieces, dim=1).view(-1)
+    packed = codes.view(-1, 1, FLAG_GROUP // 8).to(torch.int32)
+    shifts = torch.arange(8, dtype=torch.int32, device=codes.device).view(1, 8, 1)
+    return torch.where(((packed >> shifts) & 1) == 1, high, low).view(-1)
