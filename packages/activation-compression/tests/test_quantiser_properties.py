@@ -64,14 +64,16 @@ def test_unbiased_over_100_000_draws(bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_variance_is_that_of_stochastic_rounding(bits):
-    """Var = s² f (1 - f), f the distance to the lower multiple in steps; sampling error of 20,000 draws."""
+    """Var = s² f (1 - f), f the distance to the lower multiple in steps, within 4 standard errors."""
     draws = 20_000
     x = torch.tensor([0.0, 0.3, 0.55, 1.0])
     q = quantize(x.repeat(draws), bits, 4, seed=5)
     step = float(q.content.step[0])
     fraction = (x / step) % 1
     found = dequantize(q).view(draws, 4).var(0)
-    torch.testing.assert_close(found, step**2 * fraction * (1 - fraction), rtol=0.06, atol=1e-9)
+    spread = fraction * (1 - fraction)
+    error = (spread * (1 - 4 * spread) / draws).sqrt()  # of the variance of a Bernoulli sample
+    assert ((found / step**2 - spread).abs() <= 4 * error + 1e-6).all()
 
 
 def test_random_numbers_are_independent_of_position_seed_and_stream():
@@ -213,13 +215,13 @@ def test_agrees_with_a_slow_reference(bits):
 @pytest.mark.slow
 def test_compiled_code_gives_the_same_bits():
     x = torch.randn(kernels.COMPILE_FROM + 3 * 256 + 17)
-    x[70_000 % len(x)] = float("nan")
+    x[3_700] = float("nan")
     compiled = quantize(x, 4, seed=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "COMPILE_FROM", 2**62)
         eager = quantize(x, 4, seed=3)
-        assert all(
-            a.equal(b) for a, b in zip(eager.content.tensors[:1], compiled.content.tensors[:1], strict=True)
-        )
+        finite = torch.arange(len(eager.content.low)) != 3_700 // 256
+        for a, b in zip(eager.content.tensors, compiled.content.tensors, strict=True):
+            assert a.view(len(finite), -1)[finite].equal(b.view(len(finite), -1)[finite])
         expected = dequantize(eager)
     torch.testing.assert_close(dequantize(compiled), expected, rtol=0, atol=0, equal_nan=True)

@@ -197,8 +197,8 @@ def test_two_sweeps_on_one_folder_share_the_runs(tmp_path):
     processes = [launch(spec, folder, log) for _ in range(2)]
     assert [process.wait(300) for process in processes] == [0, 0], log.read_text()
     assert len(numbers(folder)) == 6
-    steps = [json.loads(line)["step"] for path in folder.glob("*/metrics.jsonl") for line in path.open()]
-    assert steps == [2] * 6
+    logged = [path.read_text().splitlines() for path in folder.glob("*/metrics.jsonl")]
+    assert [[json.loads(line)["step"] for line in lines] for lines in logged] == [[2]] * 6
 
 
 def test_a_dry_run_does_nothing(tmp_path, capsys):

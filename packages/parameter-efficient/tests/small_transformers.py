@@ -1,5 +1,6 @@
 """Two layers, hidden size 16, feed-forward size 32, random weights: one classifier of every architecture."""
 
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -89,7 +90,7 @@ def classifier(architecture: str, **changes: Any) -> nn.Module:
     """A model in evaluation mode; the same weights every time."""
     kind, config, weights = _made(architecture, **changes)
     with torch.random.fork_rng():
-        model = kind(config)
+        model = kind(deepcopy(config))
     model.load_state_dict(weights)
     return model.eval()
 

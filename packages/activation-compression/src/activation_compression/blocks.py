@@ -50,6 +50,7 @@ def as_block(tensor: Tensor) -> tuple[Tensor, Layout, Hashable]:
         that permute or reshape the same elements share a block.
 
     Examples:
+        >>> import torch
         >>> block, layout, _ = as_block(torch.arange(6.0).view(2, 3).t())
         >>> block.tolist(), layout.view(block).shape
         ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], torch.Size([3, 2]))
