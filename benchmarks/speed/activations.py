@@ -140,6 +140,10 @@ def peak(name: str, options: argparse.Namespace) -> int:
     return int(done.stdout.split()[-1])
 
 
+def _megabytes(size: int | None) -> str:
+    return f"{size / 1e6:.0f}" if size else ""
+
+
 def table(report: dict[str, Any]) -> str:
     """Return the markdown tables of a report."""
     lines = ["| kernel | GB/s of float32 |", "| --- | ---: |"]
@@ -151,10 +155,10 @@ def table(report: dict[str, Any]) -> str:
     ]
     for name, row in report["steps"].items():
         target = f"≤ {row['target']}x" if row["target"] else ""
-        sizes = [f"{size / 1e6:.0f}" if size else "" for size in (row["original_bytes"], row["stored_bytes"])]
+        sizes = [_megabytes(size) for size in (row["original_bytes"], row["stored_bytes"])]
         lines.append(
             f"| {name} | {1000 * row['seconds']:.0f} | {row['ratio']:.2f}x | {target} | {' | '.join(sizes)} "
-            f"| {report['peaks'].get(name, 0) / 1e6 or float('nan'):.0f} |"
+            f"| {_megabytes(report['peaks'].get(name))} |"
         )
     settings, machine = report["settings"], report["hardware"]
     lines += [
