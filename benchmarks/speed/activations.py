@@ -10,17 +10,16 @@ largest resident set of a process of its own for each way.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from measuring import timed, write
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import kernels
@@ -46,12 +45,6 @@ WAYS: dict[str, Callable[[], Any]] = {
     "L1 + checkpoint": lambda: CompressCheckpointMethod(CompressOptions("L1")),
 }
 TARGETS = {"L1": 1.15}
-
-
-def timed(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 class Job:
@@ -202,11 +195,7 @@ def main() -> None:
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),
     }
-    print(table(report))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
+    write(report, table(report), options.output)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ compared are the medians. A step is forward, backward and torch's AdamW on what 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from measuring import processor, timed, write
 from torch import nn
 
 from finetune_common.measure import SavedTensorMeter
@@ -113,20 +112,6 @@ class Trainer:
         return meter.bytes
 
 
-def timed(step: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
-
-
 def table(report: dict[str, Any]) -> str:
     """Return the markdown table of a report."""
     lines = [
@@ -190,11 +175,7 @@ def main() -> None:
         },
         "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
     }
-    print(table(report))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
+    write(report, table(report), options.output)
 
 
 if __name__ == "__main__":

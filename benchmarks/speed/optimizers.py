@@ -16,8 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from measuring import processor, timed, write
 from torch import Tensor, nn
 
 LR = 1e-5
@@ -93,12 +92,6 @@ def set_gradients(params: list[nn.Parameter], grads: list[Tensor]) -> None:
         param.grad = grad
 
 
-def timed(step: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
-
-
 def measure(ways: list[Way], repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Time the steps in turns.
 
@@ -162,14 +155,6 @@ def compile_times() -> dict[str, dict[str, float]]:
             )
             for name in ("cold", "warm")
         }
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
 
 
 def table(report: dict[str, Any]) -> str:
@@ -242,11 +227,7 @@ def main() -> None:
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
     }
-    print(table(report))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
+    write(report, table(report), options.output)
 
 
 if __name__ == "__main__":
