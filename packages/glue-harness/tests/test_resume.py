@@ -36,6 +36,7 @@ import functools, json, os, random, signal, sys, time
 import torch
 from finetune_common.demo import demo_tokenizer, rows
 from finetune_common.metrics import compute_metrics
+from finetune_common.tasks import get_task
 from glue_harness import checkpoint, models, parse_mapping, records, run, training
 
 torch.set_num_threads(1)
@@ -44,7 +45,7 @@ settings, moments = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 # What every start would repeat is done once, before the processes part.
 rows.demo_rows = functools.cache(rows.demo_rows)
 training.Data.load(parse_mapping(settings), demo_tokenizer())
-models.load_model("demo", training.get_task(settings["task"]), demo_tokenizer())
+models.load_model("demo", get_task(settings["task"]), demo_tokenizer())
 compute_metrics(settings["task"], [1.0, 2.0], [1.0, 2.0])
 
 

@@ -394,3 +394,41 @@ def test_bfloat16_after_float32_in_one_process(train: Train) -> None:
     """Each run has the precision it asks for: inputs of matrix products are saved in half the bytes."""
     full, half = train("full", max_steps=4), train("half", max_steps=4, precision="bf16")
     assert half["saved_activation_bytes"] < 0.95 * full["saved_activation_bytes"]
+
+
+def test_own_files_make_a_task(harness, tmp_path):
+    rows = [f"The old {'dog runs' if n % 2 else 'cat swims'}.,{'yes' if n % 2 else 'no'}" for n in range(64)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    own = ("--train-file", tmp_path / "train.csv", "--validation-file", tmp_path / "dev.csv")
+    line = ("run", "--task", "reviews", "--model", "demo", "--batch-size", 8, "--epochs", 2)
+    said = harness(*line, *own, "--optimizer.lr", "5e-3", "--output-dir", tmp_path / "own")
+    assert said.status == 0, said.err
+    result = json.loads((tmp_path / "own/result.json").read_text())
+    assert result["task"] == "reviews"
+    assert result["metrics"]["last"]["accuracy"] == 1.0
+    first = (tmp_path / "own/predictions.tsv").read_text().splitlines()[1].split("\t")
+    assert first[1] == "no"
+    said = harness("report", tmp_path / "own", "--output-dir", tmp_path / "report")
+    assert said.status == 0, said.err
+    assert "reviews" in (tmp_path / "report/summary.md").read_text()
+
+
+def test_own_files_come_in_pairs_and_alone(harness, tmp_path):
+    line = ("run", "--task", "reviews", "--model", "demo", "--output-dir", tmp_path / "run")
+    assert "give both" in harness(*line, "--train-file", "train.csv").err
+    both = ("--train-file", "train.csv", "--validation-file", "dev.csv")
+    assert "give one of them" in harness(*line, *both, "--data-dir", "glue").err
+    assert "'reviews' is unknown" in harness(*line).err
+    assert "train.csv: No such file" in harness(*line, *both).err
+
+
+def test_an_unused_source_of_rows_leaves_the_hash_as_it_was():
+    from glue_harness import parse_mapping
+
+    settings = {"task": "rte", "model": "demo", "output_dir": "x"}
+    plain = parse_mapping(settings)
+    assert not {"train_file", "validation_file", "model_config"} & plain.identity().keys()
+    own = parse_mapping(settings | {"train_file": "a.csv", "validation_file": "b.csv"})
+    assert own.identity()["train_file"] == "a.csv"
+    assert own.hash != plain.hash

@@ -18,8 +18,11 @@ SLOTS = {"adaptation": "full", "activation": "none", "gradient": None, "optimize
 LIST_SLOTS = ("gradient", "monitor")
 """Slots that hold any number of methods, in order."""
 
-ELSEWHERE = ("output_dir", "num_workers", "offline", "overwrite")
+ELSEWHERE = ("output_dir", "num_workers", "offline", "overwrite", "sharding")
 """Fields that say where and how a run happens, and leave its numbers alone."""
+
+OPTIONAL = ("model_config", "train_file", "validation_file")
+"""Fields that change nothing where they are empty: a run without them is the run it was before them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class RunConfig:
         output_dir: Folder of this run; a run started again there continues.
         model_config: Fields of the model's configuration to change (`--model.classifier_dropout 0.2`).
         data_dir: Folder in the official GLUE layout; without it, data come from the hub.
+        train_file: Rows of one's own (csv, tsv, json, jsonl, parquet); the task may then have any name.
+        validation_file: Rows to evaluate on, with a train_file.
         seed: Seed of weights, data order and dropout.
         epochs: Passes over the training rows, fractions allowed.
         max_steps: Optimizer steps in all; overrides epochs.
@@ -52,6 +57,7 @@ class RunConfig:
         num_workers: Processes that prepare batches; the order does not depend on it.
         offline: Touch no network: use what `prepare` fetched.
         overwrite: Start anew where a run exists.
+        sharding: With several processes: none replicates the model (DDP), fsdp splits every parameter (FSDP2).
         adaptation: Which parameters train.
         activation: How saved tensors are kept until backward.
         gradient: What is done to gradients before the step.
@@ -64,6 +70,8 @@ class RunConfig:
     output_dir: str
     model_config: dict[str, Any] = field(default_factory=dict)
     data_dir: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
     seed: int = 42
     epochs: float = 3.0
     max_steps: int | None = None
@@ -84,6 +92,7 @@ class RunConfig:
     num_workers: int = 0
     offline: bool = False
     overwrite: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     adaptation: dict[str, Any] = field(default_factory=lambda: {"name": SLOTS["adaptation"]})
     activation: dict[str, Any] = field(default_factory=lambda: {"name": SLOTS["activation"]})
     gradient: list[dict[str, Any]] = field(default_factory=list)
@@ -91,9 +100,10 @@ class RunConfig:
     monitor: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        get_task(self.task)
+        self._check_data()
         check_choice("schedule", self.schedule, ("linear", "cosine", "constant"))
         check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
+        check_choice("sharding", self.sharding, ("none", "fsdp"))
         check_number("epochs", self.epochs, above=0)
         for name in ("batch_size", "accumulate", "log_every"):
             check_number(name, getattr(self, name), at_least=1)
@@ -108,6 +118,15 @@ class RunConfig:
             check_number("head_lr", self.head_lr, at_least=0)
         if not self.output_dir:
             raise ConfigurationError("output_dir is empty: give --output-dir a folder, e.g. runs/rte")
+
+    def _check_data(self) -> None:
+        if (self.train_file is None) != (self.validation_file is None):
+            given, missing = ("train", "validation") if self.train_file else ("validation", "train")
+            raise ConfigurationError(f"--{given}-file without --{missing}-file: give both")
+        if self.train_file is None:
+            get_task(self.task)
+        elif self.data_dir is not None:
+            raise ConfigurationError("--data-dir and --train-file are two sources of rows: give one of them")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data: what `config.yaml` holds."""
@@ -125,9 +144,9 @@ class RunConfig:
 
 
 def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of plain settings that decides the numbers; a model left as it is changes nothing."""
-    unchanged = () if settings.get("model_config") else ("model_config",)
-    return {key: value for key, value in settings.items() if key not in (*ELSEWHERE, *unchanged)}
+    """Return the part of plain settings that decides the numbers; what is optional and unused is left out."""
+    unused = [key for key in OPTIONAL if not settings.get(key)]
+    return {key: value for key, value in settings.items() if key not in (*ELSEWHERE, *unused)}
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:

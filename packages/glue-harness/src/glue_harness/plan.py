@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_common.data import Collator, epoch_batches, load_task, token_lengths, tokenize
-from finetune_common.tasks import get_task
+from finetune_common.data import (
+    Collator,
+    epoch_batches,
+    load_own_files,
+    load_task,
+    token_lengths,
+    tokenize,
+)
+from finetune_common.tasks import Task, get_task
 from glue_harness.config import RunConfig
 
 __all__ = ["Data", "Plan"]
@@ -20,6 +27,7 @@ __all__ = ["Data", "Plan"]
 class Data:
     """The tokenised splits of a task."""
 
+    task: Task
     datasets: Any
     lengths: dict[str, np.ndarray]
     collator: Collator
@@ -27,8 +35,11 @@ class Data:
     @classmethod
     def load(cls, config: RunConfig, tokenizer: Any) -> Data:
         """Load and tokenise; take the first rows of the seeded shuffle where a run wants fewer."""
-        task = get_task(config.task)
-        raw = load_task(task, data_dir=config.data_dir)
+        if config.train_file is not None and config.validation_file is not None:
+            task, raw = load_own_files(config.task, config.train_file, config.validation_file)
+        else:
+            task = get_task(config.task)
+            raw = load_task(task, data_dir=config.data_dir)
         datasets = tokenize(raw, tokenizer, task, config.max_length)
         if config.max_train_samples is not None:
             rows = (
@@ -39,12 +50,19 @@ class Data:
             datasets["train"] = rows
         lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
-        return cls(datasets, lengths, Collator(tokenizer, task, pad_to_multiple_of=pad_to))
+        return cls(task, datasets, lengths, Collator(tokenizer, task, pad_to_multiple_of=pad_to))
 
 
 @dataclass
 class Plan:
-    """Where each optimizer step's rows are: step → epoch → window → micro-batches."""
+    """Where each optimizer step's rows are: step → epoch → window → micro-batches.
+
+    Args:
+        config: Says how many rows a micro-batch of one process has, and how many make a step.
+        lengths: Tokens of each training row.
+        processes: How many processes the run began with. A run that goes on with another number keeps the
+            rows of its steps, and with them what is left to do and its schedule.
+    """
 
     config: RunConfig
     lengths: np.ndarray
@@ -73,3 +91,19 @@ class Plan:
     def ends_epoch(self, step: int) -> bool:
         """Say whether `step` steps are a whole number of epochs, or all of them."""
         return step % self.per_epoch == 0 or step == self.total
+
+    def shares(self, present: int) -> int:
+        """Return into how many micro-batches each of the processes now present cuts its part of a batch."""
+        return math.ceil(self.processes / present)
+
+    def own(self, batch: list[int], process: int, present: int) -> list[list[int]]:
+        """Return the micro-batches of one process: its rows of a batch over all processes; some may be empty.
+
+        Examples:
+            >>> from types import SimpleNamespace
+            >>> plan = Plan(SimpleNamespace(batch_size=2, accumulate=1, max_steps=1), np.ones(4), processes=2)
+            >>> plan.own([5, 6, 7, 8], process=1, present=2), plan.own([5, 6, 7, 8], process=0, present=1)
+            ([[6, 8]], [[5, 7], [6, 8]])
+        """
+        parts = present * self.shares(present)
+        return [batch[part::parts] for part in range(process, parts, present)]

@@ -23,7 +23,6 @@ from accelerate.utils import send_to_device, set_seed
 from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch, peak_memory_bytes
-from finetune_common.tasks import get_task
 from glue_harness import checkpoint
 from glue_harness.config import RunConfig
 from glue_harness.evaluation import Evaluation, History, evaluate
@@ -69,7 +68,7 @@ class Training:
     ) -> None:
         self.config, self.methods, self.data = config, methods, data
         self.folder, self.progress = folder, progress
-        self.task = get_task(config.task)
+        self.task = data.task
         self.accelerator = _accelerator(config.precision)
         self.device = self.accelerator.device
         set_seed(config.seed)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     )
     from finetune_common.data.loading import load_task
     from finetune_common.data.official import read_official
+    from finetune_common.data.own_files import load_own_files
     from finetune_common.data.tokens import default_cache_dir, tokenize
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "default_cache_dir",
     "epoch_batches",
     "evaluation_batches",
+    "load_own_files",
     "load_task",
     "make_loader",
     "read_official",
@@ -37,6 +39,7 @@ __getattr__ = lazy_exports(
         "default_cache_dir": ".tokens",
         "epoch_batches": ".batches",
         "evaluation_batches": ".batches",
+        "load_own_files": ".own_files",
         "load_task": ".loading",
         "make_loader": ".batches",
         "read_official": ".official",

@@ -14,7 +14,7 @@ from finetune_common.tasks import Task, get_task
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
 
-__all__ = ["load_task"]
+__all__ = ["as_dataset", "load_task"]
 
 HUB = "nyu-mll/glue"
 
@@ -54,7 +54,7 @@ def load_task(
     for split in chosen:
         check_choice(f"{task.name} split", split, task.rows)
     if task.demo:
-        data = {split: _dataset(task, demo_rows(task, split)) for split in chosen}
+        data = {split: as_dataset(task, demo_rows(task, split)) for split in chosen}
     elif data_dir is not None:
         data = _from_folder(task, Path(data_dir), chosen)
     else:
@@ -72,7 +72,8 @@ def _features(task: Task) -> "Features":
     return Features(columns)
 
 
-def _dataset(task: Task, columns: dict[str, list[Any]]) -> "Dataset":
+def as_dataset(task: Task, columns: dict[str, list[Any]]) -> "Dataset":
+    """Return columns as rows with the task's types."""
     import pyarrow as pa
     from datasets import Dataset
 
@@ -85,7 +86,7 @@ def _from_folder(task: Task, root: Path, splits: list[str]) -> "dict[str, Datase
         above = f"; give the folder above {root}" if (root / "train.tsv").is_file() else ""
         raise ConfigurationError(f"{folder}: no such folder; --data-dir holds {task.folder}/train.tsv{above}")
     return {
-        split: _dataset(
+        split: as_dataset(
             task, read_official(task, folder / task.files[split], labelled=not split.startswith("test"))
         )
         for split in splits
