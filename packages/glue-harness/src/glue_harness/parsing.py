@@ -346,13 +346,18 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
     return _config(parsed, _model_config(content, model_fields)), parsed.print_config
 
 
-def parse_mapping(content: Mapping[str, Any]) -> RunConfig:
-    """Read a mapping with the keys of a YAML file.
+def parse_mapping(content: Mapping[str, Any], options: Sequence[str] = ()) -> RunConfig:
+    """Read a mapping with the keys of a YAML file, and options as on the line, which win.
 
     Examples:
         >>> config = parse_mapping({"task": "demo-entailment", "model": "demo", "output_dir": "runs/demo",
         ...                         "optimizer": {"name": "sgd", "lr": 0.1}})
         >>> config.optimizer["lr"], config.batch_size
         (0.1, 32)
+        >>> parse_mapping(config.as_dict(), ["--optimizer.lr=0.2"]).optimizer["lr"]
+        0.2
     """
-    return _config(_parse(content, {}, [], "glue-harness run"), _model_config(content, {}))
+    model_fields, options = take_model_fields(options)
+    _, named = _first_look(options)
+    parsed = _parse(content, named, options, "glue-harness run")
+    return _config(parsed, _model_config(content, model_fields))

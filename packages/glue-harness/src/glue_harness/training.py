@@ -10,21 +10,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 
 from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch, peak_memory_bytes
 from glue_harness import checkpoint
 from glue_harness.config import RunConfig
+from glue_harness.distributed import (
+    by_turns,
+    from_main,
+    is_sharded,
+    join,
+    lost_processes,
+    own_state,
+    seed_of_process,
+    shard,
+    together,
+    whole,
+)
 from glue_harness.evaluation import Evaluation, History, evaluate
 from glue_harness.hardware import hardware, versions
 from glue_harness.methods import Methods, build_methods, method_versions
@@ -38,13 +50,6 @@ __all__ = ["run"]
 PARTS = ("data", "forward", "backward", "gradient", "optimizer", "evaluation")
 
 
-def _accelerator(precision: str) -> Accelerator:
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigurationError("--precision fp16 needs a GPU, and this run is on the CPU: use fp32 or bf16")
-    AcceleratorState._reset_state()  # the precision of an earlier run in this process would stay
-    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
-
-
 class Training:
     """A model and everything that trains it.
 
@@ -55,6 +60,8 @@ class Training:
         tokenizer: The model's tokenizer.
         folder: Where its files go.
         progress: Where it says how far it is.
+        on_evaluation: Called after each evaluation, once a checkpoint that is due is written.
+        accelerator: The run's processes, where they were joined before.
     """
 
     def __init__(
@@ -65,25 +72,19 @@ class Training:
         tokenizer: Any,
         folder: RunFolder,
         progress: Progress,
+        on_evaluation: Callable[[Training], None] | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.config, self.methods, self.data = config, methods, data
-        self.folder, self.progress = folder, progress
+        self.folder, self.progress, self.on_evaluation = folder, progress, on_evaluation
         self.task = data.task
-        self.accelerator = _accelerator(config.precision)
-        self.device = self.accelerator.device
-        set_seed(config.seed)
-        model = load_model(
-            config.model, self.task, tokenizer, methods.adaptation.load_kwargs(), config.model_config
-        )
-        check_positions(model, max(int(lengths.max()) for lengths in data.lengths.values()))
-        self.model = methods.adaptation.apply(model).to(self.device)
-        self.model.train()
-        self.plan = Plan(config, data.lengths["train"], self.accelerator.num_processes)
-        groups = parameter_groups(self.model, config.weight_decay, config.head_lr)
-        self.optimizer = methods.optimizer.build(self.model, groups)
-        self.watch = Stopwatch(PARTS, self.device)
-        self._attach()
-        self.wrapped, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
+        self.accelerator = accelerator or join(config)
+        self.device, self.sharded = self.accelerator.device, is_sharded(config)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        with together(self.accelerator):
+            self._build(tokenizer)
+        self.prepared = self.accelerator.prepare_optimizer(self.optimizer)
+        self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.sharded)
         self.scheduler = self._schedule()
         self.history = History(self.task.primary)
         self.evaluation: Evaluation | None = None
@@ -91,10 +92,35 @@ class Training:
         self.examples = 0
         self.saved_bytes: int | None = None
 
+    def _build(self, tokenizer: Any) -> None:
+        """Make the model, the optimizer over its parameters, and attach the methods."""
+        config, methods, data = self.config, self.methods, self.data
+        if self.sharded:
+            methods.check_sharded()
+        set_seed(config.seed)
+        model = load_model(
+            config.model, self.task, tokenizer, methods.adaptation.load_kwargs(), config.model_config
+        )
+        check_positions(model, max(int(lengths.max()) for lengths in data.lengths.values()))
+        self.model = methods.adaptation.apply(model)
+        if self.sharded:
+            shard(self.model, self.accelerator)
+        self.model.to(self.device).train()
+        newest = checkpoint.latest(self.folder.checkpoints)
+        began_with = self.world if newest is None else checkpoint.processes_of(newest)
+        self.plan = Plan(config, data.lengths["train"], began_with)
+        groups = parameter_groups(self.model, config.weight_decay, config.head_lr)
+        self.optimizer = methods.optimizer.build(self.model, groups)
+        self.watch = Stopwatch(PARTS, self.device)
+        self._attach()
+        if self.rank:
+            set_seed(seed_of_process(config.seed, self.rank))  # replicas drop out different units
+
     def _attach(self) -> None:
         """Attach the gradient methods between two marks of the stopwatch, then the monitors."""
         self.optimizer.register_step_pre_hook(lambda *_: self.watch.switch("gradient"))
-        self.gradients = [g.attach(self.optimizer, self.config.accumulate) for g in self.methods.gradient]
+        accumulate = self.config.accumulate * self.plan.shares(self.world)
+        self.gradients = [g.attach(self.optimizer, accumulate) for g in self.methods.gradient]
         self.optimizer.register_step_pre_hook(lambda *_: self.watch.switch("optimizer"))
         self.monitors = [m.attach(self.model, self.optimizer) for m in self.methods.monitor]
 
@@ -115,33 +141,41 @@ class Training:
         if self.evaluation is None:
             self.evaluation = self._evaluate()
 
-    def _rest_of_epoch(self) -> Iterator[tuple[list[list[int]], list[Any]]]:
-        """Yield each window left of an epoch: its rows over all processes, and this process's batches."""
+    def _rest_of_epoch(self) -> Iterator[tuple[list[list[int]], list[tuple[int, Any]]]]:
+        """Yield each window left of an epoch: its rows, and this process's micro-batches with their rows."""
         windows = self.plan.windows(self.step)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [batch[rank::world] for window in windows for batch in window]
+        mine = [
+            [rows for batch in window for rows in self.plan.own(batch, self.rank, self.world)]
+            for window in windows
+        ]
+        filled = [
+            rows or window[0][:1] for window, own in zip(windows, mine, strict=True) for rows in own
+        ]  # a process without rows takes part with a weight of 0
         self.watch.switch("data")
         loader = iter(
-            make_loader(self.data.datasets["train"], mine, self.data.collator, self.config.num_workers)
+            make_loader(self.data.datasets["train"], filled, self.data.collator, self.config.num_workers)
         )
-        for window in windows:
-            yield window, [send_to_device(next(loader), self.device) for _ in window]
+        for window, own in zip(windows, mine, strict=True):
+            yield window, [(len(rows), send_to_device(next(loader), self.device)) for rows in own]
             self.watch.switch("data")
         self.watch.switch(None)
 
-    def _train_step(self, window: list[list[int]], batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Make one optimizer step; returns the mean loss over this process's rows of the window."""
-        share = self.accelerator.num_processes / sum(map(len, window))
+    def _train_step(self, window: list[list[int]], batches: list[tuple[int, Any]]) -> torch.Tensor:
+        """Make one optimizer step; returns this process's part of the mean loss over the window's rows."""
+        share = self.world / sum(map(len, window))
         total = torch.zeros((), device=self.device)
-        for number, batch in enumerate(batches, start=1):
-            loss_fn = partial(self._loss, batch, share * len(batch["labels"]))
+        for number, (rows, batch) in enumerate(batches, start=1):
+            loss_fn = partial(self._loss, self.wrapped, batch, share * rows)
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.wrapped):
                 self.watch.switch("forward")
                 loss = self._forward(loss_fn)
                 self.watch.switch("backward")
                 self.accelerator.backward(loss)
             total += loss.detach()
-        self.methods.activation.after_backward(self.step + 1, loss_fn)
+        rows, batch = batches[-1]
+        self.methods.activation.after_backward(
+            self.step + 1, partial(self._loss, self.model, batch, share * rows)
+        )
         self.examples += sum(map(len, window))
         self.watch.switch("gradient")
         if self.config.max_grad_norm:
@@ -153,8 +187,9 @@ class Training:
         self.watch.switch(None)
         return total
 
-    def _loss(self, batch: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
-        return self.wrapped(**batch).loss * weight
+    @staticmethod
+    def _loss(model: torch.nn.Module, batch: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
+        return model(**batch).loss * weight
 
     def _forward(self, loss_fn: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Run a forward pass; the first one of a run is measured."""
@@ -170,20 +205,29 @@ class Training:
         config, step, last = self.config, self.step, self.step == self.plan.total
         observed = {key: value for monitor in self.monitors for key, value in monitor.on_step(step).items()}
         self.prepared.zero_grad()
-        if observed or last or step % config.log_every == 0:
+        if (
+            last
+            or step % config.log_every == 0
+            or (self.monitors and from_main(self.accelerator, bool(observed)))
+        ):
             self._log(loss, rate, observed)
         self.progress.advance(step, self.examples)
-        if last or (step % config.eval_every == 0 if config.eval_every else self.plan.ends_epoch(step)):
+        evaluated = last or (
+            step % config.eval_every == 0 if config.eval_every else self.plan.ends_epoch(step)
+        )
+        if evaluated:
             self.evaluation = self._evaluate()
             self.history.add(step, step / self.plan.per_epoch, self.evaluation.metrics)
             self.progress.evaluated(self.history.last)
         if last or (step % config.save_every == 0 if config.save_every else self.plan.ends_epoch(step)):
             self._save()
+        if evaluated and self.on_evaluation is not None:
+            self.on_evaluation(self)
 
     def _evaluate(self) -> Evaluation:
         self.watch.switch("evaluation")
         evaluation = evaluate(
-            self.wrapped,
+            self.model,
             self.task,
             self.data.datasets,
             self.data.lengths,
@@ -214,34 +258,82 @@ class Training:
         return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            state = {name: part.state_dict() for name, part in self._stateful().items()}
+        leads, model = self.accelerator.is_main_process, self.model
+        stateful = self._stateful() if leads or self.sharded else {}
+        state = {name: part.state_dict() for name, part in stateful.items()}
+        if self.sharded:
+            state, model = whole(state), checkpoint.whole_weights(self.model)
+        random = gather_object([checkpoint.random_states()])
+        if leads:
             progress = {
                 "step": self.step,
+                "epoch": self.step / self.plan.per_epoch,
                 "examples": self.examples,
                 "saved_bytes": self.saved_bytes,
                 "history": self.history.entries,
                 "seconds": self.watch.seconds(),
-                "random": checkpoint.random_states(),
+                "processes": self.plan.processes,
+                "random": random[0],
+                "random_elsewhere": random[1:],
             }
-            checkpoint.save(self.folder.checkpoints, self.step, self.model, state | progress)
+            checkpoint.save(self.folder.checkpoints, self.step, model, state | progress)
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the run's folder, if there is one."""
-        newest = checkpoint.latest(self.folder.checkpoints)
-        if newest is not None:
-            stateful = self._stateful()
-            state = checkpoint.load(newest, self.model, self.device, expected=stateful)
-            for name, part in stateful.items():
-                part.load_state_dict(state[name])
-            self.step, self.examples = state["step"], state["examples"]
-            self.saved_bytes = state["saved_bytes"]
-            self.history.entries = state["history"]
-            self.watch.add(state["seconds"])
-            checkpoint.restore_random_states(state["random"])
-        if self.accelerator.is_main_process:
-            self.folder.keep_metrics(self.step)
+        with together(self.accelerator):
+            newest = checkpoint.latest(self.folder.checkpoints)
+            if newest is not None:
+                self._load(newest)
+        steps = gather_object([self.step])
+        with together(self.accelerator):
+            if len(set(steps)) > 1:
+                raise ConfigurationError(
+                    f"--output-dir {self.folder.path}: processes find different checkpoints there: give a "
+                    "folder that all machines share"
+                )
+            if self.folder.leads:
+                self.folder.keep_metrics(self.step)
+
+    def _load(self, newest: Path) -> dict[str, Any]:
+        """Take over weights and all state of a checkpoint, and return the state."""
+        stateful = self._stateful()
+        state = checkpoint.load(newest, self.model, self.device, expected=stateful)
+        if self.sharded:
+            state["optimizer"] = own_state(state["optimizer"], _parameters(self.optimizer))
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+        self.step, self.examples = state["step"], state["examples"]
+        self.saved_bytes = state["saved_bytes"]
+        self.history.entries = state["history"]
+        self.watch.add(state["seconds"])
+        random = [state["random"], *state.get("random_elsewhere", [])]
+        if self.rank < len(random):
+            checkpoint.restore_random_states(random[self.rank])
+        return state
+
+    def continue_from(self, other: Path) -> None:
+        """Continue where another run's newest checkpoint ends, with the settings of this run.
+
+        Weights, the optimizer's state and random states are the other's; learning rate, weight decay and
+        the other options of the optimizer are this run's. The point reached is kept in epochs: with another
+        batch size the steps are counted anew, and the schedule of this run goes on from there.
+        """
+        newest = checkpoint.latest(other / "checkpoint")
+        if newest is None:
+            raise ConfigurationError(f"{other}: no checkpoint to continue from: give the folder of a run")
+        names = (*self.optimizer.defaults, "initial_lr")
+        own = [
+            {name: group[name] for name in names if name in group} for group in self.optimizer.param_groups
+        ]
+        rates = list(self.scheduler.base_lrs)
+        state = self._load(newest)
+        self.step = round(state["epoch"] * self.plan.per_epoch)
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+        self.scheduler.base_lrs = rates
+        self.scheduler.last_epoch = self.step - 1
+        self.scheduler.step()
 
     def result(self) -> dict[str, Any]:
         """Return what `result.json` holds."""
@@ -270,8 +362,12 @@ class Training:
                 "total": sum(p.numel() for p in parameters),
             },
             "versions": versions() | method_versions(self.config),
-            "hardware": hardware(self.device),
+            "hardware": hardware(self.device) | {"processes": self.world, "sharded": self.sharded},
         }
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 @contextmanager
@@ -284,11 +380,18 @@ def _flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    on_evaluation: Callable[[Training], None] | None = None,
+    start_from: Path | None = None,
+) -> dict[str, Any]:
     """Train a model on a task, or continue where an interrupted run stopped.
 
     Args:
         config: The run; its `output_dir` receives the files.
+        on_evaluation: Called after each evaluation, once a checkpoint that is due is written.
+        start_from: Folder of another run, from whose newest checkpoint a run that has none of its own
+            goes on (`Training.continue_from`).
 
     Returns:
         What `result.json` holds; a finished run is not repeated.
@@ -296,19 +399,29 @@ def run(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigurationError: One line that says what cannot be used, and the remedy.
     """
-    with RunFolder(config) as folder:
-        if finished := folder.result():
+    accelerator = join(config)
+    with ExitStack() as stack:
+        with together(accelerator):
+            folder = stack.enter_context(RunFolder(config, accelerator.is_main_process))
+            finished = folder.result() if folder.leads else None
+        if finished := from_main(accelerator, finished):
             return finished
-        methods = build_methods(config)
-        tokenizer = load_tokenizer(config.model)
-        data = Data.load(config, tokenizer)
-        with _flushed_denormals(), Progress(config) as progress:
-            training = Training(config, methods, data, tokenizer, folder, progress)
+        with together(accelerator):
+            methods, tokenizer = build_methods(config), load_tokenizer(config.model)
+        data = by_turns(accelerator, lambda: Data.load(config, tokenizer))
+        stack.enter_context(_flushed_denormals())
+        stack.enter_context(lost_processes(accelerator))
+        with Progress(config, folder.leads) as progress:
+            training = Training(
+                config, methods, data, tokenizer, folder, progress, on_evaluation, accelerator
+            )
             training.restore()
+            if start_from is not None and not training.step:
+                training.continue_from(start_from)
             progress.start(training.step, training.plan.total, training.examples)
             training.train()
         result = training.result()
-        if training.accelerator.is_main_process and training.evaluation is not None:
+        if folder.leads and training.evaluation is not None:
             folder.write_predictions(training.evaluation.rows(training.task, data.datasets))
             folder.write_result(result)
         return result
