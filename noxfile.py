@@ -61,11 +61,23 @@ def lint(session: nox.Session) -> None:
     session.run("pyright")
 
 
+SITE = ("mkdocs<2", "mkdocs-material", "mkdocstrings[python]")
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation, strictly, into site/; `-- serve` shows it at localhost:8000."""
-    install(session, "mkdocs<2", "mkdocs-material", "mkdocstrings[python]")
+    install(session, *SITE)
     session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
+@nox.session(default=False)
+def publish(session: nox.Session) -> None:
+    """Push the documentation to the branch gh-pages as a version: `-- dev`, `-- 1.2 latest`."""
+    install(session, *SITE, "mike")
+    session.run("mike", "deploy", "--push", "--update-aliases", *session.posargs)
+    if "latest" in session.posargs:
+        session.run("mike", "set-default", "--push", "latest")
 
 
 @nox.session
