@@ -119,7 +119,7 @@ class Reference:
         decay: float,
     ) -> None:
         for name, p in self.model.named_parameters():
-            rate = head_lr if name.startswith("classifier.") else lr
+            rate = head_lr if name.startswith(("classifier.", "bert.pooler.")) else lr
             m = 0.9 * self.state.get(f"{name} m", 0.0) + 0.1 * gradients[name]
             v = 0.999 * self.state.get(f"{name} v", 0.0) + 0.001 * gradients[name] ** 2
             self.state |= {f"{name} m": m, f"{name} v": v}
@@ -432,3 +432,23 @@ def test_an_unused_source_of_rows_leaves_the_hash_as_it_was():
     own = parse_mapping(settings | {"train_file": "a.csv", "validation_file": "b.csv"})
     assert own.identity()["train_file"] == "a.csv"
     assert own.hash != plain.hash
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_decays_and_what_has_the_head_s_rate(everything):
+    from glue_harness.models import parameter_groups
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=9, **sizes))
+    found = {
+        name: (group["weight_decay"], group.get("lr"))
+        for group in parameter_groups(model, 0.1, head_lr=0.5, decay_all=everything)
+        for name, _ in group["params"]
+    }
+    assert found == {
+        name: (
+            0.1 if everything or parameter.ndim > 1 else 0.0,
+            0.5 if "pooler" in name or "classifier" in name else None,
+        )
+        for name, parameter in model.named_parameters()
+    }

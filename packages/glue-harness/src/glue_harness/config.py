@@ -21,7 +21,7 @@ LIST_SLOTS = ("gradient", "monitor")
 ELSEWHERE = ("output_dir", "num_workers", "offline", "overwrite", "sharding")
 """Fields that say where and how a run happens, and leave its numbers alone."""
 
-OPTIONAL = ("model_config", "train_file", "validation_file")
+OPTIONAL = ("model_config", "train_file", "validation_file", "decay_all")
 """Fields that change nothing where they are empty: a run without them is the run it was before them."""
 
 
@@ -49,7 +49,8 @@ class RunConfig:
         warmup: Warm-up: below 1 a share of all steps, from 1 on a number of steps.
         max_grad_norm: Clip the global gradient norm to this, 0 for never.
         weight_decay: Weight decay of matrices (biases and norms have none).
-        head_lr: Learning rate of the classification head, if it has its own.
+        decay_all: Decay biases and norms too, as some released code does.
+        head_lr: Learning rate of the classification head, a pooler included, if it has its own.
         eval_every: Evaluate every so many steps, instead of every epoch.
         save_every: Save a checkpoint every so many steps, instead of every epoch.
         log_every: Write a line of metrics.jsonl every so many steps.
@@ -57,7 +58,7 @@ class RunConfig:
         num_workers: Processes that prepare batches; the order does not depend on it.
         offline: Touch no network: use what `prepare` fetched.
         overwrite: Start anew where a run exists.
-        sharding: With several processes: none replicates the model (DDP), fsdp splits every parameter (FSDP2).
+        sharding: With several processes: none replicates the model (DDP), fsdp splits parameters (FSDP2).
         adaptation: Which parameters train.
         activation: How saved tensors are kept until backward.
         gradient: What is done to gradients before the step.
@@ -84,6 +85,7 @@ class RunConfig:
     warmup: float = 0.0
     max_grad_norm: float = 1.0
     weight_decay: float = 0.01
+    decay_all: bool = False
     head_lr: float | None = None
     eval_every: int | None = None
     save_every: int | None = None

@@ -53,7 +53,7 @@ class Steps:
 
     def prepare_optimizer(self) -> None:
         """Build the optimizer and attach the gradient methods."""
-        groups = parameter_groups(self.model, self.config.weight_decay, self.config.head_lr)
+        groups = parameter_groups(self.model, self.config.weight_decay)
         self.optimizer = self.methods.optimizer.build(self.model, groups)
         for gradient in self.methods.gradient:
             gradient.attach(self.optimizer, self.config.accumulate)

@@ -109,7 +109,7 @@ class Training:
         newest = checkpoint.latest(self.folder.checkpoints)
         began_with = self.world if newest is None else checkpoint.processes_of(newest)
         self.plan = Plan(config, data.lengths["train"], began_with)
-        groups = parameter_groups(self.model, config.weight_decay, config.head_lr)
+        groups = parameter_groups(self.model, config.weight_decay, config.head_lr, config.decay_all)
         self.optimizer = methods.optimizer.build(self.model, groups)
         self.watch = Stopwatch(PARTS, self.device)
         self._attach()
