@@ -10,18 +10,29 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
+from glue_harness.distributed import own_part, whole
 
-__all__ = ["latest", "load", "random_states", "restore_random_states", "save"]
+__all__ = [
+    "latest",
+    "load",
+    "processes_of",
+    "random_states",
+    "restore_random_states",
+    "save",
+    "whole_weights",
+]
 
 
 def random_states() -> dict[str, Any]:
@@ -64,19 +75,38 @@ def latest(folder: Path) -> Path | None:
     return steps[max(steps)] if steps else None
 
 
-def save(folder: Path, step: int, model: torch.nn.Module, state: Mapping[str, Any]) -> None:
+def _named(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers that are kept, by name: of tied ones the first name in order."""
+    kept: dict[int, str] = {}
+    tensors = model.state_dict(keep_vars=True)
+    for name in sorted(tensors):
+        kept.setdefault(id(tensors[name]), name)
+    return {name: tensors[name] for name in kept.values()}
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the whole weights of a model whose parameters are spread over processes; all have to call it."""
+    return {name: whole(tensor.detach()) for name, tensor in _named(model).items()}
+
+
+def save(
+    folder: Path, step: int, model: torch.nn.Module | Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
     """Save a checkpoint and remove what it replaces.
 
     Args:
         folder: The run's `checkpoint/`.
         step: Optimizer steps done.
-        model: Its weights go to `model.safetensors`.
+        model: Its weights, or the weights themselves, go to `model.safetensors`.
         state: Everything else: tensors and plain data, to `state.pt`.
     """
     target, unfinished = folder / f"step-{step}", folder / f".step-{step}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_model(model, str(unfinished / "model.safetensors"))
+    if isinstance(model, torch.nn.Module):
+        save_model(model, str(unfinished / "model.safetensors"))
+    else:
+        save_file(dict(model), unfinished / "model.safetensors", metadata={"format": "pt"})
     torch.save(dict(state), unfinished / "state.pt")
     for file in (*unfinished.iterdir(), unfinished):
         _sync(file)
@@ -94,6 +124,18 @@ def _damaged(checkpoint: Path, reason: str) -> ConfigurationError:
     )
 
 
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise _damaged(checkpoint, " ".join(str(error).split())[:200]) from None
+    except Exception as error:  # the unpickler's own error types are not public
+        if "pickle" not in type(error).__module__.lower():
+            raise
+        raise _damaged(checkpoint, "state.pt") from None
+
+
 def load(
     checkpoint: Path, model: torch.nn.Module, device: torch.device, expected: Iterable[str] = ()
 ) -> dict[str, Any]:
@@ -101,22 +143,40 @@ def load(
 
     Args:
         checkpoint: The folder, from `latest`.
-        model: Receives the weights.
+        model: Receives the weights; where its parameters are spread over processes, this one's parts.
         device: Where it lives.
         expected: Keys that the rest must have.
 
     Raises:
         ConfigurationError: A file is damaged or does not fit the model.
     """
-    try:
-        load_model(model, checkpoint / "model.safetensors", device=str(device))
+    file = checkpoint / "model.safetensors"
+    with _readable(checkpoint):
+        if any(hasattr(parameter, "placements") for parameter in model.parameters()):
+            _load_parts(file, model)
+        else:
+            load_model(model, file, device=str(device))
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise _damaged(checkpoint, " ".join(str(error).split())[:200]) from None
-    except Exception as error:  # the unpickler's own error types are not public
-        if "pickle" not in type(error).__module__.lower():
-            raise
-        raise _damaged(checkpoint, "state.pt") from None
     if missing := {"step", "random", *expected} - state.keys():
         raise _damaged(checkpoint, f"state.pt has no {', '.join(sorted(missing))}")
     return state
+
+
+def processes_of(checkpoint: Path) -> int:
+    """Return over how many processes the run began that a checkpoint belongs to.
+
+    Raises:
+        ConfigurationError: The file is damaged.
+    """
+    with _readable(checkpoint):
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+        return state.get("processes", 1)
+
+
+@torch.no_grad()
+def _load_parts(file: Path, model: torch.nn.Module) -> None:
+    weights, own = load_file(file), _named(model)
+    if differs := sorted(weights.keys() ^ own.keys()):
+        raise KeyError(f"{differs[0]} is on one side only")
+    for name, tensor in own.items():
+        tensor.copy_(own_part(weights[name], tensor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,14 +73,16 @@ def _scores(
     collator: Collator,
     accelerator: Accelerator,
 ) -> np.ndarray:
-    mine = evaluation_batches(lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
-    rows: list[int] = []
+    batches = evaluation_batches(lengths, batch_size)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    rounds = math.ceil(len(batches) / accelerator.num_processes)
+    passes = mine + batches[:1] * (rounds - len(mine))  # a spread model needs all processes at every pass
     scores: list[torch.Tensor] = []
-    for indices, batch in zip(mine, make_loader(dataset, mine, collator), strict=True):
+    for batch in make_loader(dataset, passes, collator):
         batch.pop("labels", None)
         scores.append(model(**send_to_device(batch, accelerator.device)).logits.float())
-        rows.extend(indices)
-    gathered = gather_object([(rows, torch.cat(scores).cpu().numpy())] if rows else [])
+    rows = [row for indices in mine for row in indices]
+    gathered = gather_object([(rows, torch.cat(scores)[: len(rows)].cpu().numpy())])
     everything = np.concatenate([part for _, part in gathered])
     ordered = np.empty_like(everything)
     ordered[[row for part, _ in gathered for row in part]] = everything

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from finetune_common.errors import ConfigurationError
 from finetune_common.slots import Activation, Adaptation, Gradient, Monitor, Optimizer, available, find
 from glue_harness.config import RunConfig
 
@@ -21,6 +22,17 @@ class Methods:
     gradient: list[Gradient]
     optimizer: Optimizer
     monitor: list[Monitor]
+
+    def check_sharded(self) -> None:
+        """Refuse methods that cannot work on parameters that are spread over processes.
+
+        Raises:
+            ConfigurationError: Says which, and what to use.
+        """
+        one_each = (self.adaptation, self.activation, self.optimizer)
+        for method in (*one_each, *self.gradient, *self.monitor):
+            if reason := getattr(method, "not_sharded", None):
+                raise ConfigurationError(f"--sharding fsdp: {method.name!r} {reason}, or use --sharding none")
 
 
 def _build(slot: str, choice: dict[str, Any]) -> Any:

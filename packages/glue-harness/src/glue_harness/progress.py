@@ -19,9 +19,10 @@ class Progress:
 
     Args:
         config: Names the run.
+        shown: Whether this is the process that speaks for the run.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, shown: bool = True) -> None:
         console = Console(stderr=True)
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
@@ -32,7 +33,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (shown and console.is_terminal),
         )
         self._name = f"{config.task} {config.optimizer['name']}"
         self._loss = self._rate = float("nan")

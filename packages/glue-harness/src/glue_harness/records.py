@@ -38,23 +38,26 @@ class RunInUse(ConfigurationError):
 class RunFolder:
     """The folder of one run: `config.yaml`, `metrics.jsonl`, `predictions.tsv`, `result.json`, `checkpoint/`.
 
-    Entering it takes a lock, so that two processes never work on one run, and checks that what is there
-    belongs to the same configuration.
+    Entering it takes a lock, so that two runs are never in one folder, and checks that what is there belongs
+    to the same configuration. Of the processes of a distributed run one leads, for all: the others only read.
 
     Args:
         config: The run.
+        leads: Whether this process takes the lock.
 
     Raises:
         ConfigurationError: Not writable, in use, or holding a different run.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.path = Path(config.output_dir)
+    def __init__(self, config: RunConfig, leads: bool = True) -> None:
+        self.path, self.leads = Path(config.output_dir), leads
         self.checkpoints = self.path / "checkpoint"
         self._config = config
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> RunFolder:
+        if not self.leads:
+            return self
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
