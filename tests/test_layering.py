@@ -203,6 +203,8 @@ except SystemExit as end:
         ["run", "--optimizer", "adamw", "--help"],
         ["prepare", "--help"],
         ["report", "--help"],
+        ["sweep", "--help"],
+        ["search", "--help"],
         ["list", "--help"],
         ["doctor", "--help"],
     ],

@@ -67,6 +67,46 @@ def _sweep(argv: Sequence[str]) -> None:
     sweep(options.spec, options.output_dir, options.jobs, options.dry_run, options.retry_failed)
 
 
+def _search(argv: Sequence[str]) -> None:
+    parser = _parser("search", "Search for the best configuration; an interrupted search continues.")
+    parser.add_argument("spec", type=Path, help="YAML file: base, space, mutations")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help="folder that receives the best run and the report"
+    )
+    parser.add_argument(
+        "--scheduler",
+        choices=("pbt", "asha", "none"),
+        default="pbt",
+        help="population based training, early stopping of the worse, or neither (pbt)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=("random", "tpe"),
+        default="random",
+        help="how configurations are drawn; tpe is Optuna's, not for pbt (random)",
+    )
+    parser.add_argument("--trials", type=int, default=8, help="how many configurations (8)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trials at a time, each with its share of the cores or GPUs (1)"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try trials again that failed before")
+    options = parser.parse_args(argv)
+
+    from glue_harness.search import search
+    from glue_harness.search.table import print_search
+
+    report = search(
+        options.spec,
+        options.output_dir,
+        options.scheduler,
+        options.sampler,
+        options.trials,
+        options.jobs,
+        options.retry_failed,
+    )
+    print_search(report, options.output_dir)
+
+
 def _report(argv: Sequence[str]) -> None:
     parser = _parser(
         "report", "Compare the runs below a folder: tables, charts, and a page that needs no network."
@@ -262,6 +302,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (_run, "fine-tune a model on a task"),
     "prepare": (_prepare, "fetch and tokenise ahead, for runs without a network"),
     "sweep": (_sweep, "do the runs of a specification, resumable"),
+    "search": (_search, "the best configuration by population based training or sampling"),
     "report": (_report, "compare the runs below a folder"),
     "profile": (_profile, "measure memory and speed of training steps"),
     "capacity": (_capacity, "the largest batch, depth or width under a memory budget"),

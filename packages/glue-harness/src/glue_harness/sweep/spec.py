@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.errors import ConfigurationError
 from glue_harness.config import RunConfig
 from glue_harness.parsing import parse_mapping
+from glue_harness.specification import read_specification
 
 __all__ = ["PlannedRun", "read_spec"]
 
-KEYS = ("base", "grid", "cases", "exclude")
+PARTS = {"base": dict, "grid": dict, "cases": list, "exclude": list}
 
 
 @dataclass(frozen=True)
@@ -34,42 +32,12 @@ class PlannedRun:
     config: RunConfig
 
 
-def _expand_variables(value: Any, path: Path) -> Any:
-    """Replace `${NAME}` by the environment's value, so that a specification holds no path of a machine."""
-    if isinstance(value, dict):
-        return {key: _expand_variables(inner, path) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_expand_variables(inner, path) for inner in value]
-    if isinstance(value, str):
-        for name in re.findall(r"\$\{(\w+)\}", value):
-            if name not in os.environ:
-                raise ConfigurationError(
-                    f"{path}: {value!r}: the environment has no {name}: set it and try again"
-                )
-        return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
-    return value
-
-
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}: give a sweep's YAML file") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(spec, dict):
-        raise ConfigurationError(f"{path}: expected a mapping with {', '.join(KEYS)}")
-    if unknown := [key for key in spec if key not in KEYS]:
-        raise ConfigurationError(
-            f"{path}: key {unknown[0]!r} is unknown: {did_you_mean(str(unknown[0]), KEYS)}"
-        )
-    for key, kind in (("base", dict), ("grid", dict), ("cases", list), ("exclude", list)):
-        if not isinstance(spec.get(key) or kind(), kind):
-            raise ConfigurationError(f"{path}: {key} has to be a {'mapping' if kind is dict else 'list'}")
-    for axis, values in (spec.get("grid") or {}).items():
+    spec = read_specification(path, PARTS)
+    for axis, values in spec["grid"].items():
         if not isinstance(values, list) or not values:
             raise ConfigurationError(f"{path}: grid.{axis} has to be a list of values, not {values!r}")
-    return _expand_variables(spec, path)
+    return spec
 
 
 def _covers(pattern: Any, value: Any) -> bool:
@@ -83,14 +51,14 @@ def _covers(pattern: Any, value: Any) -> bool:
 
 def _points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what differs from the base: every case with every point of the grid, less the exclusions."""
-    grid = spec.get("grid") or {}
-    for case in spec.get("cases") or [{}]:
+    grid = spec["grid"]
+    for case in spec["cases"] or [{}]:
         for values in itertools.product(*grid.values()):
             point = {**case, **dict(zip(grid, values, strict=True))}
-            whole = {**(spec.get("base") or {}), **point}
+            whole = {**spec["base"], **point}
             if not any(
                 all(key in whole and _covers(pattern, whole[key]) for key, pattern in exclusion.items())
-                for exclusion in spec.get("exclude") or []
+                for exclusion in spec["exclude"]
             ):
                 yield point
 
@@ -134,7 +102,7 @@ def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
     spec = _read(path)
     runs: dict[str, PlannedRun] = {}
     for point in _points(spec):
-        mapping = {**(spec.get("base") or {}), **point, "output_dir": str(output_dir)}
+        mapping = {**spec["base"], **point, "output_dir": str(output_dir)}
         try:
             config = parse_mapping(mapping)
         except ConfigurationError as error:

@@ -1,0 +1,97 @@
+"""A Ray cluster for many runs: the one that is there, or this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["Share", "connected", "fair_share", "use_cores"]
+
+OBJECT_STORE = 2**27
+"""Bytes of shared memory; runs pass configurations and scores only."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several runs at a time gets.
+
+    Attributes:
+        cpus: Cores, which is also the number of its threads.
+        gpus: Devices; below 1, runs share one.
+    """
+
+    cpus: int
+    gpus: float
+
+
+def fair_share(cpus: Sequence[float], gpus: Sequence[float], jobs: int) -> Share:
+    """Divide machines among runs, each of which stays on one of them.
+
+    Args:
+        cpus: Cores of each machine.
+        gpus: Devices of each machine.
+        jobs: Runs at a time.
+
+    Examples:
+        >>> fair_share([16, 16], [0, 0], 3)
+        Share(cpus=8, gpus=0.0)
+        >>> fair_share([8], [2], 4)
+        Share(cpus=2, gpus=0.5)
+        >>> fair_share([64], [4], 2)
+        Share(cpus=32, gpus=1.0)
+        >>> fair_share([2], [0], 4)
+        Share(cpus=1, gpus=0.0)
+    """
+    most = int(max(cpus, default=1))
+    fits = [size for size in range(1, most + 1) if sum(own // size for own in cpus) >= jobs]
+    devices = int(sum(gpus))
+    return Share(max(fits, default=1), 1 / -(-jobs // devices) if devices else 0.0)
+
+
+def _cores() -> int:
+    """Return the cores that this process may use."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, int(limit)) if limit.isdigit() and int(limit) else allowed
+
+
+@contextmanager
+def connected(jobs: int) -> Iterator[Share]:
+    """Use a session that is open, else a cluster that runs, else one on this machine for the time being.
+
+    Args:
+        jobs: Runs at a time.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(address="auto", **quiet)
+        except ConnectionError:
+            local = fair_share([_cores()], [], jobs)
+            ray.init(
+                num_cpus=local.cpus * jobs,
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=False,
+                **quiet,
+            )
+    try:
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield fair_share(
+            [own.get("CPU", 0.0) for own in machines], [own.get("GPU", 0.0) for own in machines], jobs
+        )
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def use_cores(share: Share) -> None:
+    """Give this process as many threads as it has cores."""
+    import torch
+
+    torch.set_num_threads(share.cpus)

@@ -1,0 +1,27 @@
+"""Libraries that only some commands need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from finetune_common.errors import ConfigurationError
+
+__all__ = ["need"]
+
+
+def need(extra: str, *modules: str) -> None:
+    """Refuse to go on without what an extra of this package installs.
+
+    Examples:
+        >>> need("search", "json")
+        >>> need("search", "no_such_module")
+        Traceback (most recent call last):
+        finetune_common.errors.ConfigurationError: no_such_module is not installed: from the checkout, pip
+        install './packages/glue-harness[search]'
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise ConfigurationError(
+                f"{module} is not installed: from the checkout, "
+                f"pip install './packages/glue-harness[{extra}]'"
+            )

@@ -1,0 +1,180 @@
+"""The best of many configurations: population based training, early stopping, and samplers, by Ray Tune."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+from glue_harness.cluster import connected
+from glue_harness.config import difference
+from glue_harness.extras import need
+from glue_harness.records import write_whole
+from glue_harness.search.records import EVALUATION, ancestors, keep_best, read_evaluation, read_evaluations
+from glue_harness.search.spec import SearchSpec, read_search
+from glue_harness.sweep.state import ERROR
+
+if TYPE_CHECKING:
+    from ray.tune import Result
+
+__all__ = ["SAMPLERS", "SCHEDULERS", "search"]
+
+SCHEDULERS = ("pbt", "asha", "none")
+SAMPLERS = ("random", "tpe")
+
+
+def search(
+    spec: Path,
+    output_dir: Path,
+    scheduler: str = "pbt",
+    sampler: str = "random",
+    trials: int = 8,
+    jobs: int = 1,
+    retry_failed: bool = False,
+) -> dict[str, Any]:
+    """Search for the best configuration, or continue an interrupted search.
+
+    Args:
+        spec: The specification's file.
+        output_dir: Receives `best/` (weights and configuration), `search.json`, the lineage's chart, and
+            the files of each trial.
+        scheduler: `pbt` (after each evaluation, a trial among the worst quarter goes on from one of the best
+            quarter with changed options), `asha` (of the trials that reach 1, 3, 9, … evaluations, the best
+            third goes on) or `none`.
+        sampler: `random`, or `tpe` (Optuna), which learns from finished trials.
+        trials: How many configurations.
+        jobs: Trials at a time, each with its share of the cores, or of the GPUs.
+        retry_failed: Try trials again that failed before.
+
+    Returns:
+        What `search.json` holds.
+
+    Raises:
+        ConfigurationError: Something in the specification, another search in the folder, or nothing but
+            trials that failed.
+    """
+    check_choice("scheduler", scheduler, SCHEDULERS)
+    check_choice("sampler", sampler, SAMPLERS)
+    check_number("trials", trials, at_least=1)
+    check_number("jobs", jobs, at_least=1)
+    if scheduler == "pbt" and sampler == "tpe":
+        raise ConfigurationError(
+            "--sampler tpe with --scheduler pbt: population based training changes options itself: "
+            "use --sampler random, or --scheduler asha"
+        )
+    read = read_search(spec)
+    if scheduler == "pbt" and not read.mutations:
+        raise ConfigurationError(
+            f"{spec}: nothing that can change while a model trains: use --scheduler asha"
+        )
+    need("search", "ray", "optuna")
+    folder = output_dir.resolve()
+    asked = {"scheduler": scheduler, "sampler": sampler, "trials": trials}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            _claim(folder, read.as_dict() | asked, output_dir)
+            made = folder / "search.json"
+            if not made.exists() or (retry_failed and (folder / "tune").exists()):
+                _searched(read, folder, jobs, asked, retry_failed)
+            report = json.loads(made.read_text(encoding="utf-8"))
+    except Timeout:
+        raise ConfigurationError(
+            f"--output-dir {output_dir}: another process searches there; wait for it, "
+            "or choose another folder"
+        ) from None
+    return report
+
+
+def _claim(folder: Path, ours: dict[str, Any], shown: Path) -> None:
+    """Refuse a folder that holds another search."""
+    file = folder / "search.yaml"
+    if not file.exists():
+        write_whole(file, yaml.safe_dump(ours, sort_keys=False))
+    elif differs := difference(ours, yaml.safe_load(file.read_text(encoding="utf-8"))):
+        raise ConfigurationError(
+            f"--output-dir {shown} holds a different search: {differs}; choose another folder"
+        )
+
+
+def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], retry_failed: bool) -> None:
+    """Have Tune do the trials, keep the best one, and write `search.json`."""
+    from glue_harness.search.lineage import draw_lineage
+    from glue_harness.search.tuning import tuner
+
+    if retry_failed:
+        for error in folder.glob(f"trials/*/{ERROR}"):
+            error.unlink()
+    with connected(jobs) as share:
+        grid = tuner(spec, folder, share, **asked, retry_failed=retry_failed).fit()
+        results = [grid[number] for number in range(len(grid))]
+        best = _best(results, spec.metric)
+        if best is None:
+            errors = sorted(folder.glob(f"trials/*/{ERROR}"))
+            said = errors[0].read_text(encoding="utf-8").strip() if errors else "their processes died"
+            raise ConfigurationError(f"all trials failed ({said}): --retry-failed tries again")
+        report = _report(spec, folder, results, keep_best(best, folder))
+        report |= {"scheduler": asked["scheduler"], "sampler": asked["sampler"]}
+    draw_lineage(report, folder)
+    write_whole(folder / "search.json", json.dumps(report, indent=1) + "\n")
+    if not any(trial["error"] for trial in report["trials"]):
+        shutil.rmtree(folder / "tune")
+
+
+def _best(results: Sequence[Result], metric: str) -> Path | None:
+    """Return the folder of the checkpoint with the highest score."""
+    kept = [pair for result in results for pair in result.best_checkpoints or [] if metric in pair[1]]
+    return Path(max(kept, key=lambda pair: pair[1][metric])[0].path) if kept else None
+
+
+def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Path) -> dict[str, Any]:
+    evaluations = read_evaluations(folder)
+    numbers = {Path(result.path).name: number for number, result in enumerate(results, start=1)}
+    entries = []
+    for result, (name, number) in zip(results, numbers.items(), strict=True):
+        own = [one for one in evaluations.values() if one.trial == name]
+        top = max(own, key=lambda one: one.metrics[spec.metric], default=None)
+        error = folder / "trials" / name / ERROR
+        said = error.read_text(encoding="utf-8").strip() if error.exists() else str(result.error)
+        entries.append(
+            {
+                "number": number,
+                "trial": name,
+                "evaluations": len(own),
+                "epoch": max((one.epoch for one in own), default=0.0),
+                "score": top.metrics[spec.metric] if top else None,
+                "configuration": top.configuration if top else result.config,
+                "error": said if result.error else None,
+            }
+        )
+    chosen = read_evaluation(best / EVALUATION)
+    return {
+        "schema": 1,
+        "task": spec.base["task"],
+        "metric": spec.metric,
+        "best": {
+            "trial": numbers[chosen.trial],
+            "evaluation": chosen.id,
+            "score": chosen.metrics[spec.metric],
+            "lineage": [one.id for one in ancestors(evaluations, chosen.id)],
+        },
+        "trials": entries,
+        "evaluations": [
+            {
+                "id": one.id,
+                "parent": one.parent,
+                "trial": numbers[one.trial],
+                "epoch": one.epoch,
+                "step": one.step,
+                "metrics": one.metrics,
+                "configuration": one.configuration,
+            }
+            for one in evaluations.values()
+        ],
+    }

@@ -1,0 +1,89 @@
+"""The chart of a search: what each trial scored, where it took its weights from, and the way to the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from glue_harness.report.plots import COLOURS, STYLE
+
+__all__ = ["draw_lineage"]
+
+OTHERS, BEST = "#8a8a8a", COLOURS[1]
+PANELS = 4
+"""Of options, below that of the scores."""
+
+
+def _numeric(report: Mapping[str, Any]) -> list[str]:
+    """Return the options that a chart can show: numbers that differ between evaluations."""
+    values: dict[str, set[Any]] = {}
+    for one in report["evaluations"]:
+        for option, value in one["configuration"].items():
+            values.setdefault(option, set()).add(value if isinstance(value, int | float) else None)
+    return [option for option, seen in values.items() if len(seen) > 1 and None not in seen]
+
+
+def _draw(axes: Axes, report: Mapping[str, Any], height: Mapping[str, float], label: str) -> None:
+    """Draw a quantity of every evaluation over epochs, joined to the one its weights come from."""
+    evaluations = {one["id"]: one for one in report["evaluations"]}
+    way = set(report["best"]["lineage"])
+    for name, one in evaluations.items():
+        chosen = name in way
+        look = {"color": BEST if chosen else OTHERS, "zorder": 3 if chosen else 2}
+        axes.plot(one["epoch"], height[name], "o", markersize=5 if chosen else 3, **look)
+        parent = evaluations.get(one["parent"])
+        if parent is not None:
+            taken = parent["trial"] != one["trial"]
+            axes.plot(
+                (parent["epoch"], one["epoch"]),
+                (height[parent["id"]], height[name]),
+                linestyle=":" if taken else "-",
+                linewidth=2.2 if chosen else 1,
+                **look,
+            )
+    axes.set_ylabel(label)
+
+
+def draw_lineage(report: Mapping[str, Any], folder: Path) -> Sequence[Path]:
+    """Draw `lineage.png` and `lineage.svg`.
+
+    Args:
+        report: What `search.json` holds.
+        folder: Receives the files.
+    """
+    metric, evaluations = report["metric"], report["evaluations"]
+    options = _numeric(report)[:PANELS]
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            1 + len(options),
+            figsize=(7, 3.4 + 1.7 * len(options)),
+            height_ratios=[2.4, *[1.0] * len(options)],
+            sharex=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        axes = panels[:, 0]
+        scores = {one["id"]: one["metrics"][metric] for one in evaluations}
+        _draw(axes[0], report, scores, metric.replace("_", " "))
+        for own, option in zip(axes[1:], options, strict=True):
+            height = {one["id"]: one["configuration"][option] for one in evaluations}
+            _draw(own, report, height, option)
+            if min(height.values()) > 0 and max(height.values()) > 8 * min(height.values()):
+                own.set_yscale("log")
+        axes[-1].set_xlabel("epoch")
+        best = report["best"]
+        axes[0].set_title(
+            f"{report['task']}: the way to the best of {len(report['trials'])} trials "
+            f"(trial {best['trial']}, {best['score']:.4f})\n"
+            "dotted: weights taken from another trial",
+            fontsize=9,
+        )
+        files = [folder / f"lineage.{kind}" for kind in ("png", "svg")]
+        for file in files:
+            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        plt.close(figure)
+    return files

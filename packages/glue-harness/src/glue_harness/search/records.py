@@ -1,0 +1,111 @@
+"""What a search writes down: a file for each evaluation, and the tree they form.
+
+An evaluation is named by what led to it: the evaluation that its weights come from, the trial, the
+configuration and the step. Done again after an interruption it has the same name and the same scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glue_harness.records import write_whole
+
+__all__ = [
+    "EVALUATION",
+    "RESULT_SO_FAR",
+    "Evaluation",
+    "ancestors",
+    "keep_best",
+    "read_evaluation",
+    "read_evaluations",
+]
+
+EVALUATION, RESULT_SO_FAR = "evaluation.json", "so-far.json"
+FOLDER = "evaluations"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one trial at one moment.
+
+    Attributes:
+        id: Twelve hexadecimal digits.
+        parent: The evaluation from whose weights training went on; None for the first.
+        trial: Whose it is.
+        epoch: Passes over the training rows.
+        step: Optimizer steps.
+        metrics: Metric → value.
+        configuration: The searched options that led here from the parent.
+    """
+
+    id: str
+    parent: str | None
+    trial: str
+    epoch: float
+    step: int
+    metrics: dict[str, float]
+    configuration: dict[str, Any]
+
+    @classmethod
+    def make(
+        cls,
+        parent: Evaluation | None,
+        trial: str,
+        entry: Mapping[str, Any],
+        configuration: Mapping[str, Any],
+    ) -> Evaluation:
+        """Name an entry of a run's history."""
+        origin = parent.id if parent else None
+        told = json.dumps([origin, trial, entry["step"], configuration], sort_keys=True)
+        name = hashlib.sha256(told.encode()).hexdigest()[:12]
+        return cls(name, origin, trial, entry["epoch"], entry["step"], entry["metrics"], dict(configuration))
+
+    def write(self, search: Path, run: Path) -> None:
+        """Write it into the search's folder, and beside the weights that it is about."""
+        folder = search / FOLDER
+        folder.mkdir(exist_ok=True)
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        write_whole(folder / f"{self.id}.json", text)
+        write_whole(run / EVALUATION, text)
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """Return what `Evaluation.write` wrote."""
+    return Evaluation(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def read_evaluations(search: Path) -> dict[str, Evaluation]:
+    """Return all evaluations of a search by name, early epochs first."""
+    found = [read_evaluation(file) for file in sorted((search / FOLDER).glob("*.json"))]
+    return {one.id: one for one in sorted(found, key=lambda one: (one.epoch, one.trial, one.id))}
+
+
+def ancestors(evaluations: Mapping[str, Evaluation], last: str) -> Sequence[Evaluation]:
+    """Return the evaluations that led to one, the first of them first."""
+    line, name = [], last
+    while name in evaluations:
+        line.append(evaluations[name])
+        name = line[-1].parent or ""
+    return line[::-1]
+
+
+def keep_best(run: Path, search: Path) -> Path:
+    """Copy a run with its weights into the folder `best`, where it is a finished run as any other."""
+    best, unfinished = search / "best", search / ".best"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns(".*", "result.json"))
+    (unfinished / RESULT_SO_FAR).rename(unfinished / "result.json")
+    settings = yaml.safe_load((unfinished / "config.yaml").read_text(encoding="utf-8"))
+    settings |= {"output_dir": str(best), "overwrite": False}
+    write_whole(unfinished / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    shutil.rmtree(best, ignore_errors=True)
+    unfinished.rename(best)
+    return best

@@ -1,0 +1,205 @@
+"""What is searched: a specification file with a base, a space and mutations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.tasks import get_task
+from glue_harness.config import SLOTS, RunConfig
+from glue_harness.parsing import parse_mapping
+from glue_harness.specification import read_specification
+
+__all__ = ["Range", "SearchSpec", "read_search"]
+
+KINDS = ("uniform", "loguniform", "randint", "choice")
+PARTS = {"base": dict, "space": dict, "mutations": dict}
+
+FIXED = ("task", "output_dir", "overwrite", "save_every")
+"""Options that are the same for all trials."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that an option may take.
+
+    Attributes:
+        kind: `uniform`, `loguniform`, `randint` (the upper end is left out) or `choice`.
+        values: The two ends, or what can be chosen.
+    """
+
+    kind: str
+    values: tuple[Any, ...]
+
+    def examples(self) -> tuple[Any, ...]:
+        """Return the ends, or all values where they can be listed: if these are legal, all are."""
+        if self.kind == "randint":
+            return self.values[0], self.values[1] - 1
+        return self.values
+
+    def nearest(self, value: Any) -> Any:
+        """Return the value of the range that is nearest; a choice stays as it is.
+
+        Examples:
+            >>> Range("uniform", (0.0, 0.3)).nearest(0.36)
+            0.3
+            >>> Range("randint", (6, 20)).nearest(24)
+            19
+        """
+        if self.kind == "choice":
+            return value
+        low, high = self.examples()
+        return min(max(value, low), high)
+
+
+def _range(name: str, described: Any) -> Range:
+    """Read `{loguniform: [1.0e-5, 1.0e-4]}`."""
+    if not isinstance(described, dict) or len(described) != 1:
+        raise ConfigurationError(
+            f"{name}={described!r} is no range: give one of {', '.join(KINDS)} and its values, "
+            f"as {name.partition('.')[2]}: {{uniform: [0, 0.3]}}"
+        )
+    [(kind, values)] = described.items()
+    if kind not in KINDS:
+        raise ConfigurationError(f"{name}: {kind!r} is unknown: {did_you_mean(str(kind), KINDS)}")
+    if not isinstance(values, list) or not values:
+        raise ConfigurationError(f"{name}: {kind} takes a list of values, not {values!r}")
+    if kind == "choice":
+        return Range(kind, tuple(values))
+    number = int if kind == "randint" else (int, float)
+    if len(values) != 2 or not all(isinstance(end, number) and not isinstance(end, bool) for end in values):
+        whole = "whole " if kind == "randint" else ""
+        raise ConfigurationError(f"{name}: {kind} takes two {whole}numbers, not {values!r}")
+    low, high = values if kind == "randint" else map(float, values)
+    if not low < high or (kind == "loguniform" and low <= 0):
+        above = "above 0 and " if kind == "loguniform" else ""
+        raise ConfigurationError(f"{name}: {kind} {values!r}: the first has to be {above}below the second")
+    return Range(kind, (low, high))
+
+
+def _grows(option: str) -> bool:
+    """Say whether an option can change while a model trains: not what decides the shape of its state."""
+    return option not in SLOTS and option.partition(".")[0] not in ("model", "model_config", "adaptation")
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """A search's options.
+
+    Attributes:
+        path: The file.
+        base: Options of every trial.
+        space: Option, dotted for those of a slot → its values at the start of a trial.
+        mutations: The same, for options that population based training changes.
+    """
+
+    path: Path
+    base: dict[str, Any]
+    space: dict[str, Range]
+    mutations: dict[str, Range]
+
+    def configure(self, point: Mapping[str, Any], folder: Path) -> RunConfig:
+        """Return the configuration of a trial.
+
+        Args:
+            point: Option → value.
+            folder: The trial's folder.
+
+        Raises:
+            ConfigurationError: A value is not legal.
+        """
+        plain = {option: value for option, value in point.items() if "." not in option}
+        dotted = [
+            f"--{option.replace('_', '-')}={value if isinstance(value, str) else json.dumps(value)}"
+            for option, value in point.items()
+            if "." in option
+        ]
+        config = parse_mapping({**self.base, **plain, "output_dir": str(folder)}, dotted)
+        return replace(config, save_every=config.eval_every, overwrite=True)
+
+    @property
+    def metric(self) -> str:
+        """The task's primary metric."""
+        return get_task(self.base["task"]).primary
+
+    @property
+    def seed(self) -> int:
+        """What the drawing of configurations begins from: the seed of the runs, if they have one."""
+        return self.base.get("seed", 42)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data: what makes two searches the same."""
+        parts: dict[str, Any] = {"base": self.base}
+        for part, ranges in (("space", self.space), ("mutations", self.mutations)):
+            parts[part] = {option: {own.kind: list(own.values)} for option, own in ranges.items()}
+        return json.loads(json.dumps(parts))
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """Yield points that together have every value that is an end or can be listed."""
+        first = {option: own.examples()[0] for option, own in self.space.items()}
+        for ranges in (self.space, self.mutations):
+            for option, own in ranges.items():
+                for value in own.examples():
+                    yield {**first, option: value}
+
+    def check(self) -> None:
+        """Refuse what no run could use.
+
+        Raises:
+            ConfigurationError: Names the option and the value.
+        """
+        for option in (*self.space, *self.mutations):
+            if option in FIXED:
+                raise ConfigurationError(
+                    f"{option} is the same for all trials: give it in base, or not at all"
+                )
+        for option in self.mutations:
+            if option not in self.space:
+                raise ConfigurationError(
+                    f"mutations.{option} is not in the space: say there how it begins, "
+                    f"as {option}: {{choice: [16]}}"
+                )
+            if not _grows(option):
+                raise ConfigurationError(
+                    f"mutations.{option}: a trained model cannot change it: leave it to the space"
+                )
+        if "task" not in self.base:
+            raise ConfigurationError("base has no task")
+        for point in self._corners():
+            self.configure(point, Path("trial"))
+
+
+def _ranges(part: str, described: Mapping[str, Any]) -> dict[str, Range]:
+    named = {str(option).replace("-", "_"): own for option, own in described.items()}
+    return {option: _range(f"{part}.{option}", own) for option, own in named.items()}
+
+
+def read_search(path: Path) -> SearchSpec:
+    """Read a search's specification.
+
+    Args:
+        path: YAML with `base` (any options of a run), `space` (option → `{uniform: [low, high]}`,
+            `{loguniform: [low, high]}`, `{randint: [low, high]}` or `{choice: [values]}`) and `mutations`
+            (the same for what population based training changes; by default all of the space that can
+            change while a model trains); `${NAME}` is read from the environment.
+
+    Raises:
+        ConfigurationError: Names the file and the value.
+    """
+    parts = read_specification(path, PARTS)
+    try:
+        if not parts["space"]:
+            raise ConfigurationError("space is empty: name an option and its values")
+        space = _ranges("space", parts["space"])
+        mutations = _ranges("mutations", parts["mutations"])
+        if not mutations:
+            mutations = {option: own for option, own in space.items() if _grows(option)}
+        spec = SearchSpec(path, parts["base"], space, mutations)
+        spec.check()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    return spec

@@ -1,0 +1,183 @@
+"""A search in the terms of Ray Tune: its distributions, schedulers and samplers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+
+from glue_harness.cluster import Share
+from glue_harness.search.spec import Range, SearchSpec
+from glue_harness.search.trial import do_trial
+
+__all__ = ["tuner"]
+
+NAME = "tune"
+"""Folder of Tune's own files."""
+
+CHECKPOINTS = 4
+"""Of each trial that are kept: its best ones, and the newest."""
+
+ATTEMPTS = 3
+"""Times that a trial goes on after its process died."""
+
+LONG = 10**6
+"""More evaluations than any trial makes: trials end by themselves."""
+
+
+def _domain(own: Range) -> Any:
+    """Return the distribution from which a trial's first value is drawn."""
+    drawn = {
+        "uniform": tune.uniform,
+        "loguniform": tune.loguniform,
+        "randint": tune.randint,
+        "choice": lambda *values: tune.choice(list(values)),
+    }
+    return drawn[own.kind](*own.values)
+
+
+def _mutation(own: Range) -> Any:
+    """Return how a value changes: to a neighbour in a list, else by a factor, or drawn anew."""
+    return list(own.values) if own.kind == "choice" else _domain(own)
+
+
+def _kept_in_range(mutations: Mapping[str, Range], point: dict[str, Any]) -> dict[str, Any]:
+    return {
+        option: mutations[option].nearest(value) if option in mutations else value
+        for option, value in point.items()
+    }
+
+
+def _scheduler(name: str, spec: SearchSpec, seed: int) -> TrialScheduler | None:
+    if name == "asha":
+        return ASHAScheduler(time_attr="training_iteration", max_t=LONG, grace_period=1, reduction_factor=3)
+    if name == "none":
+        return None
+    random.seed(seed)  # where population based training draws from
+    np.random.seed(seed)
+    return PopulationBasedTraining(
+        time_attr="training_iteration",
+        perturbation_interval=1,
+        hyperparam_mutations={option: _mutation(own) for option, own in spec.mutations.items()},
+        custom_explore_fn=partial(_kept_in_range, spec.mutations),
+        log_config=False,
+    )
+
+
+def _sampler(name: str, seed: int) -> Searcher | SearchAlgorithm:
+    if name == "random":
+        return BasicVariantGenerator(random_state=seed)
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(sampler=optuna.samplers.TPESampler(seed=seed))
+
+
+def _name(trial: Trial) -> str:
+    return trial.trial_id
+
+
+class _Lines(tune.Callback):
+    """Says what happens, a line an event.
+
+    Args:
+        metric: What is looked at.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """Tell the score, and where the weights come from if they are not the trial's own."""
+        numbers = {one.trial_id: number for number, one in enumerate(trials, start=1)}
+        taken = "" if result["origin"] == trial.trial_id else f", from trial {numbers[result['origin']]}"
+        values = "  ".join(f"{option} {_short(value)}" for option, value in result["configuration"].items())
+        print(
+            f"trial {numbers[trial.trial_id]}{taken}: epoch {result['epoch']:g}, "
+            f"{self._metric} {result[self._metric]:.4f}  ({values})",
+            flush=True,
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Tell that a trial failed."""
+        print(f"trial {trials.index(trial) + 1}: failed", flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def tuner(
+    spec: SearchSpec,
+    folder: Path,
+    share: Share,
+    *,
+    scheduler: str,
+    sampler: str,
+    trials: int,
+    retry_failed: bool,
+) -> tune.Tuner:
+    """Return the Tuner that begins a search, or continues it where its folder has one.
+
+    Args:
+        spec: The search.
+        folder: Its folder.
+        share: What each trial gets of the machine.
+        scheduler: `pbt`, `asha` or `none`.
+        sampler: `random` or `tpe`.
+        trials: How many.
+        retry_failed: Try trials again that failed before.
+    """
+    os.environ |= {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    }
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+
+    def trial(point: dict[str, Any]) -> None:
+        do_trial(spec, folder, share, point)
+
+    trainable = tune.with_resources(trial, {"cpu": share.cpus, "gpu": share.gpus})
+    place = str(folder / NAME)
+    if tune.Tuner.can_restore(place):
+        return tune.Tuner.restore(place, trainable, resume_errored=retry_failed)
+    seed = spec.seed
+    return tune.Tuner(
+        trainable,
+        param_space={option: _domain(own) for option, own in spec.space.items()},
+        tune_config=tune.TuneConfig(
+            metric=spec.metric,
+            mode="max",
+            num_samples=trials,
+            scheduler=_scheduler(scheduler, spec, seed),
+            search_alg=_sampler(sampler, seed),
+            reuse_actors=True,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=NAME,
+            storage_path=str(folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=CHECKPOINTS, checkpoint_score_attribute=spec.metric
+            ),
+            callbacks=[_Lines(spec.metric)],
+        ),
+    )

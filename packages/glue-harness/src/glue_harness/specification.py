@@ -1,0 +1,59 @@
+"""Reading the YAML files that describe sweeps and searches."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+
+__all__ = ["read_specification"]
+
+
+def _expand_variables(value: Any, path: Path) -> Any:
+    """Replace `${NAME}` by the environment's value, so that a specification holds no path of a machine."""
+    if isinstance(value, dict):
+        return {key: _expand_variables(inner, path) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand_variables(inner, path) for inner in value]
+    if isinstance(value, str):
+        for name in re.findall(r"\$\{(\w+)\}", value):
+            if name not in os.environ:
+                raise ConfigurationError(
+                    f"{path}: {value!r}: the environment has no {name}: set it and try again"
+                )
+        return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
+    return value
+
+
+def read_specification(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
+    """Read a specification; parts that are left out are empty.
+
+    Args:
+        path: A YAML file; `${NAME}` in it is read from the environment.
+        parts: Key → whether it is a `dict` or a `list`.
+
+    Raises:
+        ConfigurationError: Names the file and the key.
+    """
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}: give a specification's YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(spec, dict):
+        raise ConfigurationError(f"{path}: expected a mapping with {', '.join(parts)}")
+    if unknown := [key for key in spec if key not in parts]:
+        raise ConfigurationError(
+            f"{path}: key {unknown[0]!r} is unknown: {did_you_mean(str(unknown[0]), parts)}"
+        )
+    for key, kind in parts.items():
+        if not isinstance(spec.get(key) or kind(), kind):
+            raise ConfigurationError(f"{path}: {key} has to be a {'mapping' if kind is dict else 'list'}")
+    return {key: _expand_variables(spec.get(key) or kind(), path) for key, kind in parts.items()}
