@@ -47,7 +47,7 @@ def tests(session: nox.Session) -> None:
     As many processes as cores, up to four, with one thread each: a file stays in one process, where what it
     compiles is compiled once.
     """
-    install_all(session, "pytest-xdist")
+    install_all(session, "pytest-xdist", "lightning")
     workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
     session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

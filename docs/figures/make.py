@@ -1,0 +1,152 @@
+"""Draw the figures of the concept pages: a minute on two cores, no data but the demo's.
+
+python docs/figures/make.py
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib.figure import Figure
+from torch.distributions import Pareto
+
+from clipped_adaptive.plots import hill_plot, histogram, qq_plot
+from glue_harness import parse_mapping, run
+from glue_harness.footprint import predict
+from sensitivity_lr.analysis import SensitivityTracker
+
+HERE = Path(__file__).parent
+ADAPTATIONS = HERE.parent.parent / "benchmarks/speed/results/adaptations.json"
+DEMO = {
+    "task": "demo-entailment",
+    "model": "demo",
+    "max_steps": 60,
+    "log_every": 1,
+    "batch_size": 8,
+    "accumulate": 4,
+    "max_grad_norm": 0,
+    "weight_decay": 0,
+    "optimizer": {"name": "adamw", "lr": 1e-3},
+}
+AGNI = {"name": "agni", "eta": 1.0}
+
+
+def logged(**settings: Any) -> list[dict[str, Any]]:
+    """Run the demo and return its lines of metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(parse_mapping({**DEMO, **settings, "output_dir": folder}))
+        return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def gradient_noise() -> Figure:
+    """Noise-to-gradient ratio and step length, with and without AGNI."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    ratio, length = figure.subplots(1, 2)
+    ways = {"AdamW": []} | {
+        source: [AGNI | {"variance": source}] for source in ("microbatch", "running", "ema")
+    }
+    for name, gradient in ways.items():
+        lines = logged(gradient=gradient, monitor=[{"name": "gradient-noise"}])
+        for axes, key in ((ratio, "noise_to_gradient"), (length, "effective_step_size")):
+            points = [(line["step"], line[key]) for line in lines if line.get(key)]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, color=f"C{list(ways).index(name)}")
+    ratio.set(xlabel="step", ylabel="noise / gradient", yscale="log", ylim=(0.03, 3))
+    length.set(xlabel="step", ylabel="effective step size ‖Δθ‖", yscale="log")
+    length.legend(frameon=False)
+    return figure
+
+
+def sensitivity() -> Figure:
+    """The distribution of sensitivity at the end of a short run, with two optimizers."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name in ("adamw", "sage-adamw"):
+        monitor = [{"name": "sensitivity", "every": 59}]
+        records = [
+            line["sensitivity"]
+            for line in logged(optimizer={"name": name, "lr": 1e-3}, monitor=monitor)
+            if "sensitivity" in line
+        ]
+        counts = records[-1]["counts"]
+        shares = [count / sum(counts) for count in counts]
+        axes.stairs(shares, SensitivityTracker.edges(), label=f"{name}, step {records[-1]['step']}")
+    axes.set(xlabel="log10 of the sensitivity |θ g|", ylabel="share of parameters", xlim=(-12, -3))
+    axes.legend(frameon=False)
+    return figure
+
+
+def heavy_tails() -> Figure:
+    """A light and a heavy sample, looked at in three ways."""
+    torch.manual_seed(0)
+    samples = {"normal": 5 + torch.randn(1000), "Pareto, α = 1.5": Pareto(1.0, 1.5).sample((1000,))}
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    for row, (name, sample) in zip(figure.subplots(2, 3), samples.items(), strict=True):
+        for axes, draw in zip(row, (histogram, qq_plot, hill_plot), strict=True):
+            draw(sample, axes)
+            for artist in (*axes.patches, *axes.lines):
+                artist.set_rasterized(True)
+        row[0].set_title(f"{name}: {row[0].get_title()}")
+    return figure
+
+
+def parameter_efficiency() -> Figure:
+    """Trainable share and step time of each method, from the committed measurement."""
+    ways = json.loads(ADAPTATIONS.read_text())["ways"]
+    total = ways["full"]["trainable"]
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    share, time = figure.subplots(1, 2, sharey=True)
+    names = list(ways)[::-1]
+    share.barh(names, [100 * ways[name]["trainable"] / total for name in names], color="C0")
+    share.set(xlabel="parameters that train, %", xscale="log")
+    full = ways["full"]["median_seconds"]
+    time.barh(names, [ways[name]["median_seconds"] / full for name in names], color="C1")
+    time.set(xlabel="step time, full fine-tuning = 1")
+    return figure
+
+
+def activation_memory() -> Figure:
+    """Saved bytes of a two-layer BERT for each way of keeping activations."""
+    ways: dict[str, Any] = {
+        "plain": "none",
+        "8 bits (L1.1)": {"name": "compress", "level": "L1.1"},
+        "4 bits (L1)": {"name": "compress", "level": "L1"},
+        "2 bits (L1.2)": {"name": "compress", "level": "L1.2"},
+        "checkpoint": "checkpoint",
+        "4 bits + checkpoint": {"name": "compress+checkpoint", "level": "L1"},
+    }
+    shape = {"task": "sst2", "model": "bert-base-uncased", "model_config": {"num_hidden_layers": 2}}
+    bytes_of = {
+        name: predict(
+            parse_mapping(
+                {**shape, "output_dir": "-", "batch_size": 16, "max_length": 128, "activation": way}
+            )
+        ).activations
+        for name, way in ways.items()
+    }
+    figure = Figure(figsize=(6, 2.8), layout="constrained")
+    axes = figure.subplots()
+    names = list(bytes_of)[::-1]
+    bars = axes.barh(names, [bytes_of[name] / 2**20 for name in names], color="C0")
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set(xlabel="saved activations, MiB (batch 16, 128 tokens)")
+    axes.margins(x=0.12)
+    return figure
+
+
+def main() -> None:
+    mpl.rcParams |= {"svg.hashsalt": "figures", "svg.fonttype": "none"}
+    mpl.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    for draw in (gradient_noise, sensitivity, heavy_tails, parameter_efficiency, activation_memory):
+        path = HERE / f"{draw.__name__.replace('_', '-')}.svg"
+        draw().savefig(path, metadata={"Date": None})
+        print(path.name)
+
+
+if __name__ == "__main__":
+    main()
