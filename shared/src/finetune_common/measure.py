@@ -116,6 +116,8 @@ class SavedTensorMeter(saved_tensors_hooks):
         return self
 
     def _count(self, tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter):
+            return tensor  # gathered from the shards of FSDP for this pass
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._own and key not in self._seen:

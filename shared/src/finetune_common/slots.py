@@ -78,7 +78,8 @@ class Method(Protocol):
     `Options` is a frozen dataclass that validates itself in `__post_init__` (raising `ConfigurationError`)
     and whose module imports no torch; each field has a default and is described under `Args:` in the
     dataclass docstring, which is what `--help` prints. The first line of the method's own docstring is its
-    description in lists.
+    description in lists. A method that cannot work on parameters that are split over processes (FSDP) says
+    why, and what to use, in an attribute `not_sharded`: it is refused there before anything is loaded.
     """
 
     name: ClassVar[str]

@@ -28,7 +28,15 @@ from activation_compression.operation import (
     producer,
 )
 from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags
-from activation_compression.sensitivity import Adjoint, gradient, like_groups, preserved, probed, shares
+from activation_compression.sensitivity import (
+    Adjoint,
+    gradient,
+    like_groups,
+    over_processes,
+    preserved,
+    probed,
+    shares,
+)
 from activation_compression.statistics import SavedTensor, Statistics
 from activation_compression.stored import Content, Kept, Stored, StoredView
 from finetune_common.errors import ConfigurationError, check_number
@@ -154,7 +162,9 @@ class ActivationCompressor:
 
         One forward pass, one backward pass, and `probes` backward passes through it measure all tensors. What
         they save is kept in 8 bits. Where an operation cannot be differentiated twice, groups of like tensors
-        are rounded anew, one pass for each group. Random states, buffers and `.grad` stay as they are.
+        are rounded anew, one pass for each group. Random states, buffers and `.grad` stay as they are. In a
+        process group every process calls it with its own batch, and all assign the same widths; `loss_fn`
+        then runs the model itself, not its DDP wrapper.
 
         Args:
             loss_fn: Runs a forward pass, not within this compressor, and returns the loss.
@@ -172,7 +182,7 @@ class ActivationCompressor:
         if not self.level.automatic:
             raise ConfigurationError("the widths of this level are fixed: use L2, L2.1, L2.2, L3 or bits=")
         check_number("probes", probes, at_least=1)
-        sensitivities, elements = self._measure(loss_fn, probes)
+        sensitivities, elements = over_processes(*self._measure(loss_fn, probes))
         self.widths = allocate(sensitivities, elements, self.level.bits)
         self.log.append({"sensitivities": sensitivities, "elements": elements, "widths": dict(self.widths)})
         return self.widths

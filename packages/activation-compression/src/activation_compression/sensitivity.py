@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from activation_compression.allocation import noise
@@ -24,7 +25,7 @@ from activation_compression.quantizer import Codes
 from activation_compression.stored import Stored
 from finetune_common.errors import ConfigurationError
 
-__all__ = ["Adjoint", "gradient", "like_groups", "preserved", "probed", "shares"]
+__all__ = ["Adjoint", "gradient", "like_groups", "over_processes", "preserved", "probed", "shares"]
 
 
 @contextmanager
@@ -198,3 +199,18 @@ def shares(total: float, elements: Mapping[str, int]) -> dict[str, float]:
     """Split a group's sensitivity over its tensors by their elements."""
     whole = sum(elements.values())
     return {key: total * n / whole for key, n in elements.items()}
+
+
+def over_processes(
+    sensitivities: Mapping[str, float], elements: Mapping[str, int]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Return sums over all processes of the process group, if there is one: they then agree on the widths."""
+    measured = [(sensitivities, elements)]
+    if dist.is_available() and dist.is_initialized():
+        measured *= dist.get_world_size()
+        dist.all_gather_object(measured, (sensitivities, elements))
+    keys = dict.fromkeys(key for _, own in measured for key in own)
+    return (
+        {key: sum(own.get(key, 0.0) for own, _ in measured) for key in keys},
+        {key: sum(own.get(key, 0) for _, own in measured) for key in keys},
+    )

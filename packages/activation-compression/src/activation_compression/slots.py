@@ -113,6 +113,13 @@ class CompressMethod:
                 self.compressor.load_state_dict(self._state)
         return self.compressor
 
+    @property
+    def not_sharded(self) -> str | None:
+        """Why parameters may not be split over processes: `adapt` differentiates by whole parameters."""
+        if not find_level(self.options.level, self.options.bits).automatic:
+            return None
+        return "measures its widths by gradients of whole parameters: use a fixed level such as L1"
+
     def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Return the context in which activations are compressed."""
         return self._compressor_of(model)

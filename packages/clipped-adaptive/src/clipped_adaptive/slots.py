@@ -209,6 +209,7 @@ class TailsMonitor:
     """Outlier ratios and tail index of the gradient noise over the last batches."""
 
     name, Options = "tails", TailsOptions
+    not_sharded = "measures gradients of whole parameters: leave this monitor out"
 
     def __init__(self, options: TailsOptions) -> None:
         self.options = options

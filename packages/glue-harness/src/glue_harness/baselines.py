@@ -250,6 +250,7 @@ class AdamW8bit:
 
     name = "adamw-8bit"
     Options = AdamOptions
+    not_sharded = "keeps state in packed bits, which cannot be split: use --optimizer adamw"
 
     def __init__(self, options: AdamOptions) -> None:
         self.options = options

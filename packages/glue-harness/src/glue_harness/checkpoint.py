@@ -155,7 +155,7 @@ def load(
         if any(hasattr(parameter, "placements") for parameter in model.parameters()):
             _load_parts(file, model)
         else:
-            load_model(model, file, device=str(device))
+            load_model(model, file, device="cpu" if device.type == "cpu" else str(device))
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
     if missing := {"step", "random", *expected} - state.keys():
         raise _damaged(checkpoint, f"state.pt has no {', '.join(sorted(missing))}")

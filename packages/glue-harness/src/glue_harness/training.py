@@ -95,8 +95,6 @@ class Training:
     def _build(self, tokenizer: Any) -> None:
         """Make the model, the optimizer over its parameters, and attach the methods."""
         config, methods, data = self.config, self.methods, self.data
-        if self.sharded:
-            methods.check_sharded()
         set_seed(config.seed)
         model = load_model(
             config.model, self.task, tokenizer, methods.adaptation.load_kwargs(), config.model_config
@@ -407,7 +405,10 @@ def run(
         if finished := from_main(accelerator, finished):
             return finished
         with together(accelerator):
-            methods, tokenizer = build_methods(config), load_tokenizer(config.model)
+            methods = build_methods(config)
+            if is_sharded(config):
+                methods.check_sharded()
+            tokenizer = load_tokenizer(config.model)
         data = by_turns(accelerator, lambda: Data.load(config, tokenizer))
         stack.enter_context(_flushed_denormals())
         stack.enter_context(lost_processes(accelerator))

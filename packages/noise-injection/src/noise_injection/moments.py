@@ -10,7 +10,7 @@ from torch import Tensor
 
 from noise_injection import kernels
 from noise_injection.attachment import Plan, Row
-from noise_injection.shards import local
+from noise_injection.shards import local, part_of, spread
 
 __all__ = ["EmaVariance", "RunningVariance"]
 
@@ -25,6 +25,8 @@ class RunningVariance:
 
     def __init__(self) -> None:
         self._state: State = {}
+        self._loaded: State = {}
+        self._parameters: dict[int, Tensor] = {}
 
     def plans(self, rows: list[Row]) -> list[Plan]:
         """Every row keeps its own statistics."""
@@ -32,6 +34,10 @@ class RunningVariance:
 
     def _own(self, row: Row) -> dict[str, Tensor]:
         """Return the statistics of a row, on its device."""
+        self._parameters[row.index] = row.parameter
+        if (loaded := self._loaded.pop(row.index, None)) is not None:
+            parts = {name: part_of(loaded[name], row.parameter).clone() for name in self.names}
+            self._state[row.index] = {**parts, "count": loaded["count"].clone()}
         fresh = row.index not in self._state
         own = self._state.setdefault(row.index, {})
         if fresh:
@@ -60,17 +66,19 @@ class RunningVariance:
     def remove(self) -> None:
         """Forget the statistics."""
         self._state.clear()
+        self._loaded.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the statistics by the parameters' numbers, in their own dtype."""
-        return {
-            "moments": {i: {name: t.clone() for name, t in own.items()} for i, own in self._state.items()}
-        }
+        """Return the statistics by the parameters' numbers, in their own dtype; of DTensors, as DTensors."""
+        moments = {**self._loaded}
+        for i, own in self._state.items():
+            whole = {name: spread(own[name].clone(), self._parameters[i]) for name in self.names}
+            moments[i] = {**whole, "count": own["count"].clone()}
+        return {"moments": moments}
 
     def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
         """Take the statistics of a state."""
-        moments = state["moments"]
-        self._state = {int(i): {name: t.clone() for name, t in own.items()} for i, own in moments.items()}
+        self._state, self._loaded = {}, {int(i): dict(own) for i, own in state["moments"].items()}
 
 
 class EmaVariance(RunningVariance):

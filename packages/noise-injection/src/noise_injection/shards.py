@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["local", "shard_groups", "shard_index", "sum_over_shards"]
+__all__ = ["local", "part_of", "shard_groups", "shard_index", "spread", "sum_over_shards"]
 
 
 def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
@@ -24,6 +24,39 @@ def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     if placements != sharded.placements:
         sharded = sharded.redistribute(placements=placements)
     return sharded.to_local()
+
+
+def spread(part: Tensor, like: Tensor) -> Tensor:
+    """Return this process's flat part of a tensor as a tensor that is spread like another one (DTensor).
+
+    Args:
+        part: One-dimensional; returned as it is where `like` is plain.
+        like: Plain or DTensor.
+    """
+    if not hasattr(like, "placements"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    other: Any = like
+    shape, stride = other.shape, other.stride()
+    own = part.view(other.to_local().shape)
+    return DTensor.from_local(own, other.device_mesh, other.placements, shape=shape, stride=stride)
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """Return what this process holds of a whole tensor that is spread like another one, one-dimensional.
+
+    Args:
+        whole: A plain tensor; all of it where `like` is plain. What is spread already stays so.
+        like: Plain or DTensor.
+    """
+    if hasattr(like, "placements") and not hasattr(whole, "placements"):
+        from torch.distributed.tensor import distribute_tensor
+
+        other: Any = like
+        shaped = whole.view(other.shape).to(other.device)
+        whole = distribute_tensor(shaped, other.device_mesh, other.placements, src_data_rank=None)
+    return local(whole).reshape(-1)
 
 
 def _sharded_dimensions(tensor: Any) -> list[int]:

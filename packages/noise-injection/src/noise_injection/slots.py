@@ -98,6 +98,13 @@ class AgniMethod:
     def __init__(self, options: AgniOptions) -> None:
         self.options = options
 
+    @property
+    def not_sharded(self) -> str | None:
+        """Why parameters may not be split over processes: FSDP shows no gradient of a micro-batch."""
+        if self.options.variance != "microbatch":
+            return None
+        return "cannot see the micro-batches of split gradients: use --gradient.variance running or ema"
+
     def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> AdaptiveGradientNoise:
         """Attach to an optimizer whose step sees `accumulate` micro-batches on each process.
 

@@ -76,6 +76,7 @@ class QLoRAMethod(_Method):
     """LoRA on base weights that are loaded in 4 bits, through bitsandbytes."""
 
     name, Options = "qlora", QLoRA
+    not_sharded = "keeps weights in packed bits, which cannot be split: use --adaptation lora"
 
     def load_kwargs(self) -> dict[str, Any]:
         """Return the quantisation that `from_pretrained` takes.

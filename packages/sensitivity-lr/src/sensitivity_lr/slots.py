@@ -144,6 +144,7 @@ class SensitivityMonitor:
     """Record the distribution of sensitivity over training."""
 
     name, Options = "sensitivity", SensitivityOptions
+    not_sharded = "looks at whole parameters: leave this monitor out"
 
     def __init__(self, options: SensitivityOptions) -> None:
         self.options = options
