@@ -1,30 +1,37 @@
-"""Keep the results of a sweep: one JSON file without paths, and the table made from it.
+"""Keep the results of a sweep: one JSON file without paths, and the tables made from it.
 
     python benchmarks/collect.py runs/sage-sst2 benchmarks/sage/results/sst2.json
     python benchmarks/collect.py --tables            # make every committed table anew from its JSON
 
-The JSON holds every run's `result.json`; the table beside it (`.md`) is never written by hand.
+The JSON holds every run's `result.json`. The table beside it (`.md`), the comparison with what was published
+(`-published.md`) and the list of benchmarks with their times (`list.md`) are never written by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from glue_harness.records import read_results, write_whole
 from glue_harness.report.aggregate import model_name, summarise
+from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.tables import markdown
+from reproduce import costs, published
+from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue
+from reproduce.listing import listing
 
-HERE = Path(__file__).parent
 COLUMNS = ("task", "setting", "runs", "last")
 """Speed and memory are left out: they count only where a run had the machine to itself."""
 
 
 def sweep_results() -> list[Path]:
     """Return the committed results of sweeps; `speed/` has a form of its own."""
-    return [path for path in sorted(HERE.glob("*/results/*.json")) if path.parent.parent.name != "speed"]
+    return [
+        path for path in sorted(BENCHMARKS.glob("*/results/*.json")) if path.parent.parent.name != "speed"
+    ]
 
 
 def kept_name(model: str) -> str:
@@ -39,6 +46,11 @@ def without_paths(result: dict[str, Any]) -> dict[str, Any]:
     return result | named | {"settings": settings | named}
 
 
+def kept(runs: Path) -> list[dict[str, Any]]:
+    """Return the results of a sweep's folder as they are kept."""
+    return [without_paths(result) for result in read_results(runs)]
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Return the markdown table of results, with what they ran on."""
     machine, versions = results[0]["hardware"], results[0]["versions"]
@@ -51,6 +63,41 @@ def table(results: list[dict[str, Any]]) -> str:
     )
 
 
+def published_table(benchmark: Benchmark, scale: str, results: Any) -> str:
+    """Return the comparison with what was published, and how its numbers are made."""
+    said = "" if benchmark.script else f" {EVALUATIONS[benchmark.evaluation]};"
+    return (
+        published.table(published.comparison(benchmark, scale, results))
+        + f"\nOurs: {PROTOCOLS[benchmark.protocol].said};{said} 95 % interval of our number, at the paper "
+        "scale of a repetition with as many runs as are behind the published one.\n"
+    )
+
+
+def _tables_of(benchmark: Benchmark) -> Iterator[tuple[Path, str]]:
+    """Yield what is made from the committed results of a benchmark."""
+    told = any(t.benchmark == benchmark.name for t in published.targets(benchmark.work))
+    for scale in ("cpu", "paper"):
+        if scale not in benchmark.scales or not (path := benchmark.kept(scale)).exists():
+            continue
+        results = json.loads(path.read_text(encoding="utf-8"))
+        beside = "published.md" if benchmark.script else f"{path.stem}-published.md"
+        if told:
+            yield path.with_name(beside), published_table(benchmark, scale, results)
+        if benchmark.costs:
+            yield path.with_name(f"{path.stem}-costs.md"), costs.table(results)
+
+
+def tables() -> dict[Path, str]:
+    """Return every committed table, made anew."""
+    made = {
+        path.with_suffix(".md"): table(json.loads(path.read_text(encoding="utf-8")))
+        for path in sweep_results()
+    }
+    for benchmark in catalogue().values():
+        made |= dict(_tables_of(benchmark))
+    return made | {BENCHMARKS / "list.md": listing()}
+
+
 def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
@@ -61,11 +108,10 @@ def main() -> None:
     if not options.tables:
         if options.json is None:
             parser.error("give the folder of a sweep and the JSON file to write, or --tables")
-        kept = [without_paths(result) for result in read_results(options.runs)]
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.json, json.dumps(kept, indent=1) + "\n")
-    for path in sweep_results():
-        write_whole(path.with_suffix(".md"), table(json.loads(path.read_text(encoding="utf-8"))))
+        write_whole(options.json, json.dumps(kept(options.runs), indent=1) + "\n")
+    for path, text in tables().items():
+        write_whole(path, text)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from clipped_adaptive.heavy_tails import sample_gradient_noise
 from glue_harness.hardware import hardware, versions
 
 HERE = Path(__file__).parent
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Batch = tuple[Tensor, Tensor]
 
 
@@ -52,8 +53,8 @@ class Images:
             found = load_dataset("imagefolder", data_dir=name) if folder else load_dataset(name)
             (x, y), (test_x, test_y) = (self._decoded(found[split]) for split in ("train", "test"))
         center, spread = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
-        self.train: Batch = ((x - center) / spread, y.long())
-        self.test: Batch = ((test_x - center) / spread, test_y.long())
+        self.train: Batch = (((x - center) / spread).to(DEVICE), y.long().to(DEVICE))
+        self.test: Batch = (((test_x - center) / spread).to(DEVICE), test_y.long().to(DEVICE))
 
     @staticmethod
     def _decoded(rows: Any) -> Batch:
@@ -126,7 +127,7 @@ def build(model: nn.Module, settings: Mapping[str, Any], weight_decay: float) ->
 def train(spec: Mapping[str, Any], images: Images, way: str, seed: int) -> dict[str, Any]:
     """Train once; the tails are those of the first seed."""
     torch.manual_seed(seed)
-    model = resnet(spec, images).train()
+    model = resnet(spec, images).to(DEVICE).train()
     optimizer = build(model, spec["ways"][way], spec["weight_decay"])
     order = torch.Generator().manual_seed(seed)
     measured = way in spec["tails"]["ways"] and seed == spec["seeds"][0]
@@ -185,7 +186,7 @@ def main() -> None:
         result = json.loads(file.read_text(encoding="utf-8"))
         if result["spec"] != spec:
             parser.error(f"{file} was made with another spec: remove it or give another --output-dir")
-    result |= {"versions": versions(), "hardware": hardware(torch.device("cpu"))}
+    result |= {"versions": versions(), "hardware": hardware(DEVICE)}
     images = Images(spec["data"])
     torch.set_flush_denormal(True)
     for way in spec["ways"]:

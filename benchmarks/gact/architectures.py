@@ -8,6 +8,7 @@ is that of one batch before and after training on it, compressed and plain from 
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 from collections.abc import Callable
@@ -116,13 +117,13 @@ def gradient(model: nn.Module, batch: dict[str, Tensor], compressor: ActivationC
     return torch.cat([g.flatten() for g in found if g is not None])
 
 
-def trained(model: nn.Module, batch: dict[str, Tensor], level: str) -> tuple[float, float]:
+def trained(model: nn.Module, batch: dict[str, Tensor], level: str, steps: int) -> tuple[float, float]:
     """Return the loss of the batch before and after training on it."""
     model = copy.deepcopy(model)
     compressor = ActivationCompressor(model, level)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     losses = []
-    for number in range(STEPS + 1):
+    for number in range(steps + 1):
         torch.manual_seed(number)
         with compressor:
             loss = model(**batch).loss
@@ -133,23 +134,23 @@ def trained(model: nn.Module, batch: dict[str, Tensor], level: str) -> tuple[flo
     return losses[0], losses[-1]
 
 
-def measure(name: str, level: str) -> dict[str, Any]:
+def measure(name: str, level: str, draws: int, steps: int) -> dict[str, Any]:
     """Return the row of an architecture at a level."""
     model, batch = make(name)
     model.train()
     exact = gradient(model, batch, ActivationCompressor(model, "L0"))
     compressor = ActivationCompressor(model, level)
-    draws = torch.stack([gradient(model, batch, compressor) for _ in range(DRAWS)])
-    first, plain = trained(model, batch, "L0")
+    found = torch.stack([gradient(model, batch, compressor) for _ in range(draws)])
+    first, plain = trained(model, batch, "L0", steps)
     return {
         "architecture": name,
         "level": level,
         "ratio": compressor.stats.ratio,
-        "error": float((draws - exact).norm(dim=1).mean() / exact.norm()),
-        "error_of_mean": float((draws.mean(0) - exact).norm() / exact.norm()),
+        "error": float((found - exact).norm(dim=1).mean() / exact.norm()),
+        "error_of_mean": float((found.mean(0) - exact).norm() / exact.norm()),
         "loss_before": first,
         "loss_plain": plain,
-        "loss_compressed": trained(model, batch, level)[1],
+        "loss_compressed": trained(model, batch, level, steps)[1],
     }
 
 
@@ -171,15 +172,25 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure all, print and keep the table."""
+    parser = argparse.ArgumentParser(description="Other architectures with compressed activations.")
+    parser.add_argument("--names", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser.add_argument("--draws", type=int, default=DRAWS, help=f"gradients to average ({DRAWS})")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of training ({STEPS})")
+    parser.add_argument("--output-dir", type=Path, default=HERE / "results" / "architectures")
+    options = parser.parse_args()
     report = {
-        "rows": [measure(name, level) for name in ARCHITECTURES for level in ("L1", "L1.2")],
-        "draws": DRAWS,
-        "steps": STEPS,
+        "rows": [
+            measure(name, level, options.draws, options.steps)
+            for name in options.names
+            for level in ("L1", "L1.2")
+        ],
+        "draws": options.draws,
+        "steps": options.steps,
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),
     }
     print(table(report))
-    folder = HERE / "results" / "architectures"
+    folder = options.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(table(report), encoding="utf-8")

@@ -23,7 +23,9 @@ def flatten(result: Result) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in {**result["settings"], **result["slots"]}.items():
         choices = value if isinstance(value, list) else [value]
-        if all(isinstance(choice, dict) for choice in choices):
+        if key == "model_config":
+            flat |= {f"{key}.{field}": changed for field, changed in value.items()}
+        elif all(isinstance(choice, dict) for choice in choices):
             flat[key] = "+".join(choice["name"] for choice in choices)
             flat |= {f"{key}.{k}": v for choice in choices for k, v in choice.items() if k != "name"}
         else:

@@ -1,0 +1,154 @@
+"""The benchmarks: `catalogue.yaml` in the folder of each work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+from reproduce.scales import changed, merged, read
+
+__all__ = ["BENCHMARKS", "SCALES", "Benchmark", "Scale", "catalogue", "find"]
+
+BENCHMARKS = Path(__file__).parent.parent
+SCALES = ("smoke", "cpu", "paper")
+"""`smoke` needs nothing and shows that it runs; `cpu` needs a model folder and the data; `paper` a GPU and
+the published models."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A benchmark at a scale.
+
+    Attributes:
+        name: One of `SCALES`.
+        spec: The file that is changed, None for a script without one.
+        change: What this scale changes in it.
+        results: Name of the results, a file (sweep) or a folder (script) in the work's `results/`.
+        minutes: Estimate of a script; those of sweeps are computed.
+        gpu_memory: GB that a GPU needs, at the paper scale.
+    """
+
+    name: str
+    spec: Path | None
+    results: str
+    change: Mapping[str, Any] = field(default_factory=dict)
+    minutes: float | None = None
+    gpu_memory: int = 16
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A table or figure of a work.
+
+    Attributes:
+        name: `work.benchmark`.
+        title: What it compares.
+        published: Which table or figure it belongs to; empty for one of our own.
+        protocol: How runs become one number, as in `glue-harness report --protocol`.
+        evaluation: `last` or `best`.
+        published_runs: How many runs are behind a published number.
+        script: What runs it; None for a sweep.
+        analysis: A script that looks at the finished sweep.
+        costs: Whether time and memory are told beside the scores.
+        scales: Name → scale.
+    """
+
+    name: str
+    title: str
+    published: str
+    protocol: str
+    evaluation: str
+    published_runs: int
+    script: Path | None
+    analysis: Path | None
+    costs: bool
+    scales: Mapping[str, Scale]
+
+    @property
+    def work(self) -> str:
+        """The work that it is of."""
+        return self.name.partition(".")[0]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the work."""
+        return BENCHMARKS / self.work
+
+    def at(self, scale: str) -> Scale:
+        """Return the scale of that name.
+
+        Raises:
+            ConfigurationError: The benchmark has none.
+        """
+        if scale not in self.scales:
+            raise ConfigurationError(
+                f"--scale {scale}: {self.name} has none; it has {', '.join(self.scales)}"
+            )
+        return self.scales[scale]
+
+    def spec(self, scale: str) -> dict[str, Any]:
+        """Return the specification at a scale."""
+        chosen = self.at(scale)
+        written = read(chosen.spec) if chosen.spec else {}
+        return (merged if self.script else changed)(written, chosen.change)
+
+    def kept(self, scale: str) -> Path:
+        """Return where the results of a scale are kept: the JSON file."""
+        folder, name = self.folder / "results", self.at(scale).results
+        return folder / name / "result.json" if self.script else folder / f"{name}.json"
+
+
+def _scale(folder: Path, benchmark: str, name: str, described: Mapping[str, Any], sweep: bool) -> Scale:
+    options = dict(described)
+    spec = options.pop("spec", None)
+    results = options.pop("results", None) or f"{benchmark}-{name}"
+    apart = {key: options.pop(key) for key in ("minutes", "gpu_memory") if key in options}
+    change = {**read(BENCHMARKS / "smoke.yaml"), **options} if sweep and name == "smoke" else options
+    return Scale(name, folder / spec if spec else None, results, change, **apart)
+
+
+def _benchmark(folder: Path, name: str, described: Mapping[str, Any]) -> Benchmark:
+    options = dict(described)
+    script, analysis = options.pop("script", None), options.pop("analysis", None)
+    scales = {scale: options.pop(scale) for scale in SCALES if scale in options}
+    if script is None:
+        largest = scales.get("paper") or scales["cpu"]
+        scales = {"smoke": {"spec": largest["spec"]}} | scales
+    return Benchmark(
+        name=f"{folder.name}.{name}",
+        title=options.pop("title"),
+        published=options.pop("published", ""),
+        protocol=options.pop("protocol", "mean"),
+        evaluation=options.pop("evaluation", "last"),
+        published_runs=options.pop("published_runs", 1),
+        script=folder / script if script else None,
+        analysis=folder / analysis if analysis else None,
+        costs=options.pop("costs", False),
+        scales={key: _scale(folder, name, key, said, script is None) for key, said in scales.items()},
+        **options,
+    )
+
+
+def catalogue() -> dict[str, Benchmark]:
+    """Return all benchmarks by name."""
+    found = [
+        _benchmark(path.parent, name, described)
+        for path in sorted(BENCHMARKS.glob("*/catalogue.yaml"))
+        for name, described in read(path).items()
+    ]
+    return {benchmark.name: benchmark for benchmark in found}
+
+
+def find(name: str) -> Benchmark:
+    """Return the benchmark of that name.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    known = catalogue()
+    if name not in known:
+        raise ConfigurationError(f"benchmark {name!r} is unknown: {did_you_mean(name, known)}")
+    return known[name]

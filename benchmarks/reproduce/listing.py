@@ -1,0 +1,46 @@
+"""The list of benchmarks: what they are about, and the time at each scale."""
+
+from __future__ import annotations
+
+from reproduce.catalogue import SCALES, Benchmark, catalogue
+from reproduce.estimates import GPU, estimate
+from reproduce.published import targets
+from reproduce.scales import points
+
+__all__ = ["listing"]
+
+
+def _runs(benchmark: Benchmark, scale: str) -> str:
+    if benchmark.script:
+        return ""
+    runs = sum(1 for _ in points(benchmark.spec(scale)))
+    return f", {runs:,} run{'s' * (runs > 1)}"
+
+
+def _cell(benchmark: Benchmark, scale: str) -> str:
+    if scale not in benchmark.scales:
+        return "–"
+    return f"{estimate(benchmark, scale)}{_runs(benchmark, scale)}"
+
+
+def _published(benchmark: Benchmark) -> str:
+    known = [t for t in targets(benchmark.work) if t.benchmark == benchmark.name and t.verified]
+    return f"{benchmark.published} ({len(known)} rows)" if known else benchmark.published or "–"
+
+
+def listing() -> str:
+    """Return the list as a markdown table."""
+    lines = [
+        "| benchmark | what | published as | " + " | ".join(SCALES) + " |",
+        "| --- | --- | --- |" + " ---: |" * len(SCALES),
+    ]
+    for benchmark in catalogue().values():
+        times = " | ".join(_cell(benchmark, scale) for scale in SCALES)
+        lines.append(f"| `{benchmark.name}` | {benchmark.title} | {_published(benchmark)} | {times} |")
+    lines += [
+        "",
+        "Times are those of one core, at the paper scale of one GPU. Those without ≈ were measured: they are "
+        f"in the committed results. The others are reckoned from rows, tokens and parameters, for a GPU that "
+        f"does {GPU / 1e12:.0f}·10¹² operations a second; methods that need several passes take longer.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,92 @@
+"""What kept results hold, in one form: settings, seed and numbers of each run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reproduce.catalogue import Benchmark
+
+__all__ = ["Measurement", "measurements"]
+
+TRAINING = ("data", "forward", "backward", "gradient", "optimizer")
+"""Parts of a run's time that a training step consists of."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A run's numbers.
+
+    Attributes:
+        settings: What it ran with.
+        seed: None where a result is not of one seed.
+        metrics: Name → number.
+        primary: The metric that decides among runs; empty for the one that is asked for.
+        folder: The folder of a run in its sweep; empty for a script's.
+    """
+
+    settings: Mapping[str, Any]
+    seed: int | None
+    metrics: Mapping[str, float]
+    primary: str = ""
+    folder: str = ""
+
+
+def _sweep(results: Any, evaluation: str) -> Iterator[Measurement]:
+    for result in results:
+        steps = max(result["steps"], 1)
+        extra = {
+            "seconds_per_step": sum(result["seconds"].get(part, 0.0) for part in TRAINING) / steps,
+            "saved_activation_bytes": result["saved_activation_bytes"],
+        }
+        settings = {**result["settings"], **result["slots"]}
+        numbers = {**result["metrics"][evaluation], **extra}
+        yield Measurement(settings, result["seed"], numbers, result["primary"], result["folder"])
+
+
+def _quadratic(result: Any) -> Iterator[Measurement]:
+    spec = result["spec"]
+    for name, (_, median, _) in result["grid"].items():
+        for place, gamma in enumerate(spec["step_sizes"]):
+            settings = {**spec, "variants": {name: spec["variants"][name]}, "step_sizes": gamma}
+            yield Measurement(settings, None, {"squared_distance": 2 * median[-1][place]})
+
+
+def _images(result: Any) -> Iterator[Measurement]:
+    spec = result["spec"]
+    for way, runs in result["runs"].items():
+        for seed, run in runs.items():
+            settings = {**spec, "ways": {way: spec["ways"][way]}, "tails": {}}
+            yield Measurement(settings, int(seed), {"accuracy": run["accuracy"][-1]})
+            for epoch, sample in run["tails"].items():
+                tails = {**spec["tails"], "ways": way, "epochs": int(epoch)}
+                numbers = {key: sample[key] for key in ("mean", "sd", "rho_mild", "rho_extreme", "hill")}
+                yield Measurement({**settings, "tails": tails}, int(seed), numbers)
+
+
+def _capacity(result: Any) -> Iterator[Measurement]:
+    spec = result["spec"]
+    for row in result["rows"]:
+        name = row["activations"]
+        same = {"models": row["model"], "activations": {name: spec["activations"][name]}}
+        what = {key: row[key] for key in ("searches", "throughput_at") if key in row}
+        numbers = {key: row[key] for key in ("largest", "sequences_per_second") if row.get(key) is not None}
+        apart = {"searches": None, "throughput_at": None}
+        yield Measurement({**spec, **apart, **same, **what}, None, numbers)
+
+
+SCRIPTS: dict[str, Callable[[Any], Iterator[Measurement]]] = {
+    "quadratic": _quadratic,
+    "images": _images,
+    "capacity": _capacity,
+}
+"""Script → how its `result.json` is read; the others are about no published number."""
+
+
+def measurements(benchmark: Benchmark, results: Any) -> list[Measurement]:
+    """Return the runs of kept results."""
+    if benchmark.script is None:
+        return list(_sweep(results, benchmark.evaluation))
+    reader = SCRIPTS.get(benchmark.script.stem)
+    return list(reader(results)) if reader else []

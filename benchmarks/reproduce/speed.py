@@ -1,0 +1,78 @@
+"""Measure speed anew, and compare with the committed figures as ratios."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_common.errors import ConfigurationError
+from reproduce.catalogue import BENCHMARKS
+
+__all__ = ["figures", "ratios", "speed"]
+
+FOLDER = BENCHMARKS / "speed"
+
+OPTIONS = {"harness": {"--data-dir": "GLUE_DATA_DIR", "--model": "MINILM_DIR"}}
+"""Script → options that the environment has to give."""
+
+FIGURES = ("median_seconds", "seconds", "ratio", "examples_per_second", "harness_faster_by", "kernels")
+"""Keys under which a script writes a figure, or figures by name; repeats of a measurement are lists."""
+
+
+def figures(report: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
+    """Yield the figures of a report by name.
+
+    Examples:
+        >>> dict(figures({"steps": {"L1": {"seconds": 2.0, "all_seconds": [2.0]}}, "repeats": 5}))
+        {'steps, L1, seconds': 2.0}
+    """
+    if isinstance(report, Mapping):
+        for key, value in report.items():
+            yield from figures(value, (*path, key))
+    elif isinstance(report, int | float) and not isinstance(report, bool) and set(FIGURES) & set(path[-2:]):
+        yield ", ".join(path), float(report)
+
+
+def ratios(now: Any, committed: Any) -> str:
+    """Return a markdown table of the figures of two reports of one script."""
+    before = dict(figures(committed))
+    lines = ["| figure | committed | now | now / committed |", "| --- | ---: | ---: | ---: |"]
+    for name, value in figures(now):
+        if before.get(name):
+            shown = f"{before[name]:.4g} | {value:.4g} | {value / before[name]:.2f}"
+            lines.append(f"| {name} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def _options(script: str) -> list[str]:
+    words = []
+    for option, variable in OPTIONS.get(script, {}).items():
+        if variable not in os.environ:
+            raise ConfigurationError(f"speed/{script}.py needs {variable}=DIR: give it on the line")
+        words += [option, os.environ[variable]]
+    return words
+
+
+def speed(output: Path) -> str:
+    """Run every script that has committed figures, and return the ratios.
+
+    Figures count where nothing else keeps the machine busy; a ratio of two ways, measured in one process, is
+    comparable between machines, seconds are not.
+    """
+    told = []
+    for committed in sorted((FOLDER / "results").glob("*.json")):
+        script = FOLDER / f"{committed.stem}.py"
+        if not script.exists():
+            continue
+        report = output / committed.name
+        output.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(script), *_options(script.stem), "--output", str(report)]
+        subprocess.run(command, check=True)
+        now, before = (json.loads(path.read_text(encoding="utf-8")) for path in (report, committed))
+        told.append(f"## {script.stem}\n\n{ratios(now, before)}")
+    return "\n".join(told)

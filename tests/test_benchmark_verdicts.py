@@ -1,0 +1,113 @@
+"""When is a published number reproduced? Checked against worked examples and a simulation of the protocol."""
+
+import math
+
+import numpy as np
+import pytest
+
+from reproduce.catalogue import find
+from reproduce.published import comparison, interval, table, verdict
+
+INSIDE = (0.80, 0.90)
+
+
+@pytest.mark.parametrize(
+    ("published", "ours", "around", "options", "said"),
+    [
+        (0.85, 0.86, INSIDE, {}, "reproduced"),
+        (0.91, 0.86, INSIDE, {}, "not reproduced"),
+        (0.91, 0.86, INSIDE, {"reading": 0.02}, "reproduced"),
+        (None, 0.86, INSIDE, {}, "no published number"),
+        (0.85, 0.86, INSIDE, {"comparable": False}, "not comparable at this scale"),
+        (0.85, 0.86, INSIDE, {"note": "another GPU"}, "not comparable: another GPU"),
+        (0.85, None, None, {}, "not run"),
+        (0.85, 0.86, None, {}, "one run: not judged"),
+    ],
+)
+def test_the_first_rule_that_applies_decides(published, ours, around, options, said):
+    assert verdict(published, ours, around, **options) == said
+
+
+@pytest.mark.parametrize(("runs", "published_runs", "median"), [(3, 1, False), (5, 3, False), (5, 5, True)])
+def test_an_honest_number_lies_in_the_interval_in_95_of_100_cases(runs, published_runs, median):
+    generator = np.random.default_rng(0)
+    middle = np.median if median else np.mean
+    hits = 0
+    for _ in range(2000):
+        ours, theirs = generator.normal(size=runs), generator.normal(size=published_runs)
+        low, high = interval(list(ours), float(middle(ours)), published_runs, median)
+        hits += low <= middle(theirs) <= high
+    assert hits / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_our_own_interval_is_that_of_a_mean():
+    low, high = interval([1.0, 2.0, 3.0], 2.0, math.inf, median=False)
+    assert high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert 2.0 - low == pytest.approx(high - 2.0)
+
+
+def result(task, model, gradient, seed, **metrics):
+    """A kept result of `agni.glue`, as much of it as a comparison reads."""
+    primary = next(iter(metrics))
+    return {
+        "task": task,
+        "model": model,
+        "seed": seed,
+        "primary": primary,
+        "metrics": {"last": metrics, "best": dict.fromkeys(metrics, 9.0)},
+        "settings": {"task": task, "model": model, "seed": seed},
+        "slots": {
+            "adaptation": {"name": "full"},
+            "activation": {"name": "none"},
+            "gradient": gradient,
+            "optimizer": {"name": "adamw", "lr": 2e-5},
+        },
+        "steps": 10,
+        "seconds": {"forward": 5.0, "evaluation": 50.0},
+        "saved_activation_bytes": 1,
+        "examples_per_second": 1.0,
+        "peak_memory_bytes": 1,
+        "parameters": {"trainable": 1},
+        "folder": f"{task}-{model}-{gradient}-{seed}",
+    }
+
+
+SCORES = (0.8333, 0.8382, 0.8407, 0.8358, 0.8456)
+
+
+def test_a_published_median_is_compared_with_ours_at_the_paper_scale():
+    runs = [
+        result("mrpc", "bert-base-uncased", [], 41 + n, accuracy=score, f1=score + 0.05)
+        for n, score in enumerate(SCORES)
+    ]
+    lines = comparison(find("agni.glue"), "paper", runs)
+    told = {(line.model, line.setting, line.metric): line for line in lines if line.task == "mrpc"}
+    plain = told["bert-base-uncased", "AdamW", "acc"]
+    assert (plain.published, plain.ours, plain.verdict) == (0.8382, 0.8382, "reproduced")
+    assert told["bert-base-uncased", "AdamW", "f1"].ours == pytest.approx(0.8882)
+    assert told["bert-base-uncased", "AdamW+AGNI", "acc"].verdict == "not run"
+    assert told["t5-base", "AdamW", "acc"].verdict == "not run"
+
+
+def test_a_small_scale_is_never_a_reproduction():
+    runs = [result("sst2", "small", [], seed, accuracy=0.9232) for seed in (41, 42, 43)]
+    lines = comparison(find("agni.glue"), "cpu", runs)
+    assert {line.model for line in lines} >= {"bert-base-uncased", "t5-base"}
+    assert {line.verdict for line in lines} == {"not comparable at this scale"}
+
+
+def test_a_setting_without_published_number_is_told_too():
+    agni = [{"name": "agni", "eta": 0.01}]
+    runs = [
+        result("mrpc", "bert-base-uncased", agni, 41 + n, accuracy=score, f1=score)
+        for n, score in enumerate(SCORES)
+    ]
+    own = [line for line in comparison(find("agni.glue"), "paper", runs) if line.published is None]
+    assert [(line.ours, line.verdict) for line in own] == [(0.8382, "no published number")]
+
+
+def test_percents_are_compared_as_percents():
+    target = [line for line in comparison(find("peft.layers"), "paper", []) if line.task == "mrpc"]
+    assert len(target) == 84
+    assert {line.verdict for line in target} == {"not run"}
+    assert "88.51" in table(target)
