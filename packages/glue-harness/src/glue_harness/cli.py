@@ -31,7 +31,14 @@ def _run(argv: Sequence[str]) -> None:
     from glue_harness.report.tables import print_run
     from glue_harness.training import run
 
-    print_run(run(config), Path(config.output_dir), finished_before=finished)
+    result = run(config)
+    if _process() == 0:
+        print_run(result, Path(config.output_dir), finished_before=finished)
+
+
+def _process() -> int:
+    """Return the number that a launcher (torchrun, accelerate launch) gave to this process, 0 without one."""
+    return int(os.environ.get("RANK", 0))
 
 
 def _prepare(argv: Sequence[str]) -> None:
@@ -58,13 +65,33 @@ def _sweep(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time, each with its share of the cores (1)"
     )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="processes on this machine, tasks of a Ray cluster, or a SLURM job array (local)",
+    )
+    parser.add_argument(
+        "--slurm",
+        metavar="NAME=VALUE,...",
+        default="",
+        help="what each SLURM job asks for; e.g. partition=gpu,timeout_min=240,gpus_per_node=1",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
     parser.add_argument("--retry-failed", action="store_true", help="try runs again that failed before")
     options = parser.parse_args(argv)
 
     from glue_harness.sweep import sweep
 
-    sweep(options.spec, options.output_dir, options.jobs, options.dry_run, options.retry_failed)
+    sweep(
+        options.spec,
+        options.output_dir,
+        options.jobs,
+        options.dry_run,
+        options.retry_failed,
+        options.launcher,
+        options.slurm,
+    )
 
 
 def _search(argv: Sequence[str]) -> None:
@@ -339,6 +366,12 @@ def _main(argv: Sequence[str]) -> None:
         raise ConfigurationError(
             f"command {options.command!r} is unknown: {did_you_mean(options.command, COMMANDS)}"
         )
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1 and options.command != "run":
+        raise ConfigurationError(
+            f"{options.command} is one process, and {processes} were launched: only run is for torchrun and "
+            "accelerate launch"
+        )
     COMMANDS[options.command][0](options.rest)
 
 
@@ -353,7 +386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _warn
             _main(sys.argv[1:] if argv is None else argv)
     except ConfigurationError as error:
-        print(f"glue-harness: {error}", file=sys.stderr)
+        speaker = f"glue-harness (process {_process()})" if _process() else "glue-harness"
+        print(f"{speaker}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Share", "connected", "fair_share", "use_cores"]
+__all__ = ["Share", "connected", "fair_share", "own_cores", "use_cores"]
 
 OBJECT_STORE = 2**27
 """Bytes of shared memory; runs pass configurations and scores only."""
@@ -50,7 +50,7 @@ def fair_share(cpus: Sequence[float], gpus: Sequence[float], jobs: int) -> Share
     return Share(max(fits, default=1), 1 / -(-jobs // devices) if devices else 0.0)
 
 
-def _cores() -> int:
+def own_cores() -> int:
     """Return the cores that this process may use."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -73,7 +73,7 @@ def connected(jobs: int) -> Iterator[Share]:
         try:
             ray.init(address="auto", **quiet)
         except ConnectionError:
-            local = fair_share([_cores()], [], jobs)
+            local = fair_share([own_cores()], [], jobs)
             ray.init(
                 num_cpus=local.cpus * jobs,
                 object_store_memory=OBJECT_STORE,

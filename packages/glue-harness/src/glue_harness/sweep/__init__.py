@@ -6,21 +6,31 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+from glue_harness.config import RunConfig
 from glue_harness.console import console_for_reading
+from glue_harness.extras import need
 from glue_harness.sweep.progress import SweepProgress
 from glue_harness.sweep.spec import PlannedRun, read_spec
 from glue_harness.sweep.state import ERROR, FAILED, FINISHED, seconds_of, state_of
 from glue_harness.sweep.workers import Workers
 
-__all__ = ["sweep"]
+__all__ = ["LAUNCHERS", "sweep"]
 
-POLL = 0.2
-"""Seconds between two looks at the runs' folders."""
+LAUNCHERS = ("local", "ray", "slurm")
 
 
-def sweep(spec: Path, output_dir: Path, jobs: int, dry_run: bool, retry_failed: bool = False) -> None:
+def sweep(
+    spec: Path,
+    output_dir: Path,
+    jobs: int,
+    dry_run: bool,
+    retry_failed: bool = False,
+    launcher: str = "local",
+    slurm: str = "",
+) -> None:
     """Do the runs of a specification that are not done yet.
 
     Workers take one run after the other, whichever is not finished and not being worked on, so that several
@@ -31,14 +41,19 @@ def sweep(spec: Path, output_dir: Path, jobs: int, dry_run: bool, retry_failed: 
     Args:
         spec: The specification's file.
         output_dir: Holds a folder a run.
-        jobs: Worker processes, each with its share of the cores, or its GPU.
+        jobs: Runs at a time, each with its share of the cores, or its GPU.
         dry_run: Only print what would be run, and how long runs of this folder took.
         retry_failed: Try runs again that failed in an earlier sweep.
+        launcher: `local` (processes on this machine), `ray` (tasks of a cluster) or `slurm` (a job array).
+        slurm: What a SLURM job asks for: `partition=gpu,timeout_min=240`.
 
     Raises:
         ConfigurationError: Something in the specification, or, after the others are done, runs that failed.
     """
     check_number("jobs", jobs, at_least=1)
+    check_choice("launcher", launcher, LAUNCHERS)
+    if slurm and launcher != "slurm":
+        raise ConfigurationError(f"--slurm {slurm}: these options are for --launcher slurm")
     console = console_for_reading()
     planned = read_spec(spec, output_dir)
     left = [run for run in planned if state_of(run) != FINISHED]
@@ -55,7 +70,11 @@ def sweep(spec: Path, output_dir: Path, jobs: int, dry_run: bool, retry_failed: 
         for run in left:
             (Path(run.config.output_dir) / ERROR).unlink(missing_ok=True)
     before = {run.name for run in left if state_of(run) == FAILED}
-    _follow([run for run in left if run.name not in before], jobs, output_dir)
+    runs = [run for run in left if run.name not in before]
+    if runs:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        configs = [run.config for run in runs]
+        _follow(runs, _workers(launcher, configs, min(jobs, len(runs)), output_dir, slurm))
     failed = [run for run in left if state_of(run) == FAILED]
     if failed:
         earlier = f", {len(before)} of them in an earlier sweep" if before else ""
@@ -65,18 +84,27 @@ def sweep(spec: Path, output_dir: Path, jobs: int, dry_run: bool, retry_failed: 
         )
 
 
-def _follow(runs: Sequence[PlannedRun], jobs: int, output_dir: Path) -> None:
+def _workers(name: str, configs: Sequence[RunConfig], jobs: int, folder: Path, slurm: str) -> Any:
+    """Return what does runs: a context, with `look_after()` to be called every `poll` seconds."""
+    if name == "local":
+        return Workers(configs, jobs)
+    if name == "ray":
+        need("ray", "ray")
+        from glue_harness.sweep.on_ray import RayTasks
+
+        return RayTasks(configs, jobs)
+    need("slurm", "submitit")
+    from glue_harness.sweep.on_slurm import SlurmArray, read_options
+
+    return SlurmArray(configs, jobs, folder.resolve(), read_options(slurm))
+
+
+def _follow(runs: Sequence[PlannedRun], workers: Any) -> None:
     """Have the runs done, and show how far they are."""
-    if not runs:
-        return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        Workers([run.config for run in runs], min(jobs, len(runs))) as workers,
-        SweepProgress(runs) as progress,
-    ):
+    with workers, SweepProgress(runs) as progress:
         waiting = list(runs)
         while waiting:
-            time.sleep(POLL)
+            time.sleep(workers.poll)
             workers.look_after()
             for run in [run for run in waiting if state_of(run) in (FINISHED, FAILED)]:
                 waiting.remove(run)

@@ -1,30 +1,23 @@
-"""Worker processes that do runs: each takes what is neither finished nor being worked on."""
+"""Worker processes on this machine, started from one that has imported everything."""
 
 from __future__ import annotations
 
 import os
 import threading
-import time
-import traceback
 from collections.abc import Sequence
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config import RunConfig
-from glue_harness.records import RunInUse, write_whole
-from glue_harness.sweep.state import ERROR
+from glue_harness.sweep.claiming import do_runs
 
 __all__ = ["Workers"]
 
-PAUSE = 0.5
-"""Seconds before a worker looks again for a run that another process has left."""
-
 
 class Workers:
-    """Processes that work through runs, started from one that has imported everything.
+    """Processes that work through runs.
 
     Args:
         configs: The runs, in order.
@@ -33,6 +26,8 @@ class Workers:
     Raises:
         ConfigurationError: Workers die again and again.
     """
+
+    poll = 0.2
 
     def __init__(self, configs: Sequence[RunConfig], jobs: int) -> None:
         self._configs, self._jobs = list(configs), jobs
@@ -71,37 +66,10 @@ class Workers:
 
 
 def _work(configs: list[RunConfig], number: int, jobs: int) -> None:
-    """Do runs until each is finished or has failed, here or elsewhere."""
+    """Be one of the workers on this machine."""
     _end_with_the_launcher()
     _share_the_machine(number, jobs)
-    open_runs = list(configs)
-    while open_runs:
-        for config in list(open_runs):
-            if _done(config) or _attempted(config):
-                open_runs.remove(config)
-        if open_runs:
-            time.sleep(PAUSE)
-
-
-def _done(config: RunConfig) -> bool:
-    folder = Path(config.output_dir)
-    return (folder / "result.json").exists() or (folder / ERROR).exists()
-
-
-def _attempted(config: RunConfig) -> bool:
-    """Do a run, unless another process is at it; a failure is written into its folder."""
-    from glue_harness.training import run
-
-    try:
-        run(config)
-    except RunInUse:
-        return False
-    except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ERROR, f"{said}\n\n{traceback.format_exc()}")
-    return True
+    do_runs(configs)
 
 
 def _share_the_machine(number: int, jobs: int) -> None:

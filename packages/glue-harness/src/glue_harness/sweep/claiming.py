@@ -1,0 +1,54 @@
+"""How processes share runs: each takes what is neither finished, nor failed, nor being worked on."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from glue_harness.config import RunConfig
+from glue_harness.records import RunInUse, write_whole
+from glue_harness.sweep.state import ERROR
+
+__all__ = ["PAUSE", "attempted", "do_runs", "done", "write_error"]
+
+PAUSE = 0.5
+"""Seconds before one looks again at a run that another process works on."""
+
+
+def do_runs(configs: Sequence[RunConfig]) -> None:
+    """Do runs until each is finished or has failed, here or elsewhere."""
+    open_runs = list(configs)
+    while open_runs:
+        for config in list(open_runs):
+            if done(config) or attempted(config):
+                open_runs.remove(config)
+        if open_runs:
+            time.sleep(PAUSE)
+
+
+def done(config: RunConfig) -> bool:
+    """Say whether a run is finished or has failed."""
+    folder = Path(config.output_dir)
+    return (folder / "result.json").exists() or (folder / ERROR).exists()
+
+
+def attempted(config: RunConfig) -> bool:
+    """Do a run, unless another process is at it; a failure is written into its folder."""
+    from glue_harness.training import run
+
+    try:
+        run(config)
+    except RunInUse:
+        return False
+    except Exception as error:
+        write_error(config, " ".join(str(error).split()) or type(error).__name__, traceback.format_exc())
+    return True
+
+
+def write_error(config: RunConfig, said: str, details: str = "") -> None:
+    """Write down that a run has failed."""
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / ERROR, f"{said}\n\n{details}")

@@ -1,0 +1,83 @@
+"""Runs as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from glue_harness.cluster import Share, connected, use_cores
+from glue_harness.config import RunConfig
+from glue_harness.sweep.claiming import PAUSE, attempted, done, write_error
+
+__all__ = ["RayTasks"]
+
+ATTEMPTS = 3
+"""Times that a task goes on after its process died."""
+
+
+class RayTasks:
+    """A task a run, on the cluster that runs, or on this machine if there is none.
+
+    Ray keeps its processes, so that imports are paid once each. A run that another sweep works on is looked
+    at again; a run whose process dies again and again has failed.
+
+    Args:
+        configs: The runs, in order.
+        jobs: How many at a time, each with its share of the cluster.
+    """
+
+    poll = PAUSE
+
+    def __init__(self, configs: Sequence[RunConfig], jobs: int) -> None:
+        self._waiting, self._jobs = deque((0.0, config) for config in configs), jobs
+        self._running: dict[Any, RunConfig] = {}
+        self._session = ExitStack()
+
+    def __enter__(self) -> RayTasks:
+        import ray
+
+        self._share = self._session.enter_context(connected(self._jobs))
+        self._task = ray.remote(num_cpus=self._share.cpus, num_gpus=self._share.gpus, max_retries=ATTEMPTS)(
+            _attempt
+        )
+        self.look_after()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for task in self._running:
+            ray.cancel(task, force=True)
+        self._session.close()
+
+    def look_after(self) -> None:
+        """Take what has ended, and begin what there is room for."""
+        import ray
+        from ray.exceptions import RayError
+
+        running = list(self._running)
+        ended = ray.wait(running, num_returns=len(running), timeout=0)[0] if running else []
+        for task in ended:
+            config = self._running.pop(task)
+            try:
+                if not ray.get(task):
+                    self._waiting.append((time.monotonic() + PAUSE, config))
+            except RayError as error:
+                said = str(error).strip().splitlines()[-1]
+                write_error(config, f"Ray gave its task up: {said}", str(error))
+        for _ in range(len(self._waiting)):
+            since, config = self._waiting.popleft()
+            if done(config):
+                continue
+            if len(self._running) < self._jobs and since <= time.monotonic():
+                self._running[self._task.remote(config, self._share)] = config
+            else:
+                self._waiting.append((since, config))
+
+
+def _attempt(config: RunConfig, share: Share) -> bool:
+    use_cores(share)
+    return attempted(config)

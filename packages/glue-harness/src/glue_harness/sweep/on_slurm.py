@@ -1,0 +1,125 @@
+"""Workers as the elements of a SLURM job array, through submitit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_common.errors import ConfigurationError
+from glue_harness.cluster import Share, fair_share, own_cores, use_cores
+from glue_harness.config import RunConfig
+from glue_harness.sweep.claiming import do_runs
+
+__all__ = ["SlurmArray", "read_options"]
+
+SHARED = ("cluster", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
+"""Options that submitit has for every cluster; all others are SLURM's own."""
+
+LOGS = ".slurm"
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """Read what a job asks for, in submitit's names.
+
+    Examples:
+        >>> read_options("partition=gpu,timeout_min=240,gpus_per_node=1")
+        {'slurm_partition': 'gpu', 'timeout_min': 240, 'gpus_per_node': 1}
+    """
+    options: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigurationError(
+                f"--slurm {part!r}: give NAME=VALUE,..., as partition=gpu,timeout_min=240"
+            )
+        options[name if name in SHARED else f"slurm_{name}"] = yaml.safe_load(value)
+    return options
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What an element of the array does; cut off by its time limit it is queued again.
+
+    Attributes:
+        configs: The runs, in order.
+        cores: Threads where SLURM does not say how many.
+    """
+
+    configs: tuple[RunConfig, ...]
+    cores: int
+
+    def __call__(self) -> None:
+        """Do runs until each is finished or has failed, here or elsewhere."""
+        use_cores(Share(int(os.environ.get("SLURM_CPUS_PER_TASK", self.cores)), 0))
+        do_runs(self.configs)
+
+    def checkpoint(self, *_: Any) -> Any:
+        """Return what goes on in its place: runs continue from their checkpoints."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class SlurmArray:
+    """An array of workers, each of which takes one run after the other.
+
+    Args:
+        configs: The runs, in order.
+        jobs: How many workers.
+        folder: The sweep's folder, which all machines see; submitit's files go to `.slurm` in it.
+        options: What each worker asks for, from `read_options`; `cluster` is `slurm` unless another of
+            submitit's executors is named.
+
+    Raises:
+        ConfigurationError: No SLURM here, an option that it does not have, or workers that die again and
+            again.
+    """
+
+    poll = 2.0
+
+    def __init__(
+        self, configs: Sequence[RunConfig], jobs: int, folder: Path, options: dict[str, Any]
+    ) -> None:
+        import submitit
+
+        asked = {"cluster": "slurm", **options}
+        try:
+            self._executor = submitit.AutoExecutor(folder / LOGS, cluster=asked.pop("cluster"))
+            self._executor.update_parameters(name="glue-harness", slurm_array_parallelism=jobs, **asked)
+        except (RuntimeError, ValueError, TypeError, NameError, AssertionError) as error:
+            said = " ".join(str(error).split()).partition(" Known executors")[0]
+            raise ConfigurationError(
+                f"--launcher slurm: {said} (submit from a machine of the cluster, with options that it has)"
+            ) from None
+        self._worker = Worker(tuple(configs), fair_share([own_cores()], [], jobs).cpus)
+        self._jobs, self._logs = jobs, folder / LOGS
+        self._deaths_left = len(configs) + jobs
+        self._submitted: list[Any] = []
+
+    def __enter__(self) -> SlurmArray:
+        with self._executor.batch():
+            self._submitted = [self._executor.submit(self._worker) for _ in range(self._jobs)]
+        return self
+
+    def __exit__(self, interrupted: object, *_: object) -> None:
+        for job in self._submitted:
+            if interrupted and not job.done():
+                job.cancel(check=False)
+
+    def look_after(self) -> None:
+        """Submit workers anew that died."""
+        for number, job in enumerate(self._submitted):
+            if job.done() and (error := job.exception()) is not None:
+                if not self._deaths_left:
+                    said = " ".join(str(error).split())[:300]
+                    raise ConfigurationError(
+                        f"workers die again and again, the last one with: {said}; {self._logs} has what they "
+                        "said; the same command continues"
+                    )
+                self._deaths_left -= 1
+                self._submitted[number] = self._executor.submit(self._worker)
