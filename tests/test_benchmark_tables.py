@@ -9,14 +9,18 @@ import collect
 RESULTS = collect.sweep_results()
 
 
-def test_every_committed_table_is_what_its_results_say():
-    made = collect.tables()
+@pytest.fixture(scope="module")
+def made():
+    """Every table, made anew."""
+    return collect.tables()
+
+
+def test_every_committed_table_is_what_its_results_say(made):
     wrong = [str(path) for path, text in made.items() if path.read_text(encoding="utf-8") != text]
     assert not wrong, f"python benchmarks/collect.py --tables makes them anew: {wrong}"
 
 
-def test_every_committed_table_of_a_sweep_is_made_from_results():
-    made = collect.tables()
+def test_every_committed_table_of_a_sweep_is_made_from_results(made):
     there = set(collect.BENCHMARKS.glob("*/results/*.md"))
     assert {path for path in there if path.parent.parent.name != "speed"} <= set(made)
 

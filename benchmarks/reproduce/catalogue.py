@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def _benchmark(folder: Path, name: str, described: Mapping[str, Any]) -> Benchma
     )
 
 
-def catalogue() -> dict[str, Benchmark]:
+@cache
+def catalogue() -> Mapping[str, Benchmark]:
     """Return all benchmarks by name."""
     found = [
         _benchmark(path.parent, name, described)

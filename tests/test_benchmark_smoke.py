@@ -1,0 +1,74 @@
+"""One benchmark of each work runs from its name to its table, and is not run twice."""
+
+import json
+
+import pytest
+
+import run as benchmark
+from reproduce.catalogue import SCALES, catalogue
+
+NAMES = ("agni.glue", "clipped.sst2", "combined.slots", "gact.accuracy", "peft.bottleneck", "sage.sst2")
+
+
+def test_one_of_every_work_is_run():
+    assert {name.partition(".")[0] for name in NAMES} == {b.work for b in catalogue().values()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_runs_at_the_smoke_scale(name, tmp_path, capsys):
+    line = [name, "--jobs", "0", "--output-dir", str(tmp_path)]
+    assert benchmark.main(line) == 0
+    told = capsys.readouterr().out
+    assert "published" in told
+    assert "no published number" in told or "not comparable at this scale" in told
+    kept = tmp_path / name / "smoke" / "results" / "result.json"
+    results = json.loads(kept.read_text(encoding="utf-8"))
+    methods = {json.dumps(result["slots"], sort_keys=True) for result in results}
+    assert len(methods) == len(results) >= 2
+    assert all({"versions", "hardware", "seed"} <= result.keys() for result in results)
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("runs/*/result.json")}
+    assert benchmark.main(line) == 0
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}
+
+
+def test_what_is_unknown_is_told_in_one_line(capsys):
+    assert benchmark.main(["sage.sst3"]) == 2
+    assert capsys.readouterr().err == (
+        "benchmark: error: benchmark 'sage.sst3' is unknown: did you mean 'sage.sst2'?\n"
+    )
+    assert benchmark.main(["sage.sst2", "--scale", "paper"]) == 2
+    assert "sage.sst2 has none; it has smoke, cpu" in capsys.readouterr().err
+    assert benchmark.main(["sage.sst2", "MINILM_DIR=/no/such/folder"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert benchmark.main([]) == 2
+
+
+def test_the_paper_scale_says_what_is_missing_before_it_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("reproduce.preflight._model", lambda name: f"no {name}")
+    monkeypatch.setattr("reproduce.preflight._data", lambda task, folder: f"no {task}")
+    assert benchmark.main(["gact.two-bit", "--scale", "paper", "--output-dir", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "h of one GPU" in told.out
+    for missing in ("no CUDA device", "no bert-large-cased", "no sst2", "no qnli", "no mnli"):
+        assert missing in told.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_list_has_every_benchmark_with_a_time_at_each_scale(capsys):
+    assert benchmark.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, one in catalogue().items():
+        [row] = [line for line in lines if line.startswith(f"| `{name}` |")]
+        times = [cell.strip() for cell in row.split("|")[4:7]]
+        assert [time != "–" for time in times] == [scale in one.scales for scale in SCALES]
+
+
+def test_a_repeated_run_is_recognised_by_its_numbers(tmp_path):
+    committed = tmp_path / "kept.json"
+    one = {"task": "rte", "seed": 1, "slots": {}, "settings": {"epochs": 3}, "metrics": {"accuracy": 0.5}}
+    committed.write_text(json.dumps([one]), encoding="utf-8")
+    later = one | {"settings": {"epochs": 3, "new_option": None}}
+    other = one | {"metrics": {"accuracy": 0.6}}
+    assert benchmark.same_numbers([one, later, other], committed).startswith("2 of 3 runs")
+    assert benchmark.same_numbers([one | {"settings": {"epochs": 4}}], committed).startswith("0 of 1")
