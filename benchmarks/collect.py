@@ -3,8 +3,9 @@
     python benchmarks/collect.py runs/sage-sst2 benchmarks/sage/results/sst2.json
     python benchmarks/collect.py --tables            # make every committed table anew from its JSON
 
-The JSON holds every run's `result.json`. The table beside it (`.md`), the comparison with what was published
-(`-published.md`) and the list of benchmarks with their times (`list.md`) are never written by hand.
+The JSON holds every run's `result.json`. The table beside it (`.md`), the differences to a baseline
+(`-paired.md`), the comparison with what was published (`-published.md`) and the list of benchmarks with their
+times (`list.md`) are never written by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from glue_harness.records import read_results, write_whole
 from glue_harness.report.aggregate import model_name, summarise
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.tables import markdown
-from reproduce import costs, published
+from reproduce import costs, paired, published
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue
 from reproduce.listing import listing
 
@@ -83,6 +84,11 @@ def _tables_of(benchmark: Benchmark) -> Iterator[tuple[Path, str]]:
         beside = "published.md" if benchmark.script else f"{path.stem}-published.md"
         if told:
             yield path.with_name(beside), published_table(benchmark, scale, results)
+        if benchmark.baseline:
+            yield (
+                path.with_name(f"{path.stem}-paired.md"),
+                paired.table(results, benchmark.baseline, benchmark.evaluation),
+            )
         if benchmark.costs:
             yield path.with_name(f"{path.stem}-costs.md"), costs.table(results)
 

@@ -53,6 +53,8 @@ class Benchmark:
         published_runs: How many runs are behind a published number.
         script: What runs it; None for a sweep.
         analysis: A script that looks at the finished sweep.
+        baseline: Which setting the others are compared with, seed by seed, as in `glue-harness report
+            --baseline`; empty for no such table.
         costs: Whether time and memory are told beside the scores.
         scales: Name → scale.
     """
@@ -65,6 +67,7 @@ class Benchmark:
     published_runs: int
     script: Path | None
     analysis: Path | None
+    baseline: str
     costs: bool
     scales: Mapping[str, Scale]
 
@@ -127,6 +130,7 @@ def _benchmark(folder: Path, name: str, described: Mapping[str, Any]) -> Benchma
         published_runs=options.pop("published_runs", 1),
         script=folder / script if script else None,
         analysis=folder / analysis if analysis else None,
+        baseline=options.pop("baseline", ""),
         costs=options.pop("costs", False),
         scales={key: _scale(folder, name, key, said, script is None) for key, said in scales.items()},
         **options,
