@@ -25,14 +25,20 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.distributed import own_part, whole
 
 __all__ = [
+    "adopt",
+    "best_weights",
     "latest",
     "load",
+    "load_weights",
     "processes_of",
     "random_states",
     "restore_random_states",
     "save",
+    "save_best",
     "whole_weights",
 ]
+
+WEIGHTS = "model.safetensors"
 
 
 def random_states() -> dict[str, Any]:
@@ -89,33 +95,69 @@ def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: whole(tensor.detach()) for name, tensor in _named(model).items()}
 
 
+Weights = torch.nn.Module | Mapping[str, Tensor]
+"""A model, or its weights by name."""
+
+
+def _write(folder: Path, weights: Weights, state: Mapping[str, Any] | None = None) -> None:
+    """Write a folder that appears whole or not at all; one that is there already stays."""
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if isinstance(weights, torch.nn.Module):
+        save_model(weights, str(unfinished / WEIGHTS))
+    else:
+        save_file(dict(weights), unfinished / WEIGHTS, metadata={"format": "pt"})
+    if state is not None:
+        torch.save(dict(state), unfinished / "state.pt")
+    for file in (*unfinished.iterdir(), unfinished):
+        _sync(file)
+    if not folder.exists():
+        unfinished.rename(folder)
+        _sync(folder.parent)
+
+
 def save(
-    folder: Path, step: int, model: torch.nn.Module | Mapping[str, Tensor], state: Mapping[str, Any]
+    folder: Path, step: int, weights: Weights, state: Mapping[str, Any], best: int | None = None
 ) -> None:
     """Save a checkpoint and remove what it replaces.
 
     Args:
         folder: The run's `checkpoint/`.
         step: Optimizer steps done.
-        model: Its weights, or the weights themselves, go to `model.safetensors`.
+        weights: To `model.safetensors`.
         state: Everything else: tensors and plain data, to `state.pt`.
+        best: Step of the best weights, which stay if `save_best` kept them.
     """
-    target, unfinished = folder / f"step-{step}", folder / f".step-{step}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    if isinstance(model, torch.nn.Module):
-        save_model(model, str(unfinished / "model.safetensors"))
-    else:
-        save_file(dict(model), unfinished / "model.safetensors", metadata={"format": "pt"})
-    torch.save(dict(state), unfinished / "state.pt")
-    for file in (*unfinished.iterdir(), unfinished):
-        _sync(file)
-    if not target.exists():
-        unfinished.rename(target)
-        _sync(folder)
+    target = folder / f"step-{step}"
+    _write(target, weights, state)
     for old in folder.iterdir():
-        if old != target:
+        if old not in (target, _best(folder, best)):
             shutil.rmtree(old)
+
+
+def _best(folder: Path, step: int | None) -> Path:
+    return folder / f"best-{step}"
+
+
+def save_best(folder: Path, step: int, weights: Weights) -> None:
+    """Keep the weights of a step that evaluated best so far, until `save` drops them for better ones."""
+    shutil.rmtree(_best(folder, step), ignore_errors=True)
+    _write(_best(folder, step), weights)
+
+
+def best_weights(folder: Path, step: int) -> Path | None:
+    """Return the folder with the weights that `save_best` kept, or None."""
+    found = _best(folder, step)
+    return found if found.exists() else None
+
+
+def adopt(best: Path) -> None:
+    """Put the best weights into the newest checkpoint, in place of its own."""
+    newest = latest(best.parent)
+    if newest is not None:
+        (best / WEIGHTS).replace(newest / WEIGHTS)
+        shutil.rmtree(best)
 
 
 def _damaged(checkpoint: Path, reason: str) -> ConfigurationError:
@@ -150,16 +192,26 @@ def load(
     Raises:
         ConfigurationError: A file is damaged or does not fit the model.
     """
-    file = checkpoint / "model.safetensors"
+    load_weights(checkpoint, model, device)
+    with _readable(checkpoint):
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    if missing := {"step", "random", *expected} - state.keys():
+        raise _damaged(checkpoint, f"state.pt has no {', '.join(sorted(missing))}")
+    return state
+
+
+def load_weights(checkpoint: Path, model: torch.nn.Module, device: torch.device) -> None:
+    """Load the weights of a checkpoint, or the best ones, into a model.
+
+    Raises:
+        ConfigurationError: The file is damaged or does not fit the model.
+    """
+    file = checkpoint / WEIGHTS
     with _readable(checkpoint):
         if any(hasattr(parameter, "placements") for parameter in model.parameters()):
             _load_parts(file, model)
         else:
             load_model(model, file, device="cpu" if device.type == "cpu" else str(device))
-        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    if missing := {"step", "random", *expected} - state.keys():
-        raise _damaged(checkpoint, f"state.pt has no {', '.join(sorted(missing))}")
-    return state
 
 
 def processes_of(checkpoint: Path) -> int:

@@ -18,10 +18,18 @@ SLOTS = {"adaptation": "full", "activation": "none", "gradient": None, "optimize
 LIST_SLOTS = ("gradient", "monitor")
 """Slots that hold any number of methods, in order."""
 
-ELSEWHERE = ("output_dir", "num_workers", "offline", "overwrite", "sharding")
+ELSEWHERE = ("output_dir", "num_workers", "offline", "overwrite", "sharding", "tracker")
 """Fields that say where and how a run happens, and leave its numbers alone."""
 
-OPTIONAL = ("model_config", "train_file", "validation_file", "decay_all")
+OPTIONAL = (
+    "model_config",
+    "train_file",
+    "validation_file",
+    "decay_all",
+    "early_stopping",
+    "early_stopping_delta",
+    "load_best",
+)
 """Fields that change nothing where they are empty: a run without them is the run it was before them."""
 
 
@@ -53,12 +61,16 @@ class RunConfig:
         head_lr: Learning rate of the classification head, a pooler included, if it has its own.
         eval_every: Evaluate every so many steps, instead of every epoch.
         save_every: Save a checkpoint every so many steps, instead of every epoch.
+        early_stopping: Stop when so many evaluations in a row have not improved the primary metric.
+        early_stopping_delta: What counts as an improvement is more than this.
+        load_best: End with the weights of the best evaluation, instead of the last.
         log_every: Write a line of metrics.jsonl every so many steps.
         precision: Arithmetic of the forward and backward passes.
         num_workers: Processes that prepare batches; the order does not depend on it.
         offline: Touch no network: use what `prepare` fetched.
         overwrite: Start anew where a run exists.
         sharding: With several processes: none replicates the model (DDP), fsdp splits parameters (FSDP2).
+        tracker: Also send logged steps and evaluations there; without it, metrics.jsonl alone.
         adaptation: Which parameters train.
         activation: How saved tensors are kept until backward.
         gradient: What is done to gradients before the step.
@@ -89,12 +101,16 @@ class RunConfig:
     head_lr: float | None = None
     eval_every: int | None = None
     save_every: int | None = None
+    early_stopping: int | None = None
+    early_stopping_delta: float = 0.0
+    load_best: bool = False
     log_every: int = 10
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     num_workers: int = 0
     offline: bool = False
     overwrite: bool = False
     sharding: Literal["none", "fsdp"] = "none"
+    tracker: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
     adaptation: dict[str, Any] = field(default_factory=lambda: {"name": SLOTS["adaptation"]})
     activation: dict[str, Any] = field(default_factory=lambda: {"name": SLOTS["activation"]})
     gradient: list[dict[str, Any]] = field(default_factory=list)
@@ -110,14 +126,18 @@ class RunConfig:
         for name in ("batch_size", "accumulate", "log_every"):
             check_number(name, getattr(self, name), at_least=1)
         check_number("max_length", self.max_length, at_least=4)
-        for name in ("max_steps", "max_train_samples", "eval_every", "save_every"):
+        for name in ("max_steps", "max_train_samples", "eval_every", "save_every", "early_stopping"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), at_least=1)
-        for name in ("warmup", "max_grad_norm", "weight_decay", "num_workers"):
+        for name in ("warmup", "max_grad_norm", "weight_decay", "num_workers", "early_stopping_delta"):
             check_number(name, getattr(self, name), at_least=0)
         check_number("seed", self.seed, at_least=0, below=2**32)
         if self.head_lr is not None:
             check_number("head_lr", self.head_lr, at_least=0)
+        if self.early_stopping_delta and self.early_stopping is None:
+            raise ConfigurationError("early_stopping_delta without early_stopping does nothing: give both")
+        if self.tracker is not None:
+            check_choice("tracker", self.tracker, ("tensorboard", "wandb", "mlflow", "trackio"))
         if not self.output_dir:
             raise ConfigurationError("output_dir is empty: give --output-dir a folder, e.g. runs/rte")
 

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    ProjectConfiguration,
     broadcast_object_list,
     gather_object,
     parse_flag_from_env,
@@ -74,6 +75,8 @@ def join(config: RunConfig) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
             cpu=launched and not torch.accelerator.is_available(),
+            log_with=config.tracker,
+            project_config=ProjectConfiguration(logging_dir=config.output_dir),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     started = int(os.environ.get("WORLD_SIZE", 1))

@@ -59,6 +59,22 @@ class History:
         """The newest evaluation."""
         return self.entries[-1]
 
+    def stale(self, delta: float) -> int:
+        """Return how many evaluations ago the primary metric last rose by more than `delta` over its best.
+
+        Examples:
+            >>> history = History("accuracy")
+            >>> for step, value in enumerate([0.5, 0.7, 0.71, 0.6], start=1):
+            ...     history.add(step, step, {"accuracy": value})
+            >>> history.stale(0.0), history.stale(0.05)
+            (1, 2)
+        """
+        best, since = -math.inf, 0
+        for entry in self.entries:
+            value = entry["metrics"][self.primary]
+            best, since = (value, 0) if value > best + delta else (best, since + 1)
+        return since
+
     @property
     def best(self) -> dict[str, Any]:
         """The first evaluation with the highest primary metric."""

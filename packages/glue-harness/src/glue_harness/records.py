@@ -15,10 +15,13 @@ from filelock import FileLock, Timeout
 from finetune_common.errors import ConfigurationError
 from glue_harness.config import RunConfig, difference, identity_of
 
-__all__ = ["SCHEMA", "RunFolder", "RunInUse", "read_results", "write_whole"]
+__all__ = ["SCHEMA", "TRACKER", "RunFolder", "RunInUse", "read_results", "write_whole"]
 
 SCHEMA = 1
 """Version of `result.json`."""
+
+TRACKER = "tracker.txt"
+"""Name of the file that keeps what a tracker calls the run."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -84,7 +87,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         if self._config.overwrite:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
-            for name in ("result.json", "config.yaml", "metrics.jsonl", "predictions.tsv"):
+            for name in ("result.json", "config.yaml", "metrics.jsonl", "predictions.tsv", TRACKER):
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
             there = _whole(file, lambda text: dict(yaml.safe_load(text).items()))

@@ -44,6 +44,7 @@ from glue_harness.models import check_positions, load_model, load_tokenizer, par
 from glue_harness.plan import Data, Plan
 from glue_harness.progress import Progress
 from glue_harness.records import SCHEMA, RunFolder
+from glue_harness.tracking import check_tracker, numbers, tracked
 
 __all__ = ["run"]
 
@@ -130,14 +131,37 @@ class Training:
 
     def train(self) -> None:
         """Train to the end, logging, evaluating and saving on the way."""
-        while self.step < self.plan.total:
+        while self.step < self.plan.total and not self.stopped_early:
             for window, batches in self._rest_of_epoch():
                 rate = float(self.scheduler.get_last_lr()[0])
                 loss = self._train_step(window, batches)
                 self.step += 1
                 self._after_step(loss, rate)
+                if self.stopped_early:
+                    break
+        if self.config.load_best:
+            self._load_best()
         if self.evaluation is None:
             self.evaluation = self._evaluate()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether as many evaluations in a row brought no improvement as the run is to bear."""
+        patience = self.config.early_stopping
+        return patience is not None and self.history.stale(self.config.early_stopping_delta) >= patience
+
+    def _load_best(self) -> None:
+        """Go back to the weights of the best evaluation; the newest checkpoint receives them too."""
+        folder, step = self.folder.checkpoints, self.history.best["step"]
+        best = from_main(self.accelerator, checkpoint.best_weights(folder, step))
+        if best is None:  # done before, by a run that ended before it could write its result
+            return
+        if step != self.step:
+            checkpoint.load_weights(best, self.model, self.device)
+            self.evaluation = self._evaluate()
+        if self.accelerator.is_main_process:
+            checkpoint.adopt(best)
+        self.accelerator.wait_for_everyone()
 
     def _rest_of_epoch(self) -> Iterator[tuple[list[list[int]], list[tuple[int, Any]]]]:
         """Yield each window left of an epoch: its rows, and this process's micro-batches with their rows."""
@@ -217,6 +241,12 @@ class Training:
             self.evaluation = self._evaluate()
             self.history.add(step, step / self.plan.per_epoch, self.evaluation.metrics)
             self.progress.evaluated(self.history.last)
+            self.accelerator.log(
+                {f"validation/{name}": value for name, value in self.evaluation.metrics.items()}, step
+            )
+            if config.load_best and self.history.best is self.history.last:
+                self._save_best()
+        last = last or self.stopped_early
         if last or (step % config.save_every == 0 if config.save_every else self.plan.ends_epoch(step)):
             self._save()
         if evaluated and self.on_evaluation is not None:
@@ -243,8 +273,10 @@ class Training:
                 f"the loss is {value} at step {self.step}: lower --optimizer.lr, or use --precision fp32"
             )
         self.progress.logged(value, rate)
+        values = {"loss": value, "learning_rate": rate, **observed}
+        self.accelerator.log(numbers(values), self.step)
         if self.accelerator.is_main_process:
-            self.folder.log({"step": self.step, "loss": value, "learning_rate": rate, **observed})
+            self.folder.log({"step": self.step, **values})
 
     def _stateful(self) -> dict[str, Any]:
         """Everything that keeps state beside the model, by the name it has in a checkpoint."""
@@ -254,6 +286,11 @@ class Training:
         parts |= {f"gradient.{i}": handle for i, handle in enumerate(self.gradients)}
         parts |= {f"monitor.{i}": handle for i, handle in enumerate(self.monitors)}
         return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+    def _save_best(self) -> None:
+        weights = checkpoint.whole_weights(self.model) if self.sharded else self.model
+        if self.accelerator.is_main_process:
+            checkpoint.save_best(self.folder.checkpoints, self.step, weights)
 
     def _save(self) -> None:
         leads, model = self.accelerator.is_main_process, self.model
@@ -274,7 +311,8 @@ class Training:
                 "random": random[0],
                 "random_elsewhere": random[1:],
             }
-            checkpoint.save(self.folder.checkpoints, self.step, model, state | progress)
+            best = self.history.best["step"] if self.history.entries else None
+            checkpoint.save(self.folder.checkpoints, self.step, model, state | progress, best)
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> None:
@@ -351,6 +389,7 @@ class Training:
             "metrics": {"last": self.history.last["metrics"], "best": self.history.best["metrics"]},
             "history": self.history.entries,
             "steps": self.step,
+            "stopped_early": self.stopped_early,
             "examples_per_second": self.examples / (sum(seconds.values()) - seconds["evaluation"]),
             "seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),
@@ -397,6 +436,7 @@ def run(
     Raises:
         ConfigurationError: One line that says what cannot be used, and the remedy.
     """
+    check_tracker(config)
     accelerator = join(config)
     with ExitStack() as stack:
         with together(accelerator):
@@ -419,6 +459,7 @@ def run(
             training.restore()
             if start_from is not None and not training.step:
                 training.continue_from(start_from)
+            stack.enter_context(tracked(accelerator, config, training.step))
             progress.start(training.step, training.plan.total, training.examples)
             training.train()
         result = training.result()
