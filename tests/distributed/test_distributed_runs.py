@@ -24,7 +24,7 @@ BASE: dict[str, Any] = {
     "log_every": 1,
     "warmup": 0.2,
     "seed": 7,
-    "optimizer": {"name": "adamw", "lr": 2e-3, "eps": 1e-6},
+    "optimizer": {"name": "adamw", "lr": 2e-3, "eps": 1e-4},
 }
 """33 rows are four steps of 8 over two processes, and a fifth of one row, none of it the second one's."""
 
@@ -268,4 +268,4 @@ def test_accelerate_decides(tmp_path: Path) -> None:
     described = result(tmp_path / "run")["hardware"]
     assert described["processes"] == 2
     assert described["sharded"] is True
-    assert done.stdout.count("accuracy") == 1
+    assert done.stdout.count("demo-entailment:") == 1

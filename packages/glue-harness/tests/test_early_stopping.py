@@ -1,4 +1,4 @@
-"""A run ends when its score has stopped rising, keeps its count when cut off, and may keep the best weights."""
+"""A run ends when its score has stopped rising, counts on when cut off, and may keep the best weights."""
 
 import json
 from collections.abc import Callable

@@ -262,7 +262,9 @@ class ActivationCompressor:
         """Return whether a tensor is a parameter or a buffer in any view, or not a plain strided tensor."""
         if tensor.layout != torch.strided or not (type(tensor) in PLAIN_TYPES or kernels.is_fake(tensor)):
             return True
-        return tensor.untyped_storage()._cdata in self._own or isinstance(tensor._base, nn.Parameter)
+        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+            return True  # FSDP gathers its shards into parameters that the model itself does not hold
+        return tensor.untyped_storage()._cdata in self._own
 
     def _store(self, tensor: Tensor, operation: CurrentOperation) -> StoredView | None:
         """Store a tensor in another form; None where it is kept."""
