@@ -30,6 +30,7 @@ from activation_compression.operation import (
 from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags
 from activation_compression.sensitivity import (
     Adjoint,
+    frozen,
     gradient,
     like_groups,
     over_processes,
@@ -202,7 +203,8 @@ class ActivationCompressor:
             try:
                 with graph:
                     gradients = gradient(loss, self.model, create_graph=True)
-                return adjoint.measure(gradients, generator, probes), adjoint.elements
+                with frozen(self.model):
+                    return adjoint.measure(gradients, generator, probes), adjoint.elements
             except RuntimeError as error:
                 if "is not implemented" not in str(error) and "once_differentiable" not in str(error):
                     raise

@@ -25,7 +25,7 @@ from activation_compression.quantizer import Codes
 from activation_compression.stored import Stored
 from finetune_common.errors import ConfigurationError
 
-__all__ = ["Adjoint", "gradient", "like_groups", "over_processes", "preserved", "probed", "shares"]
+__all__ = ["Adjoint", "frozen", "gradient", "like_groups", "over_processes", "preserved", "probed", "shares"]
 
 
 @contextmanager
@@ -53,6 +53,19 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Keep a backward pass from reaching parameters: who watches them would take it for one of training."""
+    parameters = trained(model)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class Adjoint:

@@ -38,7 +38,8 @@ class _Watch:
     """Mean and squared deviations of what backward passes add to one parameter's gradient.
 
     The hook sits on the node that accumulates into `.grad`: it sees exactly what is added there, after every
-    hook on the tensor, and is not called by `torch.autograd.grad`.
+    hook on the tensor, and is not called by `torch.autograd.grad`. What arrives while the parameter does not
+    require a gradient is added nowhere, and is not counted.
     """
 
     def __init__(self, parameter: Tensor) -> None:
@@ -56,7 +57,7 @@ class _Watch:
     @torch.no_grad()
     def _observe(self, contributions: tuple[Tensor | None, ...]) -> None:
         [contribution] = contributions
-        if contribution is None or contribution.is_sparse:
+        if contribution is None or contribution.is_sparse or not self.parameter.requires_grad:
             return
         if self.parameter.grad is None:
             self.count = 0
