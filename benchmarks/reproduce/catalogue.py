@@ -110,7 +110,7 @@ def _scale(folder: Path, benchmark: str, name: str, described: Mapping[str, Any]
     spec = options.pop("spec", None)
     results = options.pop("results", None) or f"{benchmark}-{name}"
     apart = {key: options.pop(key) for key in ("minutes", "gpu_memory") if key in options}
-    change = {**read(BENCHMARKS / "smoke.yaml"), **options} if sweep and name == "smoke" else options
+    change = merged(read(BENCHMARKS / "smoke.yaml"), options) if sweep and name == "smoke" else options
     return Scale(name, folder / spec if spec else None, results, change, **apart)
 
 
