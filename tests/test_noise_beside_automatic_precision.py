@@ -1,4 +1,4 @@
-"""Measuring how precisely activations are kept is no micro-batch: AGNI's noise is the same with and without it."""
+"""Measuring the precision of activations is no micro-batch: AGNI adds the same noise with and without it."""
 
 from typing import Any
 
