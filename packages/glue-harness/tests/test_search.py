@@ -35,6 +35,7 @@ SPACE = {
     "weight_decay": {"uniform": [0, 0.3]},
     "batch_size": {"choice": [8, 16]},
 }
+EXAMPLES = sorted(Path(__file__).parents[3].glob("examples/searches/*.yaml"))
 
 
 def write(folder: Path, **spec: Any) -> Path:
@@ -269,6 +270,11 @@ def test_the_space_of_the_published_search_can_be_written(tmp_path):
     spec = read_search(write(tmp_path, base=BASE, space=space, mutations=mutations))
     assert set(spec.mutations) == set(mutations)
     assert spec.mutations["optimizer.lr"].nearest(6e-5) == 5e-5
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_can_be_searched(path):
+    assert read_search(path).mutations
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ __all__ = ["Share", "connected", "fair_share", "own_cores", "use_cores"]
 OBJECT_STORE = 2**27
 """Bytes of shared memory; runs pass configurations and scores only."""
 
+ATTEMPTS = 3
+"""Starts of a session: a busy machine may need longer than the half minute that Ray waits."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -57,6 +60,24 @@ def own_cores() -> int:
     return min(allowed, int(limit)) if limit.isdigit() and int(limit) else allowed
 
 
+def _open(cpus: int) -> None:
+    """Join the cluster that RAY_ADDRESS names or `ray start` has made here, else begin a session."""
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    for attempt in reversed(range(ATTEMPTS)):
+        try:
+            ray.init(num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
+            return
+        except ValueError:  # there is a cluster: its size is not ours to say
+            ray.init(**quiet)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error) or not attempt:
+                raise
+            ray.shutdown()
+
+
 @contextmanager
 def connected(jobs: int) -> Iterator[Share]:
     """Use a session that is open, else a cluster that runs, else one on this machine for the time being.
@@ -67,19 +88,9 @@ def connected(jobs: int) -> Iterator[Share]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": "error"}
     ours = not ray.is_initialized()
     if ours:
-        try:
-            ray.init(address="auto", **quiet)
-        except ConnectionError:
-            local = fair_share([own_cores()], [], jobs)
-            ray.init(
-                num_cpus=local.cpus * jobs,
-                object_store_memory=OBJECT_STORE,
-                include_dashboard=False,
-                **quiet,
-            )
+        _open(fair_share([own_cores()], [], jobs).cpus * jobs)
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield fair_share(
