@@ -9,6 +9,7 @@ accelerate by itself runs DDP where it is asked for FSDP on a CPU.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -79,6 +80,7 @@ def join(config: RunConfig) -> Accelerator:
             project_config=ProjectConfiguration(logging_dir=config.output_dir),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True")  # most models have none
     started = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != started:
         raise ConfigurationError(
