@@ -4,8 +4,8 @@
     python benchmarks/collect.py --tables            # make every committed table anew from its JSON
 
 The JSON holds every run's `result.json`. The table beside it (`.md`), the differences to a baseline
-(`-paired.md`), the comparison with what was published (`-published.md`) and the list of benchmarks with their
-times (`list.md`) are never written by hand.
+(`-paired.md`), the comparison with what was published (`-published.md`), the list of benchmarks with their
+times (`list.md`) and the page of all results (`results.md`) are never written by hand.
 """
 
 from __future__ import annotations
@@ -65,32 +65,52 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def published_table(benchmark: Benchmark, scale: str, results: Any) -> str:
-    """Return the comparison with what was published, and how its numbers are made."""
+    """Return the comparison with what was published, and how its numbers are made; nothing of no lines."""
+    lines = published.comparison(benchmark, scale, results)
+    if not lines:
+        return ""
     said = "" if benchmark.script else f" {EVALUATIONS[benchmark.evaluation]};"
     return (
-        published.table(published.comparison(benchmark, scale, results))
+        published.table(lines)
         + f"\nOurs: {PROTOCOLS[benchmark.protocol].said};{said} 95 % interval of our number, at the paper "
         "scale of a repetition with as many runs as are behind the published one.\n"
     )
 
 
-def _tables_of(benchmark: Benchmark) -> Iterator[tuple[Path, str]]:
-    """Yield what is made from the committed results of a benchmark."""
-    told = any(t.benchmark == benchmark.name for t in published.targets(benchmark.work))
-    for scale in ("cpu", "paper"):
-        if scale not in benchmark.scales or not (path := benchmark.kept(scale)).exists():
-            continue
-        results = json.loads(path.read_text(encoding="utf-8"))
+def _committed() -> Iterator[tuple[Benchmark, str, Path]]:
+    """Yield every benchmark with a scale that has committed results, and their JSON file."""
+    for benchmark in catalogue().values():
+        for scale in ("cpu", "paper"):
+            if scale in benchmark.scales and benchmark.kept(scale).exists():
+                yield benchmark, scale, benchmark.kept(scale)
+
+
+def _tables_of(benchmark: Benchmark, scale: str, path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield what is made from committed results."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if benchmark.baseline:
+        paired_by_seed = paired.table(results, benchmark.baseline, benchmark.evaluation)
+        yield path.with_name(f"{path.stem}-paired.md"), paired_by_seed
+    if any(target.benchmark == benchmark.name for target in published.targets(benchmark.work)):
         beside = "published.md" if benchmark.script else f"{path.stem}-published.md"
-        if told:
-            yield path.with_name(beside), published_table(benchmark, scale, results)
-        if benchmark.baseline:
-            yield (
-                path.with_name(f"{path.stem}-paired.md"),
-                paired.table(results, benchmark.baseline, benchmark.evaluation),
-            )
-        if benchmark.costs:
-            yield path.with_name(f"{path.stem}-costs.md"), costs.table(results)
+        yield path.with_name(beside), published_table(benchmark, scale, results)
+    if benchmark.costs:
+        yield path.with_name(f"{path.stem}-costs.md"), costs.table(results)
+
+
+def _page(made: dict[Path, str]) -> str:
+    """Return all committed tables on one page, benchmark by benchmark; a script has written its own."""
+    parts: dict[Path, str] = {}
+    for benchmark, scale, path in _committed():
+        stem = "*" if benchmark.script else f"{path.stem}*"
+        beside = {one for one in made if one.parent == path.parent and one.match(f"{stem}.md")}
+        texts = [
+            made.get(one) or one.read_text(encoding="utf-8")
+            for one in sorted({*path.parent.glob(f"{stem}.md"), *beside})
+        ]
+        title = f"### {benchmark.name}\n\n{benchmark.title}, {scale} scale.\n"
+        parts.setdefault(path, "\n".join([title, *texts]))
+    return "\n".join(parts.values())
 
 
 def tables() -> dict[Path, str]:
@@ -99,9 +119,9 @@ def tables() -> dict[Path, str]:
         path.with_suffix(".md"): table(json.loads(path.read_text(encoding="utf-8")))
         for path in sweep_results()
     }
-    for benchmark in catalogue().values():
-        made |= dict(_tables_of(benchmark))
-    return made | {BENCHMARKS / "list.md": listing()}
+    for committed in _committed():
+        made |= dict(_tables_of(*committed))
+    return made | {BENCHMARKS / "list.md": listing(), BENCHMARKS / "results.md": _page(made)}
 
 
 def main() -> None:

@@ -44,9 +44,9 @@ def chosen(names: Sequence[str], scale: str) -> list[Benchmark]:
     return list({benchmark.name: benchmark for benchmark in found}.values())
 
 
-def command(*words: str | Path) -> None:
+def command(*words: str | Path, **variables: str) -> None:
     """Run a command of this Python; its failure was explained by itself."""
-    subprocess.run([sys.executable, *map(str, words)], check=True)
+    subprocess.run([sys.executable, *map(str, words)], check=True, env={**os.environ, **variables})
 
 
 def spec_file(benchmark: Benchmark, scale: Scale, folder: Path) -> Path:
@@ -68,11 +68,20 @@ def run_script(benchmark: Benchmark, scale: Scale, folder: Path) -> None:
     command(benchmark.script, *options, "--output-dir", folder / "results")
 
 
+def threads(committed: Path, jobs: int) -> dict[str, str]:
+    """Return what gives each run the threads that the committed ones had: the order of sums depends on it."""
+    if not committed.exists():
+        return {}
+    machine = json.loads(committed.read_text(encoding="utf-8"))[0]["hardware"]
+    return {"OMP_NUM_THREADS": str(machine["threads"] * jobs)} if machine["device"] == "cpu" else {}
+
+
 def run_sweep(benchmark: Benchmark, scale: Scale, folder: Path, jobs: int) -> None:
     """Do the runs of a sweep: by worker processes, or without any in this one."""
     spec = spec_file(benchmark, scale, folder)
     if jobs:
-        command("-m", "glue_harness", "sweep", spec, "--output-dir", folder / "runs", "--jobs", str(jobs))
+        words = ("-m", "glue_harness", "sweep", spec, "--output-dir", folder / "runs", "--jobs", str(jobs))
+        command(*words, **threads(benchmark.kept(scale.name), jobs))
     else:
         from glue_harness.training import run
 
