@@ -106,7 +106,9 @@ def _page(made: dict[Path, str]) -> str:
         beside = {one for one in made if one.parent == path.parent and one.match(f"{stem}.md")}
         texts = [
             made.get(one) or one.read_text(encoding="utf-8")
-            for one in sorted({*path.parent.glob(f"{stem}.md"), *beside})
+            for one in sorted(
+                {*path.parent.glob(f"{stem}.md"), *beside}, key=lambda one: (len(one.name), one)
+            )
         ]
         title = f"### {benchmark.name}\n\n{benchmark.title}, {scale} scale.\n"
         parts.setdefault(path, "\n".join([title, *texts]))

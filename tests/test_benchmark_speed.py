@@ -1,0 +1,27 @@
+"""Figures of a speed report are set beside the committed ones as ratios, whatever else the report holds."""
+
+import json
+
+import pytest
+
+from reproduce.catalogue import BENCHMARKS
+from reproduce.speed import figures, ratios
+
+COMMITTED = sorted((BENCHMARKS / "speed" / "results").glob("*.json"))
+
+
+def test_a_figure_twice_as_large_has_the_ratio_two():
+    before = {"ways": {"full": {"median_seconds": 0.5, "seconds": [0.4, 0.6], "trainable": 7}}, "repeats": 3}
+    now = {"ways": {"full": {"median_seconds": 1.0, "seconds": [1.0], "trainable": 7}}, "repeats": 9}
+    assert ratios(now, before).splitlines()[2:] == ["| ways, full, median_seconds | 0.5 | 1 | 2.00 |"]
+
+
+def test_a_figure_that_is_new_or_was_zero_has_no_ratio():
+    assert ratios({"a": {"ratio": 2.0}, "b": {"ratio": 1.0}}, {"b": {"ratio": 0}}).count("\n") == 2
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_every_committed_report_has_figures(path):
+    found = dict(figures(json.loads(path.read_text(encoding="utf-8"))))
+    assert found
+    assert all(value >= 0 for value in found.values())
