@@ -85,6 +85,38 @@ def check_shards(rank):
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 4 / 10_000**0.5
 
 
+def check_state_of_shards(rank):
+    """Statistics of a sharded tensor are those of the whole one, and go on from the whole ones."""
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    history = torch.randn(4, 5, 3, dtype=DOUBLE)
+
+    def noise(sharded):
+        value = torch.zeros(5, 3, dtype=DOUBLE)
+        param = nn.Parameter(distribute_tensor(value, mesh, [Shard(0)]) if sharded else value)
+        return param, AdaptiveGradientNoise(torch.optim.SGD([param], lr=0.0), 1.0, "running")
+
+    def observe(param, noise, gradients):
+        for gradient in gradients:
+            spread = isinstance(param, DTensor)
+            param.grad = distribute_tensor(gradient, mesh, [Shard(0)]) if spread else gradient.clone()
+            noise.optimizer.step()
+
+    def whole(noise):
+        [moments] = noise.state_dict()["moments"].values()
+        full = {name: getattr(t, "full_tensor", lambda t=t: t)() for name, t in moments.items()}
+        return {name: t.reshape(-1) if t.ndim else t for name, t in full.items()}
+
+    plain, sharded, again = noise(False), noise(True), noise(True)
+    observe(*plain, history)
+    observe(*sharded, history[:2])
+    state = sharded[1].state_dict()
+    again[1].load_state_dict({**state, "moments": {0: whole(sharded[1])}})
+    observe(*again, history[2:])
+    for name, expected in whole(plain[1]).items():
+        torch.testing.assert_close(whole(again[1])[name], expected)
+
+
 def check_fully_sharded(rank):
     mesh = init_device_mesh("cpu", (2,))
 
@@ -125,6 +157,7 @@ def process(rank, port, cases):
         for variance, micro, expected in cases:
             check_replicas(rank, expected, variance, micro)
         check_shards(rank)
+        check_state_of_shards(rank)
         check_fully_sharded(rank)
         check_annealed(rank)
     finally:
