@@ -47,14 +47,8 @@ def quantize_into(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int
     groups = x.numel() // size
     whole, width = groups * size, size * bits // 8
     if whole:
-        _call(
-            _encode(bits, size, x.dtype),
-            x[:whole],
-            codes[: groups * width],
-            low[:groups],
-            step[:groups],
-            keys,
-        )
+        rows = x[:whole].view(groups, size), codes[: groups * width].view(groups, width)
+        _call(_encode(bits, size, x.dtype), *rows, low[:groups], step[:groups], keys)
     if whole < x.numel():
         rest = torch.cat([x[whole:], x[-1:].expand(size - (x.numel() - whole))])
         tail = codes[groups * width :], low[groups:], step[groups:]
@@ -68,7 +62,8 @@ def dequantize_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits:
     whole, width = groups * size, size * bits // 8
     decode = _decode(bits, size, out.dtype)
     if whole:
-        _call(decode, codes[: groups * width], low[:groups], step[:groups], out[:whole])
+        rows = codes[: groups * width].view(groups, width), low[:groups], step[:groups]
+        _call(decode, *rows, out[:whole].view(groups, size))
     if whole < out.numel():
         rest = out.new_empty(size)
         decode.eager(codes[groups * width :], low[groups:], step[groups:], rest)
@@ -83,7 +78,14 @@ def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
     others = torch.zeros((), dtype=torch.int64, device=x.device)
     if whole:
         counts = torch.empty(groups, dtype=torch.int32, device=x.device)
-        _call(_flags(x.dtype), x[:whole], low, high, codes[: whole // 8], counts)
+        _call(
+            _flags(x.dtype),
+            x[:whole].view(groups, size),
+            low,
+            high,
+            codes[: whole // 8].view(groups, -1),
+            counts,
+        )
         others += counts.sum()
     if whole < x.numel():
         rest = torch.cat([x[whole:], x[-1:].expand(size - (x.numel() - whole))])
@@ -96,9 +98,16 @@ def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def unflag_into(out: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> None:
     """Write `rules.decode_flags` into a one-dimensional tensor."""
     size = rules.FLAG_GROUP
-    whole = out.numel() // size * size
+    groups = out.numel() // size
+    whole = groups * size
     if whole:
-        _call(_unflag(out.dtype), codes[: whole // 8], low, high, out[:whole])
+        _call(
+            _unflag(out.dtype),
+            codes[: whole // 8].view(groups, -1),
+            low,
+            high,
+            out[:whole].view(groups, size),
+        )
     if whole < out.numel():
         rest = out.new_empty(size)
         _unflag(out.dtype).eager(codes[whole // 8 :], low, high, rest)
@@ -112,20 +121,15 @@ class _Kernel:
         code = function.__code__.replace(co_name=name)
         self.eager: Function = function
         own = FunctionType(code, function.__globals__, name, None, function.__closure__)
-        self.compiled: Function = torch.compile(own, dynamic=True, fullgraph=True)
+        self.compiled: Function = torch.compile(own, fullgraph=True)
 
-
-class _Fixed:
-    """Numbers that compiled code may rely on: a plain int in a closure would be one more dynamic size.
-
-    Code for a dynamic width is not vectorised and an order of magnitude slower.
-    """
-
-    def __init__(self, *numbers: int) -> None:
-        self.text = ",".join(map(str, numbers))
-
-    def __call__(self) -> list[int]:
-        return [int(number) for number in self.text.split(",")]
+    def __call__(self, *tensors: Tensor) -> None:
+        """Run compiled, for any number of groups; it is one symbol in all tensors, so that loops join."""
+        groups = len(tensors[0])
+        for tensor in tensors:
+            if tensor.ndim and len(tensor) == groups > 2:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        self.compiled(*tensors)
 
 
 def _name(*parts: Any) -> str:
@@ -134,21 +138,17 @@ def _name(*parts: Any) -> str:
 
 @cache
 def _encode(bits: int, size: int, dtype: torch.dtype) -> _Kernel:
-    fixed = _Fixed(bits, size)
-
     def encode(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor) -> None:
-        for target, value in zip((codes, low, step), rules.encode(x, *fixed(), keys), strict=True):
-            target.copy_(value)
+        for target, value in zip((codes, low, step), rules.encode(x, bits, size, keys), strict=True):
+            target.copy_(value.view_as(target))
 
     return _Kernel(encode, _name("encode", bits, size, dtype))  # type: ignore[arg-type]
 
 
 @cache
 def _decode(bits: int, size: int, dtype: torch.dtype) -> _Kernel:
-    fixed = _Fixed(bits, size)
-
     def decode(codes: Tensor, low: Tensor, step: Tensor, out: Tensor) -> None:
-        out.copy_(rules.decode(codes, low, step, *fixed(), dtype))
+        out.copy_(rules.decode(codes.view(-1), low, step, bits, size, dtype).view_as(out))
 
     return _Kernel(decode, _name("decode", bits, size, dtype))  # type: ignore[arg-type]
 
@@ -157,7 +157,7 @@ def _decode(bits: int, size: int, dtype: torch.dtype) -> _Kernel:
 def _flags(dtype: torch.dtype) -> _Kernel:
     def flags(x: Tensor, low: Tensor, high: Tensor, codes: Tensor, others: Tensor) -> None:
         for target, value in zip((codes, others), rules.encode_flags(x, low, high), strict=True):
-            target.copy_(value)
+            target.copy_(value.view_as(target))
 
     return _Kernel(flags, _name("flags", dtype))  # type: ignore[arg-type]
 
@@ -165,7 +165,7 @@ def _flags(dtype: torch.dtype) -> _Kernel:
 @cache
 def _unflag(dtype: torch.dtype) -> _Kernel:
     def unflag(codes: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:
-        out.copy_(rules.decode_flags(codes, low, high))
+        out.copy_(rules.decode_flags(codes, low, high).view_as(out))
 
     return _Kernel(unflag, _name("unflag", dtype))  # type: ignore[arg-type]
 
@@ -179,7 +179,7 @@ def _call(kernel: _Kernel, *tensors: Tensor) -> None:
     if _compiler_works and max(map(Tensor.numel, tensors)) >= COMPILE_FROM:
         try:
             with torch.autocast(tensors[0].device.type, enabled=False):
-                return kernel.compiled(*tensors)
+                return kernel(*tensors)
         except RuntimeError as error:
             if not type(error).__module__.startswith(_COMPILER_ERRORS):
                 raise
