@@ -6,6 +6,7 @@ python docs/figures/make.py
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sensitivity_lr.analysis import SensitivityTracker
 
 HERE = Path(__file__).parent
 ADAPTATIONS = HERE.parent.parent / "benchmarks/speed/results/adaptations.json"
+CLIPPED = HERE.parent.parent / "benchmarks/clipped/results"
 DEMO = {
     "task": "demo-entailment",
     "model": "demo",
@@ -84,15 +86,30 @@ def sensitivity() -> Figure:
 def heavy_tails() -> Figure:
     """A light and a heavy sample, looked at in three ways."""
     torch.manual_seed(0)
-    samples = {"normal": 5 + torch.randn(1000), "Pareto, α = 1.5": Pareto(1.0, 1.5).sample((1000,))}
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    for row, (name, sample) in zip(figure.subplots(2, 3), samples.items(), strict=True):
+    return looked_at({"normal": 5 + torch.randn(1000), "Pareto, α = 1.5": Pareto(1.0, 1.5).sample((1000,))})
+
+
+def looked_at(samples: dict[str, torch.Tensor]) -> Figure:
+    """Histogram, QQ plot and Hill plot of each sample, a row each."""
+    figure = Figure(figsize=(10, 3 * len(samples)), layout="constrained")
+    for row, (name, sample) in zip(figure.subplots(len(samples), 3), samples.items(), strict=True):
         for axes, draw in zip(row, (histogram, qq_plot, hill_plot), strict=True):
             draw(sample, axes)
             for artist in (*axes.patches, *axes.lines):
                 artist.set_rasterized(True)
         row[0].set_title(f"{name}: {row[0].get_title()}")
     return figure
+
+
+def text_against_images() -> Figure:
+    """The committed samples of gradient noise, text and images."""
+    text, images = (
+        json.loads((CLIPPED / name / "result.json").read_text()) for name in ("text-tails", "images")
+    )
+    at = {"0": "at the start", "5": "after training"}
+    samples = {f"text, {name.split(', ')[1]}": sample for name, sample in text.items()}
+    samples |= {f"images, {at[epoch]}": one for epoch, one in images["runs"]["adam"]["0"]["tails"].items()}
+    return looked_at({name: torch.tensor(sample["norms"]) for name, sample in samples.items()})
 
 
 def parameter_efficiency() -> Figure:
@@ -140,9 +157,19 @@ def activation_memory() -> Figure:
 
 
 def main() -> None:
+    chosen = sys.argv[1:]
     mpl.rcParams |= {"svg.hashsalt": "figures", "svg.fonttype": "none"}
     mpl.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
-    for draw in (gradient_noise, sensitivity, heavy_tails, parameter_efficiency, activation_memory):
+    for draw in (
+        gradient_noise,
+        sensitivity,
+        heavy_tails,
+        text_against_images,
+        parameter_efficiency,
+        activation_memory,
+    ):
+        if chosen and draw.__name__ not in chosen:
+            continue
         path = HERE / f"{draw.__name__.replace('_', '-')}.svg"
         draw().savefig(path, metadata={"Date": None})
         print(path.name)
