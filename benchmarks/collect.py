@@ -91,9 +91,9 @@ def _tables_of(benchmark: Benchmark, scale: str, path: Path) -> Iterator[tuple[P
     if benchmark.baseline:
         paired_by_seed = paired.table(results, benchmark.baseline, benchmark.evaluation)
         yield path.with_name(f"{path.stem}-paired.md"), paired_by_seed
-    if any(target.benchmark == benchmark.name for target in published.targets(benchmark.work)):
-        beside = "published.md" if benchmark.script else f"{path.stem}-published.md"
-        yield path.with_name(beside), published_table(benchmark, scale, results)
+    told = any(target.benchmark == benchmark.name for target in published.targets(benchmark.work))
+    if told and (compared := published_table(benchmark, scale, results)):
+        yield path.with_name("published.md" if benchmark.script else f"{path.stem}-published.md"), compared
     if benchmark.costs:
         yield path.with_name(f"{path.stem}-costs.md"), costs.table(results)
 
@@ -105,7 +105,7 @@ def _page(made: dict[Path, str]) -> str:
         stem = "*" if benchmark.script else f"{path.stem}*"
         beside = {one for one in made if one.parent == path.parent and one.match(f"{stem}.md")}
         texts = [
-            made.get(one) or one.read_text(encoding="utf-8")
+            made[one] if one in made else one.read_text(encoding="utf-8")
             for one in sorted(
                 {*path.parent.glob(f"{stem}.md"), *beside}, key=lambda one: (len(one.name), one)
             )
