@@ -23,6 +23,9 @@ class Said(NamedTuple):
 def pytest_configure(config: pytest.Config) -> None:
     """A model of a few steps may predict one class only, which the metrics say in a warning."""
     config.addinivalue_line("filterwarnings", "ignore:.*reported as 0.0:UserWarning")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:subprocess .* is still running:ResourceWarning"
+    )  # Ray's
 
 
 @pytest.fixture(scope="session", autouse=True)

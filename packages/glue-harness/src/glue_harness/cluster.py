@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from finetune_common.errors import ConfigurationError
+
 __all__ = ["Share", "connected", "fair_share", "own_cores", "use_cores"]
 
 OBJECT_STORE = 2**27
 """Bytes of shared memory; runs pass configurations and scores only."""
-
-ATTEMPTS = 3
-"""Starts of a session: a busy machine may need longer than the half minute that Ray waits."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,16 @@ def _open(cpus: int) -> None:
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "error"}
-    for attempt in reversed(range(ATTEMPTS)):
-        try:
-            ray.init(num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
-            return
-        except ValueError:  # there is a cluster: its size is not ours to say
-            ray.init(**quiet)
-            return
-        except Exception as error:
-            if "timed out during startup" not in str(error) or not attempt:
-                raise
-            ray.shutdown()
+    try:
+        ray.init(num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
+    except ValueError:  # there is a cluster: its size is not ours to say
+        ray.init(**quiet)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise ConfigurationError(
+            "Ray did not start within its half minute: this machine is too busy; the same command tries again"
+        ) from None
 
 
 @contextmanager

@@ -16,7 +16,14 @@ from glue_harness.cluster import connected
 from glue_harness.config import difference
 from glue_harness.extras import need
 from glue_harness.records import write_whole
-from glue_harness.search.records import EVALUATION, ancestors, keep_best, read_evaluation, read_evaluations
+from glue_harness.search.records import (
+    EVALUATION,
+    TRIALS,
+    ancestors,
+    keep_best,
+    read_evaluation,
+    read_evaluations,
+)
 from glue_harness.search.spec import SearchSpec, read_search
 from glue_harness.sweep.state import ERROR
 
@@ -109,14 +116,14 @@ def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], 
     from glue_harness.search.tuning import tuner
 
     if retry_failed:
-        for error in folder.glob(f"trials/*/{ERROR}"):
+        for error in folder.glob(f"{TRIALS}/*/{ERROR}"):
             error.unlink()
     with connected(jobs) as share:
         grid = tuner(spec, folder, share, **asked, retry_failed=retry_failed).fit()
         results = [grid[number] for number in range(len(grid))]
         best = _best(results, spec.metric)
         if best is None:
-            errors = sorted(folder.glob(f"trials/*/{ERROR}"))
+            errors = sorted(folder.glob(f"{TRIALS}/*/{ERROR}"))
             said = errors[0].read_text(encoding="utf-8").strip() if errors else "their processes died"
             raise ConfigurationError(f"all trials failed ({said}): --retry-failed tries again")
         report = _report(spec, folder, results, keep_best(best, folder))
@@ -134,13 +141,13 @@ def _best(results: Sequence[Result], metric: str) -> Path | None:
 
 
 def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Path) -> dict[str, Any]:
-    evaluations = read_evaluations(folder)
     numbers = {Path(result.path).name: number for number, result in enumerate(results, start=1)}
+    evaluations = {name: one for name, one in read_evaluations(folder).items() if one.trial in numbers}
     entries = []
     for result, (name, number) in zip(results, numbers.items(), strict=True):
         own = [one for one in evaluations.values() if one.trial == name]
         top = max(own, key=lambda one: one.metrics[spec.metric], default=None)
-        error = folder / "trials" / name / ERROR
+        error = folder / TRIALS / name / ERROR
         said = error.read_text(encoding="utf-8").strip() if error.exists() else str(result.error)
         entries.append(
             {

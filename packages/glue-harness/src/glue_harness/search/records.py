@@ -20,7 +20,9 @@ from glue_harness.records import write_whole
 
 __all__ = [
     "EVALUATION",
+    "EVALUATIONS",
     "RESULT_SO_FAR",
+    "TRIALS",
     "Evaluation",
     "ancestors",
     "keep_best",
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 EVALUATION, RESULT_SO_FAR = "evaluation.json", "so-far.json"
-FOLDER = "evaluations"
+EVALUATIONS, TRIALS = "evaluations", "trials"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Evaluation:
 
     def write(self, search: Path, run: Path) -> None:
         """Write it into the search's folder, and beside the weights that it is about."""
-        folder = search / FOLDER
+        folder = search / EVALUATIONS
         folder.mkdir(exist_ok=True)
         text = json.dumps(asdict(self), indent=1) + "\n"
         write_whole(folder / f"{self.id}.json", text)
@@ -84,7 +86,7 @@ def read_evaluation(file: Path) -> Evaluation:
 
 def read_evaluations(search: Path) -> dict[str, Evaluation]:
     """Return all evaluations of a search by name, early epochs first."""
-    found = [read_evaluation(file) for file in sorted((search / FOLDER).glob("*.json"))]
+    found = [read_evaluation(file) for file in sorted((search / EVALUATIONS).glob("*.json"))]
     return {one.id: one for one in sorted(found, key=lambda one: (one.epoch, one.trial, one.id))}
 
 

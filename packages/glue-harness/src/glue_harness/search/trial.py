@@ -13,7 +13,7 @@ from ray import tune
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
 from glue_harness.records import RunInUse, write_whole
-from glue_harness.search.records import EVALUATION, RESULT_SO_FAR, Evaluation, read_evaluation
+from glue_harness.search.records import EVALUATION, RESULT_SO_FAR, TRIALS, Evaluation, read_evaluation
 from glue_harness.search.spec import SearchSpec
 from glue_harness.sweep.state import ERROR
 
@@ -38,7 +38,7 @@ def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, A
     from glue_harness.training import run
 
     trial = tune.get_context().get_trial_id()
-    folder = search / "trials" / str(trial)
+    folder = search / TRIALS / str(trial)
     if (folder / ERROR).exists():
         raise ConfigurationError((folder / ERROR).read_text(encoding="utf-8").strip())
     use_cores(share)

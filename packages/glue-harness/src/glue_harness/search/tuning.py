@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from glue_harness.cluster import Share
+from glue_harness.search.records import EVALUATIONS, TRIALS
 from glue_harness.search.spec import Range, SearchSpec
 from glue_harness.search.trial import do_trial
 
@@ -103,7 +105,7 @@ class _Lines(tune.Callback):
     ) -> None:
         """Tell the score, and where the weights come from if they are not the trial's own."""
         numbers = {one.trial_id: number for number, one in enumerate(trials, start=1)}
-        taken = "" if result["origin"] == trial.trial_id else f", from trial {numbers[result['origin']]}"
+        taken = "" if result["origin"] == trial.trial_id else f", from trial {numbers.get(result['origin'])}"
         values = "  ".join(f"{option} {_short(value)}" for option, value in result["configuration"].items())
         print(
             f"trial {numbers[trial.trial_id]}{taken}: epoch {result['epoch']:g}, "
@@ -154,9 +156,11 @@ def tuner(
         do_trial(spec, folder, share, point)
 
     trainable = tune.with_resources(trial, {"cpu": share.cpus, "gpu": share.gpus})
-    place = str(folder / NAME)
-    if tune.Tuner.can_restore(place):
-        return tune.Tuner.restore(place, trainable, resume_errored=retry_failed)
+    place = folder / NAME
+    if any(place.glob("experiment_state-*.json")) and tune.Tuner.can_restore(str(place)):
+        return tune.Tuner.restore(str(place), trainable, resume_errored=retry_failed)
+    for stale in (NAME, TRIALS, EVALUATIONS):
+        shutil.rmtree(folder / stale, ignore_errors=True)
     seed = spec.seed
     return tune.Tuner(
         trainable,
