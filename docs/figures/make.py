@@ -97,7 +97,7 @@ def looked_at(samples: dict[str, torch.Tensor]) -> Figure:
             draw(sample, axes)
             for artist in (*axes.patches, *axes.lines):
                 artist.set_rasterized(True)
-        row[0].set_title(f"{name}: {row[0].get_title()}")
+        row[0].set_title(f"{name}\n{row[0].get_title()}")
     return figure
 
 
