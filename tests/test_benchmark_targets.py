@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 
+from glue_harness.config import RunConfig
 from reproduce.catalogue import BENCHMARKS, catalogue, find
 from reproduce.published import targets
 from reproduce.scales import changed, covers, merged, points, settings
@@ -109,3 +110,15 @@ def test_a_scale_of_a_script_keeps_what_it_does_not_name():
         "a": {"b": 3, "c": 2},
         "d": [],
     }
+
+
+SWEEPS = [(b.name, scale) for b in catalogue().values() if not b.script for scale in b.scales]
+
+
+@pytest.mark.parametrize(("name", "scale"), SWEEPS)
+def test_every_run_of_every_scale_is_legal(name, scale):
+    spec = changed(find(name).spec(scale), {"one_of_each": True})
+    runs = [settings(point) for point in points(spec)]
+    assert runs
+    for run in runs:
+        RunConfig(**{**run, "output_dir": "none"})
