@@ -15,7 +15,6 @@ from parameter_efficient import (
     BottleneckAdapter,
     FFNTuning,
     Fusion,
-   
     LoRA,
     PrefixTuning,
     adapt,
