@@ -1,5 +1,7 @@
 """When is a published number reproduced? Checked against worked examples and a simulation of the protocol."""
 
+import doctest
+import importlib
 import math
 
 import numpy as np
@@ -111,3 +113,10 @@ def test_percents_are_compared_as_percents():
     assert len(target) == 84
     assert {line.verdict for line in target} == {"not run"}
     assert "88.51" in table(target)
+
+
+@pytest.mark.parametrize("name", ["published", "scales", "speed"])
+def test_examples_in_docstrings_of_the_benchmarks_run(name):
+    failed, attempted = doctest.testmod(importlib.import_module(f"reproduce.{name}"))
+    assert attempted
+    assert not failed

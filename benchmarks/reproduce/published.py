@@ -113,7 +113,8 @@ def interval(values: Sequence[float], center: float, published_runs: float, medi
     mean = sum(values) / n
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
     wider = math.pi / 2 if median and n > 2 else 1.0
-    half = student.ppf((1 + LEVEL) / 2, n - 1) * spread * math.sqrt(wider * (1 / n + 1 / published_runs))
+    quantile = float(student.ppf((1 + LEVEL) / 2, n - 1))
+    half = quantile * spread * math.sqrt(wider * (1 / n + 1 / published_runs))
     return center - half, center + half
 
 

@@ -119,7 +119,7 @@ def settings(point: Mapping[str, Any]) -> dict[str, Any]:
     Examples:
         >>> run = settings({"task": "rte", "model": "demo", "optimizer": {"name": "sgd", "lr": 0.1}})
         >>> run["optimizer"]["momentum"], run["epochs"], run["gradient"]
-        (0.0, 3.0, [])
+        (0.9, 3.0, [])
     """
     found = {**DEFAULTS, **point}
     for slot, default in SLOTS.items():
