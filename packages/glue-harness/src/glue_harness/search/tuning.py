@@ -30,7 +30,7 @@ NAME = "tune"
 CHECKPOINTS = 4
 """Of each trial that are kept: its best ones, and the newest."""
 
-ATTEMPTS = 3
+ATTEMPTS = 2
 """Times that a trial goes on after its process died."""
 
 LONG = 10**6
