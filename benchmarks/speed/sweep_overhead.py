@@ -68,7 +68,7 @@ def main() -> None:
     """Measure, print a table, and write the numbers where asked."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=16, help="runs of the sweep (16)")
-    parser.add_argument("--steps", type=int, default=1200, help="steps of a run (1200)")
+    parser.add_argument("--steps", type=int, default=560, help="steps of a run (560)")
     parser.add_argument("--jobs", type=int, default=2, help="workers (2)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
