@@ -12,10 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 MARKERS = "osD^v<>"
 
@@ -44,9 +41,10 @@ def curves(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     }
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Write the figure."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+def draw(results: list[dict[str, Any]]) -> Figure:
+    """Return the figure."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     for marker, (curve, layers) in zip(MARKERS, curves(results).items(), strict=False):
         axes.plot(list(layers), list(layers.values()), marker=marker, label=curve)
     first = results[0]
@@ -55,7 +53,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     axes.set_title(f"{first['model']}: one layer at a time")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small", ncols=2)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def main() -> None:
@@ -64,7 +62,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="JSON file that benchmarks/collect.py wrote")
     options = parser.parse_args()
     results = json.loads(options.results.read_text(encoding="utf-8"))
-    draw(results, options.results.with_suffix(".png"))
+    draw(results).savefig(options.results.with_suffix(".png"), dpi=150)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python docs/figures/make.py
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tempfile
@@ -22,8 +23,7 @@ from glue_harness.footprint import predict
 from sensitivity_lr.analysis import SensitivityTracker
 
 HERE = Path(__file__).parent
-ADAPTATIONS = HERE.parent.parent / "benchmarks/speed/results/adaptations.json"
-CLIPPED = HERE.parent.parent / "benchmarks/clipped/results"
+BENCHMARKS = HERE.parent.parent / "benchmarks"
 DEMO = {
     "task": "demo-entailment",
     "model": "demo",
@@ -104,7 +104,8 @@ def looked_at(samples: dict[str, torch.Tensor]) -> Figure:
 def text_against_images() -> Figure:
     """The committed samples of gradient noise, text and images."""
     text, images = (
-        json.loads((CLIPPED / name / "result.json").read_text()) for name in ("text-tails", "images")
+        json.loads((BENCHMARKS / "clipped/results" / name / "result.json").read_text())
+        for name in ("text-tails", "images")
     )
     at = {"0": "at the start", "5": "after training"}
     samples = {f"text, {name.split(', ')[1]}": sample for name, sample in text.items()}
@@ -112,9 +113,16 @@ def text_against_images() -> Figure:
     return looked_at({name: torch.tensor(sample["norms"]) for name, sample in samples.items()})
 
 
+def layers() -> Figure:
+    """The committed curves of methods in one layer at a time."""
+    sys.path.insert(0, str(BENCHMARKS / "peft"))
+    figure = importlib.import_module("figure")
+    return figure.draw(json.loads((BENCHMARKS / "peft/results/layers-sst2.json").read_text()))
+
+
 def parameter_efficiency() -> Figure:
     """Trainable share and step time of each method, from the committed measurement."""
-    ways = json.loads(ADAPTATIONS.read_text())["ways"]
+    ways = json.loads((BENCHMARKS / "speed/results/adaptations.json").read_text())["ways"]
     total = ways["full"]["trainable"]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     share, time = figure.subplots(1, 2, sharey=True)
@@ -165,6 +173,7 @@ def main() -> None:
         sensitivity,
         heavy_tails,
         text_against_images,
+        layers,
         parameter_efficiency,
         activation_memory,
     ):
