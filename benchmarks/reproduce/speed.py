@@ -33,10 +33,16 @@ def figures(report: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, floa
     Examples:
         >>> dict(figures({"steps": {"L1": {"seconds": 2.0, "all_seconds": [2.0]}}, "repeats": 5}))
         {'steps, L1, seconds': 2.0}
+        >>> dict(figures([{"way": "plain", "ratio": 1.0}]))
+        {'plain, ratio': 1.0}
     """
     if isinstance(report, Mapping):
         for key, value in report.items():
             yield from figures(value, (*path, key))
+    elif isinstance(report, list):
+        for entry in report:
+            if isinstance(entry, Mapping):
+                yield from figures(entry, (*path, str(entry["way"])))
     elif isinstance(report, int | float) and not isinstance(report, bool) and set(FIGURES) & set(path[-2:]):
         yield ", ".join(path), float(report)
 
