@@ -16,6 +16,8 @@ __all__ = ["LossFunction", "sample_gradient_noise"]
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
+BLOCK = 2**18
+
 
 def sample_gradient_noise(
     model: nn.Module,
@@ -66,9 +68,9 @@ def sample_gradient_noise(
     gradient = _Gradient(model, loss_fn, dropout, seed)
     with gradient.running():
         full, first_rows = _full_gradient(gradient, batches)
-        norms = _whole_norm(full).new_empty(n)
+        norms = full[0].new_empty(n, dtype=_dtype(full))
         for i, batch in enumerate(_drawn(batches, first_rows, n)):
-            norms[i] = _whole_norm(torch._foreach_sub(gradient(batch), full))
+            norms[i] = _distance(gradient(batch), full)
     return norms
 
 
@@ -167,7 +169,16 @@ def _rows(batch: Any) -> int:
     )
 
 
-def _whole_norm(parts: Sequence[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(list(parts))
-    dtype = torch.float64 if norms[0].dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(torch.stack([norm.to(dtype) for norm in norms]))
+def _dtype(parts: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if parts[0].dtype == torch.float64 else torch.float32
+
+
+def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """The norm of the difference over all tensors; on a CPU in blocks that stay in the cache."""
+    block = BLOCK if right[0].device.type == "cpu" else max(part.numel() for part in right)
+    dtype, squares = _dtype(right), []
+    for own, other in zip(left, right, strict=True):
+        for x, y in zip(own.reshape(-1).split(block), other.reshape(-1).split(block), strict=True):
+            difference = (x - y).to(dtype)
+            squares.append(torch.dot(difference, difference))
+    return torch.stack(squares).sum().sqrt()
