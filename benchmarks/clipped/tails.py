@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from clipped_adaptive.heavy_tails import hill, outlier_ratios
 
-__all__ = ["described", "draw", "table"]
+__all__ = ["described", "draw", "figure_of", "table"]
 
 LARGEST = 0.05
 """Share of the sample that Hill's estimate uses."""
@@ -48,19 +48,19 @@ def table(samples: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + f"\n\n{note}\n"
 
 
-def draw(samples: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw each sample's histogram, QQ plot and Hill plot in a row of its own."""
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
+def figure_of(samples: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Return each sample's histogram, QQ plot and Hill plot in a row of its own."""
     from clipped_adaptive.plots import hill_plot, histogram, qq_plot
 
-    figure, rows = plt.subplots(
-        len(samples), 3, figsize=(14, 3.2 * len(samples)), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(14, 3.2 * len(samples)), layout="constrained")
+    rows = figure.subplots(len(samples), 3, squeeze=False)
     for row, (name, one) in zip(rows, samples.items(), strict=True):
         for ax, plot in zip(row, (histogram, qq_plot, hill_plot), strict=True):
             plot(one["norms"], ax)
         row[0].set_ylabel(f"{name}\n{row[0].get_ylabel()}")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    return figure
+
+
+def draw(samples: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write that figure."""
+    figure_of(samples).savefig(path, dpi=90)

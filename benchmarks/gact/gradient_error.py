@@ -58,7 +58,8 @@ def measure(level: str, draws: int) -> dict[str, Any]:
         mean = new
     variance = squares / (draws - 1)
     off = float((mean - exact).square().sum())
-    bias, one = max(0.0, off - variance / draws), variance + max(0.0, off - variance / draws)
+    bias = max(0.0, off - variance / draws)
+    one = variance + bias
     whole = float(exact.square().sum())
     return {
         "level": level,

@@ -1,6 +1,6 @@
 """Draw the figures of the concept pages: a minute on two cores, no data but the demo's.
 
-python docs/figures/make.py
+python docs/figures/make.py [layers heavy_tails ...]
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from matplotlib.figure import Figure
 from torch.distributions import Pareto
 
-from clipped_adaptive.plots import hill_plot, histogram, qq_plot
 from glue_harness import parse_mapping, run
 from glue_harness.footprint import predict
 from sensitivity_lr.analysis import SensitivityTracker
@@ -89,15 +88,19 @@ def heavy_tails() -> Figure:
     return looked_at({"normal": 5 + torch.randn(1000), "Pareto, α = 1.5": Pareto(1.0, 1.5).sample((1000,))})
 
 
-def looked_at(samples: dict[str, torch.Tensor]) -> Figure:
-    """Histogram, QQ plot and Hill plot of each sample, a row each."""
-    figure = Figure(figsize=(10, 3 * len(samples)), layout="constrained")
-    for row, (name, sample) in zip(figure.subplots(len(samples), 3), samples.items(), strict=True):
-        for axes, draw in zip(row, (histogram, qq_plot, hill_plot), strict=True):
-            draw(sample, axes)
-            for artist in (*axes.patches, *axes.lines):
-                artist.set_rasterized(True)
-        row[0].set_title(f"{name}\n{row[0].get_title()}")
+def from_benchmarks(work: str, name: str) -> Any:
+    """Return a module of a work's folder in the benchmarks."""
+    sys.path.insert(0, str(BENCHMARKS / work))
+    return importlib.import_module(name)
+
+
+def looked_at(samples: dict[str, Any]) -> Figure:
+    """Histogram, QQ plot and Hill plot of each sample of norms, a row each."""
+    drawn = {name: {"norms": norms} for name, norms in samples.items()}
+    figure = from_benchmarks("clipped", "tails").figure_of(drawn)
+    for axes in figure.axes:
+        for artist in (*axes.patches, *axes.lines):
+            artist.set_rasterized(True)
     return figure
 
 
@@ -110,14 +113,14 @@ def text_against_images() -> Figure:
     at = {"0": "at the start", "5": "after training"}
     samples = {f"text, {name.split(', ')[1]}": sample for name, sample in text.items()}
     samples |= {f"images, {at[epoch]}": one for epoch, one in images["runs"]["adam"]["0"]["tails"].items()}
-    return looked_at({name: torch.tensor(sample["norms"]) for name, sample in samples.items()})
+    return looked_at({name: sample["norms"] for name, sample in samples.items()})
 
 
 def layers() -> Figure:
     """The committed curves of methods in one layer at a time."""
-    sys.path.insert(0, str(BENCHMARKS / "peft"))
-    figure = importlib.import_module("figure")
-    return figure.draw(json.loads((BENCHMARKS / "peft/results/layers-sst2.json").read_text()))
+    return from_benchmarks("peft", "figure").draw(
+        json.loads((BENCHMARKS / "peft/results/layers-sst2.json").read_text())
+    )
 
 
 def parameter_efficiency() -> Figure:

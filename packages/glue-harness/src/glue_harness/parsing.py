@@ -21,6 +21,7 @@ from jsonargparse import ArgumentParser, Namespace
 from finetune_common.errors import ConfigurationError, did_you_mean
 from finetune_common.slots import available, find
 from glue_harness.config import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.specification import read_yaml
 
 __all__ = ["parse_line", "parse_mapping", "take_model_fields"]
 
@@ -54,13 +55,8 @@ def _as_choices(slot: str, value: object) -> list[Choice]:
     return [_as_choice(slot, value)]
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"--config {path}: {error.strerror}: give a readable YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+def _read_config(path: str) -> dict[str, Any]:
+    content = read_yaml(Path(path), "--config ", "give a readable YAML file")
     if not isinstance(content, dict):
         raise ConfigurationError(f"--config {path}: expected 'option: value' lines, found {content!r}")
     return content
@@ -184,7 +180,7 @@ def _first_look(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         if value is None:
             raise ConfigurationError(f"--{option} needs a value after it")
     path = named.pop("config", None)
-    return (_read_yaml(path) if path else {}), named
+    return (_read_config(path) if path else {}), named
 
 
 def _drop_slots(argv: Sequence[str]) -> list[str]:

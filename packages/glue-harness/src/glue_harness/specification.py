@@ -1,4 +1,4 @@
-"""Reading the YAML files that describe sweeps and searches."""
+"""Reading YAML files: any, and those that describe sweeps and searches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,26 @@ import yaml
 
 from finetune_common.errors import ConfigurationError, did_you_mean
 
-__all__ = ["read_specification"]
+__all__ = ["read_specification", "read_yaml"]
+
+
+def read_yaml(path: Path, option: str, remedy: str) -> Any:
+    """Return what a YAML file holds.
+
+    Args:
+        path: The file.
+        option: What stands before the path in an error: the option that named it, or nothing.
+        remedy: What to give instead of a file that cannot be read.
+
+    Raises:
+        ConfigurationError: Names the file and what is wrong.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{option}{path}: {error.strerror}: {remedy}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{option}{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def _expand_variables(value: Any, path: Path) -> Any:
@@ -41,12 +60,7 @@ def read_specification(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
     Raises:
         ConfigurationError: Names the file and the key.
     """
-    try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}: give a specification's YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    spec = read_yaml(path, "", "give a specification's YAML file")
     if not isinstance(spec, dict):
         raise ConfigurationError(f"{path}: expected a mapping with {', '.join(parts)}")
     if unknown := [key for key in spec if key not in parts]:
