@@ -172,7 +172,9 @@ def _read(path: Path) -> Columns:
         else:
             columns = _from_rows(_json_rows(path), path)
     except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or 'cannot be read'}") from None
+        raise ConfigurationError(
+            f"{path}: {error.strerror or 'cannot be read'}: give a readable file"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: not UTF-8 (byte {error.start})") from None
     if not columns or not next(iter(columns.values())):
