@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 import yaml
 
 from finetune_common.errors import ConfigurationError
-from glue_harness import run
+from glue_harness import checkpoint, run
 from glue_harness.search import search
+from glue_harness.search.records import Evaluation, read_reached
 from glue_harness.search.spec import read_search
 
 pytestmark = pytest.mark.filterwarnings(
@@ -300,6 +302,31 @@ def test_what_is_not_installed_is_named_with_the_way_to_get_it(tmp_path, harness
     status, _, err = harness("search", spec, "--output-dir", tmp_path / "found")
     assert status == 2
     assert "ray is not installed: from the checkout, pip install './packages/glue-harness[search]'" in err
+
+
+def test_rows_of_ones_own_are_searched_by_their_own_metric(tmp_path):
+    rows = [{"text": f"row {number}", "label": number / 4} for number in range(8)]
+    files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation")}
+    for file in files.values():
+        file.write_text("\n".join(map(json.dumps, rows)))
+    own = {f"{split}_file": str(file) for split, file in files.items()}
+    spec = read_search(write(tmp_path, base=BASE | own | {"task": "grades"}, space=SPACE))
+    assert spec.metric == "pearson"
+    demo = read_search(write(tmp_path, base=BASE, space=SPACE))
+    assert demo.metric == "pearson"
+    published = read_search(write(tmp_path, base=BASE | {"task": "rte"}, space=SPACE))
+    assert published.metric == "accuracy"
+
+
+def test_of_a_folder_that_two_attempts_were_copied_into_the_evaluated_one_counts(tmp_path):
+    """Tune copies over what an attempt it gave up had left: a checkpoint with a higher step may be stale."""
+    copied = tmp_path / "checkpoint_000001"
+    for step in (6, 12):
+        (copied / "checkpoint" / f"step-{step}").mkdir(parents=True)
+    made = Evaluation("abc", None, "t", 2.0, 6, {"pearson": 0.5}, {"batch_size": 16})
+    (copied / "evaluation.json").write_text(json.dumps(asdict(made)))
+    assert read_reached(copied) == made
+    assert checkpoint.latest(copied / "checkpoint") == copied / "checkpoint" / "step-6"
 
 
 def test_a_variable_of_the_environment_stands_for_a_path(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from glue_harness.distributed import own_part, whole
 __all__ = [
     "adopt",
     "best_weights",
+    "keep_only",
     "latest",
     "load",
     "load_weights",
@@ -79,6 +80,12 @@ def latest(folder: Path) -> Path | None:
     """Return the newest whole checkpoint in a folder, or None."""
     steps = _steps(folder)
     return steps[max(steps)] if steps else None
+
+
+def keep_only(folder: Path, step: int) -> None:
+    """Remove all checkpoints in a folder but the one of a step."""
+    for other in _steps(folder).keys() - {step}:
+        shutil.rmtree(folder / f"step-{other}", ignore_errors=True)
 
 
 def _named(model: torch.nn.Module) -> dict[str, Tensor]:

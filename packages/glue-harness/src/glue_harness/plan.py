@@ -20,7 +20,15 @@ from finetune_common.data import (
 from finetune_common.tasks import Task, get_task
 from glue_harness.config import RunConfig
 
-__all__ = ["Data", "Plan"]
+__all__ = ["Data", "Plan", "load_rows"]
+
+
+def load_rows(config: RunConfig) -> tuple[Task, Any]:
+    """Return a run's task and its splits, from the files that it names or from where the task's are."""
+    if config.train_file is not None and config.validation_file is not None:
+        return load_own_files(config.task, config.train_file, config.validation_file)
+    task = get_task(config.task)
+    return task, load_task(task, data_dir=config.data_dir)
 
 
 @dataclass
@@ -35,11 +43,7 @@ class Data:
     @classmethod
     def load(cls, config: RunConfig, tokenizer: Any) -> Data:
         """Load and tokenise; take the first rows of the seeded shuffle where a run wants fewer."""
-        if config.train_file is not None and config.validation_file is not None:
-            task, raw = load_own_files(config.task, config.train_file, config.validation_file)
-        else:
-            task = get_task(config.task)
-            raw = load_task(task, data_dir=config.data_dir)
+        task, raw = load_rows(config)
         datasets = tokenize(raw, tokenizer, task, config.max_length)
         if config.max_train_samples is not None:
             rows = (

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from glue_harness import checkpoint
 from glue_harness.records import write_whole
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "keep_best",
     "read_evaluation",
     "read_evaluations",
+    "read_reached",
 ]
 
 EVALUATION, RESULT_SO_FAR = "evaluation.json", "so-far.json"
@@ -84,6 +86,16 @@ def read_evaluation(file: Path) -> Evaluation:
     return Evaluation(**json.loads(file.read_text(encoding="utf-8")))
 
 
+def read_reached(run: Path) -> Evaluation:
+    """Return the evaluation that a run's folder has reached, and leave no checkpoint there but its own.
+
+    Tune numbers the folders that it copies runs into, and copies into one it gave up as if it were empty.
+    """
+    reached = read_evaluation(run / EVALUATION)
+    checkpoint.keep_only(run / "checkpoint", reached.step)
+    return reached
+
+
 def read_evaluations(search: Path) -> dict[str, Evaluation]:
     """Return all evaluations of a search by name, early epochs first."""
     found = [read_evaluation(file) for file in sorted((search / EVALUATIONS).glob("*.json"))]
@@ -102,6 +114,7 @@ def ancestors(evaluations: Mapping[str, Evaluation], last: str) -> Sequence[Eval
 def keep_best(run: Path, search: Path) -> Path:
     """Copy a run with its weights into the folder `best`, where it is a finished run as any other."""
     best, unfinished = search / "best", search / ".best"
+    read_reached(run)
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns(".*", "result.json"))
     (unfinished / RESULT_SO_FAR).rename(unfinished / "result.json")

@@ -13,7 +13,7 @@ from ray import tune
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
 from glue_harness.records import RunInUse, write_whole
-from glue_harness.search.records import EVALUATION, RESULT_SO_FAR, TRIALS, Evaluation, read_evaluation
+from glue_harness.search.records import RESULT_SO_FAR, TRIALS, Evaluation, read_reached
 from glue_harness.search.spec import SearchSpec
 from glue_harness.sweep.state import ERROR
 
@@ -69,7 +69,7 @@ class _Reporter:
     def __init__(self, search: Path, trial: str, point: dict[str, Any], start: Path | None) -> None:
         self.start = start
         self._search, self._trial, self._point = search, trial, point
-        self._parent = read_evaluation(start / EVALUATION) if start else None
+        self._parent = read_reached(start) if start else None
 
     def __call__(self, training: Training) -> None:
         entry, folder = training.history.last, training.folder.path
