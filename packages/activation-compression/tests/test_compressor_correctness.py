@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -55,6 +56,56 @@ def test_more_bits_are_closer():
     expected = plain_gradients(model, x)
     errors = [relative_error(gradients(model, level, x)[0], expected) for level in ("L1.2", "L1", "L1.1")]
     assert errors[0] > 2 * errors[1] > 8 * errors[2] > 0
+
+
+GATED = {
+    "relu": nn.ReLU,
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "leaky": lambda: nn.LeakyReLU(0.2),
+    "leaky in place": lambda: nn.LeakyReLU(0.2, inplace=True),
+    "relu6": nn.ReLU6,
+    "hardtanh": lambda: nn.Hardtanh(-0.25, 0.5),
+}
+
+
+@pytest.mark.parametrize("gate", GATED.values(), ids=GATED)
+@pytest.mark.parametrize("level", ["L1.2", "L2.2"])
+def test_where_a_rectifier_lets_the_gradient_through_is_kept_exactly(gate, level):
+    """Small outputs may round to zero, yet what reaches the input is the plain gradient bit for bit."""
+    scale = torch.linspace(-2, 8, 4096).view(16, 256).requires_grad_()
+    x = (0.01 * torch.randn(16, 256, generator=torch.Generator().manual_seed(0))).exp()
+    model, weight = gate(), torch.randn(16, 256)
+    found = []
+    for context in (nullcontext(), ActivationCompressor(model, level)):
+        scale.grad = None
+        with context as compressor:
+            loss = (model(scale * 1.0) * x * weight).sum()
+        loss.backward()
+        found.append(scale.grad)
+    assert found[0].equal(found[1])
+    assert found[0].count_nonzero() > 0
+    [row] = [row for row in compressor.stats.rows if row.bits == 1]
+    assert row.stored_bytes <= 4096 / 8 + 8
+
+
+def test_what_a_rectifier_let_through_reaches_the_layer_before_it_without_bias():
+    """The mean over many roundings nears the plain gradient: a gate read from rounded outputs would not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    x = torch.randn(64, 32, requires_grad=True) * 1.0
+    expected = plain_gradients(model, x.detach())
+    draws = [gradients(model, "L1.2", x.detach(), seed=seed)[0] for seed in range(200)]
+    mean = [torch.stack(own).mean(0) for own in zip(*draws, strict=True)]
+    one = sum(relative_error(draw, expected) for draw in draws) / len(draws)
+    assert relative_error(mean, expected) < 2 * one / 200**0.5
+
+
+def test_automatic_precision_measures_what_follows_a_rectifier():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    compressor, x = ActivationCompressor(model, "L2"), torch.randn(64, 64)
+    widths = compressor.adapt(lambda: model(x).square().mean())
+    assert set(widths) == {"2:linear:0", "4:linear:0"}
+    assert all(value > 0 for value in compressor.log[0]["sensitivities"].values())
 
 
 def test_weight_gradient_of_a_linear_layer_is_unbiased():

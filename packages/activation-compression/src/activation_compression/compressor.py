@@ -27,7 +27,7 @@ from activation_compression.operation import (
     made_of_parameter,
     producer,
 )
-from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags
+from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags, pack_gate
 from activation_compression.sensitivity import (
     Adjoint,
     frozen,
@@ -45,6 +45,9 @@ from finetune_common.errors import ConfigurationError, check_number
 __all__ = ["ActivationCompressor", "compress_activations"]
 
 PLAIN_TYPES = (Tensor, nn.Parameter)
+Form = str | torch.dtype | tuple[float, float]
+"""How a tensor is stored: "rounded", as a "mask" of two values, as narrower integers, or as what a gate asks."""
+
 KEYS = 1024
 """Keys of random numbers that are made at a time."""
 
@@ -56,8 +59,9 @@ class ActivationCompressor:
 
     A context manager around forward passes, to be used any number of times; the backward pass may come
     later, anywhere. Floating tensors with gradient history are quantised, once for each storage however many
-    operations saved them; masks of dropout and bool take one bit, exactly. Parameters, buffers, integers,
-    statistics of normalisations, log-sum-exp of attention, inputs and small tensors are kept unchanged.
+    operations saved them. Masks of dropout, bool, and where ReLU, LeakyReLU and ReLU6 let the gradient through
+    take one bit, exactly. Parameters, buffers, integers, statistics of normalisations, log-sum-exp of
+    attention, inputs and small tensors are kept unchanged.
 
     Args:
         model: Its parameters and buffers are never compressed; its modules name the rows of `stats`.
@@ -274,7 +278,7 @@ class ActivationCompressor:
         storage = tensor.untyped_storage()
         if form is not None:
             block, layout, place = as_block(tensor.detach())
-            key = (storage._cdata, place, tensor._version, tensor.dtype)
+            key = (storage._cdata, place, tensor._version, tensor.dtype, form)
             stored = self._stored.get(key)
             if stored is None:
                 name = self._name(tensor, operation)
@@ -294,8 +298,8 @@ class ActivationCompressor:
             self._kept.add(storage._cdata)
         return None
 
-    def _form(self, tensor: Tensor, operation: CurrentOperation) -> str | torch.dtype | None:
-        """Return how to store a tensor: "rounded", as a "mask", as narrower integers; None to keep it."""
+    def _form(self, tensor: Tensor, operation: CurrentOperation) -> Form | None:
+        """Return how to store a tensor; None to keep it."""
         if tensor.dtype == torch.bool:
             return "mask"
         if not tensor.is_floating_point():
@@ -304,7 +308,7 @@ class ActivationCompressor:
             return "mask" if operation.made_mask(tensor) else None
         if tensor.dtype not in FLOATING or made_of_parameter(tensor) or is_side_result(tensor):
             return None
-        return "rounded"
+        return operation.gate or "rounded"
 
     def _name(self, tensor: Tensor, operation: CurrentOperation) -> str:
         """Return "module:operation:number" of a saved tensor, the same in every forward pass."""
@@ -313,7 +317,7 @@ class ActivationCompressor:
         self._occurrences[name] += 1
         return f"{name}:{number}"
 
-    def _content(self, block: Tensor, name: str, form: str | torch.dtype) -> Content | None:
+    def _content(self, block: Tensor, name: str, form: Form) -> Content | None:
         if any(fnmatchcase(name.rpartition(":")[0], pattern) for pattern in self.exclude):
             return None
         content: Codes | Flags | Plain | None = None
@@ -322,6 +326,8 @@ class ActivationCompressor:
                 content = pack_flags(block)
             elif isinstance(form, torch.dtype):
                 content = Plain(block.to(form), block.dtype)
+            elif isinstance(form, tuple):
+                content = pack_gate(block, *form)
             elif (bits := self.width(name)) <= 8:
                 content = Codes.pack(block, bits, self.group_size, self._next_keys(block, name))
         return content if self._host is None else self._host.take(content or Plain(block, block.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,16 @@ DROPOUT = frozenset(
     ]
 )
 ATTENTION = "scaled_dot_product_attention"
+GATES = {
+    "relu": (0.0, math.inf),
+    "relu_": (0.0, math.inf),
+    "leaky_relu": (0.0, math.inf),
+    "leaky_relu_": (0.0, math.inf),
+    "relu6": (0.0, 6.0),
+    "hardtanh": (-1.0, 1.0),
+    "hardtanh_": (-1.0, 1.0),
+}
+"""Operations whose backward pass asks for nothing but whether an element is strictly between two numbers."""
 
 
 class CurrentOperation(TorchFunctionMode):
@@ -51,6 +62,15 @@ class CurrentOperation(TorchFunctionMode):
     def name(self) -> str | None:
         """The function's name, or None outside of one (a custom autograd function)."""
         return getattr(self.function, "__name__", None)
+
+    @property
+    def gate(self) -> tuple[float, float] | None:
+        """The two numbers of an operation in `GATES`."""
+        found = GATES.get(self.name or "")
+        if found is None or not str(self.name).startswith("hardtanh"):
+            return found
+        given = dict(zip(("min_val", "max_val"), self.arguments[1:], strict=False)) | dict(self.settings)
+        return float(given.get("min_val", found[0])), float(given.get("max_val", found[1]))
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors it was called with."""

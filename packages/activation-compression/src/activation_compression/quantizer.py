@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from activation_compression.levels import WIDTHS
 from activation_compression.rules import FLAG_GROUP, parts_of
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
-__all__ = ["Codes", "Flags", "Quantized", "dequantize", "keys_of", "pack_flags", "quantize"]
+__all__ = ["Codes", "Flags", "Quantized", "dequantize", "keys_of", "pack_flags", "pack_gate", "quantize"]
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 """What is quantised."""
@@ -138,6 +139,21 @@ def pack_flags(block: Tensor) -> Flags | None:
         if block.dtype != torch.bool and others.item():
             return None
     return Flags(codes, low, high, block.numel())
+
+
+def pack_gate(block: Tensor, low: float, high: float) -> Flags:
+    """Pack whether each element is strictly between two numbers; unpacked it is a number there, or `low`.
+
+    Examples:
+        >>> pack_gate(torch.tensor([-1.0, 0.0, 0.2, 7.0]), 0.0, 6.0).unpack()
+        tensor([0., 0., 3., 0.])
+    """
+    open_ = ~((block <= low) | (block >= high))  # NaN is let through, as torch does
+    flags = pack_flags(open_)
+    assert flags is not None
+    inside = low + 1 if math.isinf(high) else (low + high) / 2
+    outside, inside = block.new_tensor([low, inside]).unbind()
+    return replace(flags, low=outside, high=inside)
 
 
 @dataclass(frozen=True)

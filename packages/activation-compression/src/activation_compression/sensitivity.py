@@ -87,7 +87,8 @@ class Adjoint:
         if stored is not None and layout is not None and isinstance(stored.content, Codes):
             place = (stored, layout)
             self.elements[stored.name] = stored.content.count
-        self._places.setdefault(node, {}).setdefault(tensor.output_nr, place)
+        places = self._places.setdefault(node, {})
+        places[tensor.output_nr] = places.get(tensor.output_nr) or place
 
     def measure(
         self, gradients: Sequence[Tensor], generator: torch.Generator, probes: int
