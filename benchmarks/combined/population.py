@@ -1,6 +1,6 @@
 """Population based training against the same configurations left alone.
 
-    python benchmarks/combined/population.py --output-dir runs/population    # benchmarks/search/population.yaml
+    python benchmarks/combined/population.py --output-dir runs/population
     python benchmarks/combined/population.py --spec SPEC.yaml --output-dir DIR
 
 Two searches from the same seed begin with the same configurations. In the one, after each epoch a trial among
@@ -84,8 +84,7 @@ def table(report: Mapping[str, Any]) -> str:
         f"\n\nOptions are those at the start. Best: {population['best']:.4f} population based, "
         f"{alone['best']:.4f} left alone, difference {population['best'] - alone['best']:+.4f}; "
         f"{population['exploits']} times a trial took over another one's weights; "
-        f"{population['evaluations']} and {alone['evaluations']} evaluations. One seed: the difference has no "
-        "interval.\n"
+        f"{population['evaluations']} and {alone['evaluations']} evaluations. One seed: no interval.\n"
     )
 
 

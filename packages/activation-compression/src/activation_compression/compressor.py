@@ -46,7 +46,7 @@ __all__ = ["ActivationCompressor", "compress_activations"]
 
 PLAIN_TYPES = (Tensor, nn.Parameter)
 Form = str | torch.dtype | tuple[float, float]
-"""How a tensor is stored: "rounded", as a "mask" of two values, as narrower integers, or as what a gate asks."""
+"""How a tensor is stored: "rounded", as a "mask" of two values, as narrower integers, as what a gate asks."""
 
 KEYS = 1024
 """Keys of random numbers that are made at a time."""
@@ -59,9 +59,9 @@ class ActivationCompressor:
 
     A context manager around forward passes, to be used any number of times; the backward pass may come
     later, anywhere. Floating tensors with gradient history are quantised, once for each storage however many
-    operations saved them. Masks of dropout, bool, and where ReLU, LeakyReLU and ReLU6 let the gradient through
-    take one bit, exactly. Parameters, buffers, integers, statistics of normalisations, log-sum-exp of
-    attention, inputs and small tensors are kept unchanged.
+    operations saved them. Masks of dropout, bool, and where ReLU, LeakyReLU, ReLU6 and Hardtanh let the
+    gradient through take one bit, exactly. Parameters, buffers, integers, statistics of normalisations,
+    log-sum-exp of attention, inputs and small tensors are kept unchanged.
 
     Args:
         model: Its parameters and buffers are never compressed; its modules name the rows of `stats`.
