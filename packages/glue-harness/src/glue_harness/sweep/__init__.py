@@ -15,7 +15,7 @@ from glue_harness.extras import need
 from glue_harness.sweep.progress import SweepProgress
 from glue_harness.sweep.spec import PlannedRun, read_spec
 from glue_harness.sweep.state import ERROR, FAILED, FINISHED, seconds_of, state_of
-from glue_harness.sweep.workers import Workers
+from glue_harness.sweep.workers import Workers, warm_up
 
 __all__ = ["LAUNCHERS", "sweep"]
 
@@ -54,6 +54,8 @@ def sweep(
     check_choice("launcher", launcher, LAUNCHERS)
     if slurm and launcher != "slurm":
         raise ConfigurationError(f"--slurm {slurm}: these options are for --launcher slurm")
+    if launcher == "local" and not dry_run:
+        warm_up()
     console = console_for_reading()
     planned = read_spec(spec, output_dir)
     left = [run for run in planned if state_of(run) != FINISHED]

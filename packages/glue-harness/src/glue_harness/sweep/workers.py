@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
@@ -13,7 +13,7 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.config import RunConfig
 from glue_harness.sweep.claiming import do_runs
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "warm_up"]
 
 IMPORTED = [
     "glue_harness.training",
@@ -25,6 +25,12 @@ IMPORTED = [
     "transformers.models.bert.modeling_bert",
 ]
 """What the process that all workers come from imports once: a run would, and each worker anew."""
+
+
+def warm_up() -> None:
+    """Start the process that all workers come from: it imports while the specification is read."""
+    forkserver.set_forkserver_preload(IMPORTED)
+    forkserver.ensure_running()
 
 
 class Workers:
@@ -43,7 +49,6 @@ class Workers:
     def __init__(self, configs: Sequence[RunConfig], jobs: int) -> None:
         self._configs, self._jobs = list(configs), jobs
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload(IMPORTED)
         self._processes: list[BaseProcess] = []
         self._deaths_left = len(self._configs) + jobs
 
