@@ -43,19 +43,30 @@ def values(dtype: torch.dtype) -> list[Tensor]:
     return [empty(1, dtype).view(()) for _ in range(2)]
 
 
-CASES = {
-    f"{name} {bits} {str(dtype).removeprefix('torch.')}": make(bits, dtype)
-    for name, make in (("quantise", quantise), ("dequantise", dequantise))
-    for bits in (1, 2, 4, 8)
-    for dtype in (torch.float32, torch.bfloat16)
-} | {
-    f"{name} {str(dtype).removeprefix('torch.')}": case
-    for dtype in (torch.bool, torch.float32)
-    for name, case in (
-        ("pack mask", (rules.encode_flags, lambda dtype=dtype: (empty(ELEMENTS, dtype), *values(dtype)))),
-        (
-            "unpack mask",
-            (rules.decode_flags, lambda dtype=dtype: (empty(ELEMENTS // 8, torch.uint8), *values(dtype))),
-        ),
-    )
-}
+def gate(x: Tensor) -> Tensor:
+    return rules.encode_gate(x, 0.0, float("inf"))
+
+
+CASES = (
+    {
+        f"{name} {bits} {str(dtype).removeprefix('torch.')}": make(bits, dtype)
+        for name, make in (("quantise", quantise), ("dequantise", dequantise))
+        for bits in (1, 2, 4, 8)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    | {
+        f"{name} {str(dtype).removeprefix('torch.')}": case
+        for dtype in (torch.bool, torch.float32)
+        for name, case in (
+            ("pack mask", (rules.encode_flags, lambda dtype=dtype: (empty(ELEMENTS, dtype), *values(dtype)))),
+            (
+                "unpack mask",
+                (rules.decode_flags, lambda dtype=dtype: (empty(ELEMENTS // 8, torch.uint8), *values(dtype))),
+            ),
+        )
+    }
+    | {
+        f"gate {str(dtype).removeprefix('torch.')}": (gate, lambda dtype=dtype: (empty(ELEMENTS, dtype),))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+)

@@ -1,5 +1,7 @@
 """The quantiser's contract: bounded error, no bias, exactness where promised, the same bits every way."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from activation_compression import dequantize, kernels, quantize, rules
+from activation_compression.quantizer import pack_gate
 from finetune_common.errors import ConfigurationError
 
 BITS = (1, 2, 4, 8)
@@ -213,6 +216,18 @@ def test_agrees_with_a_slow_reference(bits):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("low", "high", "value"), [(0.0, math.inf, 1.0), (0.0, 6.0, 3.0), (-1.0, 0.5, -0.25)]
+)
+def test_a_compiled_gate_is_open_strictly_between_its_ends_and_for_nan(low, high, value):
+    x = 4 * torch.randn(kernels.COMPILE_FROM + 256 + 17)
+    x[:4] = torch.tensor([low, high, torch.nan, -torch.inf])
+    flags = pack_gate(x, low, high)
+    expected = torch.where((x > low) & (x < high) | x.isnan(), value, low)
+    assert flags.unpack().equal(expected)
+    assert flags.nbytes <= x.numel() / 8 + 64
+
+
 def test_compiled_code_gives_the_same_bits():
     x = torch.randn(kernels.COMPILE_FROM + 3 * 256 + 17)
     x[3_700] = float("nan")

@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensor
 
 from activation_compression import rules
 
-__all__ = ["dequantize_into", "flags_into", "is_fake", "quantize_into", "unflag_into"]
+__all__ = ["dequantize_into", "flags_into", "gate_into", "is_fake", "quantize_into", "unflag_into"]
 
 COMPILE_FROM = 2**16
 """Elements from which a compiled call pays for itself."""
@@ -95,6 +95,18 @@ def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return others
 
 
+def gate_into(x: Tensor, codes: Tensor, low: float, high: float) -> None:
+    """Write `rules.encode_gate` of a one-dimensional tensor; its last group is filled up as for the others."""
+    size = rules.FLAG_GROUP
+    groups = x.numel() // size
+    whole = groups * size
+    gate = _gate(x.dtype, low, high)
+    if whole:
+        _call(gate, x[:whole].view(groups, size), codes[: whole // 8].view(groups, -1))
+    if whole < x.numel():
+        gate.eager(torch.cat([x[whole:], x[-1:].expand(size - (x.numel() - whole))]), codes[whole // 8 :])
+
+
 def unflag_into(out: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> None:
     """Write `rules.decode_flags` into a one-dimensional tensor."""
     size = rules.FLAG_GROUP
@@ -160,6 +172,14 @@ def _flags(dtype: torch.dtype) -> _Kernel:
             target.copy_(value.view_as(target))
 
     return _Kernel(flags, _name("flags", dtype))  # type: ignore[arg-type]
+
+
+@cache
+def _gate(dtype: torch.dtype, low: float, high: float) -> _Kernel:
+    def gate(x: Tensor, codes: Tensor) -> None:
+        codes.copy_(rules.encode_gate(x, low, high).view_as(codes))
+
+    return _Kernel(gate, _name("gate", dtype, low, high).replace(".", "_").replace("-", "m"))  # type: ignore[arg-type]
 
 
 @cache

@@ -148,12 +148,11 @@ def pack_gate(block: Tensor, low: float, high: float) -> Flags:
         >>> pack_gate(torch.tensor([-1.0, 0.0, 0.2, 7.0]), 0.0, 6.0).unpack()
         tensor([0., 0., 3., 0.])
     """
-    open_ = ~((block <= low) | (block >= high))  # NaN is let through, as torch does
-    flags = pack_flags(open_)
-    assert flags is not None
-    inside = low + 1 if math.isinf(high) else (low + high) / 2
-    outside, inside = block.new_tensor([low, inside]).unbind()
-    return replace(flags, low=outside, high=inside)
+    codes = block.new_empty(-(-block.numel() // FLAG_GROUP) * FLAG_GROUP // 8, dtype=torch.uint8)
+    if block.numel() and not kernels.is_fake(block):
+        kernels.gate_into(block, codes, low, high)
+    outside, inside = block.new_tensor([low, low + 1 if math.isinf(high) else (low + high) / 2]).unbind()
+    return Flags(codes, outside, inside, block.numel())
 
 
 @dataclass(frozen=True)

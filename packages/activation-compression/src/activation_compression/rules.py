@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["decode", "decode_flags", "encode", "encode_flags", "parts_of", "uniform16"]
+__all__ = ["decode", "decode_flags", "encode", "encode_flags", "encode_gate", "parts_of", "uniform16"]
 
 TINIEST = 2.0**-126
 """The smallest step: the smallest normal float32."""
@@ -170,6 +170,26 @@ def encode_flags(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     assert codes is not None
     assert others is not None
     return codes.to(torch.uint8).view(-1), others.sum(dim=1, dtype=torch.int32)
+
+
+def encode_gate(x: Tensor, low: float, high: float) -> Tensor:
+    """Pack into one bit whether an element is strictly between two numbers; NaN is, as torch's gates have it.
+
+    Args:
+        x: One-dimensional, a multiple of `FLAG_GROUP` elements.
+        low: Closed at and below it.
+        high: Closed at and above it.
+
+    Examples:
+        >>> encode_gate(torch.tensor([0.0, 2.0]).repeat(128), 0.0, float("inf")).unique().tolist()
+        [0, 255]
+    """
+    codes = None
+    for number, piece in enumerate(x.view(-1, 8, FLAG_GROUP // 8).unbind(1)):
+        shifted = (~((piece <= low) | (piece >= high))).to(torch.int32) << number
+        codes = shifted if codes is None else codes | shifted
+    assert codes is not None
+    return codes.to(torch.uint8).view(-1)
 
 
 FLAG_GROUP = 256
