@@ -96,7 +96,7 @@ def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def gate_into(x: Tensor, codes: Tensor, low: float, high: float) -> None:
-    """Write `rules.encode_gate` of a one-dimensional tensor; its last group is filled up as for the others."""
+    """Write `rules.encode_gate` of a one-dimensional tensor; its last group is filled as for the others."""
     size = rules.FLAG_GROUP
     groups = x.numel() // size
     whole = groups * size
