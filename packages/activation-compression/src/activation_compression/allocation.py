@@ -25,19 +25,23 @@ def noise(bits: int) -> float:
 
 
 def allocate(
-    sensitivities: Mapping[str, float], elements: Mapping[str, int], average: float
+    sensitivities: Mapping[str, float],
+    elements: Mapping[str, int],
+    average: float,
+    least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Return widths that keep the gradient's variance small.
 
         minimise Σ c_l S(b_l)   subject to   Σ b_l n_l ≤ average · Σ n_l,   b_l ∈ {32, 8, 4, 2, 1}
 
     From 32 bits down, always the step that adds the least variance for each bit saved, until the average
-    is reached.
+    is reached. Below its least width a tensor goes only where the others are at theirs.
 
     Args:
         sensitivities: Tensor → c_l, at least 0.
         elements: Tensor → n_l.
         average: Bits an element, at least 1.
+        least: Tensor → the width below which the variance is more than c_l S(b_l); by default 1.
 
     Returns:
         Tensor → b_l; 32 is a tensor that is kept unchanged.
@@ -48,20 +52,22 @@ def allocate(
         >>> allocate({"a": 1.0, "b": 100.0}, {"a": 10, "b": 10}, average=3)
         {'a': 2, 'b': 4}
     """
+    least = least or {}
     widths = dict.fromkeys(elements, KEPT)
     excess = sum(KEPT * n for n in elements.values()) - average * sum(elements.values())
-    steps = [(_cost(sensitivities[k], elements[k], 0), k, 0) for k in elements if elements[k]]
+
+    def step(key: str, rung: int) -> tuple[bool, float, str, int]:
+        """Return whether it leads too low, the variance that it adds for each bit it saves, and its place."""
+        before, after = LADDER[rung], LADDER[rung + 1]
+        added = sensitivities[key] * (noise(after) - noise(before))
+        return after < least.get(key, 1), added / ((before - after) * elements[key]), key, rung
+
+    steps = [step(key, 0) for key in elements if elements[key]]
     heapq.heapify(steps)
     while excess > 0 and steps:
-        _, key, rung = heapq.heappop(steps)
+        *_, key, rung = heapq.heappop(steps)
         widths[key] = LADDER[rung + 1]
         excess -= (LADDER[rung] - LADDER[rung + 1]) * elements[key]
         if rung + 2 < len(LADDER):
-            heapq.heappush(steps, (_cost(sensitivities[key], elements[key], rung + 1), key, rung + 1))
+            heapq.heappush(steps, step(key, rung + 1))
     return widths
-
-
-def _cost(sensitivity: float, elements: int, rung: int) -> float:
-    """Return the variance that the next step adds for each bit that it saves."""
-    before, after = LADDER[rung], LADDER[rung + 1]
-    return sensitivity * (noise(after) - noise(before)) / ((before - after) * elements)

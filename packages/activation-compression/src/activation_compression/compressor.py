@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from threading import Lock, local
@@ -30,6 +30,7 @@ from activation_compression.operation import (
 from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags, pack_gate
 from activation_compression.sensitivity import (
     Adjoint,
+    distance,
     frozen,
     gradient,
     like_groups,
@@ -37,6 +38,7 @@ from activation_compression.sensitivity import (
     preserved,
     probed,
     shares,
+    total_over_processes,
 )
 from activation_compression.statistics import SavedTensor, Statistics
 from activation_compression.stored import Content, Kept, Stored, StoredView
@@ -47,6 +49,9 @@ __all__ = ["ActivationCompressor", "compress_activations"]
 PLAIN_TYPES = (Tensor, nn.Parameter)
 Form = str | torch.dtype | tuple[float, float]
 """How a tensor is stored: "rounded", as a "mask" of two values, as narrower integers, as what a gate asks."""
+
+TRIALS = 2
+"""Gradients by which an allocation is judged."""
 
 KEYS = 1024
 """Keys of random numbers that are made at a time."""
@@ -171,6 +176,10 @@ class ActivationCompressor:
         process group every process calls it with its own batch, and all assign the same widths; `loss_fn`
         then runs the model itself, not its DDP wrapper.
 
+        The first order is exact for inputs of linear maps and convolutions alone; what is wrong in others, a
+        deep model may multiply. So three allocations are tried out, two passes each: the optimum of the first
+        order, the optimum without one bit for those others, and equal widths. The best one is taken.
+
         Args:
             loss_fn: Runs a forward pass, not within this compressor, and returns the loss.
             probes: Vectors of random signs, at least 1.
@@ -187,12 +196,18 @@ class ActivationCompressor:
         if not self.level.automatic:
             raise ConfigurationError("the widths of this level are fixed: use L2, L2.1, L2.2, L3 or bits=")
         check_number("probes", probes, at_least=1)
-        sensitivities, elements = over_processes(*self._measure(loss_fn, probes))
-        self.widths = allocate(sensitivities, elements, self.level.bits)
+        sensitivities, elements, least = over_processes(*self._measure(loss_fn, probes))
+        careful = allocate(sensitivities, elements, self.level.bits, least)
+        free = allocate(sensitivities, elements, self.level.bits)
+        alike = dict.fromkeys(elements, max((w for w in WIDTHS if w <= self.level.bits), default=1))
+        self.widths = self._best_of(loss_fn, [careful] + [w for w in (free, alike) if w != careful])
         self.log.append({"sensitivities": sensitivities, "elements": elements, "widths": dict(self.widths)})
         return self.widths
 
-    def _measure(self, loss_fn: Callable[[], Tensor], probes: int) -> tuple[dict[str, float], dict[str, int]]:
+    def _measure(
+        self, loss_fn: Callable[[], Tensor], probes: int
+    ) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
+        """Return each tensor's sensitivity, elements and least width."""
         adjoint = Adjoint()
         compressor, graph = self._fixed("L1.1"), self._fixed("L1.1")
         compressor._observer = adjoint
@@ -208,12 +223,34 @@ class ActivationCompressor:
                 with graph:
                     gradients = gradient(loss, self.model, create_graph=True)
                 with frozen(self.model):
-                    return adjoint.measure(gradients, generator, probes), adjoint.elements
+                    measured = adjoint.measure(gradients, generator, probes)
+                return measured, adjoint.elements, adjoint.least
             except RuntimeError as error:
                 if "is not implemented" not in str(error) and "once_differentiable" not in str(error):
                     raise
         del loss
-        return self._probe(loss_fn, like_groups(adjoint.elements)), adjoint.elements
+        return self._probe(loss_fn, like_groups(adjoint.elements)), adjoint.elements, adjoint.least
+
+    def _best_of(self, loss_fn: Callable[[], Tensor], candidates: Sequence[dict[str, int]]) -> dict[str, int]:
+        """Return the widths with which the gradient comes closest to the plain one; all processes agree."""
+
+        def gradients(level: str, widths: dict[str, int], draw: int = 0) -> list[Tensor]:
+            compressor = self._fixed(level)
+            compressor.widths, compressor._drawn = widths, draw * KEYS
+            with preserved(self.model), torch.enable_grad():
+                with compressor:
+                    loss = loss_fn()
+                return gradient(loss, self.model)
+
+        if len(candidates) == 1:
+            return candidates[0]
+        plain = gradients("L0", {})
+        errors = [
+            sum(distance(gradients("L1", widths, draw), plain) for draw in range(TRIALS))
+            for widths in candidates
+        ]
+        summed = total_over_processes(errors)
+        return candidates[summed.index(min(summed))]
 
     def _probe(self, loss_fn: Callable[[], Tensor], groups: list[dict[str, int]]) -> dict[str, float]:
         """Measure groups of tensors by rounding each anew: one forward and backward pass for each group."""
@@ -289,10 +326,10 @@ class ActivationCompressor:
             if stored is not None:
                 stored.saved += 1
                 if self._observer is not None:
-                    self._observer.saw(tensor, stored, layout)
+                    self._observer.saw(tensor, stored, layout, operation.name or "")
                 return StoredView(stored, layout)
         if self._observer is not None:
-            self._observer.saw(tensor, None, None)
+            self._observer.saw(tensor, None, None, operation.name or "")
         if storage._cdata not in self._kept:
             self._count(self._name(tensor, operation), tensor, 8 * tensor.element_size(), storage.nbytes())
             self._kept.add(storage._cdata)

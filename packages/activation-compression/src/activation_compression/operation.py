@@ -40,6 +40,21 @@ GATES = {
 """Operations whose backward pass asks for nothing but whether an element is strictly between two numbers."""
 
 
+LINEAR = frozenset(
+    [
+        "linear",
+        "addmm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+    ]
+)
+"""Operations whose saved input enters the gradient of their weight alone, and that linearly."""
+
+
 class CurrentOperation(TorchFunctionMode):
     """Remember the torch function that is running: within it a tensor is saved."""
 

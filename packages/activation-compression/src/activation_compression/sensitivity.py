@@ -21,11 +21,23 @@ from torch import Tensor, nn
 
 from activation_compression.allocation import noise
 from activation_compression.blocks import Layout
+from activation_compression.operation import LINEAR
 from activation_compression.quantizer import Codes
 from activation_compression.stored import Stored
 from finetune_common.errors import ConfigurationError
 
-__all__ = ["Adjoint", "frozen", "gradient", "like_groups", "over_processes", "preserved", "probed", "shares"]
+__all__ = [
+    "Adjoint",
+    "distance",
+    "frozen",
+    "gradient",
+    "like_groups",
+    "over_processes",
+    "preserved",
+    "probed",
+    "shares",
+    "total_over_processes",
+]
 
 
 @contextmanager
@@ -73,13 +85,19 @@ class Adjoint:
 
     def __init__(self) -> None:
         self.elements: dict[str, int] = {}
+        self.least: dict[str, int] = {}
         self._places: dict[Any, dict[int, tuple[Stored, Layout] | None]] = {}
         self._waiting: dict[Stored, set[tuple[Any, int]]] = {}
         self._slopes: dict[Stored, Tensor] = {}
         self._sums: dict[str, float] = {}
 
-    def saw(self, tensor: Tensor, stored: Stored | None, layout: Layout | None) -> None:
-        """Note a saved tensor with gradient history; `stored` is None where it is kept."""
+    def saw(self, tensor: Tensor, stored: Stored | None, layout: Layout | None, operation: str) -> None:
+        """Note a saved tensor with gradient history; `stored` is None where it is kept.
+
+        One bit is enough, if anywhere, where an operation is linear in what it saved. Others let the error
+        into the gradient that flows on below them, and there it is multiplied: by a normalisation of outliers
+        in one bit several times over.
+        """
         node = tensor.grad_fn
         if node is None:
             return
@@ -87,6 +105,8 @@ class Adjoint:
         if stored is not None and layout is not None and isinstance(stored.content, Codes):
             place = (stored, layout)
             self.elements[stored.name] = stored.content.count
+            own = 1 if operation in LINEAR else 2
+            self.least[stored.name] = max(own, self.least.get(stored.name, 1))
         places = self._places.setdefault(node, {})
         places[tensor.output_nr] = places.get(tensor.output_nr) or place
 
@@ -174,6 +194,11 @@ def gradient(loss: Tensor, model: nn.Module, create_graph: bool = False) -> list
     return [g for g in found if g is not None]
 
 
+def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return the squared distance of two gradients."""
+    return sum(float((a - b).double().square().sum()) for a, b in zip(one, other, strict=True))
+
+
 def probed(
     gradients: Callable[[frozenset[str]], list[Tensor]], groups: Sequence[frozenset[str]], bits: int
 ) -> list[float]:
@@ -190,8 +215,7 @@ def probed(
     found = []
     for group in groups:
         other = gradients(group)
-        moved = sum(float((a - b).double().square().sum()) for a, b in zip(base, other, strict=True))
-        found.append(moved / 2 / noise(bits))
+        found.append(distance(base, other) / 2 / noise(bits))
     return found
 
 
@@ -216,15 +240,26 @@ def shares(total: float, elements: Mapping[str, int]) -> dict[str, float]:
 
 
 def over_processes(
-    sensitivities: Mapping[str, float], elements: Mapping[str, int]
-) -> tuple[dict[str, float], dict[str, int]]:
+    sensitivities: Mapping[str, float], elements: Mapping[str, int], least: Mapping[str, int]
+) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
     """Return sums over all processes of the process group, if there is one: they then agree on the widths."""
-    measured = [(sensitivities, elements)]
-    if dist.is_available() and dist.is_initialized():
-        measured *= dist.get_world_size()
-        dist.all_gather_object(measured, (sensitivities, elements))
-    keys = dict.fromkeys(key for _, own in measured for key in own)
+    measured = _of_all_processes((sensitivities, elements, least))
+    keys = dict.fromkeys(key for _, own, _ in measured for key in own)
     return (
-        {key: sum(own.get(key, 0.0) for own, _ in measured) for key in keys},
-        {key: sum(own.get(key, 0) for _, own in measured) for key in keys},
+        {key: sum(own.get(key, 0.0) for own, _, _ in measured) for key in keys},
+        {key: sum(own.get(key, 0) for _, own, _ in measured) for key in keys},
+        {key: max(own.get(key, 1) for *_, own in measured) for key in keys},
     )
+
+
+def total_over_processes(values: Sequence[float]) -> list[float]:
+    """Return the sums of numbers over all processes of the process group, if there is one."""
+    return [sum(own) for own in zip(*_of_all_processes(values), strict=True)]
+
+
+def _of_all_processes(mine: Any) -> list[Any]:
+    found = [mine]
+    if dist.is_available() and dist.is_initialized():
+        found *= dist.get_world_size()
+        dist.all_gather_object(found, mine)
+    return found
