@@ -49,29 +49,28 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     plain = {id(row): base for row, base in baselines(rows, PLAIN)}
     against = {id(found.row): found for found in compare(rows, PLAIN)}
 
-    def cost(row: Any) -> tuple[float, float, float]:
+    def cost(row: Any) -> tuple[float, float]:
         own = [by_folder[folder] for folder in row.runs]
         return (
             fmean(one["saved_activation_bytes"] for one in own),
-            float(max(one["peak_memory_bytes"] for one in own)),
             median(_seconds(one) for one in own),
         )
 
     lines = [
-        "| task | methods | score | against AdamW | parameters | saved activations | peak memory | a step |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| task | methods | score | against AdamW | parameters | saved activations | a step |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        saved, peak, seconds = cost(row)
+        saved, seconds = cost(row)
         first = cost(plain.get(id(row), row))
         lines.append(
             f"| {row.task} | {_words(by_folder[row.runs[0]]['slots'])} | {row.score('last')[0]:.4f} "
             f"| {_difference(against.get(id(row)))} | {row.trainable:,} | {saved / 2**20:,.0f} MiB "
-            f"| {peak / 2**20:,.0f} MiB | {1000 * seconds:.0f} ms, {seconds / first[2]:.2f}x |"
+            f"| {1000 * seconds:.0f} ms, {seconds / first[1]:.2f}x |"
         )
     note = (
         "Score: the task's first metric, mean over seeds; in brackets the 95 % bootstrap interval of the "
-        "paired difference. Saved activations are what the forward pass of a micro-batch keeps. Time and "
-        "peak memory count where runs had the machine to themselves (`--jobs 1`)."
+        "paired difference. Saved activations are what the forward pass of a micro-batch keeps. Time "
+        "counts where runs had the machine to themselves (`--jobs 1`)."
     )
     return "\n".join(lines) + f"\n\n{note}\n"

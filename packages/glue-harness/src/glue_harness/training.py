@@ -22,7 +22,7 @@ from accelerate.utils import gather_object, send_to_device, set_seed
 
 from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
-from finetune_common.measure import SavedTensorMeter, Stopwatch, peak_memory_bytes
+from finetune_common.measure import SavedTensorMeter, Stopwatch, peak_memory_bytes, reset_peak_memory
 from glue_harness import checkpoint
 from glue_harness.config import RunConfig
 from glue_harness.distributed import (
@@ -438,6 +438,7 @@ def run(
     """
     check_tracker(config)
     accelerator = join(config)
+    reset_peak_memory(accelerator.device)
     with ExitStack() as stack:
         with together(accelerator):
             folder = stack.enter_context(RunFolder(config, accelerator.is_main_process))
