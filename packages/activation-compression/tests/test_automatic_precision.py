@@ -218,5 +218,4 @@ def test_of_three_allocations_the_best_one_is_taken():
         name: error(widths)
         for name, widths in (("first", first_order), ("careful", careful), ("equal", equal))
     }
-    print(errors, error(taken))
     assert error(taken) < 1.5 * min(errors.values())

@@ -199,7 +199,7 @@ class ActivationCompressor:
         sensitivities, elements, least = over_processes(*self._measure(loss_fn, probes))
         careful = allocate(sensitivities, elements, self.level.bits, least)
         free = allocate(sensitivities, elements, self.level.bits)
-        alike = dict.fromkeys(elements, max((w for w in WIDTHS if w <= self.level.bits), default=1))
+        alike = dict.fromkeys(elements, self._widest())
         self.widths = self._best_of(loss_fn, [careful] + [w for w in (free, alike) if w != careful])
         self.log.append({"sensitivities": sensitivities, "elements": elements, "widths": dict(self.widths)})
         return self.widths
@@ -237,10 +237,7 @@ class ActivationCompressor:
         def gradients(level: str, widths: dict[str, int], draw: int = 0) -> list[Tensor]:
             compressor = self._fixed(level)
             compressor.widths, compressor._drawn = widths, draw * KEYS
-            with preserved(self.model), torch.enable_grad():
-                with compressor:
-                    loss = loss_fn()
-                return gradient(loss, self.model)
+            return compressor._gradient(loss_fn)
 
         if len(candidates) == 1:
             return candidates[0]
@@ -258,15 +255,19 @@ class ActivationCompressor:
         def gradients(group: frozenset[str]) -> list[Tensor]:
             compressor = self._fixed("L1")
             compressor._reseeded = group
-            with preserved(self.model), torch.enable_grad():
-                with compressor:
-                    loss = loss_fn()
-                return gradient(loss, self.model)
+            return compressor._gradient(loss_fn)
 
         found = probed(gradients, [frozenset(group) for group in groups], bits=4)
         return {
             k: c for total, group in zip(found, groups, strict=True) for k, c in shares(total, group).items()
         }
+
+    def _gradient(self, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
+        """Return the gradient of a loss whose forward pass this compresses, and leave no trace."""
+        with preserved(self.model), torch.enable_grad():
+            with self:
+                loss = loss_fn()
+            return gradient(loss, self.model)
 
     def _fixed(self, level: str) -> ActivationCompressor:
         """Return a compressor with these settings and another level."""
@@ -289,8 +290,11 @@ class ActivationCompressor:
 
     def width(self, key: str) -> int:
         """Return the bits for the tensor `module:operation:number`."""
-        widest = max((w for w in WIDTHS if w <= self.level.bits), default=1)
-        return self.widths.get(key, 32 if self.level.bits > 8 else widest)
+        return self.widths.get(key, 32 if self.level.bits > 8 else self._widest())
+
+    def _widest(self) -> int:
+        """Return the largest quantised width that is no more than the level's average."""
+        return max((width for width in WIDTHS if width <= self.level.bits), default=1)
 
     @torch.no_grad()
     def _pack(self, tensor: Tensor, operation: CurrentOperation) -> Kept | StoredView:
