@@ -1,7 +1,5 @@
 """What runs in each of two processes; a module of its own, so that they can import it."""
 
-import warnings
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -149,16 +147,10 @@ def check_annealed(rank):
     assert others[0].abs().max() > 0
 
 
-def process(rank, port, cases):
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        for variance, micro, expected in cases:
-            check_replicas(rank, expected, variance, micro)
-        check_shards(rank)
-        check_state_of_shards(rank)
-        check_fully_sharded(rank)
-        check_annealed(rank)
-    finally:
-        dist.destroy_process_group()
+def check(rank, cases):
+    for variance, micro, expected in cases:
+        check_replicas(rank, expected, variance, micro)
+    check_shards(rank)
+    check_state_of_shards(rank)
+    check_fully_sharded(rank)
+    check_annealed(rank)

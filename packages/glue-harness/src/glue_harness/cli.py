@@ -28,10 +28,12 @@ def _run(argv: Sequence[str]) -> None:
         _go_offline()
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
+    from glue_harness.distributed import leave
     from glue_harness.report.tables import print_run
     from glue_harness.training import run
 
     result = run(config)
+    leave()
     if _process() == 0:
         print_run(result, Path(config.output_dir), finished_before=finished)
 

@@ -8,6 +8,7 @@ accelerate by itself runs DDP where it is asked for FSDP on a CPU.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +37,7 @@ __all__ = [
     "from_main",
     "is_sharded",
     "join",
+    "leave",
     "lost_processes",
     "own_part",
     "own_state",
@@ -117,6 +119,16 @@ def _check(config: RunConfig) -> None:
         raise ConfigurationError("--fsdp_activation_checkpointing: use the run's own --activation checkpoint")
     if config.precision == "fp16":
         raise ConfigurationError("--precision fp16 has a loss scale, which shards do not share: use bf16")
+
+
+def leave() -> None:
+    """Part from the other processes, if there are any, as the last thing that a process does with a run.
+
+    The interpreter is still whole then: a thread of gloo that drops its last tensor later aborts the process.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +14,41 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-__all__ = ["check_two_processes"]
+__all__ = ["check_two_processes", "run_two_processes"]
+
+
+def run_two_processes(function: Callable[..., object], *arguments: Any) -> None:
+    """Call `function(rank, *arguments)` in each of two new processes that are joined by gloo.
+
+    Args:
+        function: A function of a module, so that the processes can import it; what it returns is dropped.
+        *arguments: What `pickle` can carry.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: With the error of the first process that failed.
+
+    Examples:
+        >>> from finetune_common.testing import run_two_processes
+        >>> run_two_processes(divmod, 1)  # 0 and 1 divided by 1
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_process, (port, function, arguments), nprocs=2)
+
+
+def _process(rank: int, port: int, function: Callable[..., object], arguments: Sequence[Any]) -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        function(rank, *arguments)
+    finally:
+        dist.destroy_process_group()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # A thread of gloo that drops its last tensor while the interpreter shuts down aborts the process.
+    os._exit(0)
 
 
 def check_two_processes(
@@ -27,26 +63,17 @@ def check_two_processes(
         settings: Keyword arguments of the optimizer, once for each check.
 
     Raises:
-        AssertionError: In the process where a contract is broken.
+        torch.multiprocessing.ProcessRaisedException: With the assertion that a process found broken.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_process, (port, cls, settings), nprocs=2)
+    run_two_processes(_check_optimizer, cls, settings)
 
 
-def _process(
-    rank: int, port: int, cls: Callable[..., torch.optim.Optimizer], settings: Sequence[dict[str, Any]]
+def _check_optimizer(
+    rank: int, cls: Callable[..., torch.optim.Optimizer], settings: Sequence[dict[str, Any]]
 ) -> None:
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        for own in settings:
-            _sharded_equals_whole(cls, own)
-            _replicas_stay_equal(cls, own, rank)
-    finally:
-        dist.destroy_process_group()
+    for own in settings:
+        _sharded_equals_whole(cls, own)
+        _replicas_stay_equal(cls, own, rank)
 
 
 def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]) -> None:
