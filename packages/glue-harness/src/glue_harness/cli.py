@@ -173,6 +173,7 @@ def _report(argv: Sequence[str]) -> None:
     )
     options = parser.parse_args(argv)
 
+    from glue_harness.cluster import own_cores
     from glue_harness.report import report
 
     keys = [key.strip().replace("-", "_") for key in (options.group_by or "").split(",")]
@@ -185,6 +186,7 @@ def _report(argv: Sequence[str]) -> None:
         baseline=options.baseline,
         where=options.where,
         group_by=[key for key in keys if key],
+        processes=own_cores(),
     )
 
 

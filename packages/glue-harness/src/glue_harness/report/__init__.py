@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 
 from finetune_common.errors import ConfigurationError
@@ -13,6 +17,25 @@ from glue_harness.report.render import print_table
 from glue_harness.report.tables import tables_of, write_tables
 
 __all__ = ["report"]
+
+MANY_TASKS = 4
+"""Tasks from which on the charts take longer to draw than processes take to start."""
+
+
+@contextmanager
+def _painters(processes: int, tasks: int) -> Iterator[Executor | None]:
+    """Start processes that draw charts, where that is worth it; they get ready while runs are compared."""
+    if processes < 2 or tasks < MANY_TASKS:
+        yield None
+        return
+    executor = ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=import_module, initargs=("glue_harness.report.plots",)
+    )
+    try:
+        executor.submit(bool)  # the first call starts the processes
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def report(
@@ -25,6 +48,7 @@ def report(
     baseline: str | None = None,
     where: str | None = None,
     group_by: Sequence[str] = (),
+    processes: int = 1,
 ) -> None:
     """Compare the runs below a folder.
 
@@ -38,6 +62,8 @@ def report(
         baseline: Condition that is true of one setting a task, e.g. `optimizer=adamw`.
         where: Condition that runs have to meet, e.g. `task=rte|mrpc,optimizer=adamw`.
         group_by: Options by which runs are put together; by default all but the seed.
+        processes: How many draw the charts of four tasks and more. With 2 and more a script needs the guard
+            `if __name__ == "__main__":`, as for any new process in Python.
 
     Raises:
         ConfigurationError: No runs, a damaged result, a condition or option that no run has, or a folder that
@@ -46,28 +72,30 @@ def report(
     from glue_harness.report.page import write_page
     from glue_harness.report.plots import draw_figures
 
-    contents = gather(
-        read_results(folder),
-        protocol=protocol,
-        evaluation=evaluation,
-        test=test,
-        baseline=baseline,
-        where=where,
-        group_by=group_by,
-    )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"--output-dir {output_dir}: {error.strerror}: give a folder that can be written"
-        ) from None
-    console = console_for_reading()
-    tables = tables_of(contents)
-    for name, table in tables.items():
-        print_table(table, console, f"{name}.csv")
-    files = write_tables(contents, tables, output_dir)
-    console.print(f"tables: {', '.join(map(str, files))}", soft_wrap=True)
-    figures = draw_figures(contents, output_dir / "figures")
+    results = read_results(folder)
+    with _painters(processes, len({result["task"] for result in results})) as executor:
+        contents = gather(
+            results,
+            protocol=protocol,
+            evaluation=evaluation,
+            test=test,
+            baseline=baseline,
+            where=where,
+            group_by=group_by,
+        )
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"--output-dir {output_dir}: {error.strerror}: give a folder that can be written"
+            ) from None
+        console = console_for_reading()
+        tables = tables_of(contents)
+        for name, table in tables.items():
+            print_table(table, console, f"{name}.csv")
+        files = write_tables(contents, tables, output_dir)
+        console.print(f"tables: {', '.join(map(str, files))}", soft_wrap=True)
+        figures = draw_figures(contents, output_dir / "figures", executor)
     console.print(f"charts: {', '.join(str(figure.png) for figure in figures)}", soft_wrap=True)
     page = write_page(contents, tables, figures, output_dir, folder.resolve().name)
     console.print(f"page: {page}", soft_wrap=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class _Panel:
-    """What the charts know about one task: its rows, best first, and their names."""
+    """What the charts know about one task: its rows, best first, their names, and their runs by folder."""
 
     task: str
     rows: Sequence[Row]
@@ -95,7 +97,8 @@ def _panels(contents: Contents) -> list[_Panel]:
         rows = sorted(of_task, key=lambda row: -row.score(contents.evaluation)[0])[:MOST]
         several = len({row.model for row in rows}) > 1
         names = [f"{model_name(r.model)}, {r.setting}" if several else r.setting for r in rows]
-        panels.append(_Panel(task, rows, names, contents.evaluation, runs))
+        shown = {folder: runs[folder] for row in rows for folder in row.runs}
+        panels.append(_Panel(task, rows, names, contents.evaluation, shown))
     return panels
 
 
@@ -253,6 +256,11 @@ def _grid(panels: Sequence[_Panel], named_rows: bool) -> tuple[Any, Sequence[Axe
 
 
 def _draw(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
+    with plt.rc_context(STYLE):
+        return _drawn(name, panels, folder)
+
+
+def _drawn(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
     title, draw = CHARTS[name]
     figure, places = _grid(panels, draw in (_bars, _times))
     texts = []
@@ -273,18 +281,18 @@ def _draw(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
     return made if texts else None
 
 
-def draw_figures(contents: Contents, folder: Path) -> list[Figure]:
+def draw_figures(contents: Contents, folder: Path, executor: Executor | None = None) -> list[Figure]:
     """Draw every chart that the runs have something to show in, a part for each task.
 
     Args:
         contents: What there is to show; a task's eight best settings are drawn.
         folder: Receives `<chart>.png` and `<chart>.svg`.
+        executor: Processes that draw a chart each; without it one is drawn after the other.
 
     Returns:
         The charts: `curves`, `scores`, `learning-rates`, `time`, `memory`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     panels = _panels(contents)
-    with plt.rc_context(STYLE):
-        drawn = [_draw(name, panels, folder) for name in CHARTS]
-    return [figure for figure in drawn if figure is not None]
+    made = (executor.map if executor else map)(partial(_draw, panels=panels, folder=folder), CHARTS)
+    return [figure for figure in made if figure is not None]

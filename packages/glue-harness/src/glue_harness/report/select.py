@@ -22,10 +22,10 @@ def flatten(result: Result) -> dict[str, Any]:
     """Return what decides a run in one level of names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …"""
     flat: dict[str, Any] = {}
     for key, value in {**result["settings"], **result["slots"]}.items():
-        choices = value if isinstance(value, list) else [value]
+        choices = [value] if isinstance(value, dict) else value
         if key == "model_config":
             flat |= {f"{key}.{field}": changed for field, changed in value.items()}
-        elif all(isinstance(choice, dict) for choice in choices):
+        elif isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
             flat[key] = "+".join(choice["name"] for choice in choices)
             flat |= {f"{key}.{k}": v for choice in choices for k, v in choice.items() if k != "name"}
         else:

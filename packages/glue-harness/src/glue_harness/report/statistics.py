@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri
-from scipy.stats import rankdata
 
 from finetune_common.errors import ConfigurationError, check_number
 
@@ -97,6 +96,8 @@ def wilcoxon_test(differences: Sequence[float] | np.ndarray, seed: int = 0) -> f
         >>> wilcoxon_test([0.01, 0.02, 0.04, -0.3])
         0.875
     """
+    from scipy.stats import rankdata  # takes half a second
+
     values = _finite("differences", differences)
     values = values[values != 0]
     if not len(values):
