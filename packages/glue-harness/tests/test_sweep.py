@@ -47,6 +47,17 @@ def test_names_say_what_differs_and_end_in_the_hash(tmp_path):
     assert Path(run.config.output_dir) == tmp_path / run.name
 
 
+def test_a_changed_specification_finds_the_runs_that_are_there(tmp_path):
+    """With a second value of an option that was the same for all, the others would be named anew."""
+    before = read_spec(write(tmp_path, base=BASE, grid={"seed": [1, 2]}), tmp_path / "runs")
+    for run in before:
+        Path(run.config.output_dir).mkdir(parents=True)
+    grid = {"seed": [1, 2], "task": ["demo-similarity", "demo-entailment"]}
+    after = read_spec(write(tmp_path, base=BASE, grid=grid), tmp_path / "runs")
+    assert len(after) == 4
+    assert {run.config.output_dir for run in before} < {run.config.output_dir for run in after}
+
+
 @pytest.mark.parametrize(
     ("exclusion", "left"),
     [

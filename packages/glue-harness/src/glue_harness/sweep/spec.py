@@ -24,7 +24,8 @@ class PlannedRun:
     """One run of a sweep.
 
     Attributes:
-        name: What differs from the other runs, and eight digits of the configuration's hash.
+        name: What differs from the other runs, and eight digits of the configuration's hash. A folder that
+            ends in these digits keeps the name that an earlier specification gave it.
         config: Its configuration; `output_dir` is the folder `name` in the sweep's folder.
     """
 
@@ -85,6 +86,12 @@ def _words(key: str, value: Any) -> str:
     )
 
 
+def _present(folder: Path) -> dict[str, str]:
+    """Return digits → name of the runs that a folder has, whatever their specification called them."""
+    names = [run.name for run in folder.iterdir()] if folder.is_dir() else []
+    return {name[-8:]: name for name in names if re.search(r"(^|-)[0-9a-f]{8}$", name)}
+
+
 def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
     """Expand a specification.
 
@@ -99,7 +106,7 @@ def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
     Raises:
         ConfigurationError: Names the file and the value.
     """
-    spec = _read(path)
+    spec, present = _read(path), _present(output_dir)
     runs: dict[str, PlannedRun] = {}
     for point in _points(spec):
         mapping = {**spec["base"], **point, "output_dir": str(output_dir)}
@@ -109,7 +116,7 @@ def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
             raise ConfigurationError(f"{path}: {error}") from None
         digits = config.hash[:8]
         words = re.sub(r"[^\w.+-]+", "-", "-".join(_words(key, value) for key, value in point.items()))
-        name = f"{words[:120]}-{digits}" if words else digits
+        name = present.get(digits) or (f"{words[:120]}-{digits}" if words else digits)
         runs[digits] = PlannedRun(name, replace(config, output_dir=str(output_dir / name)))
     if not runs:
         raise ConfigurationError(f"{path}: nothing to run: every combination is excluded")
