@@ -5,7 +5,8 @@
 
 The JSON holds every run's `result.json`. The table beside it (`.md`), the differences to a baseline
 (`-paired.md`), the comparison with what was published (`-published.md`), the list of benchmarks with their
-times (`list.md`) and the page of all results (`results.md`) are never written by hand.
+times (`list.md`), the page of all results (`results.md`) and the reports that the documentation links are
+never written by hand.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from glue_harness.report.aggregate import model_name, summarise
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.tables import markdown
 from reproduce import costs, paired, published
-from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue
+from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue, find
 from reproduce.listing import listing
+from reproduce.page import page, place
 
 COLUMNS = ("task", "setting", "runs", "last")
 """Speed and memory are left out: they count only where a run had the machine to itself."""
@@ -77,6 +79,21 @@ def published_table(benchmark: Benchmark, scale: str, results: Any) -> str:
     )
 
 
+def costs_table(benchmark: Benchmark, scale: str, results: Any) -> str:
+    """Return what the settings of a benchmark cost, with the time of a step where it was measured."""
+    timing = find(benchmark.costs).kept(scale)
+    return costs.table(results, json.loads(timing.read_text(encoding="utf-8")) if timing.exists() else ())
+
+
+def pages() -> dict[Path, str]:
+    """Return every report that the documentation shows, made anew."""
+    return {
+        place(benchmark): page(benchmark, json.loads(path.read_text(encoding="utf-8")))
+        for benchmark, scale, path in _committed()
+        if benchmark.report and scale == "cpu"
+    }
+
+
 def _committed() -> Iterator[tuple[Benchmark, str, Path]]:
     """Yield every benchmark with a scale that has committed results, and their JSON file."""
     for benchmark in catalogue().values():
@@ -95,7 +112,7 @@ def _tables_of(benchmark: Benchmark, scale: str, path: Path) -> Iterator[tuple[P
     if told and (compared := published_table(benchmark, scale, results)):
         yield path.with_name("published.md" if benchmark.script else f"{path.stem}-published.md"), compared
     if benchmark.costs:
-        yield path.with_name(f"{path.stem}-costs.md"), costs.table(results)
+        yield path.with_name(f"{path.stem}-costs.md"), costs_table(benchmark, scale, results)
 
 
 def _page(made: dict[Path, str]) -> str:
@@ -138,7 +155,7 @@ def main() -> None:
             parser.error("give the folder of a sweep and the JSON file to write, or --tables")
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.json, json.dumps(kept(options.runs), indent=1) + "\n")
-    for path, text in tables().items():
+    for path, text in (tables() | pages()).items():
         write_whole(path, text)
 
 

@@ -140,7 +140,7 @@ def perform(benchmark: Benchmark, name: str, output: Path, jobs: int) -> str:
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, json.dumps(results, indent=1) + "\n")
     told = collect.published_table(benchmark, name, results)
-    return f"{collect.costs.table(results)}\n{told}" if benchmark.costs else told
+    return f"{collect.costs_table(benchmark, name, results)}\n{told}" if benchmark.costs else told
 
 
 def _variables(words: Sequence[str]) -> list[str]:
@@ -175,7 +175,7 @@ def _main(argv: Sequence[str] | None) -> None:
         for benchmark in chosen(names, options.scale):
             print(perform(benchmark, options.scale, options.output_dir, options.jobs), flush=True)
         if options.scale != "smoke":
-            for path, text in collect.tables().items():
+            for path, text in (collect.tables() | collect.pages()).items():
                 write_whole(path, text)
     else:
         raise ConfigurationError("no benchmark is named: --list shows all")

@@ -1,6 +1,7 @@
 """No number in a committed table is typed by hand."""
 
 import json
+import re
 
 import pytest
 
@@ -23,6 +24,18 @@ def test_every_committed_table_is_what_its_results_say(made):
 def test_every_committed_table_of_a_sweep_is_made_from_results(made):
     there = set(collect.BENCHMARKS.glob("*/results/*.md"))
     assert {path for path in there if path.parent.parent.name != "speed"} <= set(made)
+
+
+def test_the_reports_of_the_documentation_show_the_committed_results():
+    """Their pictures depend on the version of matplotlib, their data do not."""
+
+    def data(text):
+        return re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)[1]
+
+    made = collect.pages()
+    assert made
+    for path, text in made.items():
+        assert data(path.read_text(encoding="utf-8")) == data(text), "python benchmarks/collect.py --tables"
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")

@@ -55,7 +55,9 @@ class Benchmark:
         analysis: A script that looks at the finished sweep.
         baseline: Which setting the others are compared with, seed by seed, as in `glue-harness report
             --baseline`; empty for no such table.
-        costs: Whether time and memory are told beside the scores.
+        costs: Which benchmark times a step of the same settings; memory and time are then told beside the
+            scores. Empty for no such table.
+        report: Whether the documentation shows the report of its results.
         scales: Name → scale.
     """
 
@@ -68,7 +70,8 @@ class Benchmark:
     script: Path | None
     analysis: Path | None
     baseline: str
-    costs: bool
+    costs: str
+    report: bool
     scales: Mapping[str, Scale]
 
     @property
@@ -131,7 +134,8 @@ def _benchmark(folder: Path, name: str, described: Mapping[str, Any]) -> Benchma
         script=folder / script if script else None,
         analysis=folder / analysis if analysis else None,
         baseline=options.pop("baseline", ""),
-        costs=options.pop("costs", False),
+        costs=options.pop("costs", ""),
+        report=options.pop("report", False),
         scales={key: _scale(folder, name, key, said, script is None) for key, said in scales.items()},
         **options,
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from glue_harness.report.aggregate import summarise
 from glue_harness.report.compare import Comparison, baselines, compare
+from glue_harness.report.select import parse_condition
 from reproduce.measurements import TRAINING
 
-__all__ = ["table"]
+__all__ = ["PLAIN", "table"]
 
-PLAIN = {"optimizer": ["adamw"], "adaptation": ["full"], "gradient": ["none"], "activation": ["none"]}
+PLAIN = "optimizer=adamw,adaptation=full,gradient=none,activation=none"
+"""The setting that the others are compared with: a condition as in `glue-harness report --baseline`."""
 
 
 def _words(slots: Mapping[str, Any]) -> str:
@@ -26,8 +29,22 @@ def _words(slots: Mapping[str, Any]) -> str:
     return " + ".join(named)
 
 
-def _seconds(result: Mapping[str, Any]) -> float:
-    return sum(result["seconds"].get(part, 0.0) for part in TRAINING) / max(result["steps"], 1)
+def _setting(result: Mapping[str, Any]) -> str:
+    return json.dumps([result["task"], result["slots"]], sort_keys=True)
+
+
+def _seconds(timed: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return setting → seconds of a training step."""
+    return {
+        _setting(result): sum(result["seconds"].get(part, 0.0) for part in TRAINING) / result["steps"]
+        for result in timed
+    }
+
+
+def _step(own: float | None, plain: float | None) -> str:
+    if own is None or plain is None:
+        return "–"
+    return f"{1000 * own:.0f} ms, {own / plain:.2f}x"
 
 
 def _difference(comparison: Comparison | None) -> str:
@@ -38,39 +55,37 @@ def _difference(comparison: Comparison | None) -> str:
     return f"{comparison.difference:+.4f}{shown}"
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
+def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return a line a combination, each against plain AdamW on the same task.
 
     Args:
         results: Kept results; the plain settings are among them.
+        timed: Kept results of the same settings, of runs that had the machine to themselves.
     """
     rows = summarise(results)
     by_folder = {result["folder"]: result for result in results}
-    plain = {id(row): base for row, base in baselines(rows, PLAIN)}
-    against = {id(found.row): found for found in compare(rows, PLAIN)}
+    condition = parse_condition("costs", PLAIN)
+    plain = {id(row): base for row, base in baselines(rows, condition)}
+    against = {id(found.row): found for found in compare(rows, condition)}
+    seconds = _seconds(timed)
 
-    def cost(row: Any) -> tuple[float, float]:
-        own = [by_folder[folder] for folder in row.runs]
-        return (
-            fmean(one["saved_activation_bytes"] for one in own),
-            median(_seconds(one) for one in own),
-        )
+    def seconds_of(row: Any) -> float | None:
+        return seconds.get(_setting(by_folder[row.runs[0]]))
 
     lines = [
         "| task | methods | score | against AdamW | parameters | saved activations | a step |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        saved, seconds = cost(row)
-        first = cost(plain.get(id(row), row))
+        saved = fmean(by_folder[folder]["saved_activation_bytes"] for folder in row.runs)
         lines.append(
             f"| {row.task} | {_words(by_folder[row.runs[0]]['slots'])} | {row.score('last')[0]:.4f} "
             f"| {_difference(against.get(id(row)))} | {row.trainable:,} | {saved / 2**20:,.0f} MiB "
-            f"| {1000 * seconds:.0f} ms, {seconds / first[1]:.2f}x |"
+            f"| {_step(seconds_of(row), seconds_of(plain.get(id(row), row)))} |"
         )
     note = (
         "Score: the task's first metric, mean over seeds; in brackets the 95 % bootstrap interval of the "
-        "paired difference. Saved activations are what the forward pass of a micro-batch keeps. Time "
-        "counts where runs had the machine to themselves (`--jobs 1`)."
+        "paired difference. Saved activations are what the forward pass of a micro-batch keeps. A step: of "
+        "a run that had the machine to itself, clipping and the optimizer included."
     )
     return "\n".join(lines) + f"\n\n{note}\n"
