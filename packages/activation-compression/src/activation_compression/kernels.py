@@ -70,6 +70,11 @@ def dequantize_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits:
         out[whole:] = rest[: out.numel() - whole]
 
 
+def _filled(rest: Tensor) -> Tensor:
+    """Return a last group of flags that is short, filled with its last value."""
+    return torch.cat([rest, rest[-1:].expand(rules.FLAG_GROUP - len(rest))])
+
+
 def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Write `rules.encode_flags`; returns how many elements are neither of the two values (one number)."""
     size = rules.FLAG_GROUP
@@ -88,15 +93,14 @@ def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
         )
         others += counts.sum()
     if whole < x.numel():
-        rest = torch.cat([x[whole:], x[-1:].expand(size - (x.numel() - whole))])
         counts = torch.empty(1, dtype=torch.int32, device=x.device)
-        _flags(x.dtype).eager(rest, low, high, codes[whole // 8 :], counts)
+        _flags(x.dtype).eager(_filled(x[whole:]), low, high, codes[whole // 8 :], counts)
         others += counts.sum()
     return others
 
 
 def gate_into(x: Tensor, codes: Tensor, low: float, high: float) -> None:
-    """Write `rules.encode_gate` of a one-dimensional tensor; its last group is filled as for the others."""
+    """Write `rules.encode_gate` of a one-dimensional tensor."""
     size = rules.FLAG_GROUP
     groups = x.numel() // size
     whole = groups * size
@@ -104,7 +108,7 @@ def gate_into(x: Tensor, codes: Tensor, low: float, high: float) -> None:
     if whole:
         _call(gate, x[:whole].view(groups, size), codes[: whole // 8].view(groups, -1))
     if whole < x.numel():
-        gate.eager(torch.cat([x[whole:], x[-1:].expand(size - (x.numel() - whole))]), codes[whole // 8 :])
+        gate.eager(_filled(x[whole:]), codes[whole // 8 :])
 
 
 def unflag_into(out: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> None:

@@ -10,10 +10,11 @@ from rich.table import Table
 
 from glue_harness.console import console_for_reading
 
-__all__ = ["print_search"]
+__all__ = ["print_search", "shown"]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a setting's value in three digits, if it is a number with a fraction."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -37,7 +38,7 @@ def print_search(report: Mapping[str, Any], folder: Path) -> None:
             str(one["number"]),
             "failed" if one["score"] is None else f"{one['score']:.4f}",
             f"{one['epoch']:g}",
-            *(_shown(one["configuration"].get(option)) for option in options),
+            *(shown(one["configuration"].get(option)) for option in options),
             taken,
             style="bold" if one["number"] == best["trial"] else None,
         )

@@ -20,6 +20,7 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from glue_harness.cluster import Share
 from glue_harness.search.records import EVALUATIONS, TRIALS
 from glue_harness.search.spec import Range, SearchSpec
+from glue_harness.search.table import shown
 from glue_harness.search.trial import do_trial
 
 __all__ = ["tuner"]
@@ -106,7 +107,7 @@ class _Lines(tune.Callback):
         """Tell the score, and where the weights come from if they are not the trial's own."""
         numbers = {one.trial_id: number for number, one in enumerate(trials, start=1)}
         taken = "" if result["origin"] == trial.trial_id else f", from trial {numbers.get(result['origin'])}"
-        values = "  ".join(f"{option} {_short(value)}" for option, value in result["configuration"].items())
+        values = "  ".join(f"{option} {shown(value)}" for option, value in result["configuration"].items())
         print(
             f"trial {numbers[trial.trial_id]}{taken}: epoch {result['epoch']:g}, "
             f"{self._metric} {result[self._metric]:.4f}  ({values})",
@@ -116,10 +117,6 @@ class _Lines(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Tell that a trial failed."""
         print(f"trial {trials.index(trial) + 1}: failed", flush=True)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def tuner(
