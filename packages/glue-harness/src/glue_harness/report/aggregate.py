@@ -22,6 +22,9 @@ Result = Mapping[str, Any]
 Value = tuple[float, float | None]
 """A number, and the standard deviation over seeds where there are several."""
 
+PLAIN = {"adaptation": "full", "activation": "none"}
+"""Choices that a label leaves out: the model as it is, and autograd as it is."""
+
 IDENTIFIES_ROW = ("task", "model", "seed")
 
 ELEVEN = [
@@ -108,9 +111,10 @@ def _label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
     words = [settings["optimizer"]] if "optimizer" in settings else []
     for key in varying:
         value = settings.get(key)
-        if key != "optimizer" and value not in (None, ""):
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
-            words.append(shown if key in SLOTS else f"{key.split('.')[-1].replace('_', ' ')} {shown}")
+        if key == "optimizer" or value in (None, "") or (words and PLAIN.get(key) == value):
+            continue
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        words.append(shown if key in SLOTS else f"{key.split('.')[-1].replace('_', ' ')} {shown}")
     return ", ".join(words) or "all runs"
 
 
