@@ -66,7 +66,7 @@ def looked_at(folder: Path) -> dict[str, Any]:
             f"{folder}: no checkpoint: give the folder of a sweep whose runs are finished"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint.load(newest, model, torch.device("cpu"))
+    checkpoint.load_weights(newest, model, torch.device("cpu"))
     model.to(device).eval()
     rows = torch.randperm(len(data.datasets["train"]), generator=torch.Generator().manual_seed(0))
     parts = [part.tolist() for part in rows[: BATCHES * ROWS].split(ROWS)]

@@ -122,6 +122,7 @@ def test_runs_are_done_once_and_a_failing_one_does_not_stop_the_others(tmp_path,
     assert "loss is" in (failed / "error.txt").read_text()
     before = (done / "result.json").read_bytes()
     assert json.loads(before)["steps"] == 2
+    assert [path.name for path in done.glob("checkpoint/step-2/*")] == ["model.safetensors"]
     with pytest.raises(ConfigurationError, match="1 of 1 runs failed, 1 of them in an earlier sweep"):
         sweep(spec, folder, jobs=1, dry_run=False)
     error = (failed / "error.txt").stat().st_mtime_ns

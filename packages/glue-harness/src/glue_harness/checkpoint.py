@@ -27,6 +27,7 @@ from glue_harness.distributed import own_part, whole
 __all__ = [
     "adopt",
     "best_weights",
+    "drop_state",
     "keep_only",
     "latest",
     "load",
@@ -39,7 +40,7 @@ __all__ = [
     "whole_weights",
 ]
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 
 def random_states() -> dict[str, Any]:
@@ -88,6 +89,12 @@ def keep_only(folder: Path, step: int) -> None:
         shutil.rmtree(folder / f"step-{other}", ignore_errors=True)
 
 
+def drop_state(folder: Path) -> None:
+    """Remove what only a run that goes on needs: optimizer, schedule, random states. The weights stay."""
+    for checkpoint in _steps(folder).values():
+        (checkpoint / STATE).unlink(missing_ok=True)
+
+
 def _named(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers that are kept, by name: of tied ones the first name in order."""
     kept: dict[int, str] = {}
@@ -116,7 +123,7 @@ def _write(folder: Path, weights: Weights, state: Mapping[str, Any] | None = Non
     else:
         save_file(dict(weights), unfinished / WEIGHTS, metadata={"format": "pt"})
     if state is not None:
-        torch.save(dict(state), unfinished / "state.pt")
+        torch.save(dict(state), unfinished / STATE)
     for file in (*unfinished.iterdir(), unfinished):
         _sync(file)
     if not folder.exists():
@@ -182,7 +189,7 @@ def _readable(checkpoint: Path) -> Iterator[None]:
     except Exception as error:  # the unpickler's own error types are not public
         if "pickle" not in type(error).__module__.lower():
             raise
-        raise _damaged(checkpoint, "state.pt") from None
+        raise _damaged(checkpoint, STATE) from None
 
 
 def load(
@@ -201,9 +208,9 @@ def load(
     """
     load_weights(checkpoint, model, device)
     with _readable(checkpoint):
-        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
     if missing := {"step", "random", *expected} - state.keys():
-        raise _damaged(checkpoint, f"state.pt has no {', '.join(sorted(missing))}")
+        raise _damaged(checkpoint, f"{STATE} has no {', '.join(sorted(missing))}")
     return state
 
 
@@ -228,7 +235,7 @@ def processes_of(checkpoint: Path) -> int:
         ConfigurationError: The file is damaged.
     """
     with _readable(checkpoint):
-        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
         return state.get("processes", 1)
 
 

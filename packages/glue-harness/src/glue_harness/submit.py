@@ -112,7 +112,7 @@ class _Predictor:
         task = TASKS[self.config.task]
         model = load_model(self.config.model, task, self.tokenizer, adaptation.load_kwargs())
         self.model = adaptation.apply(model).to(self.device)
-        checkpoint.load(newest, self.model, self.device)
+        checkpoint.load_weights(newest, self.model, self.device)
         self.model.eval()
 
     @torch.no_grad()

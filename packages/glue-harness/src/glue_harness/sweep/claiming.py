@@ -35,11 +35,16 @@ def done(config: RunConfig) -> bool:
 
 
 def attempted(config: RunConfig) -> bool:
-    """Do a run, unless another process is at it; a failure is written into its folder."""
+    """Do a run, unless another process is at it; a failure is written into its folder.
+
+    Of a finished run the weights stay, a third of what it needs to go on.
+    """
+    from glue_harness import checkpoint
     from glue_harness.training import run
 
     try:
         run(config)
+        checkpoint.drop_state(Path(config.output_dir) / "checkpoint")
     except RunInUse:
         return False
     except Exception as error:
