@@ -12,6 +12,7 @@ import pytest
 
 from finetune_common.tasks import GLUE_TASKS, TASKS
 from glue_harness.records import read_results
+from glue_harness.report import report as write_report
 from glue_harness.report.contents import gather
 
 Harness = Callable[..., Any]
@@ -290,3 +291,15 @@ def test_runs_with_another_number_of_evaluations_are_still_reported(
     made_up("rte", "adamw", 1, [0.5, 0.6])
     made_up("rte", "adamw", 2, [0.5, 0.6, 0.7])
     assert report().status == 0
+
+
+@pytest.mark.slow
+def test_several_processes_draw_what_one_does(made_up: MadeUp, tmp_path: Path) -> None:
+    for task in ("rte", "cola", "stsb", "sst2"):
+        for seed in SEEDS:
+            folder = made_up(task, "adamw", seed, [0.5, 0.6 + 0.01 * seed])
+    for processes in (1, 2):
+        write_report(folder, tmp_path / str(processes), processes=processes)
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "1/figures").iterdir()}
+    assert {"curves.svg", "scores.png"} <= drawn.keys()
+    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "2/figures").iterdir()}

@@ -28,8 +28,13 @@ def _painters(processes: int, tasks: int) -> Iterator[Executor | None]:
     if processes < 2 or tasks < MANY_TASKS:
         yield None
         return
+    from glue_harness.report import plots
+
     executor = ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=import_module, initargs=("glue_harness.report.plots",)
+        min(processes, len(plots.CHARTS)),
+        get_context("spawn"),
+        initializer=import_module,
+        initargs=(plots.__name__,),
     )
     try:
         executor.submit(bool)  # the first call starts the processes
