@@ -82,7 +82,8 @@ def published_table(benchmark: Benchmark, scale: str, results: Any) -> str:
 def costs_table(benchmark: Benchmark, scale: str, results: Any) -> str:
     """Return what the settings of a benchmark cost, with the time of a step where it was measured."""
     timing = find(benchmark.costs).kept(scale)
-    return costs.table(results, json.loads(timing.read_text(encoding="utf-8")) if timing.exists() else ())
+    timed = json.loads(timing.read_text(encoding="utf-8"))["rows"] if timing.exists() else ()
+    return costs.table(results, timed)
 
 
 def pages() -> dict[Path, str]:

@@ -10,7 +10,6 @@ from typing import Any
 from glue_harness.report.aggregate import summarise
 from glue_harness.report.compare import Comparison, baselines, compare
 from glue_harness.report.select import parse_condition
-from reproduce.measurements import TRAINING
 
 __all__ = ["PLAIN", "table"]
 
@@ -33,14 +32,6 @@ def _setting(result: Mapping[str, Any]) -> str:
     return json.dumps([result["task"], result["slots"]], sort_keys=True)
 
 
-def _seconds(timed: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return setting → seconds of a training step."""
-    return {
-        _setting(result): sum(result["seconds"].get(part, 0.0) for part in TRAINING) / result["steps"]
-        for result in timed
-    }
-
-
 def _step(own: float | None, plain: float | None) -> str:
     if own is None or plain is None:
         return "–"
@@ -60,14 +51,14 @@ def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any
 
     Args:
         results: Kept results; the plain settings are among them.
-        timed: Kept results of the same settings, of runs that had the machine to themselves.
+        timed: The same settings with the seconds of a step, from `benchmarks/combined/time.py`.
     """
     rows = summarise(results)
     by_folder = {result["folder"]: result for result in results}
     condition = parse_condition("costs", PLAIN)
     plain = {id(row): base for row, base in baselines(rows, condition)}
     against = {id(found.row): found for found in compare(rows, condition)}
-    seconds = _seconds(timed)
+    seconds = {_setting(row): row["seconds"]["step"] for row in timed}
 
     def seconds_of(row: Any) -> float | None:
         return seconds.get(_setting(by_folder[row.runs[0]]))
@@ -85,7 +76,7 @@ def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any
         )
     note = (
         "Score: the task's first metric, mean over seeds; in brackets the 95 % bootstrap interval of the "
-        "paired difference. Saved activations are what the forward pass of a micro-batch keeps. A step: of "
-        "a run that had the machine to itself, clipping and the optimizer included."
+        "paired difference. Saved activations are what the forward pass of a micro-batch keeps. A step: "
+        "median on rows of full length, passes and optimizer."
     )
     return "\n".join(lines) + f"\n\n{note}\n"
