@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -27,23 +26,12 @@ from glue_harness.sweep.spec import read_spec
 ROUNDS, WARM_UP = 15, 2
 
 
-def seconds(steps: Steps, number: int) -> float:
-    """Return the seconds of one step."""
-    wait = torch.cuda.synchronize if steps.device == "cuda" else lambda: None
-    wait()
-    began = time.perf_counter()
-    steps.forward_backward()
-    steps.finish(number)
-    wait()
-    return time.perf_counter() - began
-
-
 def measure(configs: Sequence[RunConfig], device: str) -> list[dict[str, Any]]:
     """Return each setting as results name it, with the median seconds of a step and those of all rounds."""
     all_steps = [Steps(config, device) for config in configs]
     for steps in all_steps:
         steps.prepare_optimizer()
-    rounds = [[seconds(steps, number) for steps in all_steps] for number in range(1, WARM_UP + ROUNDS + 1)]
+    rounds = [[steps.timed(number)[1] for steps in all_steps] for number in range(1, WARM_UP + ROUNDS + 1)]
     rows = []
     for config, own in zip(configs, zip(*rounds[WARM_UP:], strict=True), strict=True):
         identity = config.identity()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -38,19 +37,8 @@ def profile_step(config: RunConfig, device: str, repeats: int = 5) -> dict[str, 
     """
     steps = Steps(config, device)
     steps.prepare_optimizer()
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    passes, whole = [], []
-    for number in range(1, repeats + 3):
-        wait()
-        began = time.perf_counter()
-        steps.forward_backward()
-        wait()
-        between = time.perf_counter()
-        steps.finish(number)
-        wait()
-        if number > 2:
-            passes.append(between - began)
-            whole.append(time.perf_counter() - began)
+    taken = [steps.timed(number) for number in range(1, repeats + 3)]
+    passes, whole = map(list, zip(*taken[2:], strict=True))
     meter = SavedTensorMeter(steps.model)
     with meter:
         loss = steps.forward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from typing import Any
 
@@ -83,6 +84,18 @@ class Steps:
         if self.optimizer is not None:
             self.optimizer.step()
         self.model.zero_grad()
+
+    def timed(self, step: int) -> tuple[float, float]:
+        """Take a step; return the seconds of its passes, and those of all of it."""
+        wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
+        wait()
+        began = time.perf_counter()
+        self.forward_backward()
+        wait()
+        between = time.perf_counter()
+        self.finish(step)
+        wait()
+        return between - began, time.perf_counter() - began
 
     def state_bytes(self) -> dict[str, int]:
         """Return the bytes of parameters, gradients and optimizer state as they are now."""

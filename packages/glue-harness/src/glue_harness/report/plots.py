@@ -263,12 +263,8 @@ def _grid(panels: Sequence[_Panel], named_rows: bool) -> tuple[Any, Sequence[Axe
     return figure, places
 
 
+@plt.rc_context(STYLE)
 def _draw(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
-    with plt.rc_context(STYLE):
-        return _drawn(name, panels, folder)
-
-
-def _drawn(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
     title, draw = CHARTS[name]
     figure, places = _grid(panels, draw in (_bars, _times))
     texts = []
