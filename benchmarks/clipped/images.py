@@ -28,6 +28,7 @@ import clipped_adaptive
 from clipped_adaptive import layer_groups
 from clipped_adaptive.heavy_tails import sample_gradient_noise
 from glue_harness.hardware import hardware, versions
+from glue_harness.records import write_whole
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -164,12 +165,6 @@ def accuracy_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,15 +189,15 @@ def main() -> None:
         for seed in spec["seeds"]:
             if str(seed) not in runs:
                 runs[str(seed)] = train(spec, images, way, seed)
-                write(file, json.dumps(result) + "\n")
+                write_whole(file, json.dumps(result) + "\n")
                 print(f"{way}, seed {seed}: {runs[str(seed)]['accuracy'][-1]:.4f}", flush=True)
     samples = {
         f"{way}, epoch {epoch}": sample
         for way, runs in result["runs"].items()
         for epoch, sample in runs[str(spec["seeds"][0])]["tails"].items()
     }
-    write(folder / "accuracy.md", accuracy_table(result))
-    write(folder / "tails.md", tails.table(samples))
+    write_whole(folder / "accuracy.md", accuracy_table(result))
+    write_whole(folder / "tails.md", tails.table(samples))
     tails.draw(samples, folder / "tails.png")
     print(accuracy_table(result), tails.table(samples), sep="\n")
 

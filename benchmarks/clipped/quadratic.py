@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +26,8 @@ import yaml
 from torch import Tensor
 
 from clipped_adaptive import rules
+from glue_harness.hardware import hardware, versions
+from glue_harness.records import write_report
 
 HERE = Path(__file__).parent
 BAND = (0.1, 0.5, 0.9)
@@ -111,12 +111,8 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
         "grid": {name: rounded(errors.quantile(band, dim=-1)) for name, errors in grid.items()},
         "probability": {name: rounded(errors.quantile(quantiles, dim=-1)) for name, errors in many.items()},
         "seconds": {"grid": round(grid_seconds, 1), "probability": round(time.perf_counter() - start, 1)},
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "hardware": {
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
     }
 
 
@@ -174,9 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(yaml.safe_load(options.spec.read_text(encoding="utf-8")))
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
-    (options.output_dir / "table.md").write_text(table(result), encoding="utf-8")
+    write_report(options.output_dir, result, table(result))
     draw(result, options.output_dir / "figure.png")
     print(table(result), result["seconds"])
 

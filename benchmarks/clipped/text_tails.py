@@ -30,6 +30,7 @@ from glue_harness.config import RunConfig
 from glue_harness.hardware import hardware, versions
 from glue_harness.models import load_model, load_tokenizer
 from glue_harness.plan import Data
+from glue_harness.records import write_report
 
 HERE = Path(__file__).parent
 
@@ -120,14 +121,10 @@ def main() -> None:
         "hardware": hardware(torch.device("cpu")),
     }
     file = options.output_dir / "result.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     samples = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     samples[f"{options.task}, {point}"] = sample
-    unfinished = file.with_name(".result.json")
-    unfinished.write_text(json.dumps(samples) + "\n", encoding="utf-8")
-    unfinished.replace(file)
-    (file.parent / "table.md").write_text(tails.table(samples), encoding="utf-8")
-    tails.draw(samples, file.parent / "tails.png")
+    write_report(options.output_dir, samples, tails.table(samples))
+    tails.draw(samples, options.output_dir / "tails.png")
     print(tails.table(samples))
     print(f"{passes} passes: {sample['ratio_to_plain_passes']:.3f} times as long as plain ones")
 

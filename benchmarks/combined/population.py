@@ -12,7 +12,6 @@ a line a configuration, `population.png` who took over from whom.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 import yaml
 
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_whole
+from glue_harness.records import write_report, write_whole
 from glue_harness.search import search
 
 HERE = Path(__file__).parent
@@ -105,8 +104,7 @@ def main() -> None:
     report |= {"settings": settings, "trials": trials, "jobs": jobs}
     report |= {"versions": versions(), "hardware": hardware(torch.device("cpu"))}
     shutil.copy(output / "pbt" / "lineage.png", output / "population.png")
-    write_whole(output / "result.json", json.dumps(report, indent=1) + "\n")
-    write_whole(output / "table.md", table(report))
+    write_report(output, report, table(report))
     print(table(report))
 
 

@@ -9,7 +9,6 @@ are not counted, then those whose median is taken. Rows are made up and of full 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -19,7 +18,7 @@ import torch
 
 from glue_harness.config import SLOTS, RunConfig
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_whole
+from glue_harness.records import write_report
 from glue_harness.steps import Steps
 from glue_harness.sweep.spec import read_spec
 
@@ -72,9 +71,7 @@ def main() -> None:
         "versions": versions(),
     }
     print(table(report), end="")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(options.output_dir / "result.json", json.dumps(report, indent=1) + "\n")
-    write_whole(options.output_dir / "table.md", table(report))
+    write_report(options.output_dir, report, table(report))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from activation_compression import ActivationCompressor
 from glue_harness.hardware import hardware, versions
+from glue_harness.records import write_report
 
 HERE = Path(__file__).parent
 DRAWS, STEPS, RATE = 20, 15, 1e-3
@@ -190,10 +190,7 @@ def main() -> None:
         "hardware": hardware(torch.device("cpu")),
     }
     print(table(report))
-    folder = options.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(table(report), encoding="utf-8")
+    write_report(options.output_dir, report, table(report))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ bias, and 1/n of one draw's variance; the bias is estimated with that share take
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import ActivationCompressor
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_whole
+from glue_harness.records import write_report
 
 HERE = Path(__file__).parent
 LEVELS = ("L0", "L1.1", "L1", "L1.2", "L2", "L2.1", "L2.2")
@@ -100,9 +99,7 @@ def main() -> None:
         "versions": versions(),
     }
     print(table(report), end="")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(options.output_dir / "result.json", json.dumps(report, indent=1) + "\n")
-    write_whole(options.output_dir / "table.md", table(report))
+    write_report(options.output_dir, report, table(report))
 
 
 if __name__ == "__main__":

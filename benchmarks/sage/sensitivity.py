@@ -11,7 +11,6 @@ Written are `result.json`, `table.md` and `sensitivity.png`.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +30,7 @@ from glue_harness.hardware import hardware, versions
 from glue_harness.models import load_model, load_tokenizer
 from glue_harness.parsing import parse_mapping
 from glue_harness.plan import Data
+from glue_harness.records import write_report
 from sensitivity_lr import sage_names, sensitivity, sparsity_curve
 
 BATCHES, ROWS = 32, 16
@@ -149,10 +149,8 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     options = parser.parse_args()
     rows = [looked_at(file.parent) for file in sorted(options.runs.rglob("result.json"))]
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     report = {"rows": rows, "versions": versions(), "hardware": hardware(torch.device("cpu"))}
-    (options.output_dir / "result.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
-    (options.output_dir / "table.md").write_text(table(rows), encoding="utf-8")
+    write_report(options.output_dir, report, table(rows))
     draw(rows, options.output_dir / "sensitivity.png")
     print(table(rows))
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from finetune_common.errors import ConfigurationError
 from glue_harness.config import RunConfig, difference, identity_of
 
-__all__ = ["SCHEMA", "TRACKER", "RunFolder", "RunInUse", "read_results", "write_whole"]
+__all__ = ["SCHEMA", "TRACKER", "RunFolder", "RunInUse", "read_results", "write_report", "write_whole"]
 
 SCHEMA = 1
 """Version of `result.json`."""
@@ -32,6 +32,19 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
+    """Write what a script measured: `result.json` for programs, `table.md` for people.
+
+    Args:
+        folder: Is made where it is missing.
+        numbers: What JSON can hold; the table is made from nothing else.
+        table: Markdown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "result.json", json.dumps(numbers, indent=1) + "\n")
+    write_whole(folder / "table.md", table)
 
 
 class RunInUse(ConfigurationError):
