@@ -146,7 +146,7 @@ class TestComparison:
         assert found["adam"]["verdict"] == "no difference shown"
         assert found["rmsprop"]["verdict"] == "too few seeds"
         assert found["rmsprop"]["pairs"] == "2"
-        assert "2 seeds cannot give p below 0.5, 6 can" in said.out
+        assert "2 seeds cannot give p below 0.5; 7 can tell so many rows apart" in said.out
         assert {line["baseline"] for line in found.values()} == {"adamw"}
 
     def test_worse_and_wilcoxon(self, report: Callable[..., Any], tmp_path: Path) -> None:

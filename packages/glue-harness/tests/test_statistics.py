@@ -10,6 +10,7 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.report.statistics import (
     bootstrap_interval,
     holm,
+    mean_interval,
     pairs_needed,
     probability_of_improvement,
     sign_flip_test,
@@ -174,6 +175,28 @@ def test_interval_of_few_or_equal_differences() -> None:
         bootstrap_interval([0.1, 0.2], level=95)
 
 
+@pytest.mark.parametrize("pairs", [2, 3, 5, 9])
+def test_interval_of_few_pairs_is_students(pairs: int) -> None:
+    """Reference: scipy's one-sample t-test. Of 1,000 normal samples 93 to 97 % hold the mean."""
+    generator = np.random.default_rng(6)
+    held = 0
+    for number in range(REPEATS):
+        differences = generator.normal(0.3, 1, size=pairs)
+        interval = mean_interval(differences)
+        assert interval is not None
+        if number < 10:
+            reference = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+            assert interval == pytest.approx((reference.low, reference.high))
+        held += interval[0] <= 0.3 <= interval[1]
+    assert 930 <= held <= 970
+
+
+def test_interval_of_many_pairs_is_the_bootstraps() -> None:
+    differences = np.random.default_rng(7).exponential(1, size=10)
+    assert mean_interval(differences) == bootstrap_interval(differences)
+    assert mean_interval([0.2]) is None
+
+
 def test_probability_of_improvement_is_the_mann_whitney_statistic() -> None:
     generator = np.random.default_rng(5)
     ours, theirs = generator.integers(0, 6, size=7).tolist(), generator.integers(0, 5, size=9).tolist()
@@ -197,6 +220,6 @@ def test_how_many_seeds_it_takes() -> None:
 
 @pytest.mark.parametrize("bad", [[], [float("nan")], [1.0, float("inf")]])
 def test_what_is_no_difference_is_refused(bad: list[float]) -> None:
-    for function in (sign_flip_test, wilcoxon_test, bootstrap_interval):
+    for function in (sign_flip_test, wilcoxon_test, bootstrap_interval, mean_interval):
         with pytest.raises(ConfigurationError, match="at least one finite number"):
             function(bad)

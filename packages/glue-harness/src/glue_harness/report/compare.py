@@ -10,8 +10,8 @@ from glue_harness.report.aggregate import Row
 from glue_harness.report.select import Condition, select
 from glue_harness.report.statistics import (
     TESTS,
-    bootstrap_interval,
     holm,
+    mean_interval,
     probability_of_improvement,
     smallest_p,
 )
@@ -31,7 +31,7 @@ class Comparison:
         baseline: What it is compared with.
         pairs: Seeds that both have.
         difference: Mean over the pairs of setting − baseline, in the unit of the metric; None without a pair.
-        interval: Bootstrap interval of it at 95 %; None with fewer than two pairs.
+        interval: Confidence interval of it at 95 %; None with fewer than two pairs.
         p: Two-sided p-value, 1 without a pair.
         corrected: The same after Holm's correction over all comparisons made together.
         improvement: Probability that a run of the setting is better than one of the baseline.
@@ -128,7 +128,7 @@ def compare(
                 baseline=baseline,
                 pairs=len(values),
                 difference=mean,
-                interval=bootstrap_interval(values, 1 - ALPHA) if values else None,
+                interval=mean_interval(values, 1 - ALPHA) if values else None,
                 p=p,
                 corrected=corrected,
                 improvement=probability_of_improvement(ours, theirs),

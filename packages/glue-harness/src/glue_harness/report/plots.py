@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.contents import Contents
-from glue_harness.report.statistics import bootstrap_interval
+from glue_harness.report.statistics import mean_interval
 
 __all__ = ["Figure", "draw_figures"]
 
@@ -141,7 +141,7 @@ def _bars(axes: Axes, panel: _Panel) -> str | None:
         value = row.score(panel.evaluation)[0]
         values.append(value)
         axes.barh(-number, value, color=looks["color"], alpha=0.75, height=0.7)
-        if interval := bootstrap_interval(scores):
+        if interval := mean_interval(scores):
             axes.plot(interval, [-number] * 2, color="black", lw=1.5, marker="|")
         axes.plot(scores, [-number] * len(scores), ".", color="black", alpha=0.6, markersize=5)
     lowest = min(min(row.seed_scores(panel.evaluation).values()) for row in panel.rows)

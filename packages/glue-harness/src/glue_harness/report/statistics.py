@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
 from finetune_common.errors import ConfigurationError, check_number
 
@@ -15,6 +15,7 @@ __all__ = [
     "TESTS",
     "bootstrap_interval",
     "holm",
+    "mean_interval",
     "pairs_needed",
     "probability_of_improvement",
     "sign_flip_test",
@@ -26,6 +27,9 @@ EXACT_UP_TO = 16
 """Pairs up to which every assignment of signs is looked at: 2¹⁵ of them, up to a common sign."""
 
 DRAWS = 9_999
+
+RESAMPLED_FROM = 10
+"""Pairs from which an interval is bootstrapped: fewer hold too little of the spread to resample it."""
 
 
 def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -151,7 +155,8 @@ def bootstrap_interval(
 
     The quantiles of 9,999 resampled means at Φ(z₀ + (z₀ + z_α)/(1 − a (z₀ + z_α))), with z₀ from the share of
     resampled means below the mean and a from the skewness of the leave-one-out means. With fewer than about
-    ten pairs the interval is too narrow: resampling sees no spread that is not among the pairs.
+    ten pairs the interval is too narrow, since resampling sees no spread that is not among the pairs:
+    `mean_interval` chooses.
 
     Args:
         differences: One a seed, any unit.
@@ -187,6 +192,40 @@ def bootstrap_interval(
     z = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(means, ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
+
+
+def mean_interval(
+    differences: Sequence[float] | np.ndarray, level: float = 0.95
+) -> tuple[float, float] | None:
+    """Return a confidence interval of the mean difference: Student's below ten pairs, from there BCa.
+
+    x̄ ± t s/√n, with t the (1 + level)/2 quantile of Student's distribution with n − 1 degrees of freedom. It
+    holds for normal differences; of three pairs a BCa bootstrap at 95 % holds the mean in seven cases of
+    ten.
+
+    Args:
+        differences: One a seed, any unit.
+        level: Share of such intervals that hold the true mean, in (0, 1).
+
+    Returns:
+        The two ends in the unit of the differences; None for a single pair, which has no spread.
+
+    Raises:
+        ConfigurationError: No differences, some that are not finite, or a level outside (0, 1).
+
+    Source: Student, The Probable Error of a Mean (1908); Efron (1987) from ten pairs on.
+
+    Examples:
+        >>> low, high = mean_interval([0.01, 0.02, 0.03])
+        >>> round(low, 4), round(high, 4)
+        (-0.0048, 0.0448)
+    """
+    check_number("level", level, above=0, below=1)
+    values = _finite("differences", differences)
+    if not 2 <= len(values) < RESAMPLED_FROM:
+        return bootstrap_interval(values, level)
+    half = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -> float:

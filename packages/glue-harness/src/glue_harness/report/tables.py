@@ -15,9 +15,9 @@ from glue_harness.report.compare import ALPHA, Comparison
 from glue_harness.report.contents import Contents
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
-from glue_harness.report.statistics import pairs_needed, smallest_p
+from glue_harness.report.statistics import RESAMPLED_FROM, pairs_needed, smallest_p
 
-__all__ = ["markdown", "print_run", "summary_table", "tables_of", "write_tables"]
+__all__ = ["about_intervals", "markdown", "print_run", "summary_table", "tables_of", "write_tables"]
 
 NUMBERS = ("runs", "examples/s", "peak memory", "trainable")
 
@@ -132,15 +132,29 @@ def _comparison_table(comparisons: Sequence[Comparison], test: str, evaluation: 
     )
 
 
+def about_intervals(comparisons: Sequence[Comparison]) -> str:
+    """Say how the intervals of comparisons were made."""
+    kinds = {c.pairs >= RESAMPLED_FROM for c in comparisons if c.interval is not None}
+    said = {False: "Student's t", True: "bootstrap (BCa)"}
+    if len(kinds) == 2:
+        return (
+            f"interval of the mean difference: {said[False]} below {RESAMPLED_FROM} pairs, else {said[True]}"
+        )
+    return f"interval of the mean difference: {said[kinds.pop() if kinds else False]}"
+
+
 def _about_comparisons(comparisons: Sequence[Comparison], test: str, evaluation: str) -> list[str]:
     notes = [
         f"paired by seed, {evaluation} evaluation; two-sided {test} test, Holm over {len(comparisons)} rows",
-        "interval: bootstrap (BCa) of the mean difference, too narrow with fewer than ten pairs",
+        about_intervals(comparisons),
         "P(better): a run of the setting against one of the baseline, ties counted half",
     ]
     for few in sorted({c.pairs for c in comparisons if c.verdict == "too few seeds"}):
         seeds = "1 seed" if few == 1 else f"{few} seeds"
-        notes.append(f"{seeds} cannot give p below {smallest_p(few):.2g}, {pairs_needed(ALPHA)} can")
+        needed = pairs_needed(ALPHA, len(comparisons))
+        notes.append(
+            f"{seeds} cannot give p below {smallest_p(few):.2g}; {needed} can tell so many rows apart"
+        )
     if any(c.verdict.startswith("too few seeds for") for c in comparisons):
         needed = pairs_needed(ALPHA, len(comparisons))
         notes.append(
