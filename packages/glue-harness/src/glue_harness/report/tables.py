@@ -135,12 +135,8 @@ def _comparison_table(comparisons: Sequence[Comparison], test: str, evaluation: 
 def about_intervals(comparisons: Sequence[Comparison]) -> str:
     """Say how the intervals of comparisons were made."""
     kinds = {c.pairs >= RESAMPLED_FROM for c in comparisons if c.interval is not None}
-    said = {False: "Student's t", True: "bootstrap (BCa)"}
-    if len(kinds) == 2:
-        return (
-            f"interval of the mean difference: {said[False]} below {RESAMPLED_FROM} pairs, else {said[True]}"
-        )
-    return f"interval of the mean difference: {said[kinds.pop() if kinds else False]}"
+    said = " or ".join("bootstrap (BCa)" if many else "Student's t" for many in sorted(kinds))
+    return f"interval of the mean difference: {said}{f' from {RESAMPLED_FROM} pairs on' * (len(kinds) == 2)}"
 
 
 def _about_comparisons(comparisons: Sequence[Comparison], test: str, evaluation: str) -> list[str]:
