@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import warnings
@@ -65,3 +66,28 @@ def test_python_blocks_of_a_page_run_in_order(
         warnings.simplefilter("default")
         for line, code in blocks(page):
             exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+
+
+def documented(page: Path) -> dict[str, list[str] | None]:
+    """The modules that a page of the API shows, each with the members it is limited to."""
+    found = re.findall(
+        r"^::: (\S+)\n(?:    options: \{members: \[(.*)\]\})?", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {module: re.findall(r"\w+", members) or None for module, members in found}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("packages/*")))
+def test_every_public_name_is_in_the_api(name: str) -> None:
+    """Classes and functions that a package offers, and its plots, stand on its page."""
+    package = importlib.import_module(name.replace("-", "_"))
+    page = ROOT / "docs" / "api" / f"{name}.md"
+    shown = documented(page)
+    offered = {name: getattr(package, name) for name in package.__all__}
+    if (Path(package.__path__[0]) / "plots.py").exists():
+        plots = importlib.import_module(f"{package.__name__}.plots")
+        offered |= {name: getattr(plots, name) for name in plots.__all__}
+    for public, value in offered.items():
+        if isinstance(value, type) or inspect.isfunction(value):
+            assert value.__module__ in shown, f"{public}: {value.__module__} is not on {page.name}"
+            members = shown[value.__module__]
+            assert members is None or public in members, f"{public} is not among the members on {page.name}"

@@ -135,7 +135,7 @@ def _comparison_table(comparisons: Sequence[Comparison], test: str, evaluation: 
 def about_intervals(comparisons: Sequence[Comparison]) -> str:
     """Say how the intervals of comparisons were made."""
     kinds = {c.pairs >= RESAMPLED_FROM for c in comparisons if c.interval is not None}
-    said = " or ".join("bootstrap (BCa)" if many else "Student's t" for many in sorted(kinds))
+    said = " or ".join("bootstrap (BCa)" if many else "Student's t" for many in sorted(kinds or {False}))
     return f"interval of the mean difference: {said}{f' from {RESAMPLED_FROM} pairs on' * (len(kinds) == 2)}"
 
 
