@@ -31,6 +31,7 @@ from glue_harness.hardware import hardware, versions
 from glue_harness.models import load_model, load_tokenizer
 from glue_harness.plan import Data
 from glue_harness.records import write_report
+from glue_harness.report.aggregate import model_name
 
 HERE = Path(__file__).parent
 
@@ -54,7 +55,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--task", default="mrpc")
-    parser.add_argument("--model", default=os.environ.get("MINILM_DIR", "demo"))
+    parser.add_argument("--model", default=os.environ.get("MINILM_DIR"), help="name or folder (MINILM_DIR)")
     parser.add_argument("--data-dir", default=os.environ.get("GLUE_DATA_DIR"))
     parser.add_argument("--max-length", type=int, default=96)
     parser.add_argument("--max-train-samples", type=int)
@@ -66,6 +67,8 @@ def main() -> None:
     )
     parser.add_argument("--output-dir", type=Path, default=HERE / "results" / "text-tails")
     options = parser.parse_args()
+    if options.model is None:
+        parser.error("no model: give --model NAME or MINILM_DIR=FOLDER")
     torch.set_flush_denormal(True)
     config = RunConfig(
         task=options.task,
@@ -86,7 +89,7 @@ def main() -> None:
             parser.error(
                 f"--run {options.run}: no checkpoint in this folder; give the folder of a finished run"
             )
-        checkpoint.load(newest, model, torch.device("cpu"))
+        checkpoint.load_weights(newest, model, torch.device("cpu"))
     loss_fn = lambda model, batch: model(**batch).loss  # noqa: E731
     batches = Shuffled(data, options.batch_size)
 
@@ -111,7 +114,11 @@ def main() -> None:
     point = "after training" if options.run else "at the start"
     sample = tails.described(norms) | {
         "settings": {
-            key: getattr(options, key) for key in ("max_length", "max_train_samples", "batch_size", "seed")
+            "model": model_name(config.model),
+            **{
+                key: getattr(options, key)
+                for key in ("max_length", "max_train_samples", "batch_size", "seed")
+            },
         },
         "passes": passes,
         "seconds": seconds,

@@ -102,7 +102,10 @@ def main() -> None:
     report: dict[str, Any] = {name: found(spec, output, name, trials, jobs) for name in ("none", "pbt")}
     assert report["none"]["beginnings"] == report["pbt"]["beginnings"]
     report |= {"settings": settings, "trials": trials, "jobs": jobs}
-    report |= {"versions": versions(), "hardware": hardware(torch.device("cpu"))}
+    report |= {
+        "versions": versions(),
+        "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+    }
     shutil.copy(output / "pbt" / "lineage.png", output / "population.png")
     write_report(output, report, table(report))
     print(table(report))

@@ -1,7 +1,8 @@
-"""Seconds of a training step of each setting of a sweep, side by side in one process.
+"""Seconds and saved activations of a training step of each setting of a sweep, side by side in one process.
 
-Every setting makes a step in turn, so that all meet the machine's faster and slower moments: two rounds that
-are not counted, then those whose median is taken. Rows are made up and of full length.
+The settings of a task make a step in turn, so that all meet the machine's faster and slower moments: two
+rounds that are not counted, then those whose median is taken. What automatic precision takes to measure its
+widths is spread over the steps between two measurements. Rows are made up and of full length.
 
     python benchmarks/combined/time.py --spec SWEEP.yaml --output-dir DIR
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,14 +27,25 @@ from glue_harness.sweep.spec import read_spec
 ROUNDS, WARM_UP = 15, 2
 
 
+def seconds_of(steps: Steps, own: Sequence[float]) -> dict[str, Any]:
+    """Return the seconds of a step in the long run, of a measurement of precision, and of all rounds."""
+    usual = median(own)
+    options = steps.methods.activation.options
+    interval = getattr(options, "interval", None)
+    if interval is None:
+        return {"step": usual, "all": own}
+    measuring = max(0.0, median(steps.timed(options.warmup + 1)[1] for _ in range(3)) - usual)
+    return {"step": usual + measuring / interval, "measuring": measuring, "all": own}
+
+
 def measure(configs: Sequence[RunConfig], device: str) -> list[dict[str, Any]]:
-    """Return each setting as results name it, with the median seconds of a step and those of all rounds."""
+    """Return each setting as results name it, with the seconds of its step and the bytes it saves."""
     all_steps = [Steps(config, device) for config in configs]
     for steps in all_steps:
         steps.prepare_optimizer()
     rounds = [[steps.timed(number)[1] for steps in all_steps] for number in range(1, WARM_UP + ROUNDS + 1)]
     rows = []
-    for config, own in zip(configs, zip(*rounds[WARM_UP:], strict=True), strict=True):
+    for config, steps, own in zip(configs, all_steps, zip(*rounds[WARM_UP:], strict=True), strict=True):
         identity = config.identity()
         rows.append(
             {
@@ -40,7 +53,8 @@ def measure(configs: Sequence[RunConfig], device: str) -> list[dict[str, Any]]:
                 "slots": {slot: identity[slot] for slot in SLOTS if slot != "monitor"},
                 "rows": config.batch_size * config.accumulate,
                 "tokens": config.max_length,
-                "seconds": {"step": median(own), "all": own},
+                "seconds": seconds_of(steps, own),
+                "saved_bytes": steps.metered_forward()[1],
             }
         )
     return rows
@@ -48,13 +62,19 @@ def measure(configs: Sequence[RunConfig], device: str) -> list[dict[str, Any]]:
 
 def table(report: dict[str, Any]) -> str:
     """Return the markdown table."""
-    lines = ["| task | methods | tokens a row | ms a step |", "| --- | --- | ---: | ---: |"]
+    lines = [
+        "| task | methods | rows a step | tokens a row | ms a step | MiB saved |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     for row in report["rows"]:
         chosen = [*row["slots"].values()]
         names = [one["name"] for slot in chosen for one in (slot if isinstance(slot, list) else [slot])]
         shown = ", ".join(name for name in names if name not in ("full", "none"))
-        lines.append(f"| {row['task']} | {shown} | {row['tokens']} | {1000 * row['seconds']['step']:,.0f} |")
-    return "\n".join(lines) + "\n"
+        size = f"{row['rows']} | {row['tokens']} | {1000 * row['seconds']['step']:,.0f}"
+        lines.append(f"| {row['task']} | {shown} | {size} | {row['saved_bytes'] / 2**20:,.1f} |")
+    machine, rounds = report["hardware"], len(report["rows"][0]["seconds"]["all"])
+    said = f"medians of {rounds} rounds in one process; {machine['processor']}, {machine['threads']} threads"
+    return "\n".join(lines) + f"\n\nMiB saved: by the forward pass of a micro-batch. {said}.\n"
 
 
 def main() -> None:
@@ -64,9 +84,10 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True, help="receives result.json and table.md")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    planned = read_spec(options.spec, options.output_dir)
+    configs = [run.config for run in read_spec(options.spec, options.output_dir)]
+    tasks = groupby(configs, key=lambda config: config.task)
     report = {
-        "rows": measure([run.config for run in planned], device),
+        "rows": [row for _, group in tasks for row in measure(list(group), device)],
         "hardware": hardware(torch.device(device)),
         "versions": versions(),
     }

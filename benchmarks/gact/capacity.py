@@ -31,6 +31,9 @@ from glue_harness.steps import Steps
 
 HERE = Path(__file__).parent
 
+SAME = ("max_length", "rows", "budget", "by", "device", "rounds", "activations")
+"""What all rows of a result have in common; models, searches and batches may be added."""
+
 
 def at(config: RunConfig, search: str, value: int) -> RunConfig:
     """Return the configuration of the largest value found."""
@@ -143,7 +146,10 @@ def main() -> None:
     spec = yaml.safe_load(options.spec.read_text(encoding="utf-8"))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     file = options.output_dir / "result.json"
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"spec": spec, "rows": []}
+    if differs := [key for key in SAME if kept["spec"].get(key) != spec.get(key)]:
+        parser.error(f"{file} has another {differs[0]}: remove it or give another --output-dir")
+    rows = kept["rows"]
     result = {"spec": spec, "versions": versions(), "hardware": hardware(torch.device(spec["device"]))}
     for one in wanted(spec):
         if not any(one.items() <= row.items() for row in rows):

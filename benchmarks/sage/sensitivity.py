@@ -33,6 +33,7 @@ from glue_harness.plan import Data
 from glue_harness.records import write_report
 from sensitivity_lr import sage_names, sensitivity, sparsity_curve
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCHES, ROWS = 32, 16
 SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LOWEST, HIGHEST, BINS = -14.0, 0.0, 56
@@ -65,16 +66,15 @@ def looked_at(folder: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{folder}: no checkpoint: give the folder of a sweep whose runs are finished"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint.load_weights(newest, model, torch.device("cpu"))
-    model.to(device).eval()
+    model.to(DEVICE).eval()
     rows = torch.randperm(len(data.datasets["train"]), generator=torch.Generator().manual_seed(0))
     parts = [part.tolist() for part in rows[: BATCHES * ROWS].split(ROWS)]
     loader = make_loader(data.datasets["train"], parts, data.collator, 0)
-    batches = ({key: value.to(device) for key, value in batch.items()} for batch in loader)
+    batches = ({key: value.to(DEVICE) for key, value in batch.items()} for batch in loader)
     chosen = set(sage_names(model))
     found = {name: value for name, value in sensitivity(model, batches).items() if name in chosen}
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    accelerator = Accelerator(cpu=DEVICE.type == "cpu")
 
     def score(pruned: nn.Module) -> float:
         sizes = (data.datasets, data.lengths, 32, data.collator, accelerator)
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     options = parser.parse_args()
     rows = [looked_at(file.parent) for file in sorted(options.runs.rglob("result.json"))]
-    report = {"rows": rows, "versions": versions(), "hardware": hardware(torch.device("cpu"))}
+    report = {"rows": rows, "versions": versions(), "hardware": hardware(DEVICE)}
     write_report(options.output_dir, report, table(rows))
     draw(rows, options.output_dir / "sensitivity.png")
     print(table(rows))

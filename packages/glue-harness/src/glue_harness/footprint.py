@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from finetune_common.measure import SavedTensorMeter
 from glue_harness.config import RunConfig
 from glue_harness.methods import build_methods
 from glue_harness.steps import Steps
@@ -95,10 +94,7 @@ def predict(config: RunConfig, device: str = "cpu") -> Footprint:
     with FakeTensorMode(), LiveBytes() as live:
         steps = Steps(config, device)
         fixed = live.now
-        meter = SavedTensorMeter(steps.model)
-        with meter:
-            loss = steps.forward()
-        stored = steps.stored_bytes(meter)
+        loss, stored = steps.metered_forward()
         loss.backward()
         del loss
         trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from finetune_common.errors import ConfigurationError
-from finetune_common.measure import SavedTensorMeter
 from glue_harness.config import RunConfig
 from glue_harness.footprint import measured_peak
 from glue_harness.hardware import hardware, versions
@@ -39,10 +38,7 @@ def profile_step(config: RunConfig, device: str, repeats: int = 5) -> dict[str, 
     steps.prepare_optimizer()
     taken = [steps.timed(number) for number in range(1, repeats + 3)]
     passes, whole = map(list, zip(*taken[2:], strict=True))
-    meter = SavedTensorMeter(steps.model)
-    with meter:
-        loss = steps.forward()
-    stored = steps.stored_bytes(meter)
+    loss, stored = steps.metered_forward()
     del loss
     gc.collect()
     fixed = steps.state_bytes()

@@ -69,9 +69,12 @@ class Steps:
         with self.methods.activation.around_forward(self.model):
             return self._loss()
 
-    def stored_bytes(self, meter: SavedTensorMeter) -> int:
-        """Return the bytes that the last forward pass kept: the method's own count, or a meter's."""
-        return int(self.methods.activation.stats().get("stored_bytes", meter.bytes))
+    def metered_forward(self) -> tuple[Tensor, int]:
+        """Return the loss of a forward pass and the bytes it keeps: the method's own count, or a meter's."""
+        meter = SavedTensorMeter(self.model)
+        with meter:
+            loss = self.forward()
+        return loss, int(self.methods.activation.stats().get("stored_bytes", meter.bytes))
 
     def forward_backward(self) -> None:
         """Make the passes of one optimizer step; gradients are left in place."""
