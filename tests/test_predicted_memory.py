@@ -7,7 +7,6 @@ pytest.importorskip("activation_compression", reason="activation-compression is 
 
 @pytest.mark.parametrize(("rows", "level"), [(1, "L1"), (2, "L1.2"), (3, "L2.1"), (4, "L1")])
 def test_saved_bytes_exactly_and_the_peak_within_five_percent(rows: int, level: str) -> None:
-    from finetune_common.measure import SavedTensorMeter
     from glue_harness.footprint import measured_peak, predict
     from glue_harness.parsing import parse_line
     from glue_harness.steps import Steps
@@ -20,10 +19,8 @@ def test_saved_bytes_exactly_and_the_peak_within_five_percent(rows: int, level: 
     steps = Steps(config)
     steps.forward_backward()  # compiles
     steps.model.zero_grad()
-    meter = SavedTensorMeter(steps.model)
-    with meter:
-        loss = steps.forward()
-    assert predicted.activations == steps.stored_bytes(meter)
+    loss, stored = steps.metered_forward()
+    assert predicted.activations == stored
     del loss
     measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.05)
