@@ -105,6 +105,11 @@ def test_a_scale_sets_options_on_axes_and_in_cases():
     ]
 
 
+def test_a_case_overrides_the_defaults_of_a_scale():
+    spec = {"base": {"epochs": 10}, "cases": [{"optimizer": "sgd"}, {"optimizer": "adamw", "epochs": 3}]}
+    assert [p["epochs"] for p in points(changed(spec, {"defaults": {"epochs": 5}}))] == [5, 3]
+
+
 def test_a_scale_of_a_script_keeps_what_it_does_not_name():
     assert merged({"a": {"b": 1, "c": 2}, "d": [1], "e": 0}, {"a": {"b": 3}, "d": [], "e": None}) == {
         "a": {"b": 3, "c": 2},

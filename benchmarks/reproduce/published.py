@@ -219,7 +219,7 @@ def comparison(benchmark: Benchmark, scale: str, results: Any) -> list[Line]:
     """Compare kept results with what was published.
 
     Where the scale has not the published settings, a published number stands beside the setting of ours
-    that is the same but for the model and the learning rate.
+    that is the same but for the model, the epochs and the learning rate.
 
     Args:
         benchmark: The benchmark.
@@ -234,7 +234,7 @@ def comparison(benchmark: Benchmark, scale: str, results: Any) -> list[Line]:
     for target in own:
         pattern = dict(target.run)
         if not comparable:
-            pattern.pop("model", None)
+            pattern = {key: value for key, value in pattern.items() if key not in ("model", "epochs")}
             if "optimizer" in pattern:
                 pattern["optimizer"] = {k: v for k, v in pattern["optimizer"].items() if k != "lr"}
         matched = [one for one in found if target.key in one.metrics and covers(pattern, one.settings)]

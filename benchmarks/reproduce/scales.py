@@ -17,7 +17,7 @@ from glue_harness.config import LIST_SLOTS, SLOTS, RunConfig
 
 __all__ = ["changed", "covers", "merged", "points", "read", "settings"]
 
-CHANGES = ("base", "grid", "cases", "one_of_each")
+CHANGES = ("base", "defaults", "grid", "cases", "one_of_each")
 
 DEFAULTS = {
     option.name: option.default
@@ -54,9 +54,10 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
     Args:
         spec: `base`, `grid` and `cases` as in the file of a sweep.
-        change: `base` sets options, which then are neither axes of the grid nor told by a case; `grid`
-            sets axes; `cases` replaces the cases; `one_of_each` keeps the first value of each method on
-            every axis and the first case of each method.
+        change: `base` sets options, which then are neither axes of the grid nor told by a case; `defaults`
+            sets options that axes and cases may still override; `grid` sets axes; `cases` replaces the
+            cases; `one_of_each` keeps the first value of each method on every axis and the first case of
+            each method.
 
     Raises:
         ConfigurationError: A key that is none of these.
@@ -77,7 +78,7 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
         grid = {axis: _one_of_each(values) for axis, values in grid.items()}
         cases = _one_case_of_each(cases)
     new = {
-        "base": {**(spec.get("base") or {}), **fixed},
+        "base": {**(spec.get("base") or {}), **(change.get("defaults") or {}), **fixed},
         "grid": {**grid, **(change.get("grid") or {})},
         "cases": change.get("cases") or cases,
     }
