@@ -107,8 +107,7 @@ def _tables_of(benchmark: Benchmark, scale: str, path: Path) -> Iterator[tuple[P
     """Yield what is made from committed results."""
     results = json.loads(path.read_text(encoding="utf-8"))
     if benchmark.baseline:
-        paired_by_seed = paired.table(results, benchmark.baseline, benchmark.evaluation)
-        yield path.with_name(f"{path.stem}-paired.md"), paired_by_seed
+        yield path.with_name(f"{path.stem}-paired.md"), paired.table(results, benchmark)
     told = any(target.benchmark == benchmark.name for target in published.targets(benchmark.work))
     if told and (compared := published_table(benchmark, scale, results)):
         yield path.with_name("published.md" if benchmark.script else f"{path.stem}-published.md"), compared

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from reproduce import paired
 from reproduce.catalogue import find
 from reproduce.published import comparison, interval, table, verdict
 
@@ -106,6 +107,22 @@ def test_a_setting_without_published_number_is_told_too():
     ]
     own = [line for line in comparison(find("agni.glue"), "paper", runs) if line.published is None]
     assert [(line.ours, line.verdict) for line in own] == [(0.8382, "no published number")]
+
+
+def test_the_best_rate_of_each_seed_is_paired_with_the_best_of_the_baseline():
+    def run(level, lr, seed, score):
+        made = result("sst2", "small", [], seed, accuracy=score)
+        made["metrics"]["best"] = made["metrics"]["last"]
+        made["slots"] |= {"activation": level, "optimizer": {"name": "adamw", "lr": lr}}
+        return made | {"folder": f"{level['name']}-{lr}-{seed}"}
+
+    none, compress = {"name": "none"}, {"name": "compress", "level": "L2"}
+    runs = [run(none, lr, seed, 0.80 + lr) for lr in (0.01, 0.02) for seed in (1, 2)]
+    runs += [run(compress, lr, seed, 0.80 - lr) for lr in (0.01, 0.02) for seed in (1, 2)]
+    told = paired.table(runs, find("gact.accuracy"))
+    [row] = [line for line in told.splitlines() if "| sst2 |" in line]
+    assert "| 2 | -0.0300 |" in row
+    assert "each seed's best learning rate" in told
 
 
 def test_percents_are_compared_as_percents():

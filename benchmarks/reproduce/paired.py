@@ -5,19 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from glue_harness.report.contents import gather
+from glue_harness.report.protocols import PROTOCOLS
 from glue_harness.report.render import as_markdown
 from glue_harness.report.tables import tables_of
+from reproduce.catalogue import Benchmark
 
 __all__ = ["table"]
 
 
-def table(results: list[dict[str, Any]], baseline: str, evaluation: str) -> str:
-    """Return the differences to a baseline, with intervals and verdicts.
+def table(results: list[dict[str, Any]], benchmark: Benchmark) -> str:
+    """Return the differences to a benchmark's baseline, with intervals and verdicts.
 
     Args:
         results: Of a sweep.
-        baseline: Condition that is true of one setting, e.g. `optimizer=adamw`.
-        evaluation: `last` or `best`.
+        benchmark: Says which setting is the baseline, and how runs become one number.
     """
-    drawn = tables_of(gather(results, baseline=baseline, evaluation=evaluation))["comparison"]
-    return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join(drawn.notes)}.\n"
+    contents = gather(
+        results,
+        baseline=benchmark.baseline,
+        protocol=benchmark.protocol,
+        evaluation=benchmark.evaluation,
+    )
+    drawn = tables_of(contents)["comparison"]
+    chosen = [benchmark.how] * bool(PROTOCOLS[benchmark.protocol].drops)
+    return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join([*drawn.notes, *chosen])}.\n"
