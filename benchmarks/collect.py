@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from reproduce import costs, paired, published
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue, find
 from reproduce.listing import listing
 from reproduce.page import page, place
+from reproduce.scales import points
 
 COLUMNS = ("task", "setting", "runs", "last")
 """Speed and memory are left out: they count only where a run had the machine to itself."""
@@ -115,6 +116,20 @@ def _tables_of(benchmark: Benchmark, scale: str, path: Path) -> Iterator[tuple[P
         yield path.with_name(f"{path.stem}-costs.md"), costs_table(benchmark, scale, results)
 
 
+def _here(benchmark: Benchmark, scale: str, results: Sequence[dict[str, Any]]) -> str:
+    """Say which model and tasks a sweep had, where they are not those of the paper scale."""
+    if benchmark.script or "paper" not in benchmark.scales:
+        return ""
+
+    def had(key: str, runs: Iterable[dict[str, Any]]) -> list[str]:
+        return list(dict.fromkeys(run[key] for run in runs))
+
+    meant = list(points(benchmark.spec("paper")))
+    if all(set(had(key, results)) == set(had(key, meant)) for key in ("model", "task")):
+        return ""
+    return f" (here: {', '.join(had('model', results))} on {', '.join(had('task', results))})"
+
+
 def _page(made: dict[Path, str]) -> str:
     """Return all committed tables on one page, benchmark by benchmark; a script has written its own."""
     parts: dict[Path, str] = {}
@@ -127,7 +142,8 @@ def _page(made: dict[Path, str]) -> str:
                 {*path.parent.glob(f"{stem}.md"), *beside}, key=lambda one: (len(one.name), one)
             )
         ]
-        title = f"### {benchmark.name}\n\n{benchmark.title}, {scale} scale.\n"
+        here = _here(benchmark, scale, json.loads(path.read_text(encoding="utf-8")))
+        title = f"### {benchmark.name}\n\n{benchmark.title}, {scale} scale{here}.\n"
         parts.setdefault(path, "\n".join([title, *texts]))
     return "\n".join(parts.values())
 

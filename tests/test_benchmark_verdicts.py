@@ -95,18 +95,20 @@ def test_a_published_median_is_compared_with_ours_at_the_paper_scale():
 def test_a_small_scale_is_never_a_reproduction():
     runs = [result("sst2", "small", [], seed, accuracy=0.9232) for seed in (41, 42, 43)]
     lines = comparison(find("agni.glue"), "cpu", runs)
-    assert {line.model for line in lines} >= {"bert-base-uncased", "t5-base"}
+    assert {line.model for line in lines} >= {"bert-base-uncased (ours: small)", "t5-base (ours: small)"}
     assert {line.verdict for line in lines} == {"not comparable at this scale"}
 
 
-def test_a_setting_without_published_number_is_told_too():
-    agni = [{"name": "agni", "eta": 0.01}]
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_a_setting_without_published_number_is_told_too(scale):
+    agni = [{"name": "agni", "eta": 0.5, "variance": "running"}]
     runs = [
         result("mrpc", "bert-base-uncased", agni, 41 + n, accuracy=score, f1=score)
         for n, score in enumerate(SCORES)
     ]
-    own = [line for line in comparison(find("agni.glue"), "paper", runs) if line.published is None]
+    own = [line for line in comparison(find("agni.glue"), scale, runs) if line.published is None]
     assert [(line.ours, line.verdict) for line in own] == [(0.8382, "no published number")]
+    assert own[0].model == "bert-base-uncased"
 
 
 def test_the_best_rate_of_each_seed_is_paired_with_the_best_of_the_baseline():

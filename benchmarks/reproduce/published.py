@@ -188,9 +188,14 @@ def _number(found: Sequence[Measurement], key: str, protocol: str) -> tuple[floa
     return how.over(seeds, primary)[key], [seed[key] for seed in seeds]
 
 
-def _against(
-    target: Target, benchmark: Benchmark, found: Sequence[Measurement], comparable: bool, model: str
-) -> Line:
+def _model(target: Target, found: Sequence[Measurement]) -> str:
+    """Name the published model, and in brackets ours where it is another."""
+    published = target.run.get("model")
+    others = {one.settings["model"] for one in found if published and one.settings["model"] != published}
+    return f"{target.model} (ours: {', '.join(sorted(map(model_name, others)))})" if others else target.model
+
+
+def _against(target: Target, benchmark: Benchmark, found: Sequence[Measurement], comparable: bool) -> Line:
     ours, values = _number(found, target.key, benchmark.protocol)
     around, published = None, target.value if target.verified else None
     if ours is not None:
@@ -199,10 +204,10 @@ def _against(
         around = interval(values, ours, runs, benchmark.protocol == "median")
     told = verdict(published, ours, around, reading=target.reading, comparable=comparable, note=target.note)
     setting = f"{target.method}, layer {target.layer}" if target.layer else target.method
-    return Line(target.task, model, setting, target.metric, published, ours, around, told)
+    return Line(target.task, _model(target, found), setting, target.metric, published, ours, around, told)
 
 
-def _own(benchmark: Benchmark, results: Sequence[Mapping[str, Any]], told: set[str], said: str) -> list[Line]:
+def _own(benchmark: Benchmark, results: Sequence[Mapping[str, Any]], told: set[str]) -> list[Line]:
     """Return a line for each of our settings that no published number is beside."""
     lines = []
     for row in summarise(results, benchmark.protocol, evaluation=benchmark.evaluation):
@@ -211,7 +216,7 @@ def _own(benchmark: Benchmark, results: Sequence[Mapping[str, Any]], told: set[s
             ours = row.score(benchmark.evaluation)[0]
             around = interval(values, ours, math.inf, benchmark.protocol == "median")
             shown = (row.task, model_name(row.model), row.setting, row.primary.replace("_", " "))
-            lines.append(Line(*shown, None, ours, around, said))
+            lines.append(Line(*shown, None, ours, around, verdict(None, ours, around)))
     return lines
 
 
@@ -239,12 +244,9 @@ def comparison(benchmark: Benchmark, scale: str, results: Any) -> list[Line]:
                 pattern["optimizer"] = {k: v for k, v in pattern["optimizer"].items() if k != "lr"}
         matched = [one for one in found if target.key in one.metrics and covers(pattern, one.settings)]
         if target.key and (matched or comparable):
-            lines.append(_against(target, benchmark, matched, comparable, target.model))
+            lines.append(_against(target, benchmark, matched, comparable))
             told |= {one.folder for one in matched}
-    if benchmark.script:
-        return lines
-    published = any(target.verified for target in own)
-    return lines + _own(benchmark, results, told, ELSEWHERE if published and not comparable else UNKNOWN)
+    return lines if benchmark.script else lines + _own(benchmark, results, told)
 
 
 def _shown(value: float | None) -> str:
