@@ -19,7 +19,6 @@ from typing import Any
 
 from glue_harness.records import read_results, write_whole
 from glue_harness.report.aggregate import model_name, summarise
-from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.tables import markdown
 from reproduce import costs, paired, published
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue, find
@@ -60,9 +59,10 @@ def table(results: list[dict[str, Any]]) -> str:
     machine, versions = results[0]["hardware"], results[0]["versions"]
     ran_on = f"{machine['processor']}, {machine['cores']} cores" if "gpu" not in machine else machine["gpu"]
     seeds = sorted({result["seed"] for result in results})
+    several = f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
     return (
         markdown(summarise(results), COLUMNS)
-        + f"\nMean ± standard deviation over seeds {', '.join(map(str, seeds))}; "
+        + f"\n{several if len(seeds) > 1 else f'One run each, seed {seeds[0]}'}; "
         + f"{ran_on}, torch {versions['torch']}, transformers {versions['transformers']}.\n"
     )
 
@@ -72,12 +72,7 @@ def published_table(benchmark: Benchmark, scale: str, results: Any) -> str:
     lines = published.comparison(benchmark, scale, results)
     if not lines:
         return ""
-    said = "" if benchmark.script else f" {EVALUATIONS[benchmark.evaluation]};"
-    return (
-        published.table(lines)
-        + f"\nOurs: {PROTOCOLS[benchmark.protocol].said};{said} 95 % interval of our number, at the paper "
-        "scale of a repetition with as many runs as are behind the published one.\n"
-    )
+    return f"{published.table(lines)}\n{published.footnote(lines, benchmark, scale)}\n"
 
 
 def costs_table(benchmark: Benchmark, scale: str, results: Any) -> str:

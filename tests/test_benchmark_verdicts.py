@@ -9,7 +9,7 @@ import pytest
 
 from reproduce import paired
 from reproduce.catalogue import find
-from reproduce.published import comparison, interval, table, verdict
+from reproduce.published import Line, comparison, footnote, interval, table, verdict
 
 INSIDE = (0.80, 0.90)
 
@@ -125,6 +125,25 @@ def test_the_best_rate_of_each_seed_is_paired_with_the_best_of_the_baseline():
     [row] = [line for line in told.splitlines() if "| sst2 |" in line]
     assert "| 2 | -0.0300 |" in row
     assert "each seed's best learning rate" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "around", "said"),
+    [
+        ("clipped.quadratic", "paper", None, "Ours: median over the repeats of one seed."),
+        ("clipped.images", "paper", INSIDE, "with as many runs as are behind the published number (5)."),
+        ("agni.variance", "cpu", None, "Ours: one run each; after the last step."),
+        (
+            "agni.variance",
+            "cpu",
+            INSIDE,
+            "all its metrics; after the last step; 95 % interval of our number.",
+        ),
+    ],
+)
+def test_a_footnote_says_what_is_true_of_the_numbers_above_it(name, scale, around, said):
+    line = Line("mrpc", "small", "adamw", "accuracy", None, 0.85, around, "no published number")
+    assert footnote([line], find(name), scale).endswith(said)
 
 
 def test_percents_are_compared_as_percents():

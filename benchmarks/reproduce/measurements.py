@@ -8,7 +8,7 @@ from typing import Any
 
 from reproduce.catalogue import Benchmark
 
-__all__ = ["Measurement", "measurements"]
+__all__ = ["ONCE", "Measurement", "measurements"]
 
 TRAINING = ("data", "forward", "backward", "gradient", "optimizer")
 """Parts of a run's time that a training step consists of."""
@@ -82,6 +82,12 @@ SCRIPTS: dict[str, Callable[[Any], Iterator[Measurement]]] = {
     "capacity": _capacity,
 }
 """Script → how its `result.json` is read; the others are about no published number."""
+
+ONCE = {
+    "quadratic": "median over the repeats of one seed",
+    "capacity": "one measurement each; a speed is the median of its rounds",
+}
+"""Script whose numbers are not of several seeds → how they are made."""
 
 
 def measurements(benchmark: Benchmark, results: Any) -> list[Measurement]:

@@ -13,12 +13,12 @@ import yaml
 from scipy.stats import t as student
 
 from glue_harness.report.aggregate import model_name, summarise
-from glue_harness.report.protocols import PROTOCOLS
+from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from reproduce.catalogue import BENCHMARKS, Benchmark
-from reproduce.measurements import Measurement, measurements
+from reproduce.measurements import ONCE, Measurement, measurements
 from reproduce.scales import covers
 
-__all__ = ["Line", "Target", "comparison", "interval", "table", "targets", "verdict"]
+__all__ = ["Line", "Target", "comparison", "footnote", "interval", "table", "targets", "verdict"]
 
 LEVEL = 0.95
 UNKNOWN, ELSEWHERE = "no published number", "not comparable at this scale"
@@ -220,6 +220,10 @@ def _own(benchmark: Benchmark, results: Sequence[Mapping[str, Any]], told: set[s
     return lines
 
 
+def _comparable(benchmark: Benchmark, scale: str) -> bool:
+    return "paper" in benchmark.scales and benchmark.spec(scale) == benchmark.spec("paper")
+
+
 def comparison(benchmark: Benchmark, scale: str, results: Any) -> list[Line]:
     """Compare kept results with what was published.
 
@@ -233,7 +237,7 @@ def comparison(benchmark: Benchmark, scale: str, results: Any) -> list[Line]:
     """
     own = [t for t in targets(benchmark.work) if t.benchmark == benchmark.name]
     found = measurements(benchmark, results)
-    comparable = "paper" in benchmark.scales and benchmark.spec(scale) == benchmark.spec("paper")
+    comparable = _comparable(benchmark, scale)
     lines: list[Line] = []
     told: set[str] = set()
     for target in own:
@@ -265,3 +269,20 @@ def table(lines: Sequence[Line]) -> str:
         numbers = (_shown(line.published), _shown(line.ours), difference, around)
         rows.append(f"| {' | '.join((*told, *numbers, line.verdict))} |")
     return "\n".join(rows) + "\n"
+
+
+def footnote(lines: Sequence[Line], benchmark: Benchmark, scale: str) -> str:
+    """Return how the numbers of a comparison, and their intervals, are made."""
+    several = any(line.interval for line in lines)
+    name = benchmark.script.stem if benchmark.script else ""
+    said = [ONCE.get(name) or (benchmark.how if several else "one run each")]
+    if not benchmark.script:
+        said.append(EVALUATIONS[benchmark.evaluation])
+    if several and _comparable(benchmark, scale):
+        said.append(
+            "95 % interval of a repetition with as many runs as are behind the published number "
+            f"({benchmark.published_runs})"
+        )
+    elif several:
+        said.append("95 % interval of our number")
+    return f"Ours: {'; '.join(said)}."
