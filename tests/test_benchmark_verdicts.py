@@ -153,7 +153,7 @@ def test_percents_are_compared_as_percents():
     assert "88.51" in table(target)
 
 
-@pytest.mark.parametrize("name", ["published", "scales", "speed"])
+@pytest.mark.parametrize("name", ["estimates", "published", "scales", "speed"])
 def test_examples_in_docstrings_of_the_benchmarks_run(name):
     failed, attempted = doctest.testmod(importlib.import_module(f"reproduce.{name}"))
     assert attempted

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from finetune_common.tasks import TASKS
 from reproduce.catalogue import Benchmark
 from reproduce.scales import DEFAULTS, points
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "typical_seconds"]
 
 ENCODER = {
     "demo": 0.4,
@@ -75,13 +76,34 @@ def _operations(point: Mapping[str, Any]) -> float:
     return 1e6 * ENCODER[model] * tokens * (6 * trained + 2 * held_out * evaluations)
 
 
+def typical_seconds(results: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds of a sweep as if no run had been stalled.
+
+    For each part of a run's time, the median over the runs of the same task and number of steps stands for
+    all of them.
+
+    Examples:
+        >>> runs = [{"task": "rte", "steps": 9, "seconds": {"forward": s}} for s in (10.0, 12.0, 900.0)]
+        >>> typical_seconds(runs)
+        36.0
+    """
+    alike: dict[tuple[str, int], list[Mapping[str, float]]] = {}
+    for result in results:
+        alike.setdefault((result["task"], result["steps"]), []).append(result["seconds"])
+    return sum(
+        len(runs) * median(run.get(part, 0.0) for run in runs)
+        for runs in alike.values()
+        for part in sorted(set().union(*runs))
+    )
+
+
 def _measured(path: Path, script: bool) -> float | None:
     """Return the seconds that kept results took; None where they do not say."""
     if not path.exists():
         return None
     kept = json.loads(path.read_text(encoding="utf-8"))
     if not script:
-        return sum(sum(result["seconds"].values()) for result in kept)
+        return typical_seconds(kept)
     seconds = kept.get("seconds")
     return sum(seconds.values()) if isinstance(seconds, dict) else seconds
 

@@ -39,8 +39,10 @@ def listing() -> str:
         lines.append(f"| `{benchmark.name}` | {benchmark.title} | {_published(benchmark)} | {times} |")
     lines += [
         "",
-        "Times are those of one core, at the paper scale of one GPU. Those without ≈ were measured: they are "
-        f"in the committed results. The others are reckoned from rows, tokens and parameters, for a GPU that "
+        "Times are those of one core, at the paper scale of one GPU. Those without ≈ are from the committed "
+        "results: for each part of a run (data, forward, backward, …) the median over the runs of the same "
+        "task and number of steps, times their number, so that a stalled run does not count. "
+        f"The others are reckoned from rows, tokens and parameters, for a GPU that "
         f"does {GPU / 1e12:.0f}·10¹² operations a second; methods that need several passes take longer.",
     ]
     return "\n".join(lines) + "\n"
