@@ -126,17 +126,15 @@ def _here(benchmark: Benchmark, scale: str, results: Sequence[dict[str, Any]]) -
 
 
 def _page(made: dict[Path, str]) -> str:
-    """Return all committed tables on one page, benchmark by benchmark; a script has written its own."""
+    """Return all committed tables on one page, benchmark by benchmark; scripts have written their own."""
     parts: dict[Path, str] = {}
     for benchmark, scale, path in _committed():
         stem = "*" if benchmark.script else f"{path.stem}*"
         beside = {one for one in made if one.parent == path.parent and one.match(f"{stem}.md")}
-        texts = [
-            made[one] if one in made else one.read_text(encoding="utf-8")
-            for one in sorted(
-                {*path.parent.glob(f"{stem}.md"), *beside}, key=lambda one: (len(one.name), one)
-            )
-        ]
+        files = sorted({*path.parent.glob(f"{stem}.md"), *beside}, key=lambda one: (len(one.name), one))
+        if benchmark.analysis:
+            files += sorted(path.with_suffix("").glob("*.md"))
+        texts = [made[one] if one in made else one.read_text(encoding="utf-8") for one in files]
         here = _here(benchmark, scale, json.loads(path.read_text(encoding="utf-8")))
         title = f"### {benchmark.name}\n\n{benchmark.title}, {scale} scale{here}.\n"
         parts.setdefault(path, "\n".join([title, *texts]))
