@@ -1,13 +1,52 @@
 """No number in a committed table is typed by hand."""
 
+import importlib.util
 import json
 import re
+import sys
 
 import pytest
 
 import collect
+from reproduce.catalogue import BENCHMARKS, catalogue
 
 RESULTS = collect.sweep_results()
+WRITTEN = sorted(
+    {*BENCHMARKS.glob("*/results/*/*.md"), *BENCHMARKS.glob("speed/results/*.md")}
+    - set(BENCHMARKS.glob("*/results/*/published.md"))
+)
+"""Tables that scripts wrote."""
+
+
+def script_of(path):
+    """The script that wrote a table."""
+    if path.parent.parent.name == "speed":
+        return BENCHMARKS / "speed" / f"{path.stem}.py"
+    for benchmark in catalogue().values():
+        for scale in benchmark.scales:
+            kept = benchmark.kept(scale)
+            if path.parent == (kept.parent if benchmark.script else kept.with_suffix("")):
+                return benchmark.script or benchmark.analysis
+    raise LookupError(f"{path}: no benchmark has these results")
+
+
+def samples_of(result):
+    """The samples of `images.py` by name."""
+    first = str(result["spec"]["seeds"][0])
+    return {
+        f"{way}, epoch {epoch}": sample
+        for way, runs in result["runs"].items()
+        for epoch, sample in runs[first]["tails"].items()
+    }
+
+
+TABLES = {
+    ("images", "accuracy"): lambda script, result: script.accuracy_table(result),
+    ("images", "tails"): lambda script, result: script.tails.table(samples_of(result)),
+    ("text_tails", "table"): lambda script, result: script.tails.table(result),
+    ("sensitivity", "table"): lambda script, result: script.table(result["rows"]),
+}
+"""Script and table → how it is made; all others by `table(result)`."""
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +63,22 @@ def test_every_committed_table_is_what_its_results_say(made):
 def test_every_committed_table_of_a_sweep_is_made_from_results(made):
     there = set(collect.BENCHMARKS.glob("*/results/*.md"))
     assert {path for path in there if path.parent.parent.name != "speed"} <= set(made)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(BENCHMARKS).with_suffix("")))
+def test_every_committed_table_of_a_script_is_what_its_results_say(path, monkeypatch):
+    file = script_of(path)
+    monkeypatch.syspath_prepend(file.parent)
+    spec = importlib.util.spec_from_file_location(f"benchmark_script_{file.stem}", file)
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, script)
+    spec.loader.exec_module(script)
+    beside = path.parent / "result.json"
+    result = json.loads(
+        (beside if beside.exists() else path.with_suffix(".json")).read_text(encoding="utf-8")
+    )
+    made = TABLES.get((file.stem, path.stem), lambda script, result: script.table(result))
+    assert path.read_text(encoding="utf-8") == made(script, result)
 
 
 def test_the_reports_of_the_documentation_show_the_committed_results():
