@@ -120,9 +120,10 @@ def keep_folder(source: Path, target: Path) -> None:
 def perform(benchmark: Benchmark, name: str, output: Path, jobs: int) -> str:
     """Run a benchmark at a scale, keep its results, and return its tables."""
     scale, folder = benchmark.at(name), output / benchmark.name / name
+    of = "GPU" if name == "paper" else "core"
+    print(f"{benchmark.name}, {name}: {benchmark.title}; {estimate(benchmark, name)} of one {of}", flush=True)
     if name == "paper":
-        preflight(benchmark)
-    print(f"{benchmark.name}, {name}: {benchmark.title}; {estimate(benchmark, name)} of one core", flush=True)
+        preflight(benchmark, folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = benchmark.kept(name) if name != "smoke" else folder / "results" / "result.json"
     if benchmark.script:

@@ -1,11 +1,14 @@
 """One benchmark of each work runs from its name to its table, and is not run twice."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 import run as benchmark
-from reproduce.catalogue import SCALES, catalogue
+from finetune_common.errors import ConfigurationError
+from reproduce import preflight
+from reproduce.catalogue import SCALES, catalogue, find
 
 NAMES = ("agni.glue", "clipped.sst2", "combined.slots", "gact.accuracy", "peft.bottleneck", "sage.sst2")
 
@@ -45,7 +48,7 @@ def test_what_is_unknown_is_told_in_one_line(capsys):
 
 def test_the_paper_scale_says_what_is_missing_before_it_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("reproduce.preflight._model", lambda name: f"no {name}")
+    monkeypatch.setattr("reproduce.preflight._model", lambda name, load: f"no {name}")
     monkeypatch.setattr("reproduce.preflight._data", lambda task, folder: f"no {task}")
     assert benchmark.main(["gact.two-bit", "--scale", "paper", "--output-dir", str(tmp_path)]) == 2
     told = capsys.readouterr()
@@ -53,6 +56,31 @@ def test_the_paper_scale_says_what_is_missing_before_it_runs(capsys, monkeypatch
     for missing in ("no CUDA device", "no bert-large-cased", "no sst2", "no qnli", "no mnli"):
         assert missing in told.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_card_of_16_gb_may_tell_of_a_little_less(monkeypatch):
+    def found(gigabytes):
+        properties = SimpleNamespace(total_memory=gigabytes * 1e9)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+        return preflight._gpu(16)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert not found(15.8)
+    assert found(12) == "12 GB of GPU memory: 16 are needed"
+
+
+def test_the_models_and_images_of_scripts_are_looked_at_too(monkeypatch, tmp_path):
+    monkeypatch.setattr("reproduce.preflight._model", lambda name, load: f"no {name}")
+    monkeypatch.setattr("reproduce.preflight._images", lambda name: f"no {name}")
+    wanted = {
+        "gact.capacity": ("bert-large-cased", "bert-base-cased"),
+        "clipped.images": ("microsoft/resnet-18", "uoft-cs/cifar10"),
+        "combined.time": ("bert-base-uncased",),
+    }
+    for name, parts in wanted.items():
+        with pytest.raises(ConfigurationError) as refused:
+            preflight.preflight(find(name), tmp_path / "not" / "there")
+        assert all(f"no {part}" in str(refused.value) for part in parts)
 
 
 def test_the_list_has_every_benchmark_with_a_time_at_each_scale(capsys):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import load_dataset_builder
 
 from finetune_common.data import load_task
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
+from glue_harness.architectures import find_config
 from glue_harness.models import load_tokenizer
 from reproduce.catalogue import Benchmark
-from reproduce.estimates import estimate
 from reproduce.scales import points
 
 __all__ = ["preflight"]
+
+ROUNDED = 0.95
+"""Share of its nominal memory that a GPU tells of at least: one of 16 GB of 15.8."""
 
 
 def _gpu(gigabytes: int) -> str:
@@ -27,12 +31,19 @@ def _gpu(gigabytes: int) -> str:
     if not torch.cuda.is_available():
         return f"no CUDA device: {gigabytes} GB of GPU memory are needed"
     found = torch.cuda.get_device_properties(0).total_memory / 1e9
-    return "" if found >= gigabytes else f"{found:.0f} GB of GPU memory: {gigabytes} are needed"
+    return "" if found >= ROUNDED * gigabytes else f"{found:.0f} GB of GPU memory: {gigabytes} are needed"
 
 
-def _model(name: str) -> str:
+def _models(spec: Mapping[str, Any]) -> list[str]:
+    """Return the models that a specification names, that of a sweep or of a script."""
+    parts = points(spec) if "base" in spec else [spec]
+    named = (name for part in parts for name in part.get("models", [part.get("model")]))
+    return [name for name in dict.fromkeys(named) if name]
+
+
+def _model(name: str, load: Callable[[str], Any]) -> str:
     try:
-        load_tokenizer(name)
+        load(name)
     except ConfigurationError as error:
         return str(error)
     return ""
@@ -46,24 +57,41 @@ def _data(task: str, folder: str | None) -> str:
     return ""
 
 
-def _missing(benchmark: Benchmark, spec: Mapping[str, Any]) -> Iterator[str]:
+def _images(name: str) -> str:
+    try:
+        load_dataset_builder(name)
+    except (OSError, ValueError) as error:
+        return (
+            f"data {name}: cannot be loaded ({' '.join(str(error).split())[:160]}): the hub is needed, once"
+        )
+    return ""
+
+
+def _disk(output: Path) -> str:
+    """Return what is wrong with the disk of a folder, which may not be there yet."""
+    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    return "" if free > 20 else f"{output}: {free:.0f} GB of disk are free: 20 are needed for checkpoints"
+
+
+def _missing(benchmark: Benchmark, spec: Mapping[str, Any], output: Path) -> Iterator[str]:
     yield _gpu(benchmark.at("paper").gpu_memory)
+    for model in _models(spec):
+        # a script makes its rows up, or has images: it needs no tokenizer
+        yield _model(model, find_config if benchmark.script else load_tokenizer)
     if benchmark.script is None:
-        runs = list(points(spec))
-        for model in dict.fromkeys(run["model"] for run in runs):
-            yield _model(model)
-        for task, folder in dict.fromkeys((run["task"], run.get("data_dir")) for run in runs):
+        for task, folder in dict.fromkeys((run["task"], run.get("data_dir")) for run in points(spec)):
             yield _data(task, folder)
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
-    yield "" if free > 20 else f"{free:.0f} GB of disk are free: 20 are needed for checkpoints"
+    elif "data" in spec:
+        yield _images(spec["data"])
+    yield _disk(output)
 
 
-def preflight(benchmark: Benchmark) -> None:
-    """Say how long the paper scale takes, and refuse it where something is missing.
+def preflight(benchmark: Benchmark, output: Path) -> None:
+    """Refuse the paper scale where something is missing.
 
     Raises:
-        ConfigurationError: GPU, memory, model or data are missing: all of them in one line.
+        ConfigurationError: GPU, memory, model, data or disk are missing: all of them in one line.
     """
-    print(f"{benchmark.name}: {estimate(benchmark, 'paper')} of one GPU", flush=True)
-    if missing := [found for found in _missing(benchmark, benchmark.spec("paper")) if found]:
-        raise ConfigurationError(f"{benchmark.name} --scale paper: {'; '.join(missing)}")
+    if missing := [found for found in _missing(benchmark, benchmark.spec("paper"), output) if found]:
+        raise ConfigurationError(f"--scale paper: {'; '.join(missing)}")
