@@ -6,8 +6,9 @@
     nox -s benchmark -- speed
 
 A name stands for one benchmark, a work for all of its own, `all` for all. Runs are kept in `runs/benchmarks`;
-started again, what is finished is not repeated. Results of the cpu and paper scales go to the work's
-`results/`, with their tables. NAME=DIR says where a model or the data are, as the specifications name them.
+started again, what is finished is not repeated. One that fails does not stop the others. Results of the cpu
+and paper scales go to the work's `results/`, with their tables. NAME=DIR says where a model or the data are,
+as the specifications name them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.records import write_whole
 from glue_harness.sweep.spec import read_spec
 from reproduce.catalogue import SCALES, Benchmark, Scale, catalogue, find
+from reproduce.commands import CommandError, command
 from reproduce.estimates import estimate
 from reproduce.listing import listing
 from reproduce.preflight import preflight
@@ -36,17 +38,18 @@ from reproduce.speed import speed
 
 
 def chosen(names: Sequence[str], scale: str) -> list[Benchmark]:
-    """Return the benchmarks that names stand for, those without the scale left out of a work."""
+    """Return the benchmarks that names stand for, those without the scale left out of a work.
+
+    Raises:
+        ConfigurationError: A name of none, or of one without the scale.
+    """
     found: list[Benchmark] = []
     for name in names:
         several = [b for b in catalogue().values() if name in ("all", b.work) and scale in b.scales]
         found += several or [find(name)]
+    for benchmark in found:
+        benchmark.at(scale)
     return list({benchmark.name: benchmark for benchmark in found}.values())
-
-
-def command(*words: str | Path, **variables: str) -> None:
-    """Run a command of this Python; its failure was explained by itself."""
-    subprocess.run([sys.executable, *map(str, words)], check=True, env={**os.environ, **variables})
 
 
 def spec_file(benchmark: Benchmark, scale: Scale, folder: Path) -> Path:
@@ -144,6 +147,23 @@ def perform(benchmark: Benchmark, name: str, output: Path, jobs: int) -> str:
     return f"{collect.costs_table(benchmark, name, results)}\n{told}" if benchmark.costs else told
 
 
+def perform_all(benchmarks: Sequence[Benchmark], scale: str, output: Path, jobs: int) -> bool:
+    """Run benchmarks, each whatever becomes of the others, and make the tables; returns whether all ran."""
+    failed = 0
+    for benchmark in benchmarks:
+        try:
+            print(perform(benchmark, scale, output, jobs), flush=True)
+        except Exception as error:
+            failed += 1
+            if not isinstance(error, ConfigurationError | CommandError):
+                traceback.print_exc()
+            print(f"benchmark: error: {benchmark.name}: {error}; the same command continues", file=sys.stderr)
+    if scale != "smoke" and failed < len(benchmarks):
+        for path, text in (collect.tables() | collect.pages()).items():
+            write_whole(path, text)
+    return not failed
+
+
 def _variables(words: Sequence[str]) -> list[str]:
     """Put NAME=DIR into the environment, and return the other words."""
     names = []
@@ -158,7 +178,8 @@ def _variables(words: Sequence[str]) -> list[str]:
     return names
 
 
-def _main(argv: Sequence[str] | None) -> None:
+def _main(argv: Sequence[str] | None) -> bool:
+    """Do what a command line says; returns whether nothing failed."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written, prog="benchmark")
     parser.add_argument("names", nargs="*", metavar="NAME", help="work.benchmark, a work, all, or speed")
@@ -170,28 +191,22 @@ def _main(argv: Sequence[str] | None) -> None:
     names = _variables(options.names)
     if options.list:
         print(listing())
-    elif names == ["speed"]:
-        print(speed(options.output_dir / "speed"))
-    elif names:
-        for benchmark in chosen(names, options.scale):
-            print(perform(benchmark, options.scale, options.output_dir, options.jobs), flush=True)
-        if options.scale != "smoke":
-            for path, text in (collect.tables() | collect.pages()).items():
-                write_whole(path, text)
-    else:
-        raise ConfigurationError("no benchmark is named: --list shows all")
+        return True
+    if names == ["speed"]:
+        return speed(options.output_dir / "speed")
+    if names:
+        wanted = chosen(names, options.scale)
+        return perform_all(wanted, options.scale, options.output_dir, options.jobs)
+    raise ConfigurationError("no benchmark is named: --list shows all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; what cannot be done is told in one line."""
+    """Run a command line; returns 1 where something failed, 2 where the line cannot be done."""
     try:
-        _main(argv)
+        return 0 if _main(argv) else 1
     except ConfigurationError as error:
         print(f"benchmark: error: {error}", file=sys.stderr)
         return 2
-    except subprocess.CalledProcessError as error:
-        return error.returncode
-    return 0
 
 
 if __name__ == "__main__":

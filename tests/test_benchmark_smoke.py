@@ -9,6 +9,7 @@ import run as benchmark
 from finetune_common.errors import ConfigurationError
 from reproduce import preflight
 from reproduce.catalogue import SCALES, catalogue, find
+from reproduce.commands import CommandError
 
 NAMES = ("agni.glue", "clipped.sst2", "combined.slots", "gact.accuracy", "peft.bottleneck", "sage.sst2")
 
@@ -50,12 +51,29 @@ def test_the_paper_scale_says_what_is_missing_before_it_runs(capsys, monkeypatch
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("reproduce.preflight._model", lambda name, load: f"no {name}")
     monkeypatch.setattr("reproduce.preflight._data", lambda task, folder: f"no {task}")
-    assert benchmark.main(["gact.two-bit", "--scale", "paper", "--output-dir", str(tmp_path)]) == 2
+    assert benchmark.main(["gact.two-bit", "--scale", "paper", "--output-dir", str(tmp_path)]) == 1
     told = capsys.readouterr()
     assert "h of one GPU" in told.out
+    assert told.err.startswith("benchmark: error: gact.two-bit: --scale paper: ")
+    assert told.err.count("\n") == 1
     for missing in ("no CUDA device", "no bert-large-cased", "no sst2", "no qnli", "no mnli"):
         assert missing in told.err
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_fails_does_not_stop_the_others(capsys, monkeypatch, tmp_path):
+    def perform(benchmark, scale, output, jobs):
+        if benchmark.name == "gact.two-bit":
+            raise CommandError("failed with exit status 3, see above")
+        return f"the table of {benchmark.name}"
+
+    monkeypatch.setattr(benchmark, "perform", perform)
+    assert benchmark.main(["gact.two-bit", "gact.capacity", "--output-dir", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert told.out == "the table of gact.capacity\n"
+    assert told.err == (
+        "benchmark: error: gact.two-bit: failed with exit status 3, see above; the same command continues\n"
+    )
 
 
 def test_a_card_of_16_gb_may_tell_of_a_little_less(monkeypatch):

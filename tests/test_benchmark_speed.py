@@ -5,7 +5,8 @@ import json
 import pytest
 
 from reproduce.catalogue import BENCHMARKS
-from reproduce.speed import figures, ratios
+from reproduce.commands import CommandError
+from reproduce.speed import figures, ratios, speed
 
 COUNTS = ("sweep_resilience",)
 """Reports of what happened, without a figure of speed."""
@@ -22,6 +23,20 @@ def test_a_figure_twice_as_large_has_the_ratio_two():
 
 def test_a_figure_that_is_new_or_was_zero_has_no_ratio():
     assert ratios({"a": {"ratio": 2.0}, "b": {"ratio": 1.0}}, {"b": {"ratio": 0}}).count("\n") == 2
+
+
+def test_a_script_that_fails_is_named_and_the_others_go_on(capsys, monkeypatch, tmp_path):
+    def report(script, output):
+        if script.stem == "optimizers":
+            raise CommandError("failed with exit status 3, see above")
+        return json.loads((script.parent / "results" / output.name).read_text(encoding="utf-8"))
+
+    monkeypatch.setattr("reproduce.speed._report", report)
+    assert not speed(tmp_path)
+    told = capsys.readouterr()
+    assert told.err == "benchmark: error: speed/optimizers.py: failed with exit status 3, see above\n"
+    assert "## sweep_overhead" in told.out
+    assert "| kernels, add noise, ns_per_element |" in told.out
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from reproduce.catalogue import BENCHMARKS
+from reproduce.commands import CommandError, command
 
 __all__ = ["figures", "ratios", "speed"]
 
@@ -22,7 +22,7 @@ OPTIONS = {"harness": {"--data-dir": "GLUE_DATA_DIR", "--model": "MINILM_DIR"}}
 
 FIGURES = (
     *("median_seconds", "seconds", "sweep_seconds", "ratio", "overhead"),
-    *("examples_per_second", "harness_faster_by", "kernels"),
+    *("examples_per_second", "harness_faster_by", "kernels", "ns_per_element"),
 )
 """Keys under which a script writes a figure, or figures by name; repeats of a measurement are lists."""
 
@@ -41,7 +41,7 @@ def figures(report: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, floa
             yield from figures(value, (*path, key))
     elif isinstance(report, list):
         for entry in report:
-            if isinstance(entry, Mapping):
+            if isinstance(entry, Mapping) and "way" in entry:
                 yield from figures(entry, (*path, str(entry["way"])))
     elif isinstance(report, int | float) and not isinstance(report, bool) and set(FIGURES) & set(path[-2:]):
         yield ", ".join(path), float(report)
@@ -62,27 +62,35 @@ def _options(script: str) -> list[str]:
     words = []
     for option, variable in OPTIONS.get(script, {}).items():
         if variable not in os.environ:
-            raise ConfigurationError(f"speed/{script}.py needs {variable}=DIR: give it on the line")
+            raise ConfigurationError(f"it needs {variable}=DIR: give it on the line")
         words += [option, os.environ[variable]]
     return words
 
 
-def speed(output: Path) -> str:
-    """Run every script that has committed figures, and return the ratios.
+def _report(script: Path, output: Path) -> Any:
+    """Run a script; returns its report."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command(script, *_options(script.stem), "--output", output)
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+def speed(output: Path) -> bool:
+    """Run every script that has committed figures, print the ratios of each; returns whether all ran.
 
     Figures count where nothing else keeps the machine busy; a ratio of two ways, measured in one process, is
     comparable between machines, seconds are not.
     """
-    told = []
+    failed = False
     for committed in sorted((FOLDER / "results").glob("*.json")):
         script = FOLDER / f"{committed.stem}.py"
         before = json.loads(committed.read_text(encoding="utf-8"))
         if not script.exists() or not dict(figures(before)):
             continue
-        report = output / committed.name
-        output.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(script), *_options(script.stem), "--output", str(report)]
-        subprocess.run(command, check=True)
-        now = json.loads(report.read_text(encoding="utf-8"))
-        told.append(f"## {script.stem}\n\n{ratios(now, before)}")
-    return "\n".join(told)
+        try:
+            now = _report(script, output / committed.name)
+        except (ConfigurationError, CommandError) as error:
+            failed = True
+            print(f"benchmark: error: speed/{script.name}: {error}", file=sys.stderr)
+        else:
+            print(f"## {script.stem}\n\n{ratios(now, before)}", flush=True)
+    return not failed
