@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from reproduce import paired
+from reproduce import costs, paired
 from reproduce.catalogue import find
 from reproduce.published import Line, comparison, footnote, interval, table, verdict
 
@@ -144,6 +144,22 @@ def test_the_best_rate_of_each_seed_is_paired_with_the_best_of_the_baseline():
 def test_a_footnote_says_what_is_true_of_the_numbers_above_it(name, scale, around, said):
     line = Line("mrpc", "small", "adamw", "accuracy", None, 0.85, around, "no published number")
     assert footnote([line], find(name), scale).endswith(said)
+
+
+def test_costs_have_a_verdict_and_the_bytes_of_the_timed_step():
+    agni = [{"name": "agni", "eta": 0.01}]
+    runs = [
+        result("sst2", "small", gradient, seed, accuracy=0.80 + 0.01 * bool(gradient))
+        for gradient in ([], agni)
+        for seed in (1, 2)
+    ]
+    timed = [{"task": "sst2", "slots": run["slots"], "seconds": {"step": 0.5}} for run in runs[1:3]]
+    told = costs.table(runs, [timed[0], timed[1] | {"saved_bytes": 3 * 2**20}]).splitlines()
+    [plain] = [line for line in told if "| adamw |" in line]
+    [own] = [line for line in told if "| adamw + agni |" in line]
+    assert plain.endswith("| – | – | 1 | – | 500 ms, 1.00x |")
+    assert "+0.0100" in own
+    assert own.endswith("| too few seeds | 1 | 3 MiB | 500 ms, 1.00x |")
 
 
 def test_percents_are_compared_as_percents():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
-from glue_harness.report.aggregate import summarise
+from glue_harness.report.aggregate import Row, summarise
 from glue_harness.report.compare import Comparison, baselines, compare
 from glue_harness.report.select import parse_condition
+from glue_harness.report.tables import about_intervals
 
 __all__ = ["PLAIN", "table"]
 
@@ -38,12 +38,17 @@ def _step(own: float | None, plain: float | None) -> str:
     return f"{1000 * own:.0f} ms, {own / plain:.2f}x"
 
 
-def _difference(comparison: Comparison | None) -> str:
-    if comparison is None:
-        return "–"
+def _saved(size: int | None) -> str:
+    return "–" if size is None else f"{size / 2**20:,.0f} MiB"
+
+
+def _against(comparison: Comparison | None) -> str:
+    """Return the difference with its interval, and the verdict: two cells."""
+    if comparison is None or comparison.difference is None:
+        return f"– | {comparison.verdict if comparison else '–'}"
     around = comparison.interval
     shown = f" ({around[0]:+.4f} to {around[1]:+.4f})" if around else ""
-    return f"{comparison.difference:+.4f}{shown}"
+    return f"{comparison.difference:+.4f}{shown} | {comparison.verdict}"
 
 
 def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -51,32 +56,36 @@ def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any
 
     Args:
         results: Kept results; the plain settings are among them.
-        timed: The same settings with the seconds of a step, from `benchmarks/combined/time.py`.
+        timed: The same settings with the seconds of a step and the bytes that it saves, from
+            `benchmarks/combined/time.py`.
     """
     rows = summarise(results)
     by_folder = {result["folder"]: result for result in results}
     condition = parse_condition("costs", PLAIN)
     plain = {id(row): base for row, base in baselines(rows, condition)}
-    against = {id(found.row): found for found in compare(rows, condition)}
-    seconds = {_setting(row): row["seconds"]["step"] for row in timed}
+    comparisons = compare(rows, condition)
+    against = {id(found.row): found for found in comparisons}
+    steps = {_setting(row): (row["seconds"]["step"], row.get("saved_bytes")) for row in timed}
 
-    def seconds_of(row: Any) -> float | None:
-        return seconds.get(_setting(by_folder[row.runs[0]]))
+    def step_of(row: Row) -> tuple[float | None, int | None]:
+        return steps.get(_setting(by_folder[row.runs[0]]), (None, None))
 
     lines = [
-        "| task | methods | score | against AdamW | parameters | saved activations | a step |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| task | methods | score | against AdamW | verdict | parameters | saved activations | a step |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for row in rows:
-        saved = fmean(by_folder[folder]["saved_activation_bytes"] for folder in row.runs)
+        seconds, saved = step_of(row)
         lines.append(
             f"| {row.task} | {_words(by_folder[row.runs[0]]['slots'])} | {row.score('last')[0]:.4f} "
-            f"| {_difference(against.get(id(row)))} | {row.trainable:,} | {saved / 2**20:,.0f} MiB "
-            f"| {_step(seconds_of(row), seconds_of(plain.get(id(row), row)))} |"
+            f"| {_against(against.get(id(row)))} | {row.trainable:,} | {_saved(saved)} "
+            f"| {_step(seconds, step_of(plain.get(id(row), row))[0])} |"
         )
-    note = (
-        "Score: the task's first metric, mean over seeds; in brackets the 95 % bootstrap interval of the "
-        "paired difference. Saved activations are what the forward pass of a micro-batch keeps. A step: "
-        "median on rows of full length, passes and optimizer."
+    notes = (
+        "Score: the task's first metric, mean over seeds",
+        f"Against AdamW: the difference, paired by seed, in brackets the 95 % {about_intervals(comparisons)}",
+        f"Verdict: two-sided permutation test, Holm over {len(comparisons)} rows",
+        "Saved activations: what the forward pass of a micro-batch of full rows keeps",
+        "A step: median on such rows, passes and optimizer",
     )
-    return "\n".join(lines) + f"\n\n{note}\n"
+    return "\n".join(lines) + f"\n\n{'. '.join(notes)}.\n"
