@@ -16,7 +16,6 @@ tensors. Needs 16 GB of memory.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from measuring import write
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -158,7 +158,16 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines += ["", "| kernel | ns an element |", "| --- | ---: |"]
     lines += [f"| {row['way']} | {row['ns_per_element']:.2f} |" for row in report["kernels"]]
-    return "\n".join(lines) + "\n"
+    how, machine = report["settings"], report["hardware"]
+    full = (
+        "1 step of full size" if how["rounds"] == 1 else f"the median of {how['rounds']} steps of full size"
+    )
+    others = "all ways" if how["direct"] else "no noise; the other ways are that plus what they add"
+    return "\n".join(lines) + (
+        f"\n\n{how['accumulate']} micro-batches of {how['batch_size']} rows and {how['length']} tokens, "
+        f"{how['layers']} layers. s a step: {full}, {others}, medians of {how['short_rounds']} rounds. "
+        f"{machine['processor']}, {machine['threads']} threads, torch {report['versions']['torch']}.\n"
+    )
 
 
 def main() -> None:
@@ -180,19 +189,14 @@ def main() -> None:
     if PLAIN not in options.ways:
         options.ways.insert(0, PLAIN)
     torch.set_flush_denormal(True)
-    found = {"kernels": kernel_times(options), "steps": steps(options)}
-    print(table(found))
-    if options.output:
-        settings = {key: value for key, value in vars(options).items() if key != "output"}
-        report = {
-            **found,
-            "settings": settings,
-            "versions": versions(),
-            "hardware": hardware(torch.device("cpu")),
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
+    report = {
+        "kernels": kernel_times(options),
+        "steps": steps(options),
+        "settings": {key: value for key, value in vars(options).items() if key != "output"},
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
+    }
+    write(report, table(report), options.output)
 
 
 if __name__ == "__main__":

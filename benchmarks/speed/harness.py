@@ -35,7 +35,7 @@ from glue_harness.hardware import hardware, versions
 from glue_harness.methods import build_methods
 from glue_harness.models import load_model, load_tokenizer
 from glue_harness.progress import Progress
-from glue_harness.records import RunFolder
+from glue_harness.records import RunFolder, write_whole
 from glue_harness.training import Data, Training
 
 TASK = get_task("cola")
@@ -203,7 +203,8 @@ def main() -> None:
             "versions": versions(),
             "hardware": hardware(device),
         }
-        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(options.output, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from glue_harness.records import write_whole
+
 __all__ = ["processor", "timed", "write"]
 
 
@@ -32,5 +34,5 @@ def write(report: dict[str, Any], table: str, output: Path | None) -> None:
     print(table)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        output.with_suffix(".md").write_text(table, encoding="utf-8")
+        write_whole(output, json.dumps(report, indent=1) + "\n")
+        write_whole(output.with_suffix(".md"), table)
