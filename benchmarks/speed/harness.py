@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
-from rich.table import Table
+from measuring import write
 
 from finetune_common.data import Collator, epoch_batches
 from finetune_common.tasks import get_task
@@ -35,7 +34,8 @@ from glue_harness.hardware import hardware, versions
 from glue_harness.methods import build_methods
 from glue_harness.models import load_model, load_tokenizer
 from glue_harness.progress import Progress
-from glue_harness.records import RunFolder, write_whole
+from glue_harness.records import RunFolder
+from glue_harness.report.aggregate import model_name
 from glue_harness.training import Data, Training
 
 TASK = get_task("cola")
@@ -109,7 +109,7 @@ class Job:
     def harness_padded(self) -> float:
         """Every batch padded to 128."""
         collator = Collator(self.tokenizer, TASK, pad_to_multiple_of=LONG)
-        return self._harness(Data(self.data.datasets, self.data.lengths, collator))
+        return self._harness(replace(self.data, collator=collator))
 
     def trainer(self) -> float:
         """The Trainer with its padding collator, on the harness's batches."""
@@ -164,6 +164,21 @@ def measure(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, lis
     return seconds
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the markdown table."""
+    how, machine = report["settings"], report["hardware"]
+    lines = ["| way | examples/s | ms a step | harness is faster by |", "| --- | ---: | ---: | ---: |"]
+    for name, ratio in report["harness_faster_by"].items():
+        speed = report["examples_per_second"][name]
+        milliseconds = 1000 * how["batch_size"] / speed
+        lines.append(f"| {name} | {speed:.0f} | {milliseconds:.0f} | {ratio:.2f}x |")
+    return "\n".join(lines) + (
+        f"\n\n{how['task']}, {how['model']}, batch {how['batch_size']}; medians of {how['repeats']} rounds "
+        f"of {how['steps']} steps. {machine['processor']}, {machine['threads']} threads, "
+        f"torch {report['versions']['torch']}, transformers {report['versions']['transformers']}.\n"
+    )
+
+
 def main() -> None:
     """Measure, print a table, and write the numbers where asked."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -186,25 +201,16 @@ def main() -> None:
 
     rows = options.steps * options.batch_size
     medians = {name: median(values) for name, values in seconds.items()}
-    ratios = {name: value / medians["harness"] for name, value in medians.items()}
-    table = Table("way", "examples/s", "ms a step", "harness is faster by", title="fine-tuning on CoLA")
-    for name, value in medians.items():
-        milliseconds = 1000 * value / options.steps
-        table.add_row(name, f"{rows / value:.0f}", f"{milliseconds:.1f}", f"{ratios[name]:.2f}x")
-    Console().print(table)
-    if options.output:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        described = {name: getattr(options, name) for name in ("steps", "repeats", "batch_size")}
-        report = {
-            "settings": {**described, "model": Path(options.model).name, "task": TASK.name},
-            "seconds": seconds,
-            "examples_per_second": {name: rows / value for name, value in medians.items()},
-            "harness_faster_by": ratios,
-            "versions": versions(),
-            "hardware": hardware(device),
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.output, json.dumps(report, indent=1) + "\n")
+    described = {name: getattr(options, name) for name in ("steps", "repeats", "batch_size")}
+    report = {
+        "settings": {**described, "model": model_name(options.model), "task": TASK.name},
+        "seconds": seconds,
+        "examples_per_second": {name: rows / value for name, value in medians.items()},
+        "harness_faster_by": {name: value / medians["harness"] for name, value in medians.items()},
+        "versions": versions(),
+        "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+    }
+    write(report, table(report), options.output)
 
 
 if __name__ == "__main__":
