@@ -28,4 +28,5 @@ def table(results: list[dict[str, Any]], benchmark: Benchmark) -> str:
     )
     drawn = tables_of(contents)["comparison"]
     chosen = [benchmark.how] * bool(PROTOCOLS[benchmark.protocol].drops)
-    return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join([*drawn.notes, *chosen])}.\n"
+    notes = [note[0].upper() + note[1:] for note in (*drawn.notes, *chosen)]
+    return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join(notes)}.\n"
