@@ -68,8 +68,9 @@ def table(report: dict[str, Any]) -> str:
     ]
     for row in report["rows"]:
         chosen = [*row["slots"].values()]
-        names = [one["name"] for slot in chosen for one in (slot if isinstance(slot, list) else [slot])]
-        shown = ", ".join(name for name in names if name not in ("full", "none"))
+        options = [one for slot in chosen for one in (slot if isinstance(slot, list) else [slot])]
+        named = [", clip ".join(one[key] for key in ("name", "clip") if key in one) for one in options]
+        shown = " + ".join(name for name in named if name not in ("full", "none"))
         size = f"{row['rows']} | {row['tokens']} | {1000 * row['seconds']['step']:,.0f}"
         lines.append(f"| {row['task']} | {shown} | {size} | {row['saved_bytes'] / 2**20:,.1f} |")
     machine, rounds = report["hardware"], len(report["rows"][0]["seconds"]["all"])

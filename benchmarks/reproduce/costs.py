@@ -21,7 +21,7 @@ def _words(slots: Mapping[str, Any]) -> str:
     """Name the methods of a run that are not the plain ones."""
     named = [
         *[slots["adaptation"]["name"]] * (slots["adaptation"]["name"] != "full"),
-        slots["optimizer"]["name"],
+        ", clip ".join(slots["optimizer"][key] for key in ("name", "clip") if key in slots["optimizer"]),
         *[method["name"] for method in slots["gradient"]],
         *[slots["activation"]["name"]] * (slots["activation"]["name"] != "none"),
     ]
