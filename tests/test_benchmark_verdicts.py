@@ -124,7 +124,7 @@ def test_the_best_rate_of_each_seed_is_paired_with_the_best_of_the_baseline():
     told = paired.table(runs, find("gact.accuracy"))
     [row] = [line for line in told.splitlines() if "| sst2 |" in line]
     assert "| 2 | -0.0300 |" in row
-    assert "each seed's best learning rate" in told
+    assert "Each seed's best learning rate" in told
 
 
 @pytest.mark.parametrize(
