@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,10 +152,8 @@ def perform_all(benchmarks: Sequence[Benchmark], scale: str, output: Path, jobs:
     for benchmark in benchmarks:
         try:
             print(perform(benchmark, scale, output, jobs), flush=True)
-        except Exception as error:
+        except (ConfigurationError, CommandError) as error:
             failed += 1
-            if not isinstance(error, ConfigurationError | CommandError):
-                traceback.print_exc()
             print(f"benchmark: error: {benchmark.name}: {error}; the same command continues", file=sys.stderr)
     if scale != "smoke" and failed < len(benchmarks):
         for path, text in (collect.tables() | collect.pages()).items():

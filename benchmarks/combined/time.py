@@ -21,6 +21,7 @@ import torch
 from glue_harness.config import SLOTS, RunConfig
 from glue_harness.hardware import hardware, versions
 from glue_harness.records import write_report
+from glue_harness.report.aggregate import methods_in_words
 from glue_harness.steps import Steps
 from glue_harness.sweep.spec import read_spec
 
@@ -67,12 +68,9 @@ def table(report: dict[str, Any]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in report["rows"]:
-        chosen = [*row["slots"].values()]
-        options = [one for slot in chosen for one in (slot if isinstance(slot, list) else [slot])]
-        named = [", clip ".join(one[key] for key in ("name", "clip") if key in one) for one in options]
-        shown = " + ".join(name for name in named if name not in ("full", "none"))
-        size = f"{row['rows']} | {row['tokens']} | {1000 * row['seconds']['step']:,.0f}"
-        lines.append(f"| {row['task']} | {shown} | {size} | {row['saved_bytes'] / 2**20:,.1f} |")
+        size = f"{row['rows']} | {row['tokens']}"
+        costs = f"{1000 * row['seconds']['step']:,.0f} | {row['saved_bytes'] / 2**20:,.1f}"
+        lines.append(f"| {row['task']} | {methods_in_words(row['slots'])} | {size} | {costs} |")
     machine, rounds = report["hardware"], len(report["rows"][0]["seconds"]["all"])
     said = f"medians of {rounds} rounds in one process; {machine['processor']}, {machine['threads']} threads"
     return "\n".join(lines) + f"\n\nMiB saved: by the forward pass of a micro-batch. {said}.\n"

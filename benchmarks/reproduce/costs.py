@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glue_harness.report.aggregate import Row, summarise
+from glue_harness.report.aggregate import Row, methods_in_words, summarise
 from glue_harness.report.compare import Comparison, baselines, compare
 from glue_harness.report.select import parse_condition
 from glue_harness.report.tables import about_intervals
@@ -15,17 +15,6 @@ __all__ = ["PLAIN", "table"]
 
 PLAIN = "optimizer=adamw,adaptation=full,gradient=none,activation=none"
 """The setting that the others are compared with: a condition as in `glue-harness report --baseline`."""
-
-
-def _words(slots: Mapping[str, Any]) -> str:
-    """Name the methods of a run that are not the plain ones."""
-    named = [
-        *[slots["adaptation"]["name"]] * (slots["adaptation"]["name"] != "full"),
-        ", clip ".join(slots["optimizer"][key] for key in ("name", "clip") if key in slots["optimizer"]),
-        *[method["name"] for method in slots["gradient"]],
-        *[slots["activation"]["name"]] * (slots["activation"]["name"] != "none"),
-    ]
-    return " + ".join(named)
 
 
 def _setting(result: Mapping[str, Any]) -> str:
@@ -76,8 +65,9 @@ def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any
     ]
     for row in rows:
         seconds, saved = step_of(row)
+        methods = methods_in_words(by_folder[row.runs[0]]["slots"])
         lines.append(
-            f"| {row.task} | {_words(by_folder[row.runs[0]]['slots'])} | {row.score('last')[0]:.4f} "
+            f"| {row.task} | {methods} | {row.score('last')[0]:.4f} "
             f"| {_against(against.get(id(row)))} | {row.trainable:,} | {_saved(saved)} "
             f"| {_step(seconds, step_of(plain.get(id(row), row))[0])} |"
         )

@@ -16,7 +16,7 @@ from glue_harness.config import SLOTS
 from glue_harness.report.protocols import PROTOCOLS, Protocol
 from glue_harness.report.select import flatten, known_key
 
-__all__ = ["Average", "Row", "averages", "model_name", "summarise"]
+__all__ = ["Average", "Row", "averages", "methods_in_words", "model_name", "summarise"]
 
 Result = Mapping[str, Any]
 Value = tuple[float, float | None]
@@ -88,6 +88,23 @@ def model_name(model: str) -> str:
     """
     path = Path(model)
     return path.parent.name if path.is_absolute() and path.name == "model" else path.name
+
+
+def methods_in_words(slots: Mapping[str, Any]) -> str:
+    """Name the methods of a run that are not the plain ones, an optimizer with the way it clips.
+
+    Examples:
+        >>> slots = {"adaptation": {"name": "lora"}, "optimizer": {"name": "clipped-adam", "clip": "local"}}
+        >>> methods_in_words(slots | {"gradient": [{"name": "agni"}], "activation": {"name": "none"}})
+        'lora + clipped-adam, clip local + agni'
+    """
+    named = [
+        *[slots["adaptation"]["name"]] * (slots["adaptation"]["name"] != PLAIN["adaptation"]),
+        ", clip ".join(slots["optimizer"][key] for key in ("name", "clip") if key in slots["optimizer"]),
+        *[method["name"] for method in slots["gradient"]],
+        *[slots["activation"]["name"]] * (slots["activation"]["name"] != PLAIN["activation"]),
+    ]
+    return " + ".join(named)
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
