@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from finetune_common.errors import ConfigurationError
 from glue_harness.records import read_results, write_report
 from glue_harness.report.aggregate import summarise
 
@@ -65,7 +66,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of a finished sweep")
     parser.add_argument("--output-dir", type=Path, required=True, help="receives result.json and table.md")
     options = parser.parse_args()
-    report = {"rows": course(options.runs)}
+    try:
+        report = {"rows": course(options.runs)}
+    except ConfigurationError as error:
+        parser.error(str(error))
     write_report(options.output_dir, report, table(report))
     print(table(report))
 
