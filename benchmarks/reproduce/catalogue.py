@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_common.errors import ConfigurationError, did_you_mean
-from glue_harness.report.protocols import PROTOCOLS
 from reproduce.scales import changed, merged, read
 
 __all__ = ["BENCHMARKS", "SCALES", "Benchmark", "Scale", "catalogue", "find"]
@@ -85,11 +83,6 @@ class Benchmark:
     def folder(self) -> Path:
         """The folder of the work."""
         return BENCHMARKS / self.work
-
-    @property
-    def how(self) -> str:
-        """How its runs become one number, in words, without the work in brackets whose protocol that is."""
-        return re.sub(r" \([A-Z]{2}.*?\)", "", PROTOCOLS[self.protocol].said)
 
     def at(self, scale: str) -> Scale:
         """Return the scale of that name.

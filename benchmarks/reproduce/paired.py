@@ -27,6 +27,7 @@ def table(results: list[dict[str, Any]], benchmark: Benchmark) -> str:
         evaluation=benchmark.evaluation,
     )
     drawn = tables_of(contents)["comparison"]
-    chosen = [benchmark.how] * bool(PROTOCOLS[benchmark.protocol].drops)
+    protocol = PROTOCOLS[benchmark.protocol]
+    chosen = [protocol.said] * bool(protocol.drops)
     notes = [note[0].upper() + note[1:] for note in (*drawn.notes, *chosen)]
     return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join(notes)}.\n"

@@ -275,7 +275,7 @@ def footnote(lines: Sequence[Line], benchmark: Benchmark, scale: str) -> str:
     """Return how the numbers of a comparison, and their intervals, are made."""
     several = any(line.interval for line in lines)
     name = benchmark.script.stem if benchmark.script else ""
-    said = [ONCE.get(name) or (benchmark.how if several else "one run each")]
+    said = [ONCE.get(name) or (PROTOCOLS[benchmark.protocol].said if several else "one run each")]
     if not benchmark.script:
         said.append(EVALUATIONS[benchmark.evaluation])
     if several and _comparable(benchmark, scale):

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from measuring import timed, write
+from measuring import in_turns, timed, write
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import kernels
@@ -70,18 +70,13 @@ class Job:
 def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Time whole steps, each way in turn, and the measurement of automatic precision by itself."""
     job, methods = Job(options), {name: WAYS[name]() for name in options.ways}
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
     adapting = {}
-    for number in range(options.rounds + 1):
-        for name in random.Random(number).sample(list(methods), len(methods)):
-            taken = timed(lambda name=name: job.step(methods[name]))
-            if number:
-                seconds[name].append(taken)
-            elif name == "L2":
-                adapting[name] = timed(
-                    lambda: methods["L2"].after_backward(1, lambda: job.model(**job.batch).loss)
-                )
-                job.step(methods[name])
+    if "L2" in methods:
+        job.step(methods["L2"])
+        adapting["L2"] = timed(lambda: methods["L2"].after_backward(1, lambda: job.model(**job.batch).loss))
+    seconds = in_turns(
+        {name: partial(timed, partial(job.step, method)) for name, method in methods.items()}, options.rounds
+    )
     plain = median(seconds[PLAIN])
     return {
         name: {
@@ -115,11 +110,8 @@ def kernel_speeds(options: argparse.Namespace) -> dict[str, float]:
     assert flags is not None
     calls["pack mask"] = lambda: kernels.flags_into(mask, *flags.tensors)
     calls["unpack mask"] = lambda: kernels.unflag_into(out, *flags.tensors)
-    speeds = {}
-    for name, call in calls.items():
-        call()
-        speeds[name] = x.nbytes / 1e9 / median(timed(call) for _ in range(9))
-    return speeds
+    seconds = in_turns({name: partial(timed, call) for name, call in calls.items()}, 9)
+    return {name: x.nbytes / 1e9 / median(own) for name, own in seconds.items()}
 
 
 def peak(name: str, options: argparse.Namespace) -> int:

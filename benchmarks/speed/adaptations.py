@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from measuring import processor, timed, write
+from measuring import in_turns, processor, timed, write
 from torch import nn
 
 from finetune_common.measure import SavedTensorMeter
@@ -144,14 +145,9 @@ def main() -> None:
 
     trainers = {way.name: Trainer(way) for way in WAYS}
     saved = {name: trainer.saved_bytes() for name, trainer in trainers.items()}
-    for trainer in trainers.values():
-        trainer.step()
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    names = list(trainers)
-    for number in range(options.repeats):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            seconds[name].append(timed(trainers[name].step))
+    seconds = in_turns(
+        {name: partial(timed, trainer.step) for name, trainer in trainers.items()}, options.repeats
+    )
     medians = {name: median(values) for name, values in seconds.items()}
     report = {
         "ways": {

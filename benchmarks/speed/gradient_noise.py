@@ -16,16 +16,16 @@ tensors. Needs 16 GB of memory.
 from __future__ import annotations
 
 import argparse
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from measuring import write
+from measuring import in_turns, timed, write
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -75,28 +75,16 @@ class Job:
         return sum(t.nbytes for own in moments.values() for t in own.values())
 
 
-def in_turns(jobs: list[Job], rounds: int, rows: int, length: int) -> dict[str, list[float]]:
-    """Return the seconds of every job's steps; a first round is not counted."""
-    seconds: dict[str, list[float]] = {job.name: [] for job in jobs}
-    for number in range(rounds + 1):
-        for job in random.Random(number).sample(jobs, len(jobs)):
-            taken = job.step(rows, length)
-            if number:
-                seconds[job.name].append(taken)
-    return seconds
-
-
 def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time steps, each way in turn."""
     jobs = [Job(name, options) for name in options.ways]
-    full = options.batch_size, options.length
+    full = {job.name: partial(job.step, options.batch_size, options.length) for job in jobs}
     if options.direct:
-        seconds = in_turns(jobs, options.rounds, *full)
+        seconds = in_turns(full, options.rounds)
         plain = median(seconds[PLAIN])
     else:
-        seconds = in_turns(jobs, options.short_rounds, 1, 8)
-        [plain_job] = [job for job in jobs if job.name == PLAIN]
-        plain = median(in_turns([plain_job], options.rounds, *full)[PLAIN])
+        seconds = in_turns({job.name: partial(job.step, 1, 8) for job in jobs}, options.short_rounds)
+        plain = median(in_turns({PLAIN: full[PLAIN]}, options.rounds)[PLAIN])
     added = {name: median(own) - median(seconds[PLAIN]) for name, own in seconds.items()}
     return [
         {
@@ -138,13 +126,7 @@ def kernel_times(options: argparse.Namespace) -> list[dict[str, Any]]:
         "torch.randn in blocks": randn_in_blocks,
         "torch.randn over the whole tensor": lambda: a.add_(torch.randn_like(a) * b.sqrt() * 1e-6),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(options.short_rounds + 1):
-        for name in random.Random(number).sample(list(ways), len(ways)):
-            began = time.perf_counter()
-            ways[name]()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
+    seconds = in_turns({name: partial(timed, way) for name, way in ways.items()}, options.short_rounds)
     return [{"way": name, "ns_per_element": median(s) / size * 1e9} for name, s in seconds.items()]
 
 

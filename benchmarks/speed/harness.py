@@ -16,7 +16,6 @@ import itertools
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 import transformers
-from measuring import write
+from measuring import in_turns, write
 
 from finetune_common.data import Collator, epoch_batches
 from finetune_common.tasks import get_task
@@ -152,18 +151,6 @@ class Job:
         return clock.ended - clock.began
 
 
-def measure(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Time every way once unmeasured, then in turns; returns the seconds of each round."""
-    for way in ways.values():
-        way()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    for number in range(repeats):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(ways[name]())
-    return seconds
-
-
 def table(report: dict[str, Any]) -> str:
     """Return the markdown table."""
     how, machine = report["settings"], report["hardware"]
@@ -197,7 +184,7 @@ def main() -> None:
             "transformers.Trainer": job.trainer,
             "harness, padded to 128": job.harness_padded,
         }
-        seconds = measure(ways, options.repeats)
+        seconds = in_turns(ways, options.repeats)
 
     rows = options.steps * options.batch_size
     medians = {name: median(values) for name, values in seconds.items()}

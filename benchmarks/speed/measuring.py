@@ -1,16 +1,17 @@
-"""What the scripts in this folder share: a stopwatch, the processor's name, and the files of a report."""
+"""What the scripts in this folder share: a stopwatch, turns, the processor's name, a report's files."""
 
 from __future__ import annotations
 
 import json
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from glue_harness.records import write_whole
 
-__all__ = ["processor", "timed", "write"]
+__all__ = ["in_turns", "processor", "timed", "write"]
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -18,6 +19,24 @@ def timed(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
+
+
+def in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each way, one number a round; a first round is not counted.
+
+    Ways take turns, in another order each round, so that a slow minute of the machine hits all.
+
+    Args:
+        ways: Name → what does it once and returns its seconds.
+        rounds: How often each is timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name in random.Random(number).sample(list(ways), len(ways)):
+            taken = ways[name]()
+            if number:
+                seconds[name].append(taken)
+    return seconds
 
 
 def processor() -> str:

@@ -16,15 +16,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from measuring import processor, timed, write
+from measuring import in_turns, processor, timed, write
 from torch import Tensor, nn
 
 LR = 1e-5
@@ -111,13 +114,13 @@ def measure(ways: list[Way], repeats: int) -> tuple[dict[str, list[float]], dict
         / elements
         for name, optimizer in optimizers.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
-    names = list(optimizers)
-    for number in range(repeats):
-        set_gradients(params, sets[number % 2])
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(timed(optimizers[name].step))
-    return seconds, state
+
+    def step(optimizer: torch.optim.Optimizer, own: Iterator[list[Tensor]]) -> float:
+        set_gradients(params, next(own))
+        return timed(optimizer.step)
+
+    turns = {name: partial(step, optimizer, cycle(sets)) for name, optimizer in optimizers.items()}
+    return in_turns(turns, repeats), state
 
 
 def first_step() -> dict[str, float]:

@@ -40,24 +40,30 @@ class Protocol:
         within: Several runs of one seed → one.
         over: One a seed → the number.
         drops: Options that do not tell settings apart, because `within` chooses among them.
+        used_by: Whose published numbers were made so; empty for none.
     """
 
     said: str
     within: Callable[[Sequence[Scores], str], Scores]
     over: Callable[[Sequence[Scores], str], Scores]
     drops: tuple[str, ...] = ()
+    used_by: str = ""
 
 
 PROTOCOLS = {
     "mean": Protocol("mean over seeds", _mean, _mean),
     "median": Protocol(
-        "the seed with the median primary metric, all its metrics (AGNI: the third of five)", _mean, _median
+        "the seed with the median primary metric, all its metrics",
+        _mean,
+        _median,
+        used_by="AGNI, of five seeds",
     ),
     "best-lr": Protocol(
-        "each seed's best learning rate, then the mean over seeds (GACT); rates are chosen on the dev set",
+        "each seed's best learning rate, chosen on the dev set, then the mean over seeds",
         _best,
         _mean,
         drops=("optimizer.lr",),
+        used_by="GACT",
     ),
     "best": Protocol(
         "the best run: the more runs, the higher; compare only settings with equally many, and expect less "

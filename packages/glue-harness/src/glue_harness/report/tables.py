@@ -82,8 +82,10 @@ def summary_table(
         if mark == "tie":
             cells[evaluation] += " ≈"
         drawn.append([Cell(cells[name], mark == "best" and name == evaluation) for name in wanted])
+    made = PROTOCOLS[protocol]
+    also = f" (as {made.used_by})" if made.used_by else ""
     notes = [
-        f"numbers: {PROTOCOLS[protocol].said}; ±: sd over seeds",
+        f"numbers: {made.said}{also}; ±: sd over seeds",
         *(f"{name}: {said}" for name, said in EVALUATIONS.items()),
         *(_about_ties(rows) if marks else []),
     ]
