@@ -111,6 +111,16 @@ def test_a_setting_without_published_number_is_told_too(scale):
     assert own[0].model == "bert-base-uncased"
 
 
+def test_numbers_of_one_table_have_one_unit():
+    runs = [result("sst2", "small", [], 1, accuracy=score) for score in (0.9, 0.8)]
+    for run in runs:
+        run["metrics"]["best"] = run["metrics"]["last"]
+    runs[1]["slots"]["activation"] = {"name": "compress", "level": "L1"}
+    runs[1]["folder"] = "unpublished"
+    lines = comparison(find("gact.accuracy"), "cpu", runs)
+    assert {(line.metric, line.ours) for line in lines} == {("acc", 90.0), ("acc", 80.0)}
+
+
 def test_the_best_rate_of_each_seed_is_paired_with_the_best_of_the_baseline():
     def run(level, lr, seed, score):
         made = result("sst2", "small", [], seed, accuracy=score)

@@ -207,15 +207,21 @@ def _against(target: Target, benchmark: Benchmark, found: Sequence[Measurement],
     return Line(target.task, _model(target, found), setting, target.metric, published, ours, around, told)
 
 
-def _own(benchmark: Benchmark, results: Sequence[Mapping[str, Any]], told: set[str]) -> list[Line]:
-    """Return a line for each of our settings that no published number is beside."""
+def _own(
+    benchmark: Benchmark,
+    results: Sequence[Mapping[str, Any]],
+    told: set[str],
+    units: Mapping[str, tuple[str, float]],
+) -> list[Line]:
+    """Return a line for each of our settings that no published number is beside, in the published unit."""
     lines = []
     for row in summarise(results, benchmark.protocol, evaluation=benchmark.evaluation):
         if told.isdisjoint(row.runs):
-            values = list(row.seed_scores(benchmark.evaluation).values())
-            ours = row.score(benchmark.evaluation)[0]
+            metric, times = units.get(row.primary, (row.primary.replace("_", " "), 1.0))
+            values = [times * value for value in row.seed_scores(benchmark.evaluation).values()]
+            ours = times * row.score(benchmark.evaluation)[0]
             around = interval(values, ours, math.inf, benchmark.protocol == "median")
-            shown = (row.task, model_name(row.model), row.setting, row.primary.replace("_", " "))
+            shown = (row.task, model_name(row.model), row.setting, metric)
             lines.append(Line(*shown, None, ours, around, verdict(None, ours, around)))
     return lines
 
@@ -250,7 +256,9 @@ def comparison(benchmark: Benchmark, scale: str, results: Any) -> list[Line]:
         if target.key and (matched or comparable):
             lines.append(_against(target, benchmark, matched, comparable))
             told |= {one.folder for one in matched}
-    return lines if benchmark.script else lines + _own(benchmark, results, told)
+    if benchmark.script:
+        return lines
+    return lines + _own(benchmark, results, told, {t.key: (t.metric, t.times) for t in own})
 
 
 def _shown(value: float | None) -> str:
