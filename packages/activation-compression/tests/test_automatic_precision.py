@@ -101,6 +101,31 @@ def test_automatic_precision_beats_fixed_at_equal_bytes(measured):
     assert errors[0] < 0.7 * errors[1]
 
 
+def test_what_automatic_precision_keeps_is_exact():
+    """A tensor that several operations save is kept for all of them, and shifts the name of none."""
+    model, loss_fn = encoder()
+    compressor = ActivationCompressor(model, "L2")
+    kept = dict.fromkeys(compressor.adapt(loss_fn), 32)
+
+    def gradient(widths):
+        torch.manual_seed(4)
+        compressor.widths = widths
+        with compressor:
+            loss = loss_fn()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    def names():
+        return [f"{row.module}:{row.operation}" for row in compressor.stats.rows]
+
+    gradient({})
+    named = names()
+    torch.manual_seed(4)
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(loss_fn(), list(model.parameters()))])
+    assert not gradient({}).equal(exact)
+    assert gradient(kept).equal(exact)
+    assert names() == named
+
+
 def test_a_measurement_leaves_no_trace():
     model, loss_fn = encoder()
     model.append(nn.BatchNorm1d(24))

@@ -131,7 +131,8 @@ class ActivationCompressor:
         self._host = HostMemory() if self.level.offload else None
         self._stored: WeakValueDictionary[Hashable, Stored] = WeakValueDictionary()
         self._seen: dict[int, StorageWeakRef] = {}
-        self._kept: set[int] = set()
+        self._kept: dict[Hashable, StorageWeakRef] = {}
+        self._whole: set[int] = set()
         self._own: set[int] = set()
         self._occurrences: Counter[str] = Counter()
         self._drawn = 0
@@ -151,7 +152,7 @@ class ActivationCompressor:
             )
         own = [*self.model.parameters(), *self.model.buffers()]
         self._own = {t.untyped_storage()._cdata for t in own if type(t) in PLAIN_TYPES or kernels.is_fake(t)}
-        self.stats, self._seen, self._kept = Statistics(), {}, set()
+        self.stats, self._seen, self._kept, self._whole = Statistics(), {}, {}, set()
         self._occurrences.clear()
         operation = CurrentOperation()
         with ExitStack() as stack:
@@ -201,7 +202,8 @@ class ActivationCompressor:
         free = allocate(sensitivities, elements, self.level.bits)
         alike = dict.fromkeys(elements, self._widest())
         self.widths = self._best_of(loss_fn, [careful] + [w for w in (free, alike) if w != careful])
-        self.log.append({"sensitivities": sensitivities, "elements": elements, "widths": dict(self.widths)})
+        found = {"sensitivities": sensitivities, "elements": elements, "least": least}
+        self.log.append({**found, "widths": dict(self.widths)})
         return self.widths
 
     def _measure(
@@ -321,10 +323,12 @@ class ActivationCompressor:
             block, layout, place = as_block(tensor.detach())
             key = (storage._cdata, place, tensor._version, tensor.dtype, form)
             stored = self._stored.get(key)
-            if stored is None:
+            if stored is None and key not in self._kept:
                 name = self._name(tensor, operation)
                 content = self._content(block, name, form)
-                if content is not None:
+                if content is None:
+                    self._keep(key, name, tensor)
+                else:
                     stored = self._stored[key] = Stored(name, content, StorageWeakRef(storage))
                     self._count(name, tensor, content.bits, content.nbytes)
             if stored is not None:
@@ -334,10 +338,17 @@ class ActivationCompressor:
                 return StoredView(stored, layout)
         if self._observer is not None:
             self._observer.saw(tensor, None, None, operation.name or "")
-        if storage._cdata not in self._kept:
-            self._count(self._name(tensor, operation), tensor, 8 * tensor.element_size(), storage.nbytes())
-            self._kept.add(storage._cdata)
+        if form is None and storage._cdata not in self._kept:
+            self._keep(storage._cdata, self._name(tensor, operation), tensor)
         return None
+
+    def _keep(self, key: Hashable, name: str, tensor: Tensor) -> None:
+        """Note a tensor that is kept: who saves it again keeps it too, under no other name."""
+        storage = tensor.untyped_storage()
+        self._kept[key] = StorageWeakRef(storage)
+        after = 0 if storage._cdata in self._whole else storage.nbytes()
+        self._whole.add(storage._cdata)
+        self._count(name, tensor, 8 * tensor.element_size(), after)
 
     def _form(self, tensor: Tensor, operation: CurrentOperation) -> Form | None:
         """Return how to store a tensor; None to keep it."""
