@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reproduce.catalogue import SCALES, Benchmark, catalogue
-from reproduce.estimates import GPU, estimate
+from reproduce.estimates import GPU, Estimate, estimate
 from reproduce.published import targets
 from reproduce.scales import points
 
@@ -28,6 +28,16 @@ def _published(benchmark: Benchmark) -> str:
     return f"{benchmark.published} ({len(known)} rows)" if known else benchmark.published or "–"
 
 
+def _works() -> str:
+    """Return the time of all of a work's benchmarks at the cpu scale, work by work."""
+    found: dict[str, list[Estimate]] = {}
+    for benchmark in catalogue().values():
+        if "cpu" in benchmark.scales:
+            found.setdefault(benchmark.work, []).append(estimate(benchmark, "cpu"))
+    sums = {work: Estimate(sum(own), all(one.measured for one in own)) for work, own in found.items()}
+    return ", ".join(f"{work} {own}" for work, own in sums.items())
+
+
 def listing() -> str:
     """Return the list as a markdown table."""
     lines = [
@@ -39,9 +49,12 @@ def listing() -> str:
         lines.append(f"| `{benchmark.name}` | {benchmark.title} | {_published(benchmark)} | {times} |")
     lines += [
         "",
+        f"All of a work at the cpu scale: {_works()}; `--jobs 2` runs a sweep on two cores in half the time.",
+        "",
         "Times are those of one core, at the paper scale of one GPU. Those without ≈ are from the committed "
         "results: for each part of a run (data, forward, backward, …) the median over the runs of the same "
-        "task and number of steps, times their number, so that a stalled run does not count. "
+        "task and number of steps, times their number, so that a stalled run does not count; the machine was "
+        "shared, and at times much slower than alone. "
         f"The others are reckoned from rows, tokens and parameters, for a GPU that "
         f"does {GPU / 1e12:.0f}·10¹² operations a second; methods that need several passes take longer.",
     ]
