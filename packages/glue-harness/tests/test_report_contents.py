@@ -58,6 +58,20 @@ class TestProtocols:
         assert row.best["accuracy"] == pytest.approx((0.99, 0.0), abs=1e-12)
         assert row.setting == "adamw, lr 1e-05"
 
+    def test_methods_of_a_fusion_are_told_apart_by_their_own_options(self) -> None:
+        results = read_results(self.folder)[:2]
+        for layer, result in enumerate(results):
+            result["slots"]["adaptation"] = {
+                "name": "fusion",
+                "lora": {"layers": [layer], "rank": 1},
+                "ffn": None,
+            }
+            result["slots"]["optimizer"]["lr"] = 1e-3
+        first, second = gather(results, group_by=["adaptation.lora.layers"]).rows
+        assert {first.setting, second.setting} == {"lora layers [0]", "lora layers [1]"}
+        chosen = gather(results, where="adaptation.lora.layers=[1]")
+        assert chosen.rows[0].runs == (results[1]["folder"],)
+
     def test_median_of_five(self) -> None:
         assert self.value(protocol="median") == 0.70
         assert self.value(protocol="median", where="seed=1|2|3|4,optimizer.lr=1e-5") == pytest.approx(0.65)

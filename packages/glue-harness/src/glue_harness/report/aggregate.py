@@ -131,7 +131,8 @@ def _label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
         if key == "optimizer" or value in (None, "") or (words and PLAIN.get(key) == value):
             continue
         shown = f"{value:g}" if isinstance(value, float) else str(value)
-        words.append(shown if key in SLOTS else f"{key.split('.')[-1].replace('_', ' ')} {shown}")
+        name = (key.partition(".")[2] or key).replace(".", " ").replace("_", " ")
+        words.append(shown if key in SLOTS else f"{name} {shown}")
     return ", ".join(words) or "all runs"
 
 

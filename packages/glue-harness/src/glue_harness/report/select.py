@@ -18,16 +18,34 @@ Condition = Mapping[str, Sequence[str]]
 """Key → the values that are allowed, as typed."""
 
 
+def _options(prefix: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's options in one level of names; a fusion's methods have their own below it."""
+    flat: dict[str, Any] = {}
+    for key, value in chosen.items():
+        if isinstance(value, Mapping):
+            flat |= _options(f"{prefix}.{key}", value)
+        else:
+            flat[f"{prefix}.{key}"] = value
+    return flat
+
+
 def flatten(result: Result) -> dict[str, Any]:
-    """Return what decides a run in one level of names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …"""
+    """Return what decides a run in one level of names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …
+
+    Examples:
+        >>> fusion = {"name": "fusion", "lora": {"rank": 1}, "ffn": None}
+        >>> flatten({"settings": {"task": "rte"}, "slots": {"adaptation": fusion}})
+        {'task': 'rte', 'adaptation': 'fusion', 'adaptation.lora.rank': 1, 'adaptation.ffn': None}
+    """
     flat: dict[str, Any] = {}
     for key, value in {**result["settings"], **result["slots"]}.items():
         choices = [value] if isinstance(value, dict) else value
         if key == "model_config":
-            flat |= {f"{key}.{field}": changed for field, changed in value.items()}
+            flat |= _options(key, value)
         elif isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
             flat[key] = "+".join(choice["name"] for choice in choices)
-            flat |= {f"{key}.{k}": v for choice in choices for k, v in choice.items() if k != "name"}
+            for choice in choices:
+                flat |= _options(key, {name: v for name, v in choice.items() if name != "name"})
         else:
             flat[key] = value
     return flat
