@@ -137,10 +137,10 @@ def table(report: dict[str, Any]) -> str:
     settings = report["settings"]
     return "\n".join(lines) + (
         f"\n\nErrors relative to the gradient's norm: {settings['model']}, {settings['rows']} rows of "
-        f"{settings['task']}. In a BERT of 2 layers each of {len(tensors)} tensors was rounded alone to {BITS} bits: "
-        f"foretold / measured squared error is {_ratios(tensors, False)}, for inputs of normalisations "
-        f"{_ratios(tensors, True)}; rank correlation {ours['rank_correlation']:.3f} ({PROBES} probes; means of "
-        f"{settings['draws']} draws).\n"
+        f"{settings['task']}. In a BERT of 2 layers each of {len(tensors)} tensors was rounded alone to "
+        f"{BITS} bits: foretold / measured squared error is {_ratios(tensors, False)}, for inputs of "
+        f"normalisations {_ratios(tensors, True)}; rank correlation {ours['rank_correlation']:.3f} "
+        f"({PROBES} probes; means of {settings['draws']} draws).\n"
     )
 
 
