@@ -59,9 +59,11 @@ class _ClippedOptimizer(ElementwiseOptimizer):
     def prepare(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
         """Compute the clipping coefficients and, with one scalar second moment, the denominator."""
         self._clipped = None
+        if batches and (self.norm or callable(self.max_norm)):
+            self.shared["steps"] = self._steps_before(batches) + 1
         by_norm = self.clip not in ("none", "elementwise")
         if batches and self.clip == "elementwise":
-            self._level = self._level_at(batches)
+            self._level = self._level_now()
         if not batches or not (by_norm or self.norm):
             return [{} for _ in batches]
         device = batches[0].rows[0][0].device
@@ -72,15 +74,19 @@ class _ClippedOptimizer(ElementwiseOptimizer):
             self._clipped = norms, numbers["coefficient"]
         if self.norm:
             after = norms * numbers["coefficient"] if by_norm else self._norms_at_level(norms, batches)
-            denominator = self._denominator(after.square().sum(), batches)
+            denominator = self._denominator(after.square().sum())
             numbers["denominator"] = denominator.expand(len(norms))
         return _by_batch(numbers, batches)
+
+    def _steps_before(self, batches: Sequence[Batch]) -> int:
+        """Return the optimizer's steps; a parameter's own are fewer where it has no gradient at times."""
+        return self.shared.get("steps", max(batch.step for batch in batches) - 1)
 
     def _coefficients(self, norms: Tensor, batches: Sequence[Batch]) -> Tensor:
         labels = [label for batch in batches for label in self._labels(batch)]
         units = norms_by_unit(norms, labels)
         if not isinstance(self.max_norm, RunningQuantile):
-            return coefficients(units, labels, self._level_at(batches))
+            return coefficients(units, labels, self._level_now())
         positions = {label: position for position, label in enumerate(self._all_labels())}
         own = [positions[label] for label in dict.fromkeys(labels)]
         return coefficients(units, labels, self.max_norm.level(units, own, len(positions), self.shared))
@@ -108,15 +114,15 @@ class _ClippedOptimizer(ElementwiseOptimizer):
             return list(dict.fromkeys(self._layer(group) for group in self.param_groups))
         return list(range(sum(len(group["params"]) for group in self.param_groups)))
 
-    def _level_at(self, batches: Sequence[Batch]) -> float:
+    def _level_now(self) -> float:
         if not callable(self.max_norm):
             return float(self.max_norm)  # type: ignore[arg-type]
-        step = max(batch.step for batch in batches)
+        step = self.shared["steps"]
         level = float(self.max_norm(step))
         check_number(f"max_norm at step {step}", level, above=0)
         return level
 
-    def _denominator(self, squared_norm: Tensor, batches: Sequence[Batch]) -> Tensor:
+    def _denominator(self, squared_norm: Tensor) -> Tensor:
         raise NotImplementedError
 
     def clip_report(self) -> ClipReport:
@@ -339,12 +345,14 @@ class ClippedAdam(_ClippedAdaptive):
         corrected = group["bias_correction"] and not group["delay"] and group["initial_second_moment"] == 0
         return (1 - group["betas"][1] ** step) ** 0.5 if corrected else 1.0
 
-    def _denominator(self, squared_norm: Tensor, batches: Sequence[Batch]) -> Tensor:
-        group, step = self.param_groups[0], max(batch.step for batch in batches)
+    def _denominator(self, squared_norm: Tensor) -> Tensor:
+        group = self.param_groups[0]
         beta2, old = group["betas"][1], self._second_moment(squared_norm)
         new = old * beta2 + (1 - beta2) * group["eta"] * squared_norm
         self.shared["second_moment"] = new
-        return (old if group["delay"] else new).sqrt() / self._root(group, step) + group["eps"]
+        return (old if group["delay"] else new).sqrt() / self._root(group, self.shared["steps"]) + group[
+            "eps"
+        ]
 
 
 class ClippedAdaGrad(_ClippedAdaptive):
@@ -444,7 +452,7 @@ class ClippedAdaGrad(_ClippedAdaptive):
         keep = 1 - lr * group["weight_decay"]
         return {"step_size": lr, "keep": keep, **second, **self._element_level()}
 
-    def _denominator(self, squared_norm: Tensor, batches: Sequence[Batch]) -> Tensor:
+    def _denominator(self, squared_norm: Tensor) -> Tensor:
         group, old = self.param_groups[0], self._second_moment(squared_norm)
         new = old + group["eta"] * squared_norm
         self.shared["second_moment"] = new

@@ -110,7 +110,9 @@ class _Predictor:
         adaptation = build_methods(self.config).adaptation
         self.tokenizer = load_tokenizer(self.config.model)
         task = TASKS[self.config.task]
-        model = load_model(self.config.model, task, self.tokenizer, adaptation.load_kwargs())
+        model = load_model(
+            self.config.model, task, self.tokenizer, adaptation.load_kwargs(), self.config.model_config
+        )
         self.model = adaptation.apply(model).to(self.device)
         checkpoint.load_weights(newest, self.model, self.device)
         self.model.eval()

@@ -85,8 +85,9 @@ class EmaVariance(RunningVariance):
     """max(0, v̂ - m̂²) of moving averages of the gradient and its square, from before the step.
 
     Where the optimizer keeps `exp_avg` and `exp_avg_sq` these are used as they are, with its betas: no memory
-    of its own, and the averages contain the noise of earlier steps. Other optimizers receive averages of the
-    gradient before noise, with 0.9 and 0.999. Either way there is none at the first step.
+    of its own, and the averages contain the noise of earlier steps. Other optimizers, and those whose second
+    moment is something else (an initial value, squares with a weight), receive averages of the gradient
+    before noise, with 0.9 and 0.999. Either way there is none at the first step.
     """
 
     names = ("first", "second")
@@ -113,6 +114,8 @@ class EmaVariance(RunningVariance):
         state = self._optimizer.state.get(row.parameter, {})
         pair = [state.get("exp_avg"), state.get("exp_avg_sq")]
         if any(not torch.is_tensor(t) or t.shape != row.parameter.shape for t in pair) or "step" not in state:
+            return None
+        if any(g.get("initial_second_moment") or g.get("eta", 1) != 1 for g in self._optimizer.param_groups):
             return None
         return [local(t).reshape(-1) for t in pair]
 

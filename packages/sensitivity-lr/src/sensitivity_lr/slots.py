@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -154,8 +155,14 @@ class SensitivityMonitor:
         from sensitivity_lr.analysis import SensitivityTracker
 
         class Handle(SensitivityTracker):
+            told = 0
+
             def on_step(self, step: int) -> dict[str, Any]:
-                newest = self.records[-1] if self.records else {"step": None}
-                return {"sensitivity": newest} if newest["step"] == step else {}
+                fresh, self.told = self.records[self.told :], len(self.records)
+                return {"sensitivity": fresh[-1]} if fresh else {}
+
+            def load_state_dict(self, state: Mapping[str, Any]) -> None:
+                super().load_state_dict(state)
+                self.told = len(self.records)
 
         return Handle(model, optimizer, **asdict(self.options))

@@ -188,8 +188,12 @@ def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scal
 
 
 def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    """One compiled call a step: on a GPU a call costs more than the memory traffic of most tensors."""
-    key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype)
+    """One compiled call a step: on a GPU a call costs more than the memory traffic of most tensors.
+
+    Every list of lengths has compiled code of its own: torch gives up on code that is compiled too often.
+    """
+    lengths = tuple(row[0].numel() for row in rows)
+    key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype, lengths)
     _compiled(*key, dynamic=False)(list(rows), _packed(rows, scalars), list(row_scalars.values()))
 
 

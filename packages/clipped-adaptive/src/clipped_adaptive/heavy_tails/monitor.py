@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class TailMonitor:
 
     def _remember(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training:
-            self._seen.append((_detached(args), _detached(kwargs)))
+            self._seen.append((_each(args, Tensor.detach), _each(kwargs, Tensor.detach)))
 
     def on_step(self, step: int) -> dict[str, float]:
         """Measure, if it is time and the remembered batches are as many as asked for.
@@ -101,8 +102,12 @@ class TailMonitor:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the remembered batches."""
+        device = next(self.model.parameters()).device
         self._seen.clear()
-        self._seen.extend((tuple(args), kwargs) for args, kwargs in state_dict["seen"])
+        self._seen.extend(
+            (_each(tuple(args), lambda t: t.to(device)), _each(kwargs, lambda t: t.to(device)))
+            for args, kwargs in state_dict["seen"]
+        )
 
 
 def _own_loss(model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
@@ -110,12 +115,13 @@ def _own_loss(model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -
     return model(*args, **kwargs).loss
 
 
-def _detached(value: Any) -> Any:
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return nested containers with every tensor changed."""
     if isinstance(value, Tensor):
-        return value.detach()
+        return change(value)
     if isinstance(value, dict):
-        return {key: _detached(entry) for key, entry in value.items()}
-    return tuple(map(_detached, value)) if isinstance(value, (tuple, list)) else value
+        return {key: _each(entry, change) for key, entry in value.items()}
+    return tuple(_each(entry, change) for entry in value) if isinstance(value, (tuple, list)) else value
 
 
 def _first_rows(batch: tuple[tuple[Any, ...], dict[str, Any]]) -> int:

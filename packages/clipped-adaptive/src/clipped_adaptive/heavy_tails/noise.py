@@ -127,7 +127,7 @@ def _full_gradient(gradient: _Gradient, batches: Iterable[Any]) -> tuple[list[Te
     total, rows, first_rows = [], 0, 0
     for batch in batches:
         own = _rows(batch)
-        parts = [part.mul_(own) for part in gradient(batch)]
+        parts = [part * own for part in gradient(batch)]  # one tensor may be the gradient of several
         if not total:
             total, first_rows = parts, own
         else:

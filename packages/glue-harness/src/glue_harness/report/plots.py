@@ -228,7 +228,7 @@ def _memory(axes: Axes, panel: _Panel) -> str | None:
 
 CHARTS: dict[str, tuple[str, Callable[[Axes, _Panel], str | None]]] = {
     "curves": ("Learning curves on the dev set, band: lowest to highest seed", _curves),
-    "scores": ("Scores, dots: seeds, line: 95 % bootstrap interval", _bars),
+    "scores": ("Scores, dots: seeds, line: 95 % interval of the mean", _bars),
     "learning-rates": ("Score against learning rate, bars: sd over seeds", _rates),
     "time": ("Time of a step by part", _times),
     "memory": ("Score against peak memory", _memory),

@@ -32,6 +32,8 @@ def _options(prefix: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
 def flatten(result: Result) -> dict[str, Any]:
     """Return what decides a run in one level of names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …
 
+    Where a slot has several methods, the name of each stands before its options: `gradient.agni.eta`.
+
     Examples:
         >>> fusion = {"name": "fusion", "lora": {"rank": 1}, "ffn": None}
         >>> flatten({"settings": {"task": "rte"}, "slots": {"adaptation": fusion}})
@@ -43,9 +45,12 @@ def flatten(result: Result) -> dict[str, Any]:
         if key == "model_config":
             flat |= _options(key, value)
         elif isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
-            flat[key] = "+".join(choice["name"] for choice in choices)
-            for choice in choices:
-                flat |= _options(key, {name: v for name, v in choice.items() if name != "name"})
+            names = [choice["name"] for choice in choices]
+            flat[key] = "+".join(names)
+            for place, (name, choice) in enumerate(zip(names, choices, strict=True), start=1):
+                apart = f"{key}.{name}{place}" if names.count(name) > 1 else f"{key}.{name}"
+                own = {option: v for option, v in choice.items() if option != "name"}
+                flat |= _options(apart if len(choices) > 1 else key, own)
         else:
             flat[key] = value
     return flat
