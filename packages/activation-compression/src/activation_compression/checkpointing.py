@@ -18,17 +18,27 @@ __all__ = ["checkpoint_blocks", "find_blocks"]
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks that a model repeats: the outermost lists of two or more modules of one class.
 
+    Where there are none, lists of one module are its blocks: a model of one layer.
+
     Examples:
         >>> import torch
         >>> layers = [torch.nn.Linear(4, 4) for _ in range(3)]
         >>> len(find_blocks(torch.nn.Sequential(torch.nn.ModuleList(layers))))
         3
     """
-    if isinstance(model, (nn.ModuleList, nn.Sequential)) and len(model) > 1:
-        blocks = list(model)
-        if len(set(map(type, blocks))) == 1 and any(True for _ in blocks[0].parameters()):
+    return _outermost(model, (nn.ModuleList, nn.Sequential), 2) or _outermost(model, (nn.ModuleList,), 1)
+
+
+def _outermost(model: nn.Module, kinds: tuple[type, ...], least: int) -> list[nn.Module]:
+    if isinstance(model, kinds):
+        blocks = list(model.children())  # of a module that stands there twice, one
+        if (
+            len(blocks) >= least
+            and len(set(map(type, blocks))) == 1
+            and any(True for _ in blocks[0].parameters())
+        ):
             return blocks
-    return [block for child in model.children() for block in find_blocks(child)]
+    return [block for child in model.children() for block in _outermost(child, kinds, least)]
 
 
 @contextmanager
@@ -39,7 +49,7 @@ def checkpoint_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:
     Around it, an `ActivationCompressor` compresses these inputs.
 
     Args:
-        model: Its outermost lists of two or more modules of one class are its blocks.
+        model: Its outermost lists of modules of one class are its blocks (`find_blocks`).
 
     Raises:
         ConfigurationError: The model has no such list.
@@ -60,13 +70,22 @@ def checkpoint_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:
         raise ConfigurationError(
             f"{type(model).__name__} has no list of like modules to checkpoint: use --activation compress"
         )
+    own = [vars(block).get("forward") for block in blocks]  # accelerate, for one, wraps a module's forward
     for block in blocks:
         block.forward = partial(_recomputed, block.forward)
     try:
         yield blocks
     finally:
-        for block in blocks:
-            del block.forward
+        for block, forward in zip(blocks, own, strict=True):
+            restore_forward(block, forward)
+
+
+def restore_forward(module: nn.Module, own: Callable[..., Any] | None) -> None:
+    """Give a module the forward pass back that it had of its own, or that of its class."""
+    if own is None:
+        del module.forward
+    else:
+        module.forward = own
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
@@ -18,21 +17,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from activation_compression import kernels
 from activation_compression.allocation import allocate
 from activation_compression.blocks import as_block
+from activation_compression.forward_pass import ForwardPass
 from activation_compression.levels import WIDTHS, find_level
 from activation_compression.offload import HostMemory, Plain
-from activation_compression.operation import (
-    CurrentOperation,
-    calling_module,
-    is_side_result,
-    made_of_parameter,
-    producer,
-)
+from activation_compression.operation import is_side_result, made_of_parameter
 from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags, pack_gate
 from activation_compression.sensitivity import (
     Adjoint,
     distance,
     frozen,
     gradient,
+    leaves,
     like_groups,
     over_processes,
     preserved,
@@ -40,7 +35,7 @@ from activation_compression.sensitivity import (
     shares,
     total_over_processes,
 )
-from activation_compression.statistics import SavedTensor, Statistics
+from activation_compression.statistics import Statistics
 from activation_compression.stored import Content, Kept, Stored, StoredView
 from finetune_common.errors import ConfigurationError, check_number
 
@@ -119,8 +114,7 @@ class ActivationCompressor:
             isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in model.modules()
         ):
             raise ConfigurationError(
-                "the model is under torch.compile, which decides what is saved and would lose other numbers: "
-                " compress the model before compiling it, or leave one of the two out"
+                "the model is under torch.compile, which decides what is saved: leave one of the two out"
             )
         self.model = model
         self.group_size, self.seed, self.min_elements = group_size, seed, min_elements
@@ -130,11 +124,7 @@ class ActivationCompressor:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._host = HostMemory() if self.level.offload else None
         self._stored: WeakValueDictionary[Hashable, Stored] = WeakValueDictionary()
-        self._seen: dict[int, StorageWeakRef] = {}
-        self._kept: dict[Hashable, StorageWeakRef] = {}
-        self._whole: set[int] = set()
         self._own: set[int] = set()
-        self._occurrences: Counter[str] = Counter()
         self._drawn = 0
         self._keys: tuple[int, torch.device, Tensor] | None = None
         self._lock = Lock()
@@ -152,12 +142,11 @@ class ActivationCompressor:
             )
         own = [*self.model.parameters(), *self.model.buffers()]
         self._own = {t.untyped_storage()._cdata for t in own if type(t) in PLAIN_TYPES or kernels.is_fake(t)}
-        self.stats, self._seen, self._kept, self._whole = Statistics(), {}, {}, set()
-        self._occurrences.clear()
-        operation = CurrentOperation()
+        this = ForwardPass(self._names)
+        self.stats = this.stats
         with ExitStack() as stack:
-            stack.enter_context(saved_tensors_hooks(lambda tensor: self._pack(tensor, operation), _unpack))
-            stack.enter_context(operation)
+            stack.enter_context(saved_tensors_hooks(lambda tensor: self._pack(tensor, this), _unpack))
+            stack.enter_context(this.operation)
             self._entered.stack = stack.pop_all()
         return self
 
@@ -224,7 +213,7 @@ class ActivationCompressor:
             try:
                 with graph:
                     gradients = gradient(loss, self.model, create_graph=True)
-                with frozen(self.model):
+                with frozen(leaves(loss)):
                     measured = adjoint.measure(gradients, generator, probes)
                 return measured, adjoint.elements, adjoint.least
             except RuntimeError as error:
@@ -299,10 +288,10 @@ class ActivationCompressor:
         return max((width for width in WIDTHS if width <= self.level.bits), default=1)
 
     @torch.no_grad()
-    def _pack(self, tensor: Tensor, operation: CurrentOperation) -> Kept | StoredView:
+    def _pack(self, tensor: Tensor, this: ForwardPass) -> Kept | StoredView:
         if not self._is_own(tensor):
             with self._lock:
-                view = self._store(tensor, operation)
+                view = self._store(tensor, this)
             if view is not None:
                 return view
         return Kept(tensor)
@@ -315,43 +304,40 @@ class ActivationCompressor:
             return True  # FSDP gathers its shards into parameters that the model itself does not hold
         return tensor.untyped_storage()._cdata in self._own
 
-    def _store(self, tensor: Tensor, operation: CurrentOperation) -> StoredView | None:
+    def _store(self, tensor: Tensor, this: ForwardPass) -> StoredView | None:
         """Store a tensor in another form; None where it is kept."""
-        form = self._form(tensor, operation) if tensor.numel() >= self.min_elements else None
+        form = self._form(tensor, this) if tensor.numel() >= self.min_elements else None
         storage = tensor.untyped_storage()
+        operation = this.operation.name or ""
         if form is not None:
             block, layout, place = as_block(tensor.detach())
             key = (storage._cdata, place, tensor._version, tensor.dtype, form)
             stored = self._stored.get(key)
-            if stored is None and key not in self._kept:
-                name = self._name(tensor, operation)
+            if stored is None and not this.keeps(key):
+                name = this.name(tensor)
                 content = self._content(block, name, form)
                 if content is None:
-                    self._keep(key, name, tensor)
+                    this.keep(key, name, tensor)
                 else:
                     stored = self._stored[key] = Stored(name, content, StorageWeakRef(storage))
-                    self._count(name, tensor, content.bits, content.nbytes)
+                    this.met(key)
+                    this.count(name, tensor, content.bits, content.nbytes)
+            elif stored is not None and not this.met(key):  # an earlier pass has stored it
+                this.count(this.name(tensor), tensor, stored.content.bits, stored.content.nbytes)
             if stored is not None:
                 stored.saved += 1
                 if self._observer is not None:
-                    self._observer.saw(tensor, stored, layout, operation.name or "")
+                    self._observer.saw(tensor, stored, layout, operation)
                 return StoredView(stored, layout)
         if self._observer is not None:
-            self._observer.saw(tensor, None, None, operation.name or "")
-        if form is None and storage._cdata not in self._kept:
-            self._keep(storage._cdata, self._name(tensor, operation), tensor)
+            self._observer.saw(tensor, None, None, operation)
+        if form is None and not this.keeps(storage._cdata):
+            this.keep(storage._cdata, this.name(tensor), tensor)
         return None
 
-    def _keep(self, key: Hashable, name: str, tensor: Tensor) -> None:
-        """Note a tensor that is kept: who saves it again keeps it too, under no other name."""
-        storage = tensor.untyped_storage()
-        self._kept[key] = StorageWeakRef(storage)
-        after = 0 if storage._cdata in self._whole else storage.nbytes()
-        self._whole.add(storage._cdata)
-        self._count(name, tensor, 8 * tensor.element_size(), after)
-
-    def _form(self, tensor: Tensor, operation: CurrentOperation) -> Form | None:
+    def _form(self, tensor: Tensor, this: ForwardPass) -> Form | None:
         """Return how to store a tensor; None to keep it."""
+        operation = this.operation
         if tensor.dtype == torch.bool:
             return "mask"
         if not tensor.is_floating_point():
@@ -360,20 +346,16 @@ class ActivationCompressor:
             return "mask" if operation.made_mask(tensor) else None
         if tensor.dtype not in FLOATING or made_of_parameter(tensor) or is_side_result(tensor):
             return None
+        if operation.needs_exact or self._excludes(this.place(tensor)):
+            return None
         return operation.gate or "rounded"
 
-    def _name(self, tensor: Tensor, operation: CurrentOperation) -> str:
-        """Return "module:operation:number" of a saved tensor, the same in every forward pass."""
-        name = f"{calling_module(self._names)}:{operation.name or producer(tensor)}"
-        number = self._occurrences[name]
-        self._occurrences[name] += 1
-        return f"{name}:{number}"
+    def _excludes(self, place: str) -> bool:
+        return any(fnmatchcase(place, pattern) for pattern in self.exclude)
 
     def _content(self, block: Tensor, name: str, form: Form) -> Content | None:
-        if any(fnmatchcase(name.rpartition(":")[0], pattern) for pattern in self.exclude):
-            return None
         content: Codes | Flags | Plain | None = None
-        if self.level.bits <= 8:
+        if self.level.automatic or self.level.bits <= 8:
             if form == "mask":
                 content = pack_flags(block)
             elif isinstance(form, torch.dtype):
@@ -394,17 +376,6 @@ class ActivationCompressor:
         if name in self._reseeded:
             return keys_of(self.seed + 1, self._drawn - 1, 1, block.device)[0]
         return self._keys[2][index]
-
-    def _count(self, name: str, tensor: Tensor, bits: int, after: int) -> None:
-        """Add a row; a storage counts where it is first seen, and none takes its address while this lasts."""
-        storage = tensor.untyped_storage()
-        before = 0 if storage._cdata in self._seen else storage.nbytes()
-        self._seen[storage._cdata] = StorageWeakRef(storage)
-        module, operation, _ = name.split(":")
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        self.stats.rows.append(
-            SavedTensor(module, operation, tuple(tensor.shape), dtype, bits, before, after)
-        )
 
 
 def _unpack(packed: Kept | StoredView) -> Tensor:

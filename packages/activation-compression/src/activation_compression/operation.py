@@ -39,6 +39,18 @@ GATES = {
 }
 """Operations whose backward pass asks for nothing but whether an element is strictly between two numbers."""
 
+EXACT = frozenset(
+    [
+        *("amax", "amin", "aminmax", "max", "min", "maximum", "minimum", "fmax", "fmin"),
+        *("norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm", "cdist", "dist"),
+        *("abs", "absolute", "clamp", "clip", "clamp_min", "clamp_max", "threshold", "prelu", "rrelu"),
+        *("hardshrink", "softshrink", "hardsigmoid", "hardswish"),
+        *("l1_loss", "smooth_l1_loss", "huber_loss", "hinge_embedding_loss", "margin_ranking_loss"),
+        *("cross_entropy", "log_softmax", "logsumexp", "nll_loss"),
+    ]
+)
+"""Operations whose backward pass compares what they saved, or takes exponentials of it where masked scores of
+-∞ are usual: what is rounded would be wrong there, not noisy."""
 
 LINEAR = frozenset(
     [
@@ -77,6 +89,11 @@ class CurrentOperation(TorchFunctionMode):
     def name(self) -> str | None:
         """The function's name, or None outside of one (a custom autograd function)."""
         return getattr(self.function, "__name__", None)
+
+    @property
+    def needs_exact(self) -> bool:
+        """Whether it is one of `EXACT`, in place or not."""
+        return (self.name or "").rstrip("_") in EXACT
 
     @property
     def gate(self) -> tuple[float, float] | None:

@@ -31,6 +31,7 @@ __all__ = [
     "distance",
     "frozen",
     "gradient",
+    "leaves",
     "like_groups",
     "over_processes",
     "preserved",
@@ -67,17 +68,30 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def leaves(loss: Tensor) -> list[Tensor]:
+    """Return every leaf that a backward pass from a loss would reach, parameters of other models too."""
+    found, open_nodes, seen = [], [loss.grad_fn], set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        open_nodes += [following for following, _ in node.next_functions]
+    return found
+
+
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Keep a backward pass from reaching parameters: who watches them would take it for one of training."""
-    parameters = trained(model)
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+def frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Keep a backward pass from reaching leaves: who watches them would take it for one of training."""
+    for tensor in tensors:
+        tensor.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        for tensor in tensors:
+            tensor.requires_grad_(True)
 
 
 class Adjoint:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
+from activation_compression.checkpointing import restore_forward
 from activation_compression.compressor import ActivationCompressor
+from finetune_common.errors import ConfigurationError
 
 __all__ = ["CompressActivations"]
 
 
-class CompressActivations(TrainerCallback):
+class CompressActivations(TrainerCallback, ExportableState):
     """Compress the activations of a model while a Trainer trains it.
+
+    A resumed training goes on with the same roundings and widths if the Trainer's arguments say
+    `restore_callback_states_from_checkpoint=True`; without it widths are measured anew.
 
     Args:
         level: As for `ActivationCompressor`.
         interval: Optimizer steps between two measurements of automatic precision, on the newest batch.
         **settings: Further arguments of `ActivationCompressor`.
+
+    Raises:
+        ConfigurationError: Automatic precision, and a model that returns no loss.
 
     Examples:
         >>> callback = CompressActivations("L1")  # Trainer(model, arguments, callbacks=[callback])
@@ -28,11 +38,18 @@ class CompressActivations(TrainerCallback):
     def __init__(self, level: str = "L1", interval: int = 1000, **settings: Any) -> None:
         self.level, self.interval, self.settings = level, interval, settings
         self.compressor: ActivationCompressor | None = None
+        self.resumed: dict[str, Any] | None = None
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._wrapped: tuple[Any, Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Put the compressor around the model's forward pass in training."""
+        self._unwrap()  # a training that was interrupted has not ended
         compressor = self.compressor = ActivationCompressor(model, self.level, **self.settings)
+        if self.resumed is not None:
+            compressor.load_state_dict(self.resumed)
+            self.resumed = None
+        self._wrapped = model, vars(model).get("forward")
         plain = model.forward
 
         def forward(*inputs: Any, **named: Any) -> Any:
@@ -49,11 +66,32 @@ class CompressActivations(TrainerCallback):
         """Measure sensitivities where the level is automatic and a measurement is due."""
         if self.compressor is None or self._batch is None or not self.compressor.level.automatic:
             return
-        if state.global_step % self.interval == 0:
+        if state.global_step % self.interval == 0 or not self.compressor.widths:
             (inputs, named), plain = self._batch, model.forward.__wrapped__
-            self.compressor.adapt(lambda: plain(*inputs, **named).loss)
+            self.compressor.adapt(lambda: _loss(plain(*inputs, **named)))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Give the model its forward pass back."""
-        del model.forward
-        self._batch = None
+        self._unwrap()
+
+    def _unwrap(self) -> None:
+        if self._wrapped is not None:
+            restore_forward(*self._wrapped)
+        self._wrapped = self._batch = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer writes into a checkpoint: settings, roundings drawn, widths, log."""
+        return {
+            "args": {"level": self.level, "interval": self.interval, **self.settings},
+            "attributes": {"resumed": self.compressor and self.compressor.state_dict()},
+        }
+
+
+def _loss(output: Any) -> Tensor:
+    loss = getattr(output, "loss", None)
+    if loss is None:
+        raise ConfigurationError(
+            "the model returns no loss, from which automatic precision measures (label smoothing takes the "
+            "labels away from the model): use a fixed level such as L1, or label_smoothing_factor=0"
+        )
+    return loss
