@@ -3,7 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from activation_compression import ActivationCompressor, checkpoint_blocks
 from activation_compression.offload import HostMemory
@@ -71,6 +77,30 @@ def test_checkpointing_keeps_less_and_gives_forward_back():
         pass
 
 
+def test_a_model_of_one_layer_is_checkpointed():
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=100, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=64
+        )
+    ).train()
+    with checkpoint_blocks(model) as blocks:
+        assert blocks == [model.bert.encoder.layer[0]]
+
+
+def test_checkpointing_leaves_a_wrapped_forward_wrapped():
+    """A block that stands there twice, and has a forward of its own."""
+    block = nn.Linear(4, 4)
+    plain = block.forward
+    block.forward = lambda x: 2 * plain(x)
+    own, x = block.forward, torch.randn(3, 4)
+    model = nn.Sequential(block, block)
+    expected = model(x)
+    with checkpoint_blocks(model):
+        assert model(x).equal(expected)
+    assert block.forward is own
+    assert model(x).equal(expected)
+
+
 def test_a_resumed_method_rounds_as_the_one_that_went_on():
     kind, model = find("activation", "compress"), bert()
     options = kind.Options(level="L2.2", seed=3, interval=2, warmup=1)
@@ -125,22 +155,77 @@ def test_content_comes_back_from_host_memory_ahead_of_its_turn():
     assert moved[0]._arriving is None
 
 
+def trainer(folder, model, callback, *others, **options):
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(*BATCH.values(), strict=True)]
+    options = {"max_steps": 3, "save_strategy": "no"} | options
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        **options,
+    )
+    return Trainer(model, arguments, train_dataset=rows, callbacks=[callback, *others])
+
+
+class Interruption(TrainerCallback):
+    def on_step_end(self, *_, **__):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_interrupted_training_is_compressed_when_it_begins_again(tmp_path):
+    model, callback = bert(), CompressActivations("L1")
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, model, callback, Interruption()).train()
+    trainer(tmp_path, model, callback).train()
+    assert callback.compressor.stats.ratio > 5
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_resumed_training_goes_on_with_widths_and_roundings(tmp_path):
+    states = []
+    for options in (
+        {"save_strategy": "steps", "save_steps": 2},
+        {"restore_callback_states_from_checkpoint": True},
+    ):
+        callback = CompressActivations("L2", interval=1000)
+        trained = trainer(tmp_path / "a", bert(), callback, **options)
+        resume = str(tmp_path / "a" / "checkpoint-2") if states else None
+        trained.train(resume_from_checkpoint=resume)
+        [callback] = [c for c in trained.callback_handler.callbacks if isinstance(c, CompressActivations)]
+        states.append(callback.compressor.state_dict())
+    assert states[0]["widths"]
+    assert states[0] == states[1]
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_trainer_keeps_its_own_wrapper_of_the_forward_pass(tmp_path):
+    """With bf16 it wraps the model's forward, and evaluates with it after training."""
+    model = bert()
+    trained = trainer(tmp_path, model, CompressActivations("L1"), bf16=True)
+    trained.train()
+    assert trained.model_wrapped(**BATCH).logits.dtype == torch.float32
+    seen = []
+    model.classifier.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    model(**BATCH)
+    assert seen == [torch.bfloat16]
+
+
+@pytest.mark.filterwarnings("default")
+def test_automatic_precision_says_that_it_needs_the_models_loss(tmp_path):
+    with pytest.raises(ConfigurationError, match="label_smoothing"):
+        trainer(tmp_path, bert(), CompressActivations("L2"), label_smoothing_factor=0.1).train()
+
+
 @pytest.mark.filterwarnings("default")
 def test_trainer_trains_compressed_and_gives_the_model_back(tmp_path):
     model = bert()
-    rows = [{"input_ids": row, "labels": label} for row, label in zip(*BATCH.values(), strict=True)]
     callback = CompressActivations("L2", interval=2)
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=3,
-        per_device_train_batch_size=8,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
     before = model.classifier.weight.detach().clone()
-    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+    trainer(tmp_path, model, callback).train()
     assert not model.classifier.weight.equal(before)
     assert callback.compressor.stats.ratio > 5
     assert len(callback.compressor.log) == 2

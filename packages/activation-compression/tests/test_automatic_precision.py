@@ -151,6 +151,29 @@ def test_a_measurement_leaves_no_trace():
         assert parameter.grad is gradient is None or parameter.grad.equal(gradient)
 
 
+def test_a_measurement_leaves_gradients_of_others_alone():
+    """The head that makes the loss is not part of the compressed model."""
+    model, head = nn.Sequential(nn.Linear(64, 64), nn.GELU()), nn.Linear(64, 1)
+    x = torch.randn(64, 64).requires_grad_()
+    compressor = ActivationCompressor(model, "L2")
+    compressor.adapt(lambda: head(model(x)).square().mean())
+    assert [t.grad for t in (head.weight, head.bias, x)] == [None] * 3
+    assert all(t.requires_grad for t in (*head.parameters(), *model.parameters(), x))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 20])
+def test_an_average_beyond_eight_bits_is_kept_too(bits):
+    model, loss_fn = encoder()
+    compressor = ActivationCompressor(model, bits=bits)
+    widths = compressor.adapt(loss_fn)
+    with compressor:
+        loss_fn()
+    [entry] = compressor.log
+    used = sum(widths[key] * count for key, count in entry["elements"].items())
+    assert used <= bits * sum(entry["elements"].values())
+    assert compressor.stats.ratio > 1.2
+
+
 def test_what_cannot_be_differentiated_twice_is_probed_in_groups():
     """Attention without dropout uses a kernel without second derivatives on CPU: groups over layers."""
     model, loss_fn = encoder(dropout=0.0)

@@ -13,6 +13,8 @@ from activation_compression import ActivationCompressor, compress_activations
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter
 
+BEST = torch.zeros(64, dtype=torch.long)
+
 
 def mlp(width=64, depth=3, dropout=0.0):
     torch.manual_seed(0)
@@ -373,6 +375,100 @@ def test_excluded_tensors_are_kept():
     bits = {(row.module, row.operation): row.bits for row in compressor.stats.rows}
     assert bits["1", "gelu"] == bits["4", "gelu"] == bits["3", "linear"] == 32
     assert bits["6", "linear"] == 4
+
+
+def test_exclusion_is_for_whoever_uses_a_tensor():
+    """Tanh saves its result before the layer that is to be exact saves it as its input."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    x = torch.randn(64, 64)
+
+    def gradient(**settings):
+        model.zero_grad()
+        with ActivationCompressor(model, "L1", **settings):
+            loss = model(x).sum()
+        loss.backward()
+        return model[2].weight.grad
+
+    exact = torch.tanh(model[0](x)).sum(0)
+    assert gradient(exclude=["2:linear"])[0].allclose(exact)
+    assert not gradient()[0].allclose(exact)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda h: h.amax(1),
+        lambda h: h.norm(p=float("inf"), dim=1),
+        lambda h: h.max(),
+        lambda h: torch.maximum(h, h.flip(0)),
+        lambda h: h.abs(),
+        lambda h: h.clamp(min=0.1),
+        lambda h: h.clone().clamp_(min=0.1),
+        lambda h: nn.functional.threshold(h, 0.1, 0.0),
+        lambda h: nn.functional.l1_loss(h, torch.zeros_like(h)),
+        lambda h: nn.functional.cross_entropy(h.masked_fill(h.detach() > 0.5, -torch.inf), BEST),
+        lambda h: h.masked_fill(h.detach() > 0.5, torch.finfo(h.dtype).min).logsumexp(1),
+        lambda h: nn.functional.log_softmax(h.masked_fill(h.detach() > 0.5, -1e30), 1)[:, 0],
+    ],
+)
+def test_what_a_backward_compares_or_exponentiates_is_exact(operation):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 64), torch.randn(64, 64)
+    with torch.no_grad():
+        layer.weight[0], layer.bias[0] = 0.0, 0.2  # class 0 is never masked
+
+    def gradient(context):
+        layer.zero_grad()
+        with context:
+            loss = operation(layer(x)).sum()
+        loss.backward()
+        return layer.weight.grad
+
+    assert gradient(ActivationCompressor(layer, "L1")).equal(gradient(nullcontext()))
+
+
+def test_another_pass_in_between_changes_no_name():
+    """A second thread enters while the first is in the middle of its forward pass."""
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()), torch.randn(64, 64)
+    compressor = ActivationCompressor(model, "L1")
+
+    def rows(interrupt):
+        with compressor:
+            half = model[1](model[0](x))
+            stats = compressor.stats
+            if interrupt:
+                thread = threading.Thread(target=other)
+                thread.start()
+                thread.join()
+            model[3](model[2](half)).sum().backward()
+        return [(row.module, row.operation, row.bits) for row in stats.rows]
+
+    def other():
+        with compressor:
+            model(x)
+
+    assert rows(True) == rows(False)
+
+
+def test_what_two_passes_share_has_a_name_in_both():
+    layer = nn.Linear(64, 64)
+    compressor = ActivationCompressor(layer, "L1")
+    shared, counts = layer(torch.randn(64, 64)), []
+    for _ in range(2):
+        with compressor:
+            loss = (shared * shared).sum() + layer(shared).tanh().sum()
+        counts.append([(row.module, row.operation) for row in compressor.stats.rows])
+        loss.backward(retain_graph=True)
+        del loss
+    with compressor:
+        first = (shared * shared).sum()
+        with_first = len(compressor.stats.rows)
+    with compressor:
+        (shared * shared).sum()
+        assert len(compressor.stats.rows) == with_first == 1
+    assert first.requires_grad
+    assert counts[0] == counts[1]
 
 
 def test_what_cannot_work_is_refused_in_one_line():

@@ -30,13 +30,9 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _outermost(model: nn.Module, kinds: tuple[type, ...], least: int) -> list[nn.Module]:
-    if isinstance(model, kinds):
-        blocks = list(model.children())  # of a module that stands there twice, one
-        if (
-            len(blocks) >= least
-            and len(set(map(type, blocks))) == 1
-            and any(True for _ in blocks[0].parameters())
-        ):
+    if isinstance(model, (nn.ModuleList, nn.Sequential)) and isinstance(model, kinds) and len(model) >= least:
+        blocks = list(dict.fromkeys(model))
+        if len(set(map(type, blocks))) == 1 and any(True for _ in blocks[0].parameters()):
             return blocks
     return [block for child in model.children() for block in _outermost(child, kinds, least)]
 

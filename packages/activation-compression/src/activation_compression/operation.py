@@ -93,7 +93,7 @@ class CurrentOperation(TorchFunctionMode):
     @property
     def needs_exact(self) -> bool:
         """Whether it is one of `EXACT`, in place or not."""
-        return (self.name or "").rstrip("_") in EXACT
+        return (self.name or "").strip("_") in EXACT
 
     @property
     def gate(self) -> tuple[float, float] | None:
