@@ -61,7 +61,8 @@ class ActivationCompressor:
     later, anywhere. Floating tensors with gradient history are quantised, once for each storage however many
     operations saved them. Masks of dropout, bool, and where ReLU, LeakyReLU, ReLU6 and Hardtanh let the
     gradient through take one bit, exactly. Parameters, buffers, integers, statistics of normalisations,
-    log-sum-exp of attention, inputs and small tensors are kept unchanged.
+    log-sum-exp of attention, what max, norm, abs, clamp, log-softmax and cross-entropy save, inputs and
+    small tensors are kept unchanged.
 
     Args:
         model: Its parameters and buffers are never compressed; its modules name the rows of `stats`.
