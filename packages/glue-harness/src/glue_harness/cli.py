@@ -236,10 +236,10 @@ def _steps_config(rest: Sequence[str], compare: str | None, default: str, prog: 
     from glue_harness.activations import read_choices
     from glue_harness.parsing import parse_line
 
-    given = [token.partition("=")[0] for token in rest]
+    named = "--activation" in [token.partition("=")[0] for token in rest]
     filled = ["--task", "sst2", "--output-dir", "-", *rest]
     config, _ = parse_line(filled, prog)
-    if compare is None and "--activation" in given:
+    if compare is None and (named or config.activation["name"] != "none"):
         return config, {config.activation["name"]: config.activation}
     return config, read_choices(compare or default)
 

@@ -14,6 +14,12 @@ from finetune_common.errors import ConfigurationError, did_you_mean
 
 __all__ = ["read_specification", "read_yaml"]
 
+OF_THE_COMMAND = {
+    "offline": "set HF_HUB_OFFLINE=1 and HF_DATASETS_OFFLINE=1 in the environment",
+    "overwrite": "runs are continued; remove the folder of one that is to be done anew",
+}
+"""Options of a single run that a specification cannot have, and what to do."""
+
 
 def read_yaml(path: Path, option: str, remedy: str) -> Any:
     """Return what a YAML file holds.
@@ -70,4 +76,10 @@ def read_specification(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
     for key, kind in parts.items():
         if not isinstance(spec.get(key) or kind(), kind):
             raise ConfigurationError(f"{path}: {key} has to be a {'mapping' if kind is dict else 'list'}")
-    return {key: _expand_variables(spec.get(key) or kind(), path) for key, kind in parts.items()}
+    whole = {key: _expand_variables(spec.get(key) or kind(), path) for key, kind in parts.items()}
+    for key, part in whole.items():
+        for options in part if isinstance(part, list) else [part]:
+            for option, remedy in OF_THE_COMMAND.items():
+                if option in options:
+                    raise ConfigurationError(f"{path}: {key}: {option} is an option of run alone: {remedy}")
+    return whole

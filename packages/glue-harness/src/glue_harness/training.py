@@ -353,7 +353,8 @@ class Training:
 
         Weights, the optimizer's state and random states are the other's; learning rate, weight decay and
         the other options of the optimizer are this run's. The point reached is kept in epochs: with another
-        batch size the steps are counted anew, and the schedule of this run goes on from there.
+        batch size the steps are counted anew, and the schedule of this run goes on from there. With
+        `load_best` the evaluations so far are forgotten: their weights are the other run's.
         """
         newest = checkpoint.latest(other / "checkpoint")
         if newest is None:
@@ -364,6 +365,8 @@ class Training:
         ]
         rates = list(self.scheduler.base_lrs)
         state = self._load(newest)
+        if self.config.load_best:
+            self.history.entries = []
         self.step = round(state["epoch"] * self.plan.per_epoch)
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)

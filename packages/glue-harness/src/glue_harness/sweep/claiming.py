@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from glue_harness.config import RunConfig
@@ -17,13 +17,20 @@ PAUSE = 0.5
 """Seconds before one looks again at a run that another process works on."""
 
 
-def do_runs(configs: Sequence[RunConfig]) -> None:
-    """Do runs until each is finished or has failed, here or elsewhere."""
-    open_runs = list(configs)
+def do_runs(configs: Sequence[RunConfig], begin: Callable[[int], None] = lambda number: None) -> None:
+    """Do runs until each is finished or has failed, here or elsewhere.
+
+    Args:
+        configs: The runs.
+        begin: Called with a run's number before it is begun.
+    """
+    open_runs = dict(enumerate(configs))
     while open_runs:
-        for config in list(open_runs):
+        for number, config in list(open_runs.items()):
+            if not done(config):
+                begin(number)
             if done(config) or attempted(config):
-                open_runs.remove(config)
+                del open_runs[number]
         if open_runs:
             time.sleep(PAUSE)
 

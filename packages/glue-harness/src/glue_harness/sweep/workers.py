@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config import RunConfig
-from glue_harness.sweep.claiming import do_runs
+from glue_harness.sweep.claiming import do_runs, done, write_error
 
 __all__ = ["Workers", "warm_up"]
 
@@ -33,15 +35,20 @@ def warm_up() -> None:
     forkserver.ensure_running()
 
 
+DEATHS = 4
+"""Processes that a run may end; then it has failed."""
+NONE = -1
+
+
 class Workers:
-    """Processes that work through runs.
+    """Processes that work through runs. A run whose processes die again and again has failed.
 
     Args:
         configs: The runs, in order.
         jobs: How many processes.
 
     Raises:
-        ConfigurationError: Workers die again and again.
+        ConfigurationError: Workers die before they begin a run.
     """
 
     poll = 0.2
@@ -50,7 +57,8 @@ class Workers:
         self._configs, self._jobs = list(configs), jobs
         self._context = get_context("forkserver")
         self._processes: list[BaseProcess] = []
-        self._deaths_left = len(self._configs) + jobs
+        self._at = [self._context.Value("i", NONE) for _ in range(jobs)]
+        self._deaths: Counter[int] = Counter()
 
     def __enter__(self) -> Workers:
         self._processes = [self._started(number) for number in range(self._jobs)]
@@ -66,26 +74,38 @@ class Workers:
         """Replace workers that died."""
         for number, process in enumerate(self._processes):
             if process.exitcode not in (None, 0):
-                if not self._deaths_left:
-                    raise ConfigurationError(
-                        f"workers die again and again, the last one with exit code {process.exitcode} (-9 "
-                        "often is a lack of memory): use fewer --jobs or smaller batches; the same command "
-                        "continues"
-                    )
-                self._deaths_left -= 1
+                self._count_death(self._at[number].value, process.exitcode)
                 self._processes[number] = self._started(number)
 
+    def _count_death(self, run: int, code: int | None) -> None:
+        self._deaths[run] += 1
+        if self._deaths[run] < DEATHS:
+            return
+        said = f"{DEATHS} processes died, the last one with exit code {code} (-9 often is a lack of memory)"
+        if run == NONE:
+            raise ConfigurationError(
+                f"{said}, before they began a run: use fewer --jobs; the same command continues"
+            )
+        if not done(self._configs[run]):
+            write_error(self._configs[run], f"{said}: use fewer --jobs or smaller batches")
+
     def _started(self, number: int) -> BaseProcess:
-        process = self._context.Process(target=_work, args=(self._configs, number, self._jobs), daemon=False)
+        at = self._at[number]
+        at.value = NONE
+        process = self._context.Process(target=_work, args=(self._configs, number, self._jobs, at))
         process.start()
         return process
 
 
-def _work(configs: list[RunConfig], number: int, jobs: int) -> None:
-    """Be one of the workers on this machine."""
+def _work(configs: list[RunConfig], number: int, jobs: int, at: Any) -> None:
+    """Be one of the workers on this machine, and say in `at` which run it is at."""
     _end_with_the_launcher()
     _share_the_machine(number, jobs)
-    do_runs(configs)
+
+    def begin(run: int) -> None:
+        at.value = run
+
+    do_runs(configs, begin)
 
 
 def _share_the_machine(number: int, jobs: int) -> None:
