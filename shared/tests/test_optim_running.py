@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -106,6 +107,17 @@ def test_one_compiled_call_for_all_tensors_does_what_a_gpu_step_does():
         _fused_at_once(rule, rows, scalars, {"scale": scales})
         run("reference", rule, expected_rows, scalars, {"scale": scales})
     assert_close(params, expected, 1e-6)
+
+
+def test_lists_of_other_lengths_are_compiled_however_many_there_are(monkeypatch):
+    """Heads that take turns, layers with norms of their own: torch allows eight kinds of input a function."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    rule, scalars = Rule(scaled_sign_momentum), {"lr": -0.1, "decay": 0.875, "total": 1.5}
+    for length in range(2, 14):
+        row, expected = ([[torch.ones(length), torch.ones(length), torch.zeros(length)]] for _ in range(2))
+        _fused_at_once(rule, row, scalars, {"scale": torch.ones(1)})
+        run("reference", rule, expected, scalars, {"scale": torch.ones(1)})
+        assert_close(row[0], expected[0], 1e-6)
 
 
 @pytest.mark.parametrize("running", RUNNING[:2], ids=["reference", "foreach"])

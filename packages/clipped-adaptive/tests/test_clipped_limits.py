@@ -131,3 +131,22 @@ def test_a_nan_gradient_is_not_hidden():
         weight.grad = torch.tensor([torch.nan, 1.0, 1.0])
         optimizer.step()
         assert weight.isnan()[0], clip
+
+
+def test_one_second_moment_is_corrected_by_its_own_steps():
+    """Two parameters take turns with gradient 1: v is corrected to 1 and m to 1, so each step is lr long."""
+    params = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = ClippedAdam(params, lr=0.1, clip="none", norm=True, eps=0.0)
+    for step in range(6):
+        params[step % 2].grad, params[1 - step % 2].grad = torch.ones(1), None
+        optimizer.step()
+    assert [param.item() for param in params] == pytest.approx([-0.3, -0.3], rel=1e-5)
+
+
+def test_a_level_that_follows_the_step_counts_the_optimizers_steps():
+    params, steps = [nn.Parameter(torch.zeros(1)) for _ in range(2)], []
+    optimizer = ClippedSGD(params, lr=0.1, clip="local", max_norm=lambda step: steps.append(step) or 1.0)
+    for step in range(4):
+        params[step % 2].grad, params[1 - step % 2].grad = torch.ones(1), None
+        optimizer.step()
+    assert steps == [1, 2, 3, 4]

@@ -147,6 +147,20 @@ def test_frozen_tied_and_unused_parameters():
     torch.testing.assert_close(norms, torch.stack([(grad - full).norm() for grad in grads]))
 
 
+def test_parameters_that_share_a_gradient():
+    """Of a sum of two parameters both have the gradient of the sum: their norm is √2 times its own."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+    batches = [torch.full((rows, 3), float(value)) for rows, value in ((4, 1), (4, 2), (4, 6))]
+    norms = sample_gradient_noise(Sum(), lambda m, x: ((m.a + m.b) * x).mean(0).sum(), batches, 3)
+    expected = [abs(value - 3) * 3**0.5 * 2**0.5 for value in (1, 2, 6)]
+    assert norms.tolist() == pytest.approx(expected)
+
+
 def test_batches_of_any_form():
     model, data = problem()
     plain = sample_gradient_noise(model, loss_fn, data.split(8), 5)
@@ -281,6 +295,17 @@ def test_a_resumed_monitor_measures_what_an_uninterrupted_one_would():
     [record] = train(model, resumed, range(8, 11)).values()
     norms = sample_gradient_noise(model, lambda model, batch: model(**batch).loss, expected, 8)
     assert record["tails.noise_median"] == pytest.approx(norms.median().item())
+
+
+def test_remembered_batches_go_to_the_models_device():
+    """A checkpoint is read on the CPU."""
+    model = Regression()
+    monitor = TailMonitor(model, every=10, batches=8)
+    train(model, monitor, range(1, 8))
+    resumed = TailMonitor(Regression().to("meta"), every=10, batches=8)
+    resumed.load_state_dict(monitor.state_dict())
+    tensors = [t for batch in resumed.state_dict()["seen"] for t in batch[1].values()]
+    assert {t.device.type for t in tensors} == {"meta"}
 
 
 @pytest.mark.parametrize("bad", [{"every": 0}, {"batches": 7}])

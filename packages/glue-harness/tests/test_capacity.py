@@ -79,6 +79,8 @@ def test_the_prediction_is_what_the_allocator_measures(rows):
         (["sgd", "--optimizer.momentum", "0.9"], 1),
         (["adagrad"], 1),
         (["adamax"], 2),
+        (["sage-adamw"], 3),
+        (["sage-adamw", "--optimizer.pattern", "classifier"], 3),
     ],
 )
 def test_optimizer_state_is_counted_by_the_tensors_that_the_method_keeps(line, tensors):
@@ -144,6 +146,13 @@ def test_profile_writes_memory_and_speed(tmp_path, capsys):
         assert 0 < row["seconds"]["without_optimizer"] <= row["seconds"]["step"]
     assert (tmp_path / "throughput.png").stat().st_size > 5000
     assert capsys.readouterr().out.count("| none |") == 2
+
+
+def test_profile_takes_the_activation_method_from_a_file(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: demo\nmax_length: 16\nactivation: {name: checkpoint}\n")
+    assert main(["profile", "--config", str(file), "--batch-sizes", "2", "--repeats", "1"]) == 0
+    assert "| checkpoint |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

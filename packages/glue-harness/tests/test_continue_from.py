@@ -93,6 +93,14 @@ def test_with_fewer_epochs_than_were_trained_nothing_is_left_to_do(donor, tmp_pa
     assert [entry["epoch"] for entry in result["history"]] == [1, 2]
 
 
+def test_the_best_weights_are_its_own(donor, tmp_path):
+    """A rate of 1 spoils the model at once: what the other run reached is not what this one's files hold."""
+    result = run(configured(tmp_path, "--optimizer.lr=1", load_best=True, epochs=4), start_from=donor)
+    best = max(result["history"], key=lambda entry: entry["metrics"]["pearson"])
+    assert [entry["epoch"] for entry in result["history"]] == [3, 4]
+    assert result["metrics"]["last"] == result["metrics"]["best"] == best["metrics"]
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="no checkpoint to continue from"):
         run(configured(tmp_path / "run"), start_from=tmp_path)

@@ -72,6 +72,18 @@ class TestProtocols:
         chosen = gather(results, where="adaptation.lora.layers=[1]")
         assert chosen.rows[0].runs == (results[1]["folder"],)
 
+    def test_methods_of_one_slot_are_told_apart_by_their_own_options(self) -> None:
+        """Two gradient methods with the same option: a setting differs in that of the first."""
+        results = read_results(self.folder)[:2]
+        for eta, result in zip((0.001, 1.0), results, strict=True):
+            result["slots"]["gradient"] = [
+                {"name": "agni", "eta": eta},
+                {"name": "annealed-noise", "eta": 0.01},
+            ]
+            result["slots"]["optimizer"]["lr"], result["seed"] = 1e-3, 1
+        rows = gather(results).rows
+        assert sorted(row.setting for row in rows) == ["adamw, agni eta 0.001", "adamw, agni eta 1"]
+
     def test_median_of_five(self) -> None:
         assert self.value(protocol="median") == 0.70
         assert self.value(protocol="median", where="seed=1|2|3|4,optimizer.lr=1e-5") == pytest.approx(0.65)

@@ -142,6 +142,20 @@ def test_the_zip_holds_what_the_best_runs_say_of_the_test_files(
     assert check_submission(tmp_path / "out/submission.zip")[:2] == ["CoLA.tsv", "MNLI-m.tsv"]
 
 
+def test_fields_of_the_model_that_a_run_changed_are_those_it_predicts_with(
+    train: Train, harness: Harness, official: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"data_dir": str(official), "batch_size": 16, "max_length": 24, "epochs": 2}
+    settings |= {"optimizer": {"name": "adamw", "lr": 2e-3}, "seed": 1}
+    with pytest.warns(UserWarning, match="the official one"):
+        train("runs/a", task="stsb", model_config={"hidden_act": "relu", "num_hidden_layers": 1}, **settings)
+    said = harness("submit", tmp_path / "runs", "--output-dir", tmp_path / "out")
+    assert said.status == 0, said.err
+    scores = [float(x.split("\t")[1]) for x in (tmp_path / "out/STS-B.tsv").read_text().splitlines()[1:41]]
+    on_dev = [min(max(float(score), 0.0), 5.0) for score in said_by_the_run(tmp_path / "runs/a")]
+    assert scores == pytest.approx(on_dev, abs=0.001)
+
+
 def assert_refused(said: Any, *words: str) -> None:
     assert said.status == 2
     assert said.err.count("\n") == 1

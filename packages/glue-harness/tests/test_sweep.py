@@ -14,7 +14,10 @@ import yaml
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.sweep import sweep
+from glue_harness.sweep.claiming import do_runs
 from glue_harness.sweep.spec import read_spec
+from glue_harness.sweep.state import reason_of, state_of
+from glue_harness.sweep.workers import Workers
 
 BASE = {"task": "demo-similarity", "model": "demo", "max_steps": 2, "batch_size": 8}
 
@@ -96,6 +99,8 @@ def test_variables_come_from_the_environment(tmp_path, monkeypatch):
         ({"base": BASE, "grid": {"seed": 3}}, "grid.seed has to be a list"),
         ({"base": BASE, "grid": {"seed": [-1]}}, "seed=-1"),
         ({"base": BASE, "grid": {"optimizer": ["adamm"]}}, "did you mean"),
+        ({"base": {**BASE, "overwrite": True}}, "overwrite is an option of run alone: runs are continued"),
+        ({"base": BASE, "grid": {"offline": [True]}}, "set HF_HUB_OFFLINE=1"),
         ({"base": {**BASE, "epoch": 3}}, "'epoch' is unknown: did you mean 'epochs'"),
         ({"base": BASE, "exclude": [{"model": "demo"}]}, "nothing to run"),
     ],
@@ -106,6 +111,50 @@ def test_a_wrong_specification_is_refused_in_one_line(tmp_path, spec, said):
     assert said in str(error.value)
     assert str(tmp_path / "spec.yaml") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+class Dead:
+    """A process that a lack of memory has ended."""
+
+    exitcode = -9
+
+
+def test_a_run_that_ends_its_processes_fails_and_the_others_go_on(tmp_path, monkeypatch):
+    runs = read_spec(write(tmp_path, base=BASE, grid={"seed": [1, 2]}), tmp_path / "runs")
+    workers = Workers([run.config for run in runs], 1)
+    monkeypatch.setattr(workers, "_started", lambda number: Dead())
+    workers._processes = [Dead()]
+    begun = []
+    for _ in range(4):
+        assert [state_of(run) for run in runs] == ["waiting", "waiting"]
+        do_runs_until_the_first_dies(runs, begun)
+        workers._at[0].value = begun[-1]
+        workers.look_after()
+    assert [state_of(run) for run in runs] == ["failed", "waiting"]
+    assert "4 processes died, the last one with exit code -9" in reason_of(runs[0])
+    do_runs_until_the_first_dies(runs, begun)
+    assert begun == [0, 0, 0, 0, 1]
+
+
+def do_runs_until_the_first_dies(runs, begun):
+    def begin(number):
+        begun.append(number)
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        do_runs([run.config for run in runs], begin)
+
+
+def test_workers_that_die_before_they_begin_end_the_sweep(tmp_path, monkeypatch):
+    [run] = read_spec(write(tmp_path, base=BASE), tmp_path / "runs")
+    workers = Workers([run.config], 1)
+    monkeypatch.setattr(workers, "_started", lambda number: Dead())
+    workers._processes = [Dead()]
+    for _ in range(3):
+        workers.look_after()
+    with pytest.raises(ConfigurationError, match="before they began a run"):
+        workers.look_after()
+    assert state_of(run) == "waiting"
 
 
 @pytest.mark.slow

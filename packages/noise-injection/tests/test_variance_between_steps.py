@@ -85,6 +85,19 @@ def test_ema_on_adamw_keeps_no_state_of_its_own():
     assert not noise.state_dict()["moments"]
 
 
+@pytest.mark.parametrize(
+    "other", [{"delay": True, "initial_second_moment": 1e-5}, {"eta": 4.0}, {"initial_second_moment": 1.0}]
+)
+def test_ema_takes_no_second_moment_that_is_something_else(other):
+    """v₀ and a weight of the squares are no variance: the averages are then its own, from before noise."""
+    optimizer = pytest.importorskip("clipped_adaptive").ClippedAdam
+    recorded = gradients(6, torch.float64)
+    spreads, _ = noises(optimizer, "ema", recorded, clip="none", **other)
+    for t in range(1, 6):
+        expected = explicit_ema(recorded[:t])
+        torch.testing.assert_close(spreads[t].square(), expected, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("variance", ["running", "ema"])
 def test_a_step_that_is_not_finite_leaves_no_trace(variance):
     recorded = gradients(5, torch.float64)

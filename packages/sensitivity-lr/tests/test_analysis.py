@@ -188,3 +188,13 @@ def test_the_monitor_reports_the_record_of_its_step(model, batches):
         seen.append(handle.on_step(step))
     assert [bool(entry) for entry in seen] == [True, False, True]
     assert seen[2]["sensitivity"]["step"] == 3
+    state = handle.state_dict()
+    handle.remove()
+    resumed = SensitivityMonitor(SensitivityOptions(every=2)).attach(model, optimizer)
+    resumed.load_state_dict(state)
+    assert resumed.on_step(4) == {}  # the scaler has left this one out
+    seen = []
+    for step in (5, 6):
+        optimizer.step()
+        seen.append(resumed.on_step(step))
+    assert [bool(entry) for entry in seen] == [False, True]

@@ -365,9 +365,9 @@ class Training:
         ]
         rates = list(self.scheduler.base_lrs)
         state = self._load(newest)
-        if self.config.load_best:
-            self.history.entries = []
         self.step = round(state["epoch"] * self.plan.per_epoch)
+        if self.config.load_best and self.step < self.plan.total:
+            self.history.entries = []
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
         self.scheduler.base_lrs = rates
