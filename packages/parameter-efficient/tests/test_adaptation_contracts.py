@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from small_transformers import CLS_HEADS, CONFIGURATIONS, D, F, batch, classifier, disturb, logits
+from torch import nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient import (
@@ -246,6 +248,69 @@ def test_bfloat16_model_gets_bfloat16_parameters_and_works(method: str, architec
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize(
+    "method", ["adapter-identity", "adapter", "adapter-parallel", "lora-everywhere", "prefix"]
+)
+def test_float16_t5_that_keeps_a_matrix_in_float32_works(method: str, tmp_path: Any) -> None:
+    """transformers loads it so: its feed-forward blocks end in float32."""
+    classifier("t5").save_pretrained(tmp_path)
+    model = transformers.T5ForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float16).eval()
+    assert {p.dtype for p in model.parameters()} == {torch.float16, torch.float32}
+    base = logits(model)
+    adapt(model, METHODS[method].config)
+    assert torch.equal(logits(model), base) == METHODS[method].identity
+    loss = model(**batch(), labels=torch.tensor([0, 1, 0])).loss
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def states_of(model: nn.Module) -> list[tuple[Any, ...]]:
+    """Training mode of every module, device and dtype of every parameter."""
+    modes = [(name, module.training) for name, module in model.named_modules()]
+    return modes + [(name, p.device, p.dtype) for name, p in model.named_parameters()]
+
+
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "eval": nn.Module.eval,
+    "train": nn.Module.train,
+    "double": nn.Module.double,
+    "bfloat16": nn.Module.bfloat16,
+    "meta": lambda model: model.to("meta"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("starts_in_training", [True, False])
+def test_layers_that_were_cut_off_come_back_as_the_others_are_by_then(
+    change: str, starts_in_training: bool
+) -> None:
+    model = adapt(classifier("t5").train(starts_in_training), HeadOnly(encoder_layers=1))
+    CHANGES[change](model)
+    expected = CHANGES[change](classifier("t5").train(starts_in_training))
+    assert states_of(remove(model)) == states_of(expected)
+
+
+@pytest.mark.parametrize("change", ["eval", "train", "double", "bfloat16"])
+@pytest.mark.parametrize("starts_in_training", [True, False])
+@pytest.mark.parametrize("dora", [False, True])
+def test_low_rank_updates_that_were_merged_come_back_as_the_model_is_by_then(
+    change: str, starts_in_training: bool, dora: bool
+) -> None:
+    config = LoRA(rank=2, dropout=0.5, dora=dora)
+    model, expected = (adapt(classifier("bert").train(starts_in_training), config) for _ in range(2))
+    unmerge(CHANGES[change](merge(model)))
+    assert states_of(model) == states_of(CHANGES[change](expected))
+
+
+def test_parts_that_were_out_keep_what_is_their_own() -> None:
+    """A layer in another mode and dtype than its neighbours comes back as it was."""
+    model = classifier("bert")
+    model.bert.encoder.layer[1].train()
+    model.bert.encoder.layer[1].output.bfloat16()
+    before = states_of(model)
+    assert states_of(remove(adapt(model, HeadOnly(encoder_layers=1)))) == before
+
+
 @pytest.mark.parametrize("method", ["adapter-parallel", "fusion"])
 def test_compiled_model_computes_the_same(method: str) -> None:
     model = disturb(adapt(classifier("bert"), METHODS[method].config))
@@ -315,3 +380,19 @@ def test_mean_pooling_is_refused_where_the_head_reads_another_token(architecture
     with pytest.raises(ConfigurationError, match="whose head reads the first token"):
         adapt(model, HeadOnly(pooling="mean"))
     adapt(model, HeadOnly())
+
+
+@pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering", "MaskedLM"])
+def test_mean_pooling_is_refused_where_the_head_reads_every_token(head: str) -> None:
+    config = transformers.BertConfig(**CONFIGURATIONS["bert"][1])
+    with pytest.raises(ConfigurationError, match="whose head reads the first token"):
+        adapt(getattr(transformers, f"BertFor{head}")(config), HeadOnly(pooling="mean"))
+
+
+def test_mean_pooling_takes_a_classifier_of_ones_own() -> None:
+    class Mine(transformers.BertForSequenceClassification):
+        pass
+
+    model = Mine(transformers.BertConfig(**CONFIGURATIONS["bert"][1])).eval()
+    base = logits(model)
+    assert not torch.equal(logits(adapt(model, HeadOnly(pooling="mean"))), base)

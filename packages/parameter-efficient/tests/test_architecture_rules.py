@@ -1,9 +1,12 @@
 """Which layers are found and chosen, and what is refused, in one line each."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
-from small_transformers import CONFIGURATIONS, classifier, logits
+from small_transformers import CONFIGURATIONS, batch, classifier, disturb, logits
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient import (
@@ -52,6 +55,128 @@ def test_gated_feed_forward_has_two_inner_matrices():
     assert trainable_parameters(adapt(model, FFNTuning())).trainable == 3 * 16 * 32
 
 
+def test_a_model_that_was_cut_has_the_layers_that_are_left():
+    model = classifier("bert")
+    model.bert.encoder.layer = model.bert.encoder.layer[:1]
+    adapt(model, BottleneckAdapter(layers=[0]))
+    model.bert.enable_input_require_grads()
+    seen = []
+    model.bert.encoder.layer[0].attention.register_forward_hook(lambda *call: seen.append(call[2][0]))
+    model(**batch())
+    assert not seen[0].requires_grad  # nothing runs backward below the adapter
+
+
+def test_albert_with_a_layer_for_every_place_takes_a_choice_of_them():
+    model = classifier("albert", num_hidden_groups=2)
+    assert len(find_architecture(model).select([1])) == 1
+    model = classifier("albert", num_hidden_layers=4, num_hidden_groups=2)
+    with pytest.raises(ConfigurationError, match="the same weights in every layer"):
+        adapt(model, LoRA(layers=[1]))
+
+
+SMALL = {"vocab_size": 50, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+OPT = SMALL | {
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+NAMED_LIKE_OTHERS = {
+    "opt, norms first": (transformers.OPTModel, transformers.OPTConfig(**OPT), True),
+    "opt, norms last": (
+        transformers.OPTModel,
+        transformers.OPTConfig(**OPT, do_layer_norm_before=False),
+        False,
+    ),
+    "opt without the last norm": (
+        transformers.OPTModel,
+        transformers.OPTConfig(**OPT, _remove_final_layer_norm=True),
+        True,
+    ),
+    "mbart": (transformers.MBartModel, transformers.MBartConfig(**CONFIGURATIONS["bart"][1]), True),
+    "openai-gpt": (
+        transformers.OpenAIGPTModel,
+        transformers.OpenAIGPTConfig(**SMALL, n_embd=16, n_layer=2, n_head=2, n_positions=40),
+        False,
+    ),
+}
+KNOWN = {"bert": False, "distilbert": False, "bart": False, "t5": True, "gpt2": True}
+
+
+def base_of(kind):
+    """A base model with weights that are not too small, and whether its norms come first."""
+    if kind in KNOWN:
+        return classifier(kind).base_model, KNOWN[kind]
+    make, config, norm_first = NAMED_LIKE_OTHERS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make(config).eval()
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.3)
+    return model, norm_first
+
+
+@pytest.mark.parametrize("parallel", [False, True], ids=["sequential", "parallel"])
+@pytest.mark.parametrize("position", ["ffn", "attention"])
+@pytest.mark.parametrize("kind", [*KNOWN, *NAMED_LIKE_OTHERS])
+def test_an_adapter_is_where_its_definition_says(kind, position, parallel):
+    """By hand, from the input x of a sub-layer's norm or residual and from what its last matrix gives.
+
+    Norms last: a(LN(x + s)), or LN(a(x) + s). Norms first, n = LN(x): x + a(s), or x + s + a(n) - n.
+    """
+    model, norm_first = base_of(kind)
+    plain = find_architecture(model).layers[1]
+    norm, inner_norm = (plain.one(f"{name}_norm") for name in (position, "ffn"))
+    plain_norm, plain_inner_norm = copy.deepcopy(norm), copy.deepcopy(inner_norm)
+    seen = {}
+
+    def rows(states):
+        return (states[0] if isinstance(states, tuple | list) else states).reshape(-1, 16)
+
+    def see(module, name):
+        def hook(module, args, output):
+            seen[name] = rows(output)
+
+        module.register_forward_hook(hook)
+
+    def see_input(module, name):
+        def hook(module, args, kwargs):
+            seen[name] = rows(args[0] if args else kwargs["hidden_states"])
+
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    # Hooks that are there before the adapter's see what the base model would go on with.
+    see(plain.one("o" if position == "attention" else "ffn_out"), "s")
+    disturb(adapt(model, BottleneckAdapter(layers=[1], position=position, parallel=parallel, seed=0)))
+    adapter = plain.module.get_submodule(f"{position}_adapter")
+    see_input(plain.module, "layer input")
+    see_input(inner_norm, "input of the second norm")
+    see_input(plain.one("ffn_in"), "input of ffn")
+    see(plain.module, "layer output")
+    with torch.no_grad():
+        (model.encoder if model.config.is_encoder_decoder else model)(**batch())
+        if position == "attention":
+            x = seen["layer input"]
+        else:
+            x = seen["input of the second norm" if norm_first else "input of ffn"]
+        s, n = seen["s"], plain_norm(x)
+        if norm_first:
+            expected = x + s + adapter(n) - n if parallel else x + adapter(s)
+        else:
+            expected = plain_norm(adapter(x) + s) if parallel else adapter(plain_norm(x + s))
+        if position == "attention" and norm_first:
+            expected = plain_inner_norm(expected)
+    got = seen["input of ffn" if position == "attention" else "layer output"]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prefix_in_attention_of_an_unknown_kind_is_refused():
+    model, _ = base_of("openai-gpt")
+    with pytest.raises(ConfigurationError, match=r"does not work with OpenAIGPTModel.*another method"):
+        adapt(model, PrefixTuning())
+
+
 @pytest.mark.parametrize("layers", [(0,), (-2,), (0, -2), (0, 0)])
 def test_layers_count_from_both_ends_and_once(layers):
     model = adapt(classifier("bert"), FFNTuning(layers=layers))
@@ -85,6 +210,52 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was(architectur
     assert list(model.state_dict()) == names
     assert torch.equal(logits(model), base)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("inner_first", [True, False], ids=["base first", "model first"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Fusion(prefix=PrefixTuning(), adapter=BottleneckAdapter()),
+        Fusion(bitfit=BitFit(), adapter=BottleneckAdapter(parallel=True)),
+        LoRA(),
+        PrefixTuning(),
+    ],
+)
+def test_a_refusal_leaves_nothing_behind_in_an_adapted_model(config, inner_first):
+    model = classifier("bert")
+    base = logits(model)
+    first, second = (model.bert, model) if inner_first else (model, model.bert)
+    adapt(first, in_the_last_layer(config))
+    adapted, names = logits(model), list(model.state_dict())
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ConfigurationError):
+        adapt(second, config)
+    assert list(model.state_dict()) == names
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert torch.equal(logits(model), adapted)
+    remove(first)
+    assert torch.equal(logits(model), base)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def in_the_last_layer(config):
+    if isinstance(config, Fusion):
+        return replace(config, adapter=replace(config.adapter, layers=[1]))
+    return replace(config, layers=[1])
+
+
+def test_a_matrix_that_peft_does_not_know_leaves_no_low_rank_update_behind():
+    class Conv1D(torch.nn.Module):
+        weight = torch.nn.Parameter(torch.zeros(32, 16))
+
+    model = classifier("gpt2")
+    model.transformer.h[1].mlp.c_fc = Conv1D()
+    names = list(model.state_dict())
+    with pytest.raises(ValueError, match="not supported"):
+        adapt(model, LoRA(targets=["q", "ffn_in"]))
+    assert list(model.state_dict()) == names
+    assert not hasattr(model, "peft_config")
 
 
 def test_unsupported_architecture_says_what_was_looked_for():

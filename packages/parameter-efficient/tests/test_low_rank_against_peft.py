@@ -35,6 +35,7 @@ CASES = {
         LoRA(layers=[1], rank=1, targets=("q", "k")),
     ),
     "rslora": ({"use_rslora": True, "r": 4}, LoRA(rank=4, alpha=3, rslora=True)),
+    "gaussian": ({"init_lora_weights": "gaussian"}, LoRA(rank=2, alpha=3)),
     "dora": ({"use_dora": True}, LoRA(rank=2, alpha=3, dora=True)),
 }
 
@@ -79,6 +80,13 @@ def test_checkpoints_of_another_form_are_refused(tmp_path):
     described = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(described | {"peft_type": "IA3"}))
     with pytest.raises(ConfigurationError, match="it is IA3, not LORA"):
+        load_adaptation(classifier("bert"), tmp_path)
+
+
+@pytest.mark.parametrize("initialisation", ["pissa", "olora"])
+def test_a_checkpoint_that_changed_the_base_weights_is_refused(initialisation, tmp_path):
+    peft_model(init_lora_weights=initialisation).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"init_lora_weights='{initialisation}'.*load it with peft"):
         load_adaptation(classifier("bert"), tmp_path)
 
 

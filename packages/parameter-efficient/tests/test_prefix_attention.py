@@ -14,7 +14,7 @@ from small_transformers import CONFIGURATIONS, batch, classifier
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient import PrefixTuning, adapt
+from parameter_efficient import Fusion, LoRA, PrefixTuning, adapt, remove
 from parameter_efficient.architecture import find_architecture
 
 SCALES = {"t5": 1.0, "deberta-v2": 1 / math.sqrt(8 * 3)}
@@ -84,12 +84,42 @@ def test_context_of_a_prefixed_layer_is_the_softmax_over_prefix_and_tokens(
     torch.testing.assert_close(prefix(keys, values), expected)
 
 
-def test_a_model_switched_to_another_attention_afterwards_still_has_its_prefix() -> None:
-    model = adapt(classifier("bert"), PrefixTuning(init_std=1.0))
+@pytest.mark.parametrize(("loaded", "switched"), [("sdpa", "eager"), ("eager", "sdpa")])
+@pytest.mark.parametrize("architecture", [a for a in CONFIGURATIONS if a != "deberta-v2"])
+def test_a_model_switched_to_another_attention_keeps_its_prefix_and_its_mask(
+    architecture: str, loaded: str, switched: str
+) -> None:
+    """With padding, and without: then sdpa has no mask, and gpt2 is causal all the same."""
+    model = adapt(classifier(architecture, attn_implementation=loaded), PrefixTuning(init_std=1.0))
+    full = {name: value[1:] for name, value in batch().items()}
     with torch.no_grad():
-        before = model(**batch()).logits
-        model.set_attn_implementation("eager")
-        torch.testing.assert_close(model(**batch()).logits, before)
+        before = [model(**inputs).logits for inputs in (batch(), full)]
+        model.set_attn_implementation(switched)
+        after = [model(**inputs).logits for inputs in (batch(), full)]
+    torch.testing.assert_close(after, before)
+
+
+def test_a_switch_to_attention_without_longer_keys_is_refused() -> None:
+    model = adapt(classifier("bert"), PrefixTuning())
+    model.config._attn_implementation = "of_ones_own"
+    with pytest.raises(ConfigurationError, match="attn_implementation='sdpa'"):
+        model(**batch())
+
+
+@pytest.mark.parametrize("architecture", CONFIGURATIONS)
+def test_a_prefix_beside_low_rank_updates_of_zero_is_the_prefix(architecture: str) -> None:
+    prefix, lora = PrefixTuning(init_std=1.0), LoRA(targets=("q", "k", "v"))
+    alone = adapt(classifier(architecture), Fusion(prefix=prefix, seed=1))
+    both = adapt(classifier(architecture), Fusion(lora=lora, prefix=prefix, seed=1))
+    learned = {name: p for name, p in alone.named_parameters() if ".prefix." in name}
+    with torch.no_grad():
+        for name, parameter in both.named_parameters():
+            if name in learned:
+                parameter.copy_(learned[name])
+        torch.testing.assert_close(both(**batch()).logits, alone(**batch()).logits)
+    remove(both)
+    with torch.no_grad():
+        assert torch.equal(both(**batch()).logits, classifier(architecture)(**batch()).logits)
 
 
 def test_attention_without_longer_keys_is_refused() -> None:

@@ -29,6 +29,15 @@ def test_only_what_trains_is_in_the_file_head_included(saved):
     assert described["config"]["lora"]["rank"] == 2
 
 
+@pytest.mark.parametrize("part", ["", "classifier"])
+def test_an_adaptation_that_is_frozen_is_refused_and_nothing_is_written(part, tmp_path):
+    model = adapt(classifier("bert"), LoRA())
+    model.get_submodule(part).requires_grad_(False)
+    with pytest.raises(ConfigurationError, match=r"of the 12 tensors.*requires_grad=False.*save before"):
+        save_adaptation(model, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
 def test_loading_onto_a_base_that_moved_meanwhile_fails_in_no_silent_way(saved):
     with pytest.raises(ConfigurationError, match="adapted already"):
         load_adaptation(adapt(classifier("bert"), LoRA()), saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -86,26 +87,28 @@ def _feed_forward(layer: Layer, config: FFNTuning) -> list[tuple[nn.Module, str]
 
 def _attach(
     model: Any, config: Config, architecture: Architecture, generator: torch.Generator
-) -> list[Attachment]:
-    """Change a model in one way; returns what was changed."""
+) -> Iterator[Attachment]:
+    """Change a model in one way; yields each change once it is made."""
     if isinstance(config, HeadOnly):
-        depth = config.encoder_layers
-        return [] if depth is None else [Truncation(model, architecture, depth)]
+        if config.encoder_layers is not None:
+            yield Truncation(model, architecture, config.encoder_layers)
+        return
     layers = architecture.select(config.layers)  # type: ignore[attr-defined]
     if isinstance(config, BottleneckAdapter):
         chunked = bool(getattr(model.config, "chunk_size_feed_forward", 0))
-        return [attach_adapter(layer, config, generator, chunked) for layer in layers]
-    if isinstance(config, PrefixTuning):
-        return [attach_prefix(layer, config, generator, model) for layer in layers]
-    if isinstance(config, LoRA):
+        yield from (attach_adapter(layer, config, generator, chunked) for layer in layers)
+    elif isinstance(config, PrefixTuning):
+        yield from (attach_prefix(layer, config, generator, model) for layer in layers)
+    elif isinstance(config, LoRA):
         if isinstance(config, QLoRA):
             _check_quantised(model)
-        return [LowRank(model, layers, config, generator)]
-    if isinstance(config, BitFit):
-        return [InPlace(place for layer in layers for place in _biases(layer, config))]
-    if isinstance(config, FFNTuning):
-        return [InPlace(place for layer in layers for place in _feed_forward(layer, config))]
-    raise ConfigurationError(f"{type(config).__name__} is no method: see parameter_efficient.configs")
+        yield LowRank(model, layers, config, generator)
+    elif isinstance(config, BitFit):
+        yield InPlace(place for layer in layers for place in _biases(layer, config))
+    elif isinstance(config, FFNTuning):
+        yield InPlace(place for layer in layers for place in _feed_forward(layer, config))
+    else:
+        raise ConfigurationError(f"{type(config).__name__} is no method: see parameter_efficient.configs")
 
 
 def _check_quantised(model: nn.Module) -> None:
@@ -145,11 +148,12 @@ def adapt(model: Model, config: Config, *, dry_run: bool = False) -> Model:
         ['bert.encoder.layer.1.attention.self.query.bias', 'bert.encoder.layer.1.intermediate.dense.bias',
          'bert.pooler.dense.weight', 'bert.pooler.dense.bias', 'classifier.weight', 'classifier.bias']
     """
-    if RECORD in vars(model):
-        raise ConfigurationError(
-            f"this {type(model).__name__} is adapted already: remove(model) first, or use Fusion for several"
-            " methods"
-        )
+    for module in model.modules():
+        if RECORD in vars(module):
+            raise ConfigurationError(
+                f"this {type(module).__name__} is adapted already: remove(model) first, or use Fusion for "
+                "several methods"
+            )
     architecture = find_architecture(model)
     generator = torch.Generator().manual_seed(
         torch.initial_seed() % 2**63 if config.seed is None else config.seed
@@ -158,10 +162,12 @@ def adapt(model: Model, config: Config, *, dry_run: bool = False) -> Model:
     setattr(model, RECORD, record)
     try:
         for part in config.parts if isinstance(config, Fusion) else (config,):
-            record.attachments += _attach(model, part, architecture, generator)
+            for attachment in _attach(model, part, architecture, generator):
+                record.attachments.append(attachment)
         if config.pooling == "mean":
             record.attachments.append(MeanPooling(model, architecture))
-        record.attachments += [FrozenInput(architecture), InPlace(head_parameters(model))]
+        record.attachments.append(FrozenInput(architecture))
+        record.attachments.append(InPlace(head_parameters(model)))
         model.requires_grad_(False)
         for attachment in record.attachments:
             for parameter in attachment.parameters():

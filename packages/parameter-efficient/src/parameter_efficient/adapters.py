@@ -62,18 +62,21 @@ class Adapter(Resident):
         """Forward hook: a(output) in the place of the output."""
         return _replaced(output, self(_first(output)))
 
-    def beside(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Forward hook: a(input) - input is added to the output."""
-        return _replaced(output, _first(output) + self.difference(args[0]))
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of a sub-layer's first module: what it takes is h."""
+        self._pending = self.difference(args[0] if args else kwargs["hidden_states"])
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of a sub-layer's first module: what it takes is the residual's origin."""
-        self._pending = self.difference(args[0])
+    def join(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook of a sub-layer's last module: a(h) - h is added to the output."""
+        return _replaced(output, _first(output) + self._leave())
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Forward pre-hook of the norm behind the sub-layer: the residual is exchanged."""
+    def exchange(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Forward pre-hook of the norm behind the sub-layer: the residual h becomes a(h); opt flattens h."""
+        return (args[0] + self._leave().view_as(args[0]), *args[1:])
+
+    def _leave(self) -> Tensor:
         pending, self._pending = self._pending, None
-        return (args[0] + pending, *args[1:])
+        return pending
 
 
 def _first(output: Any) -> Tensor:
@@ -95,24 +98,35 @@ def attach_adapter(
         generator: Draws its parameters.
         chunked: Whether the model runs its feed-forward blocks in chunks.
     """
+    if config.parallel and chunked and not layer.norm_first:
+        raise ConfigurationError(
+            "parallel=true does not work with chunked feed-forward blocks: set chunk_size_feed_forward=0 "
+            "in the model's configuration, or use parallel=false"
+        )
     norm = layer.one(f"{config.position}_norm")
-    width = norm.weight.shape[0]
-    adapter = Adapter(width, config, generator, place_of(layer.module))
-    if layer.norm_first:
-        hook = adapter.beside if config.parallel else adapter.after
-        handles = [layer.one(config.position).register_forward_hook(hook)]
-    elif not config.parallel:
-        handles = [norm.register_forward_hook(adapter.after)]
+    first, last = _ends(layer, config.position)
+    adapter = Adapter(norm.weight.shape[0], config, generator, _place(layer, config))
+    adapter.settle(layer.module, f"{config.position}_adapter")
+    if config.parallel:
+        adapter.act_through(first.register_forward_pre_hook(adapter.enter, with_kwargs=True))
+    if config.parallel and not layer.norm_first:
+        adapter.act_through(norm.register_forward_pre_hook(adapter.exchange))
+    elif config.parallel:
+        adapter.act_through(last.register_forward_hook(adapter.join))
     else:
-        if chunked:
-            raise ConfigurationError(
-                "parallel=true does not work with chunked feed-forward blocks: set chunk_size_feed_forward=0 "
-                "in the model's configuration, or use parallel=false"
-            )
-        entry = layer.one("attention" if config.position == "attention" else "ffn_in")
-        handles = [
-            entry.register_forward_pre_hook(adapter.enter),
-            norm.register_forward_pre_hook(adapter.leave),
-        ]
-    adapter.settle(layer.module, f"{config.position}_adapter", *handles)
+        adapter.act_through((last if layer.norm_first else norm).register_forward_hook(adapter.after))
     return adapter
+
+
+def _ends(layer: Layer, position: str) -> tuple[nn.Module, nn.Module]:
+    """Return a sub-layer's first and last module: one and the same where it is a block of its own."""
+    if position in layer.roles:
+        return layer.one(position), layer.one(position)
+    return layer.one("ffn_in"), layer.one("ffn_out")
+
+
+def _place(layer: Layer, config: BottleneckAdapter) -> dict[str, Any]:
+    """Return device and dtype of h: t5 in float16 has float32 behind its feed-forward block."""
+    if config.parallel or not layer.norm_first:
+        return place_of(layer.module)
+    return place_of(layer.one("ffn_out" if config.position == "ffn" else "o"), layer.module)

@@ -40,7 +40,7 @@ BLOCKS = {
     "attention": r"attention|self_attn|layer\.0\.SelfAttention|attn",
     "ffn": r"layer\.1\.DenseReluDense|mlp",
 }
-NORM_FIRST = r"layer\.1\.layer_norm|ln_2"
+FINAL_NORM = r"(final_)?layer_norm|ln_f"
 WITHIN_GROUP = r"(?:albert_layers\.0\.)?"
 REQUIRED = ("q", "k", "v", "o", "ffn_in", "ffn_out", "ffn_norm", "attention")
 
@@ -126,18 +126,23 @@ def _roles(layer: nn.Module, name: str) -> dict[str, dict[str, nn.Module]]:
     return found
 
 
+def _norm_first(layer: nn.Module, container: nn.Module) -> bool:
+    """Return whether norms come first: such a model has one more behind its last layer, or says so (opt)."""
+    behind_the_last = any(re.fullmatch(FINAL_NORM, name) for name, _ in container.named_children())
+    return getattr(layer, "do_layer_norm_before", behind_the_last)
+
+
 def _stacks(model: nn.Module) -> Iterator[tuple[str, list[Layer]]]:
     """Yield every list of modules that are all layers by the rules, outermost first."""
     for name, modules in model.named_modules():
         if not isinstance(modules, nn.ModuleList) or not len(modules):
             continue
+        container = model.get_submodule(name.rpartition(".")[0])
         layers = []
         for number, module in enumerate(modules):
             roles = _roles(module, f"{name}.{number}")
             if set(REQUIRED) <= set(roles):
-                norm = next(iter(roles["ffn_norm"]))
-                norm_first = re.search(f"(?:{NORM_FIRST})$", norm) is not None
-                layers.append(Layer(f"{name}.{number}", module, norm_first, roles))
+                layers.append(Layer(f"{name}.{number}", module, _norm_first(module, container), roles))
         if len(layers) == len(modules):
             yield name, layers
 
@@ -155,11 +160,12 @@ def find_architecture(model: nn.Module) -> Architecture:
         >>> [layer.name for layer in found.select((-1, 0))]
         ['encoder.layer.0', 'encoder.layer.2']
     """
-    kind = type(model).__name__
+    kind, config = type(model).__name__, getattr(model, "config", None)
     for name, layers in _stacks(model):
         container, _, attribute = name.rpartition(".")
-        depth = getattr(getattr(model, "config", None), "num_hidden_layers", len(layers))
-        return Architecture(kind, container, attribute, layers, shared=depth != len(layers))
+        depth = getattr(config, "num_hidden_layers", len(layers))
+        shared = getattr(config, "num_hidden_groups", depth) < depth
+        return Architecture(kind, container, attribute, layers, shared)
     looked_for = "; ".join(f"{role}: {PROJECTIONS[role]}" for role in ("q", "ffn_in"))
     raise ConfigurationError(
         f"{kind} is not supported: no list of layers was found in it whose modules are named like those of "

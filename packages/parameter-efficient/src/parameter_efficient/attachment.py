@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 
-__all__ = ["Attachment", "InPlace", "Resident", "place_of"]
+__all__ = ["Attachment", "InPlace", "Outside", "Resident", "place_of"]
 
 
 class Attachment:
@@ -32,20 +33,40 @@ class Attachment:
         """Undo `merge`, bit for bit."""
 
 
-def place_of(layer: nn.Module) -> dict[str, Any]:
-    """Return device and dtype for new parameters in a layer: those of its first floating-point parameter."""
-    for parameter in layer.parameters():
+def place_of(*modules: nn.Module) -> dict[str, Any]:
+    """Return device and dtype for new parameters: those of the modules' first floating-point parameter."""
+    for parameter in chain.from_iterable(module.parameters() for module in modules):
         if parameter.is_floating_point():
             return {"device": parameter.device, "dtype": parameter.dtype}
-    raise ConfigurationError(f"{type(layer).__name__} has no floating-point parameter")
+    raise ConfigurationError(f"{type(modules[-1]).__name__} has no floating-point parameter")
+
+
+class Outside:
+    """A part that is out of the model for a while, and catches up with what happened there meanwhile.
+
+    Args:
+        part: Leaves the model now.
+        neighbour: Stays in it.
+    """
+
+    def __init__(self, part: nn.Module, neighbour: nn.Module) -> None:
+        self.part, self._neighbour = part, neighbour
+        self._training, self._place = neighbour.training, place_of(neighbour)
+
+    def catch_up(self) -> None:
+        """Take over what changed about the neighbour: training mode, device, dtype."""
+        if self._neighbour.training != self._training:
+            self.part.train(self._neighbour.training)
+        place = place_of(self._neighbour)
+        for key in place:
+            if place[key] != self._place[key]:
+                self.part.to(**{key: place[key]})
 
 
 class Resident(nn.Module, Attachment):
     """A module of its own that lives in a host module and acts through hooks on modules around it.
 
     Args:
-        host: Module whose child it becomes, so that it moves and is saved with the model.
-        name: Name of the child.
         reason: Why it cannot be merged.
     """
 
@@ -55,8 +76,8 @@ class Resident(nn.Module, Attachment):
         super().__init__()
         self._undo: list[Any] = []
 
-    def settle(self, host: nn.Module, name: str, *handles: Any) -> None:
-        """Become a child of `host`; `handles` have `remove()`."""
+    def settle(self, host: nn.Module, name: str) -> None:
+        """Become a child of `host`, so that it moves and is saved with the model; hooks come afterwards."""
         if hasattr(host, name):
             raise ConfigurationError(
                 f"{type(host).__name__} already has {name!r}: remove the adaptation first"
@@ -64,7 +85,10 @@ class Resident(nn.Module, Attachment):
         host.add_module(name, self)
         self.train(host.training)
         self._home = [(host, name)]  # in a list, so that the host is no child of its child
-        self._undo = list(handles)
+
+    def act_through(self, *handles: Any) -> None:
+        """Keep what acts on other modules; `handles` have `remove()`."""
+        self._undo += handles
 
     def detach(self) -> None:
         """Leave the host."""

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.architecture import Architecture
-from parameter_efficient.attachment import Attachment
+from parameter_efficient.attachment import Attachment, Outside
 
 __all__ = ["FrozenInput", "MeanPooling", "Truncation", "head_parameters"]
+
+FIRST_TOKEN = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
+"""What the names of models end with whose heads read the first token, if they read one alone."""
 
 
 def head_parameters(model: Any) -> list[tuple[nn.Module, str]]:
@@ -81,17 +84,23 @@ class Truncation(Attachment):
                 f"encoder_layers={depth}: {architecture.kind} has {len(architecture.layers)} layers: give 1 "
                 f"to {len(architecture.layers)}, or leave it out"
             )
-        self._container = model.get_submodule(architecture.container)
-        self._attribute = architecture.attribute
-        self._all = getattr(self._container, self._attribute)
-        setattr(self._container, self._attribute, self._all[:depth])
+        self._layers = getattr(model.get_submodule(architecture.container), architecture.attribute)
+        self._rest = Outside(self._layers[depth:], self._layers[0])
+        del self._layers[depth:]
 
     def detach(self) -> None:
         """Use all layers again."""
-        setattr(self._container, self._attribute, self._all)
+        self._rest.catch_up()
+        self._layers.extend(self._rest.part)
 
     def merge(self) -> None:
         """Nothing is to be done: the layers are gone."""
+
+
+def _reads_the_first_token(model: Any) -> bool:
+    """Return whether a model's head reads the first token: one that is called score reads the last."""
+    classifies = any(kind.__name__.endswith(FIRST_TOKEN) for kind in type(model).__mro__)
+    return classifies and not model.config.is_encoder_decoder and not hasattr(model, "score")
 
 
 class MeanPooling(Attachment):
@@ -103,10 +112,8 @@ class MeanPooling(Attachment):
     """
 
     def __init__(self, model: Any, architecture: Architecture) -> None:
-        attention = architecture.layers[0].module
-        causal = any(getattr(module, "is_causal", False) for module in attention.modules())
         base = model.base_model
-        if base is model or causal or getattr(model.config, "is_encoder_decoder", False):
+        if not _reads_the_first_token(model):
             raise ConfigurationError(
                 f"pooling='mean' needs a classifier whose head reads the first token, which "
                 f"{architecture.kind} is not: use pooling='cls'"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.architecture import Layer
-from parameter_efficient.attachment import Attachment
+from parameter_efficient.attachment import Attachment, Outside
 from parameter_efficient.configs import LoRA
 
 __all__ = ["LowRank"]
@@ -39,9 +39,15 @@ class LowRank(Attachment):
             for role in config.targets
             for name, module in layer.roles[role].items()
         }
-        self._inject(config, targets)
+        try:
+            self._inject(config, targets)
+        except BaseException:
+            self._exchange(targets)
+            vars(model).pop("peft_config", None)
+            raise
         self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in targets}
         self._before: dict[str, Tensor] = {}
+        self._outside: list[Outside] = []
         for layer in self._layers.values():
             _initialise(layer, config, generator)
             layer.train(model.training)
@@ -91,6 +97,7 @@ class LowRank(Attachment):
         for name, layer in self._layers.items():
             self._before[name] = layer.get_base_layer().weight.detach().clone()
             layer.merge()
+        self._outside = [Outside(layer, layer.get_base_layer()) for layer in self._layers.values()]
         self._exchange({name: layer.get_base_layer() for name, layer in self._layers.items()})
 
     def unmerge(self) -> None:
@@ -99,6 +106,8 @@ class LowRank(Attachment):
             layer.get_base_layer().weight.data.copy_(self._before[name])
             layer.merged_adapters.clear()
         self._before.clear()
+        for layer in self._outside:
+            layer.catch_up()
         self._exchange(self._layers)
 
 

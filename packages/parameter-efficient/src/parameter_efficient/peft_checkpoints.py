@@ -18,6 +18,8 @@ __all__ = ["PEFT_CONFIG", "read_peft"]
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNSUPPORTED = ("rank_pattern", "alpha_pattern", "layer_replication", "trainable_token_indices")
+INITIALISATIONS = (True, False, "gaussian")
+"""Those that leave the base weights alone."""
 
 
 def _refused(folder: Path, reason: str) -> ConfigurationError:
@@ -42,6 +44,9 @@ def read_peft(model: nn.Module, folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
         raise _refused(folder, f"it is {described.get('peft_type')}, not LORA")
     if described.get("bias", "none") != "none" or any(described.get(key) for key in UNSUPPORTED):
         raise _refused(folder, "it trains biases or has ranks that differ")
+    initialisation = described.get("init_lora_weights", True)
+    if initialisation not in INITIALISATIONS:
+        raise _refused(folder, f"init_lora_weights={initialisation!r} may have changed the base weights")
     if not (folder / PEFT_WEIGHTS).exists():
         raise _refused(folder, f"it has no {PEFT_WEIGHTS}")
     tensors, adapted = {}, set()

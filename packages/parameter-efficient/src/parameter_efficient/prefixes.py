@@ -33,16 +33,22 @@ class Prefix(Resident):
         config: Everything else.
         generator: Draws them.
         place: Device and dtype.
+        model_config: The configuration that names the attention function of the tokens.
     """
 
     reason = "its keys and values belong to no token"
 
     def __init__(
-        self, width: int, config: PrefixTuning, generator: torch.Generator, place: dict[str, Any]
+        self,
+        width: int,
+        config: PrefixTuning,
+        generator: torch.Generator,
+        place: dict[str, Any],
+        model_config: Any,
     ) -> None:
         super().__init__()
         drawn = torch.randn(2, config.length, width, generator=generator) * config.init_std
-        self.implementation = "eager"
+        self.model_config = model_config
         self.keys = nn.Parameter(drawn[0].to(**place).clone())
         self.values = nn.Parameter(drawn[1].to(**place).clone())
 
@@ -74,6 +80,16 @@ class _OwnConfiguration:
         self.attention.config = self.shared
 
 
+def _implementation(model_config: Any) -> str:
+    """Return the name of a model's attention function now: `set_attn_implementation` changes it."""
+    name = getattr(model_config, "_attn_implementation", None) or "eager"
+    if name not in ("eager", "sdpa") and "flash" not in name:
+        raise ConfigurationError(
+            f"a prefix does not work with attention {name!r}: load the model with attn_implementation='sdpa'"
+        )
+    return name
+
+
 def _prefixed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
@@ -83,11 +99,12 @@ def _prefixed_attention(
     prefix: Prefix = module.prefix
     own = sys.modules[type(module).__module__]
     eager: Any = getattr(own, "eager_attention_forward", None)
-    function = AttentionInterface().get_interface(prefix.implementation, eager)
+    implementation = _implementation(prefix.model_config)
+    function = AttentionInterface().get_interface(implementation, eager)
     tokens, queries = key.shape[2], query.shape[2]
     if attention_mask is not None:
         attention_mask = prefix.open_mask(attention_mask)
-    elif prefix.implementation == "sdpa" and module.is_causal and queries > 1:
+    elif implementation == "sdpa" and module.is_causal and queries > 1:
         causal = torch.ones(1, 1, queries, tokens, dtype=torch.bool, device=key.device).tril(tokens - queries)
         attention_mask = prefix.open_mask(causal)
     if kwargs.get("position_bias") is not None:
@@ -140,27 +157,30 @@ def attach_prefix(layer: Layer, config: PrefixTuning, generator: torch.Generator
     """Put a prefix into a layer's attention.
 
     Raises:
-        ConfigurationError: The model's attention function takes no longer keys.
+        ConfigurationError: The model's attention takes no longer keys.
     """
     from transformers import AttentionInterface
 
-    implementation = getattr(model.config, "_attn_implementation", None)
-    if implementation not in (None, "eager", "sdpa") and "flash" not in implementation:
-        raise ConfigurationError(
-            f"a prefix does not work with attention {implementation!r}: load the model with "
-            "attn_implementation='sdpa'"
-        )
     attention = _computes_attention(layer)
+    by_itself = not hasattr(attention, "config")
+    if by_itself and not hasattr(attention, "disentangled_attention_bias"):
+        raise ConfigurationError(
+            f"a prefix does not work with {type(model).__name__}, whose attention asks no table for its "
+            "function: use another method"
+        )
+    model_config = model.config if by_itself else attention.config
+    _implementation(model_config)
     key, value = layer.one("k"), layer.one("v")
     width = attention.embed_dim if key is value else key.weight.shape[0]
-    prefix = Prefix(width, config, generator, place_of(layer.module))
-    prefix.implementation = implementation or "eager"
-    if hasattr(attention, "disentangled_attention_bias"):
-        handle: Any = _Lengthened(prefix, attention, key, value)
+    prefix = Prefix(width, config, generator, place_of(layer.module), model_config)
+    prefix.settle(attention, "prefix")
+    if by_itself:
+        # By name: LoRA may have put a longer way in the place of a projection.
+        key, value = (model.get_submodule(next(iter(layer.roles[role]))) for role in ("k", "v"))
+        prefix.act_through(_Lengthened(prefix, attention, key, value))
     else:
         AttentionInterface.register(NAME, _prefixed_attention)
-        handle = _OwnConfiguration(attention)
-    prefix.settle(attention, "prefix", handle)
+        prefix.act_through(_OwnConfiguration(attention))
     return prefix
 
 

@@ -36,13 +36,20 @@ def save_adaptation(model: nn.Module, folder: str | Path) -> None:
         folder: Is made; receives `adaptation.json` and `adaptation.safetensors`.
 
     Raises:
-        ConfigurationError: The model is not adapted, or the adaptation is merged.
+        ConfigurationError: The model is not adapted, or the adaptation is merged, or frozen.
     """
     from safetensors.torch import save_file
 
     record = record_of(model)
     if record.merged:
         raise ConfigurationError("a merged adaptation cannot be saved by itself: unmerge(model) first")
+    own = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
+    frozen = sum(not parameter.requires_grad for parameter in own)
+    if frozen:
+        raise ConfigurationError(
+            f"{frozen} of the {len(own)} tensors of this adaptation have requires_grad=False and would be "
+            "missing from the file: save before they are frozen, or let them require gradients again"
+        )
     [method] = [name for name, kind in METHODS.items() if kind is type(record.config)]
     described = {
         "schema": SCHEMA,
