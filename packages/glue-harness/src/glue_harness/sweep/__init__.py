@@ -36,7 +36,7 @@ def sweep(
     Workers take one run after the other, whichever is not finished and not being worked on, so that several
     sweeps on one folder, on one machine or on several, share the work. Imports and compiled code serve all
     runs of a worker. A worker that dies is replaced; its run continues from its last checkpoint. A failing
-    run leaves `error.txt` in its folder and does not stop the others.
+    run, or one that ends four workers, leaves `error.txt` in its folder and does not stop the others.
 
     Args:
         spec: The specification's file.
