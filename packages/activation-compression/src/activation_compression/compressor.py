@@ -347,12 +347,9 @@ class ActivationCompressor:
             return "mask" if operation.made_mask(tensor) else None
         if tensor.dtype not in FLOATING or made_of_parameter(tensor) or is_side_result(tensor):
             return None
-        if operation.needs_exact or self._excludes(this.place(tensor)):
+        if operation.needs_exact or any(fnmatchcase(this.place(tensor), pattern) for pattern in self.exclude):
             return None
         return operation.gate or "rounded"
-
-    def _excludes(self, place: str) -> bool:
-        return any(fnmatchcase(place, pattern) for pattern in self.exclude)
 
     def _content(self, block: Tensor, name: str, form: Form) -> Content | None:
         content: Codes | Flags | Plain | None = None
