@@ -43,7 +43,7 @@ __all__ = ["ActivationCompressor", "compress_activations"]
 
 PLAIN_TYPES = (Tensor, nn.Parameter)
 Form = str | torch.dtype | tuple[float, float]
-"""How a tensor is stored: "rounded", as a "mask" of two values, as narrower integers, as what a gate asks."""
+"""How a tensor is stored: rounded, exact, as a mask, as narrower integers, as what a gate asks."""
 
 TRIALS = 2
 """Gradients by which an allocation is judged."""
@@ -347,9 +347,9 @@ class ActivationCompressor:
             return "mask" if operation.made_mask(tensor) else None
         if tensor.dtype not in FLOATING or made_of_parameter(tensor) or is_side_result(tensor):
             return None
-        if operation.needs_exact or any(fnmatchcase(this.place(tensor), pattern) for pattern in self.exclude):
+        if any(fnmatchcase(this.place(tensor), pattern) for pattern in self.exclude):
             return None
-        return operation.gate or "rounded"
+        return "exact" if operation.needs_exact else operation.gate or "rounded"
 
     def _content(self, block: Tensor, name: str, form: Form) -> Content | None:
         content: Codes | Flags | Plain | None = None
@@ -360,7 +360,7 @@ class ActivationCompressor:
                 content = Plain(block.to(form), block.dtype)
             elif isinstance(form, tuple):
                 content = pack_gate(block, *form)
-            elif (bits := self.width(name)) <= 8:
+            elif form == "rounded" and (bits := self.width(name)) <= 8:
                 content = Codes.pack(block, bits, self.group_size, self._next_keys(block, name))
         return content if self._host is None else self._host.take(content or Plain(block, block.dtype))
 
