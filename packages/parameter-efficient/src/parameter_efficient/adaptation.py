@@ -136,7 +136,8 @@ def adapt(model: Model, config: Config, *, dry_run: bool = False) -> Model:
         The same model.
 
     Raises:
-        ConfigurationError: A layer or an architecture that is not there, or the model is adapted already.
+        ConfigurationError: A layer or an architecture that is not there, or the model or a part of it is
+            adapted already. The model is left as it was.
 
     Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
