@@ -350,9 +350,8 @@ class ClippedAdam(_ClippedAdaptive):
         beta2, old = group["betas"][1], self._second_moment(squared_norm)
         new = old * beta2 + (1 - beta2) * group["eta"] * squared_norm
         self.shared["second_moment"] = new
-        return (old if group["delay"] else new).sqrt() / self._root(group, self.shared["steps"]) + group[
-            "eps"
-        ]
+        root = self._root(group, self.shared["steps"])
+        return (old if group["delay"] else new).sqrt() / root + group["eps"]
 
 
 class ClippedAdaGrad(_ClippedAdaptive):

@@ -29,8 +29,9 @@ def do_runs(configs: Sequence[RunConfig], begin: Callable[[int], None] = lambda 
         for number, config in list(open_runs.items()):
             if not done(config):
                 begin(number)
-            if done(config) or attempted(config):
-                del open_runs[number]
+                if not attempted(config):
+                    continue
+            del open_runs[number]
         if open_runs:
             time.sleep(PAUSE)
 

@@ -37,7 +37,7 @@ def warm_up() -> None:
 
 DEATHS = 4
 """Processes that a run may end; then it has failed."""
-NONE = -1
+NO_RUN = -1
 
 
 class Workers:
@@ -57,7 +57,7 @@ class Workers:
         self._configs, self._jobs = list(configs), jobs
         self._context = get_context("forkserver")
         self._processes: list[BaseProcess] = []
-        self._at = [self._context.Value("i", NONE) for _ in range(jobs)]
+        self._at = [self._context.Value("i", NO_RUN) for _ in range(jobs)]
         self._deaths: Counter[int] = Counter()
 
     def __enter__(self) -> Workers:
@@ -82,7 +82,7 @@ class Workers:
         if self._deaths[run] < DEATHS:
             return
         said = f"{DEATHS} processes died, the last one with exit code {code} (-9 often is a lack of memory)"
-        if run == NONE:
+        if run == NO_RUN:
             raise ConfigurationError(
                 f"{said}, before they began a run: use fewer --jobs; the same command continues"
             )
@@ -91,7 +91,7 @@ class Workers:
 
     def _started(self, number: int) -> BaseProcess:
         at = self._at[number]
-        at.value = NONE
+        at.value = NO_RUN
         process = self._context.Process(target=_work, args=(self._configs, number, self._jobs, at))
         process.start()
         return process
