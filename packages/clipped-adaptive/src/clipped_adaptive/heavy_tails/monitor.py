@@ -62,7 +62,7 @@ class TailMonitor:
 
     def _remember(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training:
-            self._seen.append((_each(args, Tensor.detach), _each(kwargs, Tensor.detach)))
+            self._seen.append(_each((args, kwargs), Tensor.detach))
 
     def on_step(self, step: int) -> dict[str, float]:
         """Measure, if it is time and the remembered batches are as many as asked for.
@@ -104,10 +104,7 @@ class TailMonitor:
         """Take up the remembered batches."""
         device = next(self.model.parameters()).device
         self._seen.clear()
-        self._seen.extend(
-            (_each(tuple(args), lambda t: t.to(device)), _each(kwargs, lambda t: t.to(device)))
-            for args, kwargs in state_dict["seen"]
-        )
+        self._seen.extend(_each(batch, lambda tensor: tensor.to(device)) for batch in state_dict["seen"])
 
 
 def _own_loss(model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
