@@ -71,7 +71,6 @@ def main() -> None:
     except ConfigurationError as error:
         parser.error(str(error))
     write_report(options.output_dir, report, table(report))
-    print(table(report))
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def main() -> None:
     result = measure(yaml.safe_load(options.spec.read_text(encoding="utf-8")))
     write_report(options.output_dir, result, table(result))
     draw(result, options.output_dir / "figure.png")
-    print(table(result), result["seconds"])
+    print(result["seconds"])
 
 
 if __name__ == "__main__":

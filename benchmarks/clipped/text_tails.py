@@ -132,7 +132,6 @@ def main() -> None:
     samples[f"{options.task}, {point}"] = sample
     write_report(options.output_dir, samples, tails.table(samples))
     tails.draw(samples, options.output_dir / "tails.png")
-    print(tails.table(samples))
     print(f"{passes} passes: {sample['ratio_to_plain_passes']:.3f} times as long as plain ones")
 
 

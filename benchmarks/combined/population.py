@@ -108,7 +108,6 @@ def main() -> None:
     }
     shutil.copy(output / "pbt" / "lineage.png", output / "population.png")
     write_report(output, report, table(report))
-    print(table(report))
 
 
 if __name__ == "__main__":

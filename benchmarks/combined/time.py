@@ -90,7 +90,6 @@ def main() -> None:
         "hardware": hardware(torch.device(device)),
         "versions": versions(),
     }
-    print(table(report), end="")
     write_report(options.output_dir, report, table(report))
 
 

@@ -189,7 +189,6 @@ def main() -> None:
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),
     }
-    print(table(report))
     write_report(options.output_dir, report, table(report))
 
 

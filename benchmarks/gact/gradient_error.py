@@ -98,7 +98,6 @@ def main() -> None:
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),
     }
-    print(table(report), end="")
     write_report(options.output_dir, report, table(report))
 
 

@@ -46,6 +46,7 @@ class Rounded:
     def __init__(self, model: Any, batch: Mapping[str, Tensor], level: str, draws: int) -> None:
         self.model, self.batch, self.draws = model.train(), dict(batch), draws
         self.exact = gradient(self.model, self.batch, ActivationCompressor(self.model, "L0"))
+        self.whole = float(self.exact.square().sum())
         compressor = ActivationCompressor(self.model, level)
         compressor.adapt(lambda: self.model(**self.batch).loss, PROBES)
         self.average = compressor.level.bits
@@ -56,17 +57,14 @@ class Rounded:
         compressor = ActivationCompressor(self.model, "L1")
         compressor.widths = dict(widths)
         return fmean(
-            float((gradient(self.model, self.batch, compressor) - self.exact).square().sum())
-            / float(self.exact.square().sum())
+            float((gradient(self.model, self.batch, compressor) - self.exact).square().sum()) / self.whole
             for _ in range(self.draws)
         )
 
     def foretold(self, widths: Mapping[str, int]) -> float:
         """Return what the first order says: Σ c_l S(b_l) / ‖g‖²."""
         sensitivities = self.found["sensitivities"]
-        return sum(c * noise(widths[key]) for key, c in sensitivities.items()) / float(
-            self.exact.square().sum()
-        )
+        return sum(c * noise(widths[key]) for key, c in sensitivities.items()) / self.whole
 
 
 def sensitivities(draws: int) -> dict[str, Any]:
@@ -168,7 +166,6 @@ def main() -> None:
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),
     }
-    print(table(report), end="")
     write_report(options.output_dir, report, table(report))
 
 

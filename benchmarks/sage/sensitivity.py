@@ -152,7 +152,6 @@ def main() -> None:
     report = {"rows": rows, "versions": versions(), "hardware": hardware(DEVICE)}
     write_report(options.output_dir, report, table(rows))
     draw(rows, options.output_dir / "sensitivity.png")
-    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
-    """Write what a script measured: `result.json` for programs, `table.md` for people.
+    """Write what a script measured, for programs (`result.json`) and people (`table.md`), and print the table.
 
     Args:
         folder: Is made where it is missing.
@@ -45,6 +45,7 @@ def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "result.json", json.dumps(numbers, indent=1) + "\n")
     write_whole(folder / "table.md", table)
+    print(table)
 
 
 class RunInUse(ConfigurationError):
