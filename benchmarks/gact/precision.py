@@ -28,6 +28,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from activation_compression import ActivationCompressor
 from activation_compression.allocation import KEPT, allocate, noise
 from finetune_common.data import make_loader
+from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
 from glue_harness.config import RunConfig
 from glue_harness.hardware import hardware, versions
@@ -156,9 +157,13 @@ def main() -> None:
     if options.model is None:
         parser.error("no model: give --model NAME or MINILM_DIR=FOLDER")
     torch.set_flush_denormal(True)
+    try:
+        measured = allocations(options)
+    except ConfigurationError as error:
+        parser.error(str(error))
     report = {
         "sensitivities": sensitivities(options.draws),
-        "allocations": allocations(options),
+        "allocations": measured,
         "settings": {
             "model": model_name(options.model),
             **{key: getattr(options, key) for key in ("task", "max_length", "rows", "draws")},

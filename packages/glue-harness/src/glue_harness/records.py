@@ -35,7 +35,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
-    """Write what a script measured, for programs (`result.json`) and people (`table.md`), and print the table.
+    """Write what a script measured, for programs (`result.json`) and people (`table.md`), and print it.
 
     Args:
         folder: Is made where it is missing.
