@@ -13,13 +13,18 @@ if TYPE_CHECKING:
         to_row_order,
         token_lengths,
     )
+    from finetune_common.data.choices import Choices
     from finetune_common.data.loading import load_task
     from finetune_common.data.official import read_official
-    from finetune_common.data.own_files import load_own_files
+    from finetune_common.data.own_files import OwnRows, load_own_files, read_own_files
+    from finetune_common.data.schema import Schema
     from finetune_common.data.tokens import default_cache_dir, tokenize
 
 __all__ = [
+    "Choices",
     "Collator",
+    "OwnRows",
+    "Schema",
     "default_cache_dir",
     "epoch_batches",
     "evaluation_batches",
@@ -27,6 +32,7 @@ __all__ = [
     "load_task",
     "make_loader",
     "read_official",
+    "read_own_files",
     "to_row_order",
     "token_lengths",
     "tokenize",
@@ -35,7 +41,10 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "Choices": ".choices",
         "Collator": ".batches",
+        "OwnRows": ".own_files",
+        "Schema": ".schema",
         "default_cache_dir": ".tokens",
         "epoch_batches": ".batches",
         "evaluation_batches": ".batches",
@@ -43,6 +52,7 @@ __getattr__ = lazy_exports(
         "load_task": ".loading",
         "make_loader": ".batches",
         "read_official": ".official",
+        "read_own_files": ".own_files",
         "to_row_order": ".batches",
         "token_lengths": ".batches",
         "tokenize": ".tokens",
