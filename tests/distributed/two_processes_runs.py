@@ -15,8 +15,9 @@ from accelerate.utils import gather_object
 
 from finetune_common.demo import rows
 from finetune_common.errors import ConfigurationError
-from glue_harness import checkpoint, parse_mapping, run
-from glue_harness.training import Training
+from glue_harness import parse_mapping, run
+from glue_harness.run import checkpoint
+from glue_harness.run.loop import Training
 
 
 class CutOffError(Exception):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_common.errors import ConfigurationError, check_number, did_you_mean
+from glue_harness.run.stopping import Stopped
 
 __all__ = ["main"]
 
@@ -18,7 +19,7 @@ __all__ = ["main"]
 def _run(argv: Sequence[str]) -> None:
     import yaml
 
-    from glue_harness.parsing import parse_line
+    from glue_harness.config.parsing import parse_line
 
     config, only_print = parse_line(argv)
     if only_print:
@@ -28,9 +29,9 @@ def _run(argv: Sequence[str]) -> None:
         _go_offline()
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
-    from glue_harness.distributed import leave
     from glue_harness.report.tables import print_run
-    from glue_harness.training import run
+    from glue_harness.run.loop import run
+    from glue_harness.run.processes import leave
 
     result = run(config)
     leave()
@@ -233,8 +234,8 @@ def _steps_parser(command: str, description: str, compare: str) -> _Parser:
 
 def _steps_config(rest: Sequence[str], compare: str | None, default: str, prog: str) -> tuple[Any, Any]:
     """Read the options that are those of run, and the activation methods to compare."""
-    from glue_harness.activations import read_choices
-    from glue_harness.parsing import parse_line
+    from glue_harness.config.parsing import parse_line
+    from glue_harness.cost.choices import read_choices
 
     named = "--activation" in [token.partition("=")[0] for token in rest]
     filled = ["--task", "sst2", "--output-dir", "-", *rest]
@@ -259,7 +260,7 @@ def _profile(argv: Sequence[str]) -> None:
         ) from None
     check_number("repeats", options.repeats, at_least=1)
 
-    from glue_harness.profiling import profile_steps, table
+    from glue_harness.cost.profiling import profile_steps, table
 
     made = table(profile_steps(config, choices, sizes, options.device, options.output_dir, options.repeats))
     _keep(options.output_dir, "speed_results.md", made)
@@ -285,7 +286,7 @@ def _capacity(argv: Sequence[str]) -> None:
     options, rest = parser.parse_known_args(argv)
     config, choices = _steps_config(rest, options.compare, default, "glue-harness capacity")
 
-    from glue_harness.capacity import capacity, read_bytes, table
+    from glue_harness.cost.capacity import capacity, read_bytes, table
 
     budget = read_bytes(options.budget)
     found = capacity(
@@ -304,7 +305,7 @@ def _keep(folder: Path | None, name: str, table: str) -> None:
     """Print a table, and write it where a folder was given."""
     print(f"\n{table}", end="")
     if folder is not None:
-        from glue_harness.records import write_whole
+        from glue_harness.run.records import write_whole
 
         write_whole(folder / name, table)
 
@@ -384,7 +385,11 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the status is 0, 2 for what cannot be used, 130 when interrupted."""
+    """Run the command line.
+
+    Returns:
+        0; 2 for what cannot be used; 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -398,4 +403,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "glue-harness: interrupted; the same command continues from the last checkpoint", file=sys.stderr
         )
         return 130
+    except Stopped as stopped:
+        if _process() == 0:
+            print(f"glue-harness: {stopped}", file=sys.stderr)
+        return stopped.status
     return 0

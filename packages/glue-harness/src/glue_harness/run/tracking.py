@@ -10,9 +10,9 @@ from uuid import uuid4
 
 from accelerate import Accelerator
 
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
 from glue_harness.extras import need
-from glue_harness.records import TRACKER, write_whole
+from glue_harness.run.records import TRACKER, write_whole
 
 __all__ = ["check_tracker", "flat", "numbers", "tracked"]
 

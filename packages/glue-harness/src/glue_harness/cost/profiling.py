@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.config import RunConfig
-from glue_harness.footprint import measured_peak
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.footprint import measured_peak
+from glue_harness.cost.steps import Steps
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_whole
-from glue_harness.steps import Steps
+from glue_harness.run.records import write_whole
 
 __all__ = ["profile_step", "profile_steps", "table", "throughput_figure"]
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.distributed import own_part, whole
+from glue_harness.run.sharding import gathered, is_spread, own_part
 
 __all__ = [
     "adopt",
@@ -32,6 +32,7 @@ __all__ = [
     "latest",
     "load",
     "load_weights",
+    "name_of",
     "processes_of",
     "random_states",
     "restore_random_states",
@@ -77,6 +78,11 @@ def _steps(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for path, match in found.items() if match}
 
 
+def name_of(step: int) -> str:
+    """Return the name of a step's checkpoint."""
+    return f"step-{step}"
+
+
 def latest(folder: Path) -> Path | None:
     """Return the newest whole checkpoint in a folder, or None."""
     steps = _steps(folder)
@@ -86,7 +92,7 @@ def latest(folder: Path) -> Path | None:
 def keep_only(folder: Path, step: int) -> None:
     """Remove all checkpoints in a folder but the one of a step."""
     for other in _steps(folder).keys() - {step}:
-        shutil.rmtree(folder / f"step-{other}", ignore_errors=True)
+        shutil.rmtree(folder / name_of(other), ignore_errors=True)
 
 
 def drop_state(folder: Path) -> None:
@@ -106,7 +112,7 @@ def _named(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return the whole weights of a model whose parameters are spread over processes; all have to call it."""
-    return {name: whole(tensor.detach()) for name, tensor in _named(model).items()}
+    return {name: gathered(tensor.detach()) for name, tensor in _named(model).items()}
 
 
 Weights = torch.nn.Module | Mapping[str, Tensor]
@@ -143,7 +149,7 @@ def save(
         state: Everything else: tensors and plain data, to `state.pt`.
         best: Step of the best weights, which stay if `save_best` kept them.
     """
-    target = folder / f"step-{step}"
+    target = folder / name_of(step)
     _write(target, weights, state)
     for old in folder.iterdir():
         if old not in (target, _best(folder, best)):
@@ -222,7 +228,7 @@ def load_weights(checkpoint: Path, model: torch.nn.Module, device: torch.device)
     """
     file = checkpoint / WEIGHTS
     with _readable(checkpoint):
-        if any(hasattr(parameter, "placements") for parameter in model.parameters()):
+        if any(map(is_spread, model.parameters())):
             _load_parts(file, model)
         else:
             load_model(model, file, device="cpu" if device.type == "cpu" else str(device))

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from finetune_common.data import (
     Collator,
     epoch_batches,
     load_own_files,
     load_task,
+    make_loader,
     token_lengths,
     tokenize,
 )
 from finetune_common.tasks import Task, get_task
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
+from glue_harness.run.processes import Processes
 
-__all__ = ["Data", "Plan", "load_rows"]
+__all__ = ["Data", "Plan", "load_rows", "task_of"]
+
+
+def task_of(config: RunConfig) -> Task:
+    """Return a run's task; that of rows of one's own is read off them."""
+    return get_task(config.task) if config.train_file is None else load_rows(config)[0]
 
 
 def load_rows(config: RunConfig) -> tuple[Task, Any]:
@@ -55,6 +64,11 @@ class Data:
         lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
         return cls(task, datasets, lengths, Collator(tokenizer, task, pad_to_multiple_of=pad_to))
+
+    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> DataLoader:
+        """Return a loader of these batches of rows, pinned where a GPU waits for them."""
+        pinned = torch.cuda.is_available()
+        return make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
 
 
 @dataclass
@@ -91,6 +105,24 @@ class Plan:
         )
         windows = [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
         return windows[step % self.per_epoch : step % self.per_epoch + self.total - step]
+
+    def batches(
+        self, step: int, data: Data, processes: Processes, num_workers: int
+    ) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+        """Yield what each step that is left of an epoch trains on.
+
+        Returns:
+            Rows of the window over all processes, and this process's micro-batches on its device, each with
+            its number of rows; a process without rows takes part with a row that counts 0.
+        """
+        windows = self.windows(step)
+        rank, world = processes.rank, processes.world
+        mine = [[rows for batch in window for rows in self.own(batch, rank, world)] for window in windows]
+        filled = [rows or window[0][:1] for window, own in zip(windows, mine, strict=True) for rows in own]
+        loader = iter(data.loader("train", filled, num_workers))
+        for window, own in zip(windows, mine, strict=True):
+            total = sum(map(len, window))
+            yield total, [(len(rows), processes.on_device(next(loader))) for rows in own]
 
     def ends_epoch(self, step: int) -> bool:
         """Say whether `step` steps are a whole number of epochs, or all of them."""

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
-from glue_harness.architectures import changed, demo_config
+from glue_harness.run.architectures import changed, demo_config, find_config
 
-__all__ = ["check_positions", "load_model", "load_tokenizer", "parameter_groups"]
+__all__ = ["build_model", "check_positions", "load_model", "load_tokenizer", "parameter_groups"]
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -137,6 +137,30 @@ def load_model(
     _check_loaded(model, loaded, report)
     loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded
+
+
+def build_model(
+    model: str, model_config: Mapping[str, Any] | None, max_length: int
+) -> transformers.PreTrainedModel:
+    """Return a classifier of two labels with random weights; a preset of `architectures` needs no network.
+
+    Args:
+        model: Preset, hub name, folder, or `demo`.
+        model_config: Fields of the model's configuration to change.
+        max_length: Tokens that a row may have.
+
+    Raises:
+        ConfigurationError: No such field, or no model of this shape.
+    """
+    labels = {"num_labels": 2, "problem_type": "single_label_classification"}
+    shape = changed(find_config(model), {**labels, **(model_config or {})})
+    try:
+        built = transformers.AutoModelForSequenceClassification.from_config(shape)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigurationError(f"--model {model}: no model of this shape: {reason}") from None
+    check_positions(built, max_length)
+    return built
 
 
 def labels_of(task: Task) -> dict[str, Any]:

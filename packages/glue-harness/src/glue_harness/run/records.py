@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.config import RunConfig, difference, identity_of
+from glue_harness.config.fields import RunConfig, difference, identity_of
 
 __all__ = ["SCHEMA", "TRACKER", "RunFolder", "RunInUse", "read_results", "write_report", "write_whole"]
 

@@ -20,8 +20,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from finetune_common.errors import ConfigurationError, did_you_mean
 from finetune_common.slots import available, find
-from glue_harness.config import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
-from glue_harness.specification import read_yaml
+from glue_harness.config.fields import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.config.specification import read_yaml
 
 __all__ = ["parse_line", "parse_mapping", "take_model_fields"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import Activation, Adaptation, Gradient, Monitor, Optimizer, available, find
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
 
 __all__ = ["Methods", "build_methods", "method_versions"]
 

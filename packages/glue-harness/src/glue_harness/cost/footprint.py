@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from glue_harness.config import RunConfig
-from glue_harness.methods import build_methods
-from glue_harness.steps import Steps
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.steps import Steps
+from glue_harness.run.methods import build_methods
 
 __all__ = ["Footprint", "LiveBytes", "measured_peak", "optimizer_bytes", "predict"]
 

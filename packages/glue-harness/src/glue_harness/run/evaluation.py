@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
 
-from finetune_common.data import Collator, evaluation_batches, make_loader
+from finetune_common.data import evaluation_batches
 from finetune_common.metrics import compute_metrics
 from finetune_common.tasks import Task
+from glue_harness.run.plan import Data
+from glue_harness.run.processes import Processes
 
 __all__ = ["Evaluation", "History", "evaluate"]
 
@@ -82,56 +82,42 @@ class History:
 
 
 def _scores(
-    model: torch.nn.Module,
-    dataset: Any,
-    lengths: np.ndarray,
-    batch_size: int,
-    collator: Collator,
-    accelerator: Accelerator,
+    model: torch.nn.Module, data: Data, split: str, batch_size: int, processes: Processes
 ) -> np.ndarray:
-    batches = evaluation_batches(lengths, batch_size)
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    rounds = math.ceil(len(batches) / accelerator.num_processes)
+    batches = evaluation_batches(data.lengths[split], batch_size)
+    mine = batches[processes.rank :: processes.world]
+    rounds = math.ceil(len(batches) / processes.world)
     passes = mine + batches[:1] * (rounds - len(mine))  # a spread model needs all processes at every pass
     scores: list[torch.Tensor] = []
-    for batch in make_loader(dataset, passes, collator):
+    for batch in data.loader(split, passes):
         batch.pop("labels", None)
-        scores.append(model(**send_to_device(batch, accelerator.device)).logits.float())
+        scores.append(model(**processes.on_device(batch)).logits.float())
     rows = [row for indices in mine for row in indices]
-    gathered = gather_object([(rows, torch.cat(scores)[: len(rows)].cpu().numpy())])
-    everything = np.concatenate([part for _, part in gathered])
+    parts = processes.gather((rows, torch.cat(scores)[: len(rows)].cpu().numpy()))
+    everything = np.concatenate([part for _, part in parts])
     ordered = np.empty_like(everything)
-    ordered[[row for part, _ in gathered for row in part]] = everything
+    ordered[[row for part, _ in parts for row in part]] = everything
     return ordered
 
 
 @torch.no_grad()
-def evaluate(
-    model: torch.nn.Module,
-    task: Task,
-    datasets: Any,
-    lengths: dict[str, np.ndarray],
-    batch_size: int,
-    collator: Collator,
-    accelerator: Accelerator,
-) -> Evaluation:
+def evaluate(model: torch.nn.Module, data: Data, batch_size: int, processes: Processes) -> Evaluation:
     """Score a model on every evaluation set of a task, each row once whatever the number of processes.
 
     Args:
         model: Left in the mode it came in.
-        task: Names its evaluation sets and metrics.
-        datasets: Tokenised splits.
-        lengths: Split → tokens of each row.
+        data: The tokenised splits of the task.
         batch_size: Rows at a time.
-        collator: Pads a batch.
-        accelerator: Says which process this is and where the model lives.
+        processes: All of the run, each of which scores its share.
     """
     training = model.training
     model.eval()
     metrics: dict[str, float] = {}
     scores: dict[str, np.ndarray] = {}
-    for split in task.evaluation:
-        scores[split] = _scores(model, datasets[split], lengths[split], batch_size, collator, accelerator)
-        metrics |= compute_metrics(task, scores[split], np.asarray(datasets[split]["labels"]), split)
+    for split in data.task.evaluation:
+        scores[split] = _scores(model, data, split, batch_size, processes)
+        metrics |= compute_metrics(
+            data.task, scores[split], np.asarray(data.datasets[split]["labels"]), split
+        )
     model.train(training)
     return Evaluation(metrics, scores)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.architectures import changed, find_config
-from glue_harness.config import RunConfig
-from glue_harness.footprint import measured_peak, optimizer_bytes, predict
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.footprint import measured_peak, optimizer_bytes, predict
+from glue_harness.cost.steps import Steps
 from glue_harness.hardware import versions
-from glue_harness.records import write_whole
-from glue_harness.steps import Steps
+from glue_harness.run.architectures import changed, find_config
+from glue_harness.run.records import write_whole
 
 __all__ = ["SEARCHES", "capacity", "largest", "read_bytes", "table"]
 

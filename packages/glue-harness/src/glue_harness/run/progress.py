@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
 
 __all__ = ["Progress"]
 

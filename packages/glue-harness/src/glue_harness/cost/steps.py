@@ -7,15 +7,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter
-from glue_harness.architectures import changed, find_config
-from glue_harness.config import RunConfig
-from glue_harness.methods import Methods, build_methods
-from glue_harness.models import check_positions, parameter_groups
+from glue_harness.config.fields import RunConfig
+from glue_harness.run.assembly import create_untrained, tell
 
 __all__ = ["Steps"]
 
@@ -30,22 +26,10 @@ class Steps:
 
     def __init__(self, config: RunConfig, device: str = "cpu") -> None:
         self.config, self.device = config, device
-        labels = {"num_labels": 2, "problem_type": "single_label_classification"}
-        shape = changed(find_config(config.model), {**labels, **config.model_config})
-        torch.manual_seed(config.seed)
-        self.methods: Methods = build_methods(config)
-        with torch.device(device):
-            try:
-                model = transformers.AutoModelForSequenceClassification.from_config(shape)
-            except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-                reason = " ".join(str(error).split())[:160]
-                raise ConfigurationError(
-                    f"--model {config.model}: no model of this shape: {reason}"
-                ) from None
-            check_positions(model, config.max_length)
-            self.model = self.methods.adaptation.apply(model).train()
+        self.run = create_untrained(config, device)
+        self.methods, self.model = self.run.methods, self.run.model.train()
         rows = (config.batch_size, config.max_length)
-        words = shape.get_text_config().vocab_size
+        words = self.model.config.get_text_config().vocab_size
         self.batch = {
             "input_ids": torch.randint(5, words, rows, device=device),
             "labels": torch.zeros(rows[0], dtype=torch.long, device=device),
@@ -54,10 +38,8 @@ class Steps:
 
     def prepare_optimizer(self) -> None:
         """Build the optimizer and attach the gradient methods."""
-        groups = parameter_groups(self.model, self.config.weight_decay)
-        self.optimizer = self.methods.optimizer.build(self.model, groups)
-        for gradient in self.methods.gradient:
-            gradient.attach(self.optimizer, self.config.accumulate)
+        self.run.prepare(self.config.accumulate)
+        self.optimizer = self.run.optimizer
 
     def _loss(self) -> Tensor:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
@@ -82,10 +64,12 @@ class Steps:
             (self.forward() / self.config.accumulate).backward()
 
     def finish(self, step: int) -> None:
-        """Let the activation slot act, take the optimizer's step and drop the gradients."""
-        self.methods.activation.after_backward(step, self._loss)
+        """Let the parts act, take the optimizer's step and drop the gradients."""
+        parts = self.run.parts.values()
+        tell(parts, "after_backward", step, self._loss)
         if self.optimizer is not None:
             self.optimizer.step()
+        tell(parts, "on_step", step)
         self.model.zero_grad()
 
     def timed(self, step: int) -> tuple[float, float]:
