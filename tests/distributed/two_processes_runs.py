@@ -49,7 +49,7 @@ class Observer:
             "dropout": int(torch.initial_seed()),
         }
         self.seen = {"processes": gather_object([mine]), "elements": sum(p.numel() for p in parameters)}
-        if self.dies and training.rank == 1:
+        if self.dies and training.processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if training.step == self.cut:
             raise CutOffError

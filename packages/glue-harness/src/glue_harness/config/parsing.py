@@ -21,9 +21,11 @@ from jsonargparse import ArgumentParser, Namespace
 from finetune_common.errors import ConfigurationError, did_you_mean
 from finetune_common.slots import available, find
 from glue_harness.config.fields import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.config.messages import one_line
+from glue_harness.config.model_fields import join_model_fields, take_model_fields
 from glue_harness.config.specification import read_yaml
 
-__all__ = ["parse_line", "parse_mapping", "take_model_fields"]
+__all__ = ["parse_line", "parse_mapping"]
 
 Choice = dict[str, Any]
 
@@ -69,54 +71,6 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise ConfigurationError(message)
-
-
-TYPES = {
-    "int": "a whole number",
-    "float": "a finite number",
-    "bool": "true or false",
-    "str": "text",
-    "NoneType": "null",
-}
-
-
-def _readable(message: str) -> str:
-    """Say in words which type was expected: `Expected a <class 'int'>. Got value: many`."""
-    one = re.fullmatch(r"Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", message)
-    any_of = re.fullmatch(r".*Subtypes: \[(?P<types>.*)\] Errors:.*Given value: (?P<value>.*)", message)
-    if not (found := one or any_of):
-        return message
-    types = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), found["types"])
-    types = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", types)
-    return f"{found['value']} cannot be used: give {types.replace(', null', ' or null')}"
-
-
-def _unknown_option(option: str, choices: Mapping[str, list[Choice]], known: Sequence[str]) -> str:
-    slot, dot, name = option.removeprefix("--").partition(".")
-    if not dot or slot not in choices:
-        return f"{option} is no option: {did_you_mean(option, [name for name in known if '.' not in name])}"
-    if len(choices[slot]) != 1:
-        return (
-            f"{option}: options on the line need exactly one method: give --{slot} NAME, or use a YAML file"
-        )
-    own = [other.removeprefix(f"--{slot}.") for other in known if other.startswith(f"--{slot}.")]
-    own.remove("name")
-    remedy = did_you_mean(name, own) if own else "it has none, leave it out"
-    return f"{option} is no option of {slot} {choices[slot][0]['name']!r}: {remedy}"
-
-
-def _one_line(message: str, choices: Mapping[str, list[Choice]], known: Sequence[str]) -> str:
-    """Rewrite a parser's message as one line with a remedy."""
-    message = " ".join(message.split())
-    if wrong := re.match(
-        r"[Uu]nrecognized arguments: (--[\w.-]+)|.*'?(?:Key|key|Option) '([\w.-]+)' is not", message
-    ):
-        return _unknown_option(wrong[1] or f"--{wrong[2]}".replace("_", "-"), choices, known)
-    if wrong := re.match(r"[Uu]nrecognized arguments: (.*)", message):
-        return f"{wrong[1]!r} belongs to no option; see 'glue-harness run --help'"
-    if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
-        return f"--{wrong[1].replace('_', '-')}: {_readable(wrong[2])}"
-    return message
 
 
 def _add_options(group: Any, slot: str, choice: Choice) -> None:
@@ -236,7 +190,7 @@ def _guarded(parser: ArgumentParser, choices: Mapping[str, list[Choice]], action
     try:
         return action(parser)
     except (ConfigurationError, argparse.ArgumentError, TypeError, KeyError) as error:
-        raise ConfigurationError(_one_line(str(error), choices, known)) from None
+        raise ConfigurationError(one_line(str(error), choices, known)) from None
 
 
 def _slot_value(parsed: Namespace, slot: str) -> Choice:
@@ -276,42 +230,6 @@ def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[
     return parsed
 
 
-def _model_config(content: Mapping[str, Any], on_line: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the model's fields of the file and of the line, which wins."""
-    in_file = content.get("model_config") or {}
-    if not isinstance(in_file, Mapping):
-        raise ConfigurationError(
-            f"model_config={in_file!r}: give the fields of the model's configuration as 'name: value' lines"
-        )
-    return {str(name): value for name, value in {**in_file, **on_line}.items()}
-
-
-def take_model_fields(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take `--model.<field> VALUE` from a line; values are read as YAML.
-
-    Returns:
-        The fields, and the rest of the line.
-
-    Examples:
-        >>> take_model_fields(["--model", "demo", "--model.num_hidden_layers", "4", "--epochs=1"])
-        ({'num_hidden_layers': 4}, ['--model', 'demo', '--epochs=1'])
-    """
-    fields, rest, tokens = {}, [], iter(argv)
-    for token in tokens:
-        option, equals, value = token.partition("=")
-        if not option.startswith("--model."):
-            rest.append(token)
-            continue
-        text = value if equals else next(tokens, None)
-        if text is None:
-            raise ConfigurationError(f"{option} needs a value after it")
-        try:
-            fields[option.removeprefix("--model.").replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigurationError(f"{option} {text}: not a value") from None
-    return fields, rest
-
-
 def _config(parsed: Namespace, model_config: dict[str, Any]) -> RunConfig:
     values = {f.name: parsed[f.name] for f in dataclasses.fields(RunConfig) if f.name != "model_config"}
     values["model_config"] = model_config
@@ -339,7 +257,7 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
     model_fields, argv = take_model_fields(argv)
     content, named = _first_look(argv)
     parsed = _parse(content, named, argv, prog)
-    return _config(parsed, _model_config(content, model_fields)), parsed.print_config
+    return _config(parsed, join_model_fields(content, model_fields)), parsed.print_config
 
 
 def parse_mapping(content: Mapping[str, Any], options: Sequence[str] = ()) -> RunConfig:
@@ -356,4 +274,4 @@ def parse_mapping(content: Mapping[str, Any], options: Sequence[str] = ()) -> Ru
     model_fields, options = take_model_fields(options)
     _, named = _first_look(options)
     parsed = _parse(content, named, options, "glue-harness run")
-    return _config(parsed, _model_config(content, model_fields))
+    return _config(parsed, join_model_fields(content, model_fields))

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch, reset_peak_memory
 from glue_harness.config.fields import RunConfig
+from glue_harness.hardware import flushed_denormals
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, create, tell
 from glue_harness.run.evaluation import Evaluation, History, evaluate
@@ -80,7 +80,7 @@ class Training:
         self.scaled = processes.scaled(self.optimizer)
         self.forward = processes.replicate(self.model, some_unused=True)
         self.parts = list(run.parts.values())
-        self.scheduler = self._schedule()
+        self.scheduler = self.plan.schedule(self.optimizer)
 
     def _prepare(self) -> None:
         """Put the model where it trains, and attach to it what acts while it does."""
@@ -97,12 +97,6 @@ class Training:
         self.optimizer = self.run.optimizer
         if processes.rank:
             set_seed(processes.seed(config.seed))  # replicas drop out different units
-
-    def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
-        config, total = self.config, self.plan.total
-        warmup = math.ceil(config.warmup * total) if config.warmup < 1 else int(config.warmup)
-        name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-        return transformers.get_scheduler(name, self.optimizer, warmup, total)
 
     def train(self) -> None:
         """Train to the end, logging, evaluating and saving on the way.
@@ -250,16 +244,6 @@ class Training:
         return result_of(self)
 
 
-@contextmanager
-def _flushed_denormals() -> Iterator[None]:
-    """Treat denormal numbers as zero: second moments that fade away would slow a CPU down."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
 def run(
     config: RunConfig,
     on_evaluation: Callable[[Training], None] | None = None,
@@ -296,7 +280,7 @@ def run(
                 methods.check_sharded()
             tokenizer = load_tokenizer(config.model)
         data = processes.by_turns(lambda: Data.load(config, tokenizer))
-        stack.enter_context(_flushed_denormals())
+        stack.enter_context(flushed_denormals())
         stack.enter_context(processes.or_lost())
         with Progress(config, folder.leads) as progress:
             with processes.together():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch.utils.data import DataLoader
 
 from finetune_common.data import (
@@ -92,6 +93,13 @@ class Plan:
         batches = math.ceil(len(self.lengths) / (self.config.batch_size * self.processes))
         self.per_epoch = math.ceil(batches / self.config.accumulate)
         self.total = self.config.max_steps or math.ceil(self.config.epochs * self.per_epoch)
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return the learning-rate schedule: warm-up, then what the run's `schedule` names."""
+        asked = self.config.warmup
+        warmup = math.ceil(asked * self.total) if asked < 1 else int(asked)
+        name = "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule
+        return transformers.get_scheduler(name, optimizer, warmup, self.total)
 
     def windows(self, step: int) -> list[list[list[int]]]:
         """Return the windows that are left of the epoch in which a step is, over all processes."""

@@ -159,7 +159,8 @@ class Processes:
             some_unused: Whether a trained parameter may be left without a gradient; DDP then looks for it
                 after each forward pass.
         """
-        self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
+        own: Any = self.accelerator
+        own.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
         return self.accelerator.prepare_model(model, evaluation_mode=self.sharded)
 
     def scaled(self, optimizer: torch.optim.Optimizer) -> Any:
