@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from glue_harness.records import read_results, write_whole
 from glue_harness.report.aggregate import model_name, summarise
 from glue_harness.report.tables import markdown
+from glue_harness.run.records import read_results, write_whole
 from reproduce import costs, paired, published
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue, find
 from reproduce.listing import listing

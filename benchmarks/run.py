@@ -26,7 +26,7 @@ import yaml
 
 import collect
 from finetune_common.errors import ConfigurationError
-from glue_harness.records import write_whole
+from glue_harness.run.records import write_whole
 from glue_harness.sweep.spec import read_spec
 from reproduce.catalogue import SCALES, Benchmark, Scale, catalogue, find
 from reproduce.commands import CommandError, command
@@ -85,7 +85,7 @@ def run_sweep(benchmark: Benchmark, scale: Scale, folder: Path, jobs: int) -> No
         words = ("-m", "glue_harness", "sweep", spec, "--output-dir", folder / "runs", "--jobs", str(jobs))
         command(*words, **threads(benchmark.kept(scale.name), jobs))
     else:
-        from glue_harness.training import run
+        from glue_harness.run.loop import run
 
         for planned in read_spec(spec, folder / "runs"):
             run(planned.config)

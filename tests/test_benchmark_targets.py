@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
 from reproduce.catalogue import BENCHMARKS, catalogue, find
 from reproduce.published import targets
 from reproduce.scales import changed, covers, merged, points, settings

@@ -7,9 +7,9 @@ pytest.importorskip("activation_compression", reason="activation-compression is 
 
 @pytest.mark.parametrize(("rows", "level"), [(1, "L1"), (2, "L1.2"), (3, "L2.1"), (4, "L1")])
 def test_saved_bytes_exactly_and_the_peak_within_five_percent(rows: int, level: str) -> None:
-    from glue_harness.footprint import measured_peak, predict
-    from glue_harness.parsing import parse_line
-    from glue_harness.steps import Steps
+    from glue_harness.config.parsing import parse_line
+    from glue_harness.cost.footprint import measured_peak, predict
+    from glue_harness.cost.steps import Steps
 
     line = ["--task", "sst2", "--output-dir", "-", "--model", "bert-base-uncased", "--max-length", "48"]
     small = ["--model.num_hidden_layers", "2", "--model.vocab_size", "1000", "--batch-size", str(rows)]

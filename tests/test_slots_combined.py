@@ -9,7 +9,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import ActivationCompressor
-from glue_harness import parse_mapping, run, training
+from glue_harness import parse_mapping, run
+from glue_harness.run import loop
 from parameter_efficient import (
     BitFit,
     BottleneckAdapter,
@@ -77,15 +78,15 @@ def test_all_slots_together_resume_to_the_same_numbers(
         return parse_mapping({**settings, **slots, "output_dir": str(tmp_path / folder)})
 
     whole = run(configured("whole"))
-    step = training.Training._train_step
+    step = loop.Training._train_step
 
-    def cut_off(self: training.Training, *args: Any) -> torch.Tensor:
+    def cut_off(self: loop.Training, *args: Any) -> torch.Tensor:
         if self.step == 3:
             raise CutOffError
         return step(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.Training, "_train_step", cut_off)
+        patched.setattr(loop.Training, "_train_step", cut_off)
         with pytest.raises(CutOffError):
             run(configured("cut"))
     again = run(configured("cut"))

@@ -208,7 +208,7 @@ def test_state_of_every_method_survives_an_interruption(
 ) -> None:
     from safetensors.torch import load_file
 
-    from glue_harness.training import Training
+    from glue_harness.run.loop import Training
 
     whole = train("whole", accumulate=2, epochs=4, **ALL)
     with monkeypatch.context() as patch:

@@ -15,8 +15,8 @@ from statistics import median
 from typing import Any
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.records import read_results, write_report
 from glue_harness.report.aggregate import summarise
+from glue_harness.run.records import read_results, write_report
 
 NUMBERS = ("noise_median", "noise_max", "rho_mild", "rho_extreme", "hill")
 

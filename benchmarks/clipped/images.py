@@ -28,7 +28,7 @@ import clipped_adaptive
 from clipped_adaptive import layer_groups
 from clipped_adaptive.heavy_tails import sample_gradient_noise
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_whole
+from glue_harness.run.records import write_whole
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from clipped_adaptive import rules
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_report
+from glue_harness.run.records import write_report
 
 HERE = Path(__file__).parent
 BAND = (0.1, 0.5, 0.9)

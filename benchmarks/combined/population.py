@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_report, write_whole
+from glue_harness.run.records import write_report, write_whole
 from glue_harness.search import search
 
 HERE = Path(__file__).parent

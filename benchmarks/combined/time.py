@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from glue_harness.config import SLOTS, RunConfig
+from glue_harness.config.fields import SLOTS, RunConfig
+from glue_harness.cost.steps import Steps
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_report
 from glue_harness.report.aggregate import methods_in_words
-from glue_harness.steps import Steps
+from glue_harness.run.records import write_report
 from glue_harness.sweep.spec import read_spec
 
 ROUNDS, WARM_UP = 15, 2

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from activation_compression import ActivationCompressor
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_report
+from glue_harness.run.records import write_report
 
 HERE = Path(__file__).parent
 DRAWS, STEPS, RATE = 20, 15, 1e-3

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 import yaml
 
-from glue_harness.capacity import SEARCHES, capacity, read_bytes
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.capacity import SEARCHES, capacity, read_bytes
+from glue_harness.cost.steps import Steps
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_whole
-from glue_harness.steps import Steps
+from glue_harness.run.records import write_whole
 
 HERE = Path(__file__).parent
 

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import ActivationCompressor
 from glue_harness.hardware import hardware, versions
-from glue_harness.records import write_report
+from glue_harness.run.records import write_report
 
 HERE = Path(__file__).parent
 LEVELS = ("L0", "L1.1", "L1", "L1.2", "L2", "L2.1", "L2.2")

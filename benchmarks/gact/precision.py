@@ -30,12 +30,12 @@ from activation_compression.allocation import KEPT, allocate, noise
 from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
 from glue_harness.hardware import hardware, versions
-from glue_harness.models import load_model, load_tokenizer
-from glue_harness.plan import Data
-from glue_harness.records import write_report
 from glue_harness.report.aggregate import model_name
+from glue_harness.run.models import load_model, load_tokenizer
+from glue_harness.run.plan import Data
+from glue_harness.run.records import write_report
 
 HERE = Path(__file__).parent
 PROBES, BITS = 4, 4

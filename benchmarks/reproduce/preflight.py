@@ -13,8 +13,8 @@ from datasets import load_dataset_builder
 from finetune_common.data import load_task
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
-from glue_harness.architectures import find_config
-from glue_harness.models import load_tokenizer
+from glue_harness.run.architectures import find_config
+from glue_harness.run.models import load_tokenizer
 from reproduce.catalogue import Benchmark
 from reproduce.scales import points
 

@@ -13,7 +13,7 @@ import yaml
 
 from finetune_common.errors import ConfigurationError, did_you_mean
 from finetune_common.slots import find
-from glue_harness.config import LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.config.fields import LIST_SLOTS, SLOTS, RunConfig
 
 __all__ = ["changed", "covers", "merged", "points", "read", "settings"]
 

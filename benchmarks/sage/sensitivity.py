@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
-from glue_harness import checkpoint
-from glue_harness.evaluation import evaluate
+from glue_harness.config.parsing import parse_mapping
 from glue_harness.hardware import hardware, versions
-from glue_harness.models import load_model, load_tokenizer
-from glue_harness.parsing import parse_mapping
-from glue_harness.plan import Data
-from glue_harness.records import write_report
+from glue_harness.run import checkpoint
+from glue_harness.run.evaluation import evaluate
+from glue_harness.run.models import load_model, load_tokenizer
+from glue_harness.run.plan import Data
+from glue_harness.run.records import write_report
 from sensitivity_lr import sage_names, sensitivity, sparsity_curve
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,14 +28,14 @@ from measuring import in_turns, write
 from finetune_common.data import Collator, epoch_batches
 from finetune_common.tasks import get_task
 from glue_harness import parse_mapping
-from glue_harness.evaluation import Evaluation
 from glue_harness.hardware import hardware, versions
-from glue_harness.methods import build_methods
-from glue_harness.models import load_model, load_tokenizer
-from glue_harness.progress import Progress
-from glue_harness.records import RunFolder
 from glue_harness.report.aggregate import model_name
-from glue_harness.training import Data, Training
+from glue_harness.run.evaluation import Evaluation
+from glue_harness.run.loop import Data, Training
+from glue_harness.run.methods import build_methods
+from glue_harness.run.models import load_model, load_tokenizer
+from glue_harness.run.progress import Progress
+from glue_harness.run.records import RunFolder
 
 TASK = get_task("cola")
 LONG = 128

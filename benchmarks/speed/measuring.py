@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from glue_harness.records import write_whole
+from glue_harness.run.records import write_whole
 
 __all__ = ["in_turns", "processor", "timed", "write"]
 

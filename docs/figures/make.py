@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch.distributions import Pareto
 
 from glue_harness import parse_mapping, run
-from glue_harness.footprint import predict
+from glue_harness.cost.footprint import predict
 from sensitivity_lr.analysis import SensitivityTracker
 
 HERE = Path(__file__).parent

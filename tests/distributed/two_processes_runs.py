@@ -15,8 +15,9 @@ from accelerate.utils import gather_object
 
 from finetune_common.demo import rows
 from finetune_common.errors import ConfigurationError
-from glue_harness import checkpoint, parse_mapping, run
-from glue_harness.training import Training
+from glue_harness import parse_mapping, run
+from glue_harness.run import checkpoint
+from glue_harness.run.loop import Training
 
 
 class CutOffError(Exception):
@@ -48,7 +49,7 @@ class Observer:
             "dropout": int(torch.initial_seed()),
         }
         self.seen = {"processes": gather_object([mine]), "elements": sum(p.numel() for p in parameters)}
-        if self.dies and training.rank == 1:
+        if self.dies and training.processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if training.step == self.cut:
             raise CutOffError

@@ -118,7 +118,7 @@ def test_architecture_trains_and_evaluates(
 def test_gpt2_pads_with_its_end_of_text_token(model_folder: Path) -> None:
     """The released GPT-2 has no padding token; its classifier reads the last token that is not padding."""
     from finetune_common.tasks import get_task
-    from glue_harness.models import load_model, load_tokenizer
+    from glue_harness.run.models import load_model, load_tokenizer
 
     saved = json.loads((model_folder / "tokenizer_config.json").read_text())
     assert saved.get("pad_token") is None
@@ -133,7 +133,7 @@ def test_head_of_another_task_is_drawn_anew_and_the_encoder_kept(model_folder: P
     import torch
 
     from finetune_common.tasks import get_task
-    from glue_harness.models import load_model, load_tokenizer
+    from glue_harness.run.models import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(str(model_folder))
     saved = AutoModelForSequenceClassification.from_pretrained(model_folder)

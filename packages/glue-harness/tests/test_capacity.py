@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.capacity import capacity, largest, read_bytes
 from glue_harness.cli import main
-from glue_harness.footprint import LiveBytes, measured_peak, optimizer_bytes, predict
-from glue_harness.parsing import parse_line
-from glue_harness.steps import Steps
+from glue_harness.config.parsing import parse_line
+from glue_harness.cost.capacity import capacity, largest, read_bytes
+from glue_harness.cost.footprint import LiveBytes, measured_peak, optimizer_bytes, predict
+from glue_harness.cost.steps import Steps
 
 
 def config(*line):
@@ -184,7 +184,7 @@ def test_cuda_is_refused_where_there_is_none(command, capsys):
 
 def test_fields_of_the_model_can_be_changed_in_a_run(tmp_path):
     from finetune_common.tasks import get_task
-    from glue_harness.models import load_model, load_tokenizer
+    from glue_harness.run.models import load_model, load_tokenizer
 
     changed = config("--model.classifier_dropout", "0.25", "--model.num_hidden_layers=1")
     assert changed.model_config == {"classifier_dropout": 0.25, "num_hidden_layers": 1}

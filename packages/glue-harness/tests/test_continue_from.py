@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from finetune_common.errors import ConfigurationError
-from glue_harness import checkpoint, parse_mapping, run
-from glue_harness.training import Training
+from glue_harness import parse_mapping, run
+from glue_harness.run import checkpoint, snapshot
+from glue_harness.run.loop import Training
 
 BASE = {
     "task": "demo-similarity",
@@ -64,12 +65,13 @@ def test_settings_are_its_own_and_the_optimizers_state_is_the_others(donor, tmp_
     """Linear decay over 24 steps, 6 of warm-up: after 16 steps (24 - 16) / 18 of the rate is left."""
     found = {}
 
-    class Look(Training):
-        def continue_from(self, other: Path) -> None:
-            super().continue_from(other)
-            found.update(deepcopy(self.optimizer.state_dict()))
+    take_over = snapshot.continue_from
 
-    monkeypatch.setattr("glue_harness.training.Training", Look)
+    def look(training: Training, other: Path) -> None:
+        take_over(training, other)
+        found.update(deepcopy(training.optimizer.state_dict()))
+
+    monkeypatch.setattr(snapshot, "continue_from", look)
     run(configured(tmp_path, "--optimizer.lr=0.5", weight_decay=0.2), start_from=donor)
     groups = found["param_groups"]
     assert [group["lr"] for group in groups] == pytest.approx([0.5 * 8 / 18] * len(groups))

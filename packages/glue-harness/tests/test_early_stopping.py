@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from finetune_common.errors import ConfigurationError
 from glue_harness import parse_mapping
-from glue_harness.evaluation import Evaluation, History
+from glue_harness.run.evaluation import Evaluation, History
 
 Train = Callable[..., dict[str, Any]]
 
@@ -27,7 +27,7 @@ class Stop(Exception):
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations of the primary metric give `SCORES`, one after the other; predictions stay the model's."""
-    from glue_harness.training import Training
+    from glue_harness.run.loop import Training
 
     evaluate = Training._evaluate
 
@@ -68,7 +68,7 @@ def test_schedule_is_that_of_the_whole_run(train: Train, tmp_path: Path) -> None
 @pytest.mark.usefixtures("scored")
 def test_a_run_cut_off_keeps_its_count(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Cut off after step 5, it goes on from step 4 and stops after step 6, as if nothing had been."""
-    from glue_harness.training import Training
+    from glue_harness.run.loop import Training
 
     after = Training._after_step
 
@@ -92,7 +92,7 @@ def test_best_weights_are_kept_and_predict(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Also where the run dies after it went back to them and before its result is written."""
-    from glue_harness.records import RunFolder
+    from glue_harness.run.records import RunFolder
 
     settings = SETTINGS | {"optimizer": {"name": "sgd", "lr": 0.1}, "epochs": 2, "max_steps": 8}
     train("three", **settings | {"max_steps": 3, "schedule": "constant"})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glue_harness.records import write_report
+from glue_harness.run.records import write_report
 
 
 def test_a_report_is_numbers_and_a_table(tmp_path: Path) -> None:

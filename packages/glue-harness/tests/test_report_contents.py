@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from finetune_common.tasks import GLUE_TASKS, TASKS
-from glue_harness.records import read_results
 from glue_harness.report import report as write_report
 from glue_harness.report.contents import gather
+from glue_harness.run.records import read_results
 
 Harness = Callable[..., Any]
 MadeUp = Callable[..., Path]

@@ -37,14 +37,15 @@ import torch
 from finetune_common.demo import demo_tokenizer, rows
 from finetune_common.metrics import compute_metrics
 from finetune_common.tasks import get_task
-from glue_harness import checkpoint, models, parse_mapping, records, run, training
+from glue_harness import parse_mapping, run
+from glue_harness.run import checkpoint, loop, models, records
 
 torch.set_num_threads(1)
 settings, moments = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 
 # What every start would repeat is done once, before the processes part.
 rows.demo_rows = functools.cache(rows.demo_rows)
-training.Data.load(parse_mapping(settings), demo_tokenizer())
+loop.Data.load(parse_mapping(settings), demo_tokenizer())
 models.load_model("demo", get_task(settings["task"]), demo_tokenizer())
 compute_metrics(settings["task"], [1.0, 2.0], [1.0, 2.0])
 
@@ -94,9 +95,9 @@ for moment in moments:
     if child == 0:
         kind, number = moment
         if kind == "step":
-            before(training.Training, "_train_step", number)
+            before(loop.Training, "_train_step", number)
         elif kind == "after step":
-            before(training.Training, "_after_step", number)
+            before(loop.Training, "_after_step", number)
         elif kind == "weights":
             before(checkpoint, "save_model", number)
         elif kind == "state":
@@ -110,7 +111,7 @@ for moment in moments:
         elif kind == "half a line":
             half_a_line()
         elif kind == "evaluation":
-            before(training.Training, "_evaluate", number)
+            before(loop.Training, "_evaluate", number)
         elif kind in ("predictions", "seconds"):  # a run that is done before its time dies here
             before(records.RunFolder, "write_predictions")
         elif kind == "result":
@@ -189,7 +190,7 @@ METHODS = ("adamw", "adam", "adamax", "sgd", "asgd", "adagrad", "adadelta", "rms
 def test_every_optimizer_continues_with_its_state(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, optimizer: str
 ) -> None:
-    from glue_harness.training import Training
+    from glue_harness.run.loop import Training
 
     settings = SETTINGS | {"max_steps": 5, "save_every": 2, "eval_every": None, "optimizer": optimizer}
     train("whole", **settings)
@@ -256,7 +257,7 @@ def test_overwrite_starts_anew_with_the_same_or_other_settings(
 HOLDER = """
 import sys, time
 from glue_harness import parse_mapping
-from glue_harness.records import RunFolder
+from glue_harness.run.records import RunFolder
 
 settings = {"task": "demo-entailment", "model": "demo", "max_steps": 2}
 with RunFolder(parse_mapping(settings | {"output_dir": sys.argv[1]})):

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from finetune_common.errors import ConfigurationError
-from glue_harness import checkpoint, run
+from glue_harness import run
+from glue_harness.run import checkpoint
 from glue_harness.search import search
 from glue_harness.search.records import Evaluation, read_reached
 from glue_harness.search.spec import read_search

@@ -47,7 +47,7 @@ def check(folder: Path, result: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_curves_are_those_of_the_run(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Also where the run was cut off after a step that was logged and not saved: it is there once."""
-    from glue_harness.training import Training
+    from glue_harness.run.loop import Training
 
     check(tmp_path / "whole", train("whole", **SETTINGS))
     step = Training._train_step

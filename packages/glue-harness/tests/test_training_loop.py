@@ -56,7 +56,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 def training_rows(count: int, seed: int) -> list[int]:
     """Which rows of the task a run with so many training rows sees."""
     from glue_harness import parse_mapping
-    from glue_harness.training import Data
+    from glue_harness.run.loop import Data
 
     settings = {
         "task": TASK,
@@ -235,7 +235,7 @@ def test_schedule_follows_its_formula(
 def test_evaluates_and_saves_every_so_many_steps_and_at_the_end(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from glue_harness import checkpoint
+    from glue_harness.run import checkpoint
 
     saved, save = [], checkpoint.save
     monkeypatch.setattr(
@@ -254,7 +254,7 @@ def test_epochs_may_be_fractions(
     train: Train, monkeypatch: pytest.MonkeyPatch, epochs: float, steps: int, evaluated_at: list[float]
 ) -> None:
     """64 rows in batches of 8 are 8 steps an epoch; evaluated and saved at the end of each and of all."""
-    from glue_harness import checkpoint
+    from glue_harness.run import checkpoint
 
     saved = []
     monkeypatch.setattr(checkpoint, "save", lambda folder, step, *rest: saved.append(step))
@@ -265,7 +265,7 @@ def test_epochs_may_be_fractions(
 
 
 def test_best_is_the_first_highest_and_last_is_the_last(train: Train) -> None:
-    from glue_harness.training import History
+    from glue_harness.run.loop import History
 
     history = History("accuracy")
     for step, (accuracy, f1) in enumerate([(0.5, 0.9), (0.7, 0.1), (0.7, 0.8), (0.6, 1.0)], start=1):
@@ -302,7 +302,7 @@ def test_same_seed_same_run_with_any_number_of_workers(train: Train, tmp_path: P
 
 def test_grouping_by_length_pads_less_and_trains_on_the_same_rows(train: Train) -> None:
     from glue_harness import parse_mapping
-    from glue_harness.training import Plan
+    from glue_harness.run.loop import Plan
 
     settings = {"task": TASK, "model": "demo", "output_dir": "unused", "batch_size": 4}
     lengths = np.random.default_rng(0).integers(3, 60, size=400)
@@ -339,9 +339,9 @@ def test_predictions_score_what_the_result_says(train: Train, tmp_path: Path) ->
         assert [int(row[0]) for row in rows] == list(range(500))
         official = load_task(task)["validation"]
         if task == "demo-similarity":
-            labels, predictions = ([float(row[i]) for row in rows] for i in (1, 2))
+            labels, predictions = ([float(np.float32(row[i])) for row in rows] for i in (1, 2))
             assert labels == pytest.approx(official["label"][:], abs=1e-5)
-            assert predictions == [float(row[3]) for row in rows]
+            assert predictions == [float(np.float32(row[3])) for row in rows]
         else:
             names = official.features["label"].names
             labels, predictions = ([names.index(row[i]) for row in rows] for i in (1, 2))
@@ -436,7 +436,7 @@ def test_an_unused_source_of_rows_leaves_the_hash_as_it_was():
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_what_decays_and_what_has_the_head_s_rate(everything):
-    from glue_harness.models import parameter_groups
+    from glue_harness.run.models import parameter_groups
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
     model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=9, **sizes))

@@ -24,7 +24,8 @@ class CutOffError(Exception):
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation["name"])
 def test_a_run_cut_off_after_a_checkpoint_ends_as_one_that_was_not(adaptation, tmp_path, monkeypatch):
-    from glue_harness import parse_mapping, run, training
+    from glue_harness import parse_mapping, run
+    from glue_harness.run import loop
 
     def settings(folder):
         return parse_mapping(
@@ -43,7 +44,7 @@ def test_a_run_cut_off_after_a_checkpoint_ends_as_one_that_was_not(adaptation, t
         )
 
     whole = run(settings("whole"))
-    finish = training.Training._train_step
+    finish = loop.Training._train_step
 
     def cut_off(self, *args):
         if self.step == 3:
@@ -51,7 +52,7 @@ def test_a_run_cut_off_after_a_checkpoint_ends_as_one_that_was_not(adaptation, t
         return finish(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.Training, "_train_step", cut_off)
+        patched.setattr(loop.Training, "_train_step", cut_off)
         with pytest.raises(CutOffError):
             run(settings("cut"))
     again = run(settings("cut"))

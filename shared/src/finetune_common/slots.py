@@ -35,6 +35,7 @@ __all__ = [
     "Monitor",
     "MonitorHandle",
     "Optimizer",
+    "Part",
     "available",
     "find",
 ]
@@ -88,8 +89,47 @@ class Method(Protocol):
     def __init__(self, options: Any) -> None: ...
 
 
+class Part(Protocol):
+    """The lifecycle of whatever a slot or a monitor hands back; each method is optional.
+
+    A run's parts are its adaptation and activation method, its optimizer, and what gradient methods and
+    monitors give when they are attached. In every optimizer step a run tells them, in this order:
+
+        forward and backward passes → `after_backward` → gradient methods and the optimizer's step → `on_step`
+
+    and every checkpoint holds the state of all of them.
+    """
+
+    def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
+        """Act between the backward pass and the step.
+
+        Args:
+            step: Number of this optimizer step, from 1.
+            loss_fn: Runs the forward pass of the last micro-batch again and returns its loss, with a graph.
+                Several processes have a micro-batch each. What is drawn at random meanwhile, dropout
+                included, does not change what the run draws later.
+        """
+        ...
+
+    def on_step(self, step: int) -> Mapping[str, Any]:
+        """Look at gradients and new weights after the step; what is returned goes into `metrics.jsonl`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all state as tensors and plain data."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        ...
+
+    def remove(self) -> None:
+        """Leave the model and the optimizer as they were."""
+        ...
+
+
 class Handle(Protocol):
-    """Something attached that can be detached. It may keep state: `state_dict`, `load_state_dict`."""
+    """A part that was attached to an optimizer, and can be detached."""
 
     def remove(self) -> None:
         """Detach; the objects it was attached to behave as before."""
@@ -109,14 +149,10 @@ class Adaptation(Method, Protocol):
 
 
 class Activation(Method, Protocol):
-    """How saved tensors are kept until backward. It may keep state: `state_dict`, `load_state_dict`."""
+    """How saved tensors are kept until backward."""
 
     def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Return the context in which each training forward pass runs."""
-        ...
-
-    def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
-        """Act after the backward pass of optimizer step `step` (from 1); `loss_fn()` repeats its forward."""
         ...
 
     def stats(self) -> Mapping[str, Any]:
@@ -150,7 +186,7 @@ class MonitorHandle(Handle, Protocol):
     """An attached monitor."""
 
     def on_step(self, step: int) -> Mapping[str, Any]:
-        """Return what goes into `metrics.jsonl`; called after optimizer step `step`, gradients present."""
+        """Return what goes into `metrics.jsonl`; gradients are there."""
         ...
 
 

@@ -48,9 +48,6 @@ class PlainActivations:
         """Return a context that does nothing."""
         return nullcontext()
 
-    def after_backward(self, step: int, loss_fn: Any) -> None:
-        """Do nothing."""
-
     def stats(self) -> dict[str, Any]:
         """Nothing is stored in another form."""
         return {}

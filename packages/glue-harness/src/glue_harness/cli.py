@@ -8,9 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from finetune_common.errors import ConfigurationError, check_number, did_you_mean
+from finetune_common.errors import ConfigurationError, did_you_mean
+from glue_harness.commands import report_command, search_command, submit_command, sweep_command
+from glue_harness.config.commands import CommandParser, parser_of
+from glue_harness.cost.commands import capacity_command, profile_command
+from glue_harness.run.stopping import Stopped
 
 __all__ = ["main"]
 
@@ -18,7 +21,7 @@ __all__ = ["main"]
 def _run(argv: Sequence[str]) -> None:
     import yaml
 
-    from glue_harness.parsing import parse_line
+    from glue_harness.config.parsing import parse_line
 
     config, only_print = parse_line(argv)
     if only_print:
@@ -28,9 +31,9 @@ def _run(argv: Sequence[str]) -> None:
         _go_offline()
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
-    from glue_harness.distributed import leave
     from glue_harness.report.tables import print_run
-    from glue_harness.training import run
+    from glue_harness.run.loop import run
+    from glue_harness.run.processes import leave
 
     result = run(config)
     leave()
@@ -44,7 +47,7 @@ def _process() -> int:
 
 
 def _prepare(argv: Sequence[str]) -> None:
-    parser = _parser(
+    parser = parser_of(
         "prepare", "Fetch a task and a model and tokenise, so that 'run --offline' needs no network."
     )
     parser.add_argument("--task", required=True, help="task, as for run")
@@ -60,257 +63,8 @@ def _prepare(argv: Sequence[str]) -> None:
     print(prepare(options.task, options.model, options.data_dir, options.max_length))
 
 
-def _sweep(argv: Sequence[str]) -> None:
-    parser = _parser("sweep", "Do the runs that a specification describes and that are not done yet.")
-    parser.add_argument("spec", type=Path, help="YAML file: base, grid, cases, exclude")
-    parser.add_argument("--output-dir", type=Path, required=True, help="folder that receives a folder a run")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, each with its share of the cores (1)"
-    )
-    parser.add_argument(
-        "--launcher",
-        choices=("local", "ray", "slurm"),
-        default="local",
-        help="processes on this machine, tasks of a Ray cluster, or a SLURM job array (local)",
-    )
-    parser.add_argument(
-        "--slurm",
-        metavar="NAME=VALUE,...",
-        default="",
-        help="what each SLURM job asks for; e.g. partition=gpu,timeout_min=240,gpus_per_node=1",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
-    parser.add_argument("--retry-failed", action="store_true", help="try runs again that failed before")
-    options = parser.parse_args(argv)
-
-    from glue_harness.sweep import sweep
-
-    sweep(
-        options.spec,
-        options.output_dir,
-        options.jobs,
-        options.dry_run,
-        options.retry_failed,
-        options.launcher,
-        options.slurm,
-    )
-
-
-def _search(argv: Sequence[str]) -> None:
-    parser = _parser("search", "Search for the best configuration; an interrupted search continues.")
-    parser.add_argument("spec", type=Path, help="YAML file: base, space, mutations")
-    parser.add_argument(
-        "--output-dir", type=Path, required=True, help="folder that receives the best run and the report"
-    )
-    parser.add_argument(
-        "--scheduler",
-        choices=("pbt", "asha", "none"),
-        default="pbt",
-        help="population based training, early stopping of the worse, or neither (pbt)",
-    )
-    parser.add_argument(
-        "--sampler",
-        choices=("random", "tpe"),
-        default="random",
-        help="how configurations are drawn; tpe is Optuna's, not for pbt (random)",
-    )
-    parser.add_argument("--trials", type=int, default=8, help="how many configurations (8)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="trials at a time, each with its share of the cores or GPUs (1)"
-    )
-    parser.add_argument("--retry-failed", action="store_true", help="try trials again that failed before")
-    options = parser.parse_args(argv)
-
-    from glue_harness.search import search
-    from glue_harness.search.table import print_search
-
-    report = search(
-        options.spec,
-        options.output_dir,
-        options.scheduler,
-        options.sampler,
-        options.trials,
-        options.jobs,
-        options.retry_failed,
-    )
-    print_search(report, options.output_dir)
-
-
-def _report(argv: Sequence[str]) -> None:
-    parser = _parser(
-        "report", "Compare the runs below a folder: tables, charts, and a page that needs no network."
-    )
-    parser.add_argument("folder", type=Path, help="folder with runs in it")
-    parser.add_argument("--output-dir", type=Path, default=Path("report"), help="where the files go (report)")
-    parser.add_argument(
-        "--protocol",
-        choices=("mean", "median", "best-lr", "best"),
-        default="mean",
-        help="how the runs of a setting become one number: mean over seeds, the median seed, each seed's "
-        "best learning rate and then the mean, or the best run (mean)",
-    )
-    parser.add_argument(
-        "--evaluation",
-        choices=("last", "best"),
-        default="last",
-        help="which evaluation of a run counts (last)",
-    )
-    parser.add_argument(
-        "--baseline",
-        metavar="KEY=VALUE,...",
-        help="compare with the setting of which this is true, paired by seed; e.g. optimizer=adamw",
-    )
-    parser.add_argument(
-        "--test", choices=("permutation", "wilcoxon"), default="permutation", help="paired test (permutation)"
-    )
-    parser.add_argument(
-        "--where",
-        metavar="KEY=VALUE,...",
-        help="only runs of which this is true; e.g. task=rte|mrpc,epochs=3",
-    )
-    parser.add_argument(
-        "--group-by", metavar="KEY,...", help="put runs together by these options (all but the seed)"
-    )
-    options = parser.parse_args(argv)
-
-    from glue_harness.cluster import own_cores
-    from glue_harness.report import report
-
-    keys = [key.strip().replace("-", "_") for key in (options.group_by or "").split(",")]
-    report(
-        options.folder,
-        options.output_dir,
-        protocol=options.protocol,
-        evaluation=options.evaluation,
-        test=options.test,
-        baseline=options.baseline,
-        where=options.where,
-        group_by=[key for key in keys if key],
-        processes=own_cores(),
-    )
-
-
-def _submit(argv: Sequence[str]) -> None:
-    parser = _parser(
-        "submit", "Predict the official test files with trained runs, write the leaderboard's zip."
-    )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs in them, checkpoints included")
-    parser.add_argument(
-        "--output-dir", type=Path, default=Path("glue-submission"), help="receives the zip (glue-submission)"
-    )
-    parser.add_argument(
-        "--data-dir", help="folder in the official GLUE layout with test files (what each run was trained on)"
-    )
-    parser.add_argument("--ax", type=Path, metavar="FILE", help="the diagnostic file, for the MNLI run")
-    options = parser.parse_args(argv)
-
-    from glue_harness.submit import submit
-
-    made = submit(options.runs, options.output_dir, options.data_dir, options.ax)
-    for task, (folder, score) in made["runs"].items():
-        print(f"{task}: {folder} ({score:.4f} on the dev set)")
-    if made["missing"]:
-        print(f"not in it, and expected by the leaderboard: {', '.join(made['missing'])}")
-    print(f"checked: {made['archive']}")
-
-
-def _steps_parser(command: str, description: str, compare: str) -> _Parser:
-    parser = _parser(command, description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "further options are those of run: --model (presets such as bert-large-cased need no network),\n"
-        "--model.FIELD VALUE, --batch-size, --max-length, --precision, --accumulate, and all slots"
-    )
-    parser.add_argument(
-        "--compare",
-        metavar="LIST",
-        help=f"activation methods, with levels behind a colon (the --activation given, or {compare})",
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where, or for which (cpu)")
-    parser.add_argument("--output-dir", type=Path, help="receives the JSON file, the table and figures")
-    return parser
-
-
-def _steps_config(rest: Sequence[str], compare: str | None, default: str, prog: str) -> tuple[Any, Any]:
-    """Read the options that are those of run, and the activation methods to compare."""
-    from glue_harness.activations import read_choices
-    from glue_harness.parsing import parse_line
-
-    named = "--activation" in [token.partition("=")[0] for token in rest]
-    filled = ["--task", "sst2", "--output-dir", "-", *rest]
-    config, _ = parse_line(filled, prog)
-    if compare is None and (named or config.activation["name"] != "none"):
-        return config, {config.activation["name"]: config.activation}
-    return config, read_choices(compare or default)
-
-
-def _profile(argv: Sequence[str]) -> None:
-    default = "none"
-    parser = _steps_parser("profile", "Measure memory and speed of training steps on made-up rows.", default)
-    parser.add_argument("--batch-sizes", metavar="LIST", help="several batch sizes, with a figure: 8,16,32")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps, after two that warm up (5)")
-    options, rest = parser.parse_known_args(argv)
-    config, choices = _steps_config(rest, options.compare, default, "glue-harness profile")
-    try:
-        sizes = [int(size) for size in (options.batch_sizes or str(config.batch_size)).split(",")]
-    except ValueError:
-        raise ConfigurationError(
-            f"--batch-sizes {options.batch_sizes}: give whole numbers, as 8,16,32"
-        ) from None
-    check_number("repeats", options.repeats, at_least=1)
-
-    from glue_harness.profiling import profile_steps, table
-
-    made = table(profile_steps(config, choices, sizes, options.device, options.output_dir, options.repeats))
-    _keep(options.output_dir, "speed_results.md", made)
-
-
-def _capacity(argv: Sequence[str]) -> None:
-    default = "none,checkpoint,compress:L1,compress:L2.2,compress+checkpoint"
-    parser = _steps_parser(
-        "capacity",
-        "Find the largest batch, depth or width that a memory budget allows, without allocating it.",
-        default,
-    )
-    parser.add_argument("--budget", required=True, metavar="BYTES", help="16GiB, 500MB, …")
-    parser.add_argument(
-        "--search",
-        choices=("batch-size", "layers", "hidden", "intermediate"),
-        default="batch-size",
-        help="what grows (batch-size)",
-    )
-    parser.add_argument(
-        "--by", choices=("prediction", "measurement"), default="prediction", help="fake tensors or real steps"
-    )
-    options, rest = parser.parse_known_args(argv)
-    config, choices = _steps_config(rest, options.compare, default, "glue-harness capacity")
-
-    from glue_harness.capacity import capacity, read_bytes, table
-
-    budget = read_bytes(options.budget)
-    found = capacity(
-        config,
-        options.search,
-        budget,
-        choices,
-        by=options.by,
-        device=options.device,
-        output_dir=options.output_dir,
-    )
-    _keep(options.output_dir, f"max_{options.search.replace('-', '_')}_results.md", table(found))
-
-
-def _keep(folder: Path | None, name: str, table: str) -> None:
-    """Print a table, and write it where a folder was given."""
-    print(f"\n{table}", end="")
-    if folder is not None:
-        from glue_harness.records import write_whole
-
-        write_whole(folder / name, table)
-
-
 def _list(argv: Sequence[str]) -> None:
-    parser = _parser("list", "Show the installed methods, or the tasks.")
+    parser = parser_of("list", "Show the installed methods, or the tasks.")
     parser.add_argument("what", choices=("methods", "tasks"))
     options = parser.parse_args(argv)
 
@@ -320,7 +74,7 @@ def _list(argv: Sequence[str]) -> None:
 
 
 def _doctor(argv: Sequence[str]) -> None:
-    _parser("doctor", "Show devices, compiler, versions, methods found, and what is missing.").parse_args(
+    parser_of("doctor", "Show devices, compiler, versions, methods found, and what is missing.").parse_args(
         argv
     )
 
@@ -332,24 +86,15 @@ def _doctor(argv: Sequence[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (_run, "fine-tune a model on a task"),
     "prepare": (_prepare, "fetch and tokenise ahead, for runs without a network"),
-    "sweep": (_sweep, "do the runs of a specification, resumable"),
-    "search": (_search, "the best configuration by population based training or sampling"),
-    "report": (_report, "compare the runs below a folder"),
-    "profile": (_profile, "measure memory and speed of training steps"),
-    "capacity": (_capacity, "the largest batch, depth or width under a memory budget"),
-    "submit": (_submit, "predict the test files, write the leaderboard's zip"),
+    "sweep": (sweep_command, "do the runs of a specification, resumable"),
+    "search": (search_command, "the best configuration by population based training or sampling"),
+    "report": (report_command, "compare the runs below a folder"),
+    "profile": (profile_command, "measure memory and speed of training steps"),
+    "capacity": (capacity_command, "the largest batch, depth or width under a memory budget"),
+    "submit": (submit_command, "predict the test files, write the leaderboard's zip"),
     "list": (_list, "show the installed methods, or the tasks"),
     "doctor": (_doctor, "show what this machine has and what is missing"),
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ConfigurationError(f"{message}; see '{self.prog} --help'")
-
-
-def _parser(command: str, description: str) -> _Parser:
-    return _Parser(prog=f"glue-harness {command}", description=description, allow_abbrev=False)
 
 
 def _go_offline() -> None:
@@ -357,7 +102,7 @@ def _go_offline() -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    parser = _Parser(
+    parser = CommandParser(
         prog="glue-harness",
         description="Fine-tune encoders on GLUE with any combination of installed methods, and report.",
         epilog="commands:\n" + "\n".join(f"  {name:10} {said}" for name, (_, said) in COMMANDS.items()),
@@ -384,7 +129,11 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the status is 0, 2 for what cannot be used, 130 when interrupted."""
+    """Run the command line.
+
+    Returns:
+        0; 2 for what cannot be used; 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -398,4 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "glue-harness: interrupted; the same command continues from the last checkpoint", file=sys.stderr
         )
         return 130
+    except Stopped as stopped:
+        if _process() == 0:
+            print(f"glue-harness: {stopped}", file=sys.stderr)
+        return stopped.status
     return 0

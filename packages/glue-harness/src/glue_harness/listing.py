@@ -10,7 +10,7 @@ from rich.table import Table
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import HOLDERS, available, find
 from finetune_common.tasks import TASKS
-from glue_harness.config import SLOTS
+from glue_harness.config.fields import SLOTS
 from glue_harness.console import console_for_reading
 
 __all__ = ["list_methods", "list_tasks"]

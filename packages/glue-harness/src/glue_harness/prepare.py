@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune_common.data import load_task, tokenize
 from finetune_common.tasks import get_task
-from glue_harness.models import load_model, load_tokenizer
+from glue_harness.run.models import load_model, load_tokenizer
 
 __all__ = ["prepare"]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from finetune_common.data import (
     Collator,
@@ -27,12 +26,9 @@ from finetune_common.data import (
 )
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task
-from glue_harness import checkpoint
-from glue_harness.config import RunConfig
-from glue_harness.methods import build_methods
-from glue_harness.models import check_positions, load_model, load_tokenizer
-from glue_harness.parsing import parse_mapping
-from glue_harness.records import read_results, write_whole
+from glue_harness.run.assembly import Run, open_run
+from glue_harness.run.models import check_positions
+from glue_harness.run.records import read_results, write_whole
 
 __all__ = ["FILES", "check_submission", "submit"]
 
@@ -92,53 +88,22 @@ def _diagnostic(path: Path) -> Task:
     return replace(TASKS["mnli"], name="ax", evaluation=("test_ax",), **place)
 
 
-class _Predictor:
-    """A trained run that predicts rows it has not seen.
-
-    Args:
-        folder: The run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.config = _config(folder)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        newest = checkpoint.latest(folder / "checkpoint")
-        if newest is None:
-            raise ConfigurationError(
-                f"{folder}: no checkpoint to predict with: run it again with --overwrite, or give another run"
-            )
-        adaptation = build_methods(self.config).adaptation
-        self.tokenizer = load_tokenizer(self.config.model)
-        task = TASKS[self.config.task]
-        model = load_model(
-            self.config.model, task, self.tokenizer, adaptation.load_kwargs(), self.config.model_config
-        )
-        self.model = adaptation.apply(model).to(self.device)
-        checkpoint.load_weights(newest, self.model, self.device)
-        self.model.eval()
-
-    @torch.no_grad()
-    def scores(self, task: Task, split: str, data_dir: str | None) -> np.ndarray:
-        """Return logits of shape (rows, labels), in row order."""
-        raw: Any = load_task(task, data_dir=data_dir, splits=[split])
-        rows = tokenize(raw, self.tokenizer, task, self.config.max_length)[split]
-        lengths = token_lengths(rows)
-        check_positions(self.model, int(lengths.max()))
-        batches = evaluation_batches(lengths, self.config.batch_size)
-        outputs = []
-        for batch in make_loader(rows, batches, Collator(self.tokenizer, task)):
-            del batch["labels"]
-            inputs = {name: values.to(self.device) for name, values in batch.items()}
-            outputs.append(self.model(**inputs).logits.float().cpu())
-        return to_row_order(batches, outputs).numpy()
-
-
-def _config(folder: Path) -> RunConfig:
-    file = folder / "config.yaml"
-    try:
-        return parse_mapping(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigurationError(f"{file}: {error.strerror}: give the folders of whole runs") from None
+@torch.no_grad()
+def _scores(run: Run, task: Task, split: str, data_dir: str | None) -> np.ndarray:
+    """Return a run's logits for rows that it has not seen, of shape (rows, labels), in row order."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = run.model.to(device).eval()
+    raw: Any = load_task(task, data_dir=data_dir, splits=[split])
+    rows = tokenize(raw, run.tokenizer, task, run.config.max_length)[split]
+    lengths = token_lengths(rows)
+    check_positions(model, int(lengths.max()))
+    batches = evaluation_batches(lengths, run.config.batch_size)
+    outputs = []
+    for batch in make_loader(rows, batches, Collator(run.tokenizer, task)):
+        del batch["labels"]
+        inputs = {name: values.to(device) for name, values in batch.items()}
+        outputs.append(model(**inputs).logits.float().cpu())
+    return to_row_order(batches, outputs).numpy()
 
 
 def _best_runs(folders: Sequence[Path]) -> dict[str, tuple[Path, float]]:
@@ -261,12 +226,12 @@ def submit(
         raise ConfigurationError(f"--ax {ax}: an MNLI run predicts it: give one, or leave --ax out")
     texts: dict[str, str] = {}
     for task, (folder, _) in runs.items():
-        predictor = _Predictor(folder)
-        source = data_dir if data_dir is not None else predictor.config.data_dir
+        opened = open_run(folder)
+        source = data_dir if data_dir is not None else opened.config.data_dir
         for name, file in FILES.items():
             if file.task == task and (file.split != "test_ax" or ax is not None):
                 described = TASKS[task] if ax is None or file.split != "test_ax" else _diagnostic(ax)
-                scores = predictor.scores(described, file.split, "." if file.split == "test_ax" else source)
+                scores = _scores(opened, described, file.split, "." if file.split == "test_ax" else source)
                 texts[name] = "\n".join(_lines(file, scores)) + "\n"
     for name, text in texts.items():
         _check_file(name, text)

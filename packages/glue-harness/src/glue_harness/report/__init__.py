@@ -11,10 +11,10 @@ from pathlib import Path
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.console import console_for_reading
-from glue_harness.records import read_results
 from glue_harness.report.contents import gather
 from glue_harness.report.render import print_table
 from glue_harness.report.tables import tables_of, write_tables
+from glue_harness.run.records import read_results
 
 __all__ = ["report"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import GLUE_TASKS, TASKS
-from glue_harness.config import SLOTS
+from glue_harness.config.fields import SLOTS
 from glue_harness.report.protocols import PROTOCOLS, Protocol
 from glue_harness.report.select import flatten, known_key
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from glue_harness.records import write_whole
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.compare import Comparison
 from glue_harness.report.contents import Contents
 from glue_harness.report.render import Table
 from glue_harness.report.select import flatten
+from glue_harness.run.records import write_whole
 
 if TYPE_CHECKING:
     from glue_harness.report.plots import Figure

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from glue_harness.console import console_for_reading
-from glue_harness.records import write_whole
 from glue_harness.report.aggregate import Average, Row, model_name
 from glue_harness.report.compare import ALPHA, Comparison
 from glue_harness.report.contents import Contents
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
 from glue_harness.report.statistics import RESAMPLED_FROM, pairs_needed, smallest_p
+from glue_harness.run.records import write_whole
 
 __all__ = ["about_intervals", "markdown", "print_run", "summary_table", "tables_of", "write_tables"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from glue_harness import checkpoint
-from glue_harness.records import write_whole
+from glue_harness.run import checkpoint
+from glue_harness.run.records import write_whole
 
 __all__ = [
     "EVALUATION",

@@ -11,9 +11,9 @@ from typing import Any
 
 from finetune_common.errors import ConfigurationError, did_you_mean
 from finetune_common.tasks import TASKS
-from glue_harness.config import SLOTS, RunConfig
-from glue_harness.parsing import parse_mapping
-from glue_harness.specification import read_specification
+from glue_harness.config.fields import SLOTS, RunConfig
+from glue_harness.config.parsing import parse_mapping
+from glue_harness.config.specification import read_specification
 
 __all__ = ["Range", "SearchSpec", "read_search"]
 
@@ -125,7 +125,7 @@ class SearchSpec:
     @cached_property
     def metric(self) -> str:
         """The task's primary metric; of a task of one's own it is told from the file of training rows."""
-        from glue_harness.plan import load_rows
+        from glue_harness.run.plan import load_rows
 
         known = TASKS.get(self.base["task"])
         if known is not None and "train_file" not in self.base:

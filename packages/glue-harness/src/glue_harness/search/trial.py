@@ -12,13 +12,13 @@ from ray import tune
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
-from glue_harness.records import RunInUse, write_whole
+from glue_harness.run.records import RunInUse, write_whole
 from glue_harness.search.records import RESULT_SO_FAR, TRIALS, Evaluation, read_reached
 from glue_harness.search.spec import SearchSpec
 from glue_harness.sweep.state import ERROR
 
 if TYPE_CHECKING:
-    from glue_harness.training import Training
+    from glue_harness.run.loop import Training
 
 __all__ = ["do_trial"]
 
@@ -35,7 +35,7 @@ def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, A
         share: What this trial has of the machine.
         drawn: Option → value.
     """
-    from glue_harness.training import run
+    from glue_harness.run.loop import run
 
     trial = tune.get_context().get_trial_id()
     folder = search / TRIALS / str(trial)

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
 from glue_harness.console import console_for_reading
 from glue_harness.extras import need
 from glue_harness.sweep.progress import SweepProgress

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from glue_harness.config import RunConfig
-from glue_harness.records import RunInUse, write_whole
+from glue_harness.config.fields import RunConfig
+from glue_harness.run.records import RunInUse, write_whole
 from glue_harness.sweep.state import ERROR
 
 __all__ = ["PAUSE", "attempted", "do_runs", "done", "write_error"]
@@ -47,8 +47,8 @@ def attempted(config: RunConfig) -> bool:
 
     Of a finished run the weights stay, a third of what it needs to go on.
     """
-    from glue_harness import checkpoint
-    from glue_harness.training import run
+    from glue_harness.run import checkpoint
+    from glue_harness.run.loop import run
 
     try:
         run(config)

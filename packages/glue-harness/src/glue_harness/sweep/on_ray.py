@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from glue_harness.cluster import Share, connected, use_cores
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
 from glue_harness.sweep.claiming import PAUSE, attempted, done, write_error
 
 __all__ = ["RayTasks"]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.config import RunConfig
-from glue_harness.parsing import parse_mapping
-from glue_harness.specification import read_specification
+from glue_harness.config.fields import RunConfig
+from glue_harness.config.parsing import parse_mapping
+from glue_harness.config.specification import read_specification
 
 __all__ = ["PlannedRun", "read_spec"]
 

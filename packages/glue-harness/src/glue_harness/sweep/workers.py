@@ -12,13 +12,13 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.config import RunConfig
+from glue_harness.config.fields import RunConfig
 from glue_harness.sweep.claiming import do_runs, done, write_error
 
 __all__ = ["Workers", "warm_up"]
 
 IMPORTED = [
-    "glue_harness.training",
+    "glue_harness.run.loop",
     "datasets",
     "peft",
     "scipy.stats",

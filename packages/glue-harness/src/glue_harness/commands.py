@@ -1,0 +1,168 @@
+"""The commands about several runs: their options, and the work they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from glue_harness.config.commands import parser_of
+
+__all__ = ["report_command", "search_command", "submit_command", "sweep_command"]
+
+
+def sweep_command(argv: Sequence[str]) -> None:
+    """Do the runs of a specification."""
+    parser = parser_of("sweep", "Do the runs that a specification describes and that are not done yet.")
+    parser.add_argument("spec", type=Path, help="YAML file: base, grid, cases, exclude")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder that receives a folder a run")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, each with its share of the cores (1)"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="processes on this machine, tasks of a Ray cluster, or a SLURM job array (local)",
+    )
+    parser.add_argument(
+        "--slurm",
+        metavar="NAME=VALUE,...",
+        default="",
+        help="what each SLURM job asks for; e.g. partition=gpu,timeout_min=240,gpus_per_node=1",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
+    parser.add_argument("--retry-failed", action="store_true", help="try runs again that failed before")
+    options = parser.parse_args(argv)
+
+    from glue_harness.sweep import sweep
+
+    sweep(
+        options.spec,
+        options.output_dir,
+        options.jobs,
+        options.dry_run,
+        options.retry_failed,
+        options.launcher,
+        options.slurm,
+    )
+
+
+def search_command(argv: Sequence[str]) -> None:
+    """Search for the best configuration."""
+    parser = parser_of("search", "Search for the best configuration; an interrupted search continues.")
+    parser.add_argument("spec", type=Path, help="YAML file: base, space, mutations")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help="folder that receives the best run and the report"
+    )
+    parser.add_argument(
+        "--scheduler",
+        choices=("pbt", "asha", "none"),
+        default="pbt",
+        help="population based training, early stopping of the worse, or neither (pbt)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=("random", "tpe"),
+        default="random",
+        help="how configurations are drawn; tpe is Optuna's, not for pbt (random)",
+    )
+    parser.add_argument("--trials", type=int, default=8, help="how many configurations (8)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trials at a time, each with its share of the cores or GPUs (1)"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try trials again that failed before")
+    options = parser.parse_args(argv)
+
+    from glue_harness.search import search
+    from glue_harness.search.table import print_search
+
+    report = search(
+        options.spec,
+        options.output_dir,
+        options.scheduler,
+        options.sampler,
+        options.trials,
+        options.jobs,
+        options.retry_failed,
+    )
+    print_search(report, options.output_dir)
+
+
+def report_command(argv: Sequence[str]) -> None:
+    """Compare the runs below a folder."""
+    parser = parser_of(
+        "report", "Compare the runs below a folder: tables, charts, and a page that needs no network."
+    )
+    parser.add_argument("folder", type=Path, help="folder with runs in it")
+    parser.add_argument("--output-dir", type=Path, default=Path("report"), help="where the files go (report)")
+    parser.add_argument(
+        "--protocol",
+        choices=("mean", "median", "best-lr", "best"),
+        default="mean",
+        help="how the runs of a setting become one number: mean over seeds, the median seed, each seed's "
+        "best learning rate and then the mean, or the best run (mean)",
+    )
+    parser.add_argument(
+        "--evaluation",
+        choices=("last", "best"),
+        default="last",
+        help="which evaluation of a run counts (last)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="KEY=VALUE,...",
+        help="compare with the setting of which this is true, paired by seed; e.g. optimizer=adamw",
+    )
+    parser.add_argument(
+        "--test", choices=("permutation", "wilcoxon"), default="permutation", help="paired test (permutation)"
+    )
+    parser.add_argument(
+        "--where",
+        metavar="KEY=VALUE,...",
+        help="only runs of which this is true; e.g. task=rte|mrpc,epochs=3",
+    )
+    parser.add_argument(
+        "--group-by", metavar="KEY,...", help="put runs together by these options (all but the seed)"
+    )
+    options = parser.parse_args(argv)
+
+    from glue_harness.cluster import own_cores
+    from glue_harness.report import report
+
+    keys = [key.strip().replace("-", "_") for key in (options.group_by or "").split(",")]
+    report(
+        options.folder,
+        options.output_dir,
+        protocol=options.protocol,
+        evaluation=options.evaluation,
+        test=options.test,
+        baseline=options.baseline,
+        where=options.where,
+        group_by=[key for key in keys if key],
+        processes=own_cores(),
+    )
+
+
+def submit_command(argv: Sequence[str]) -> None:
+    """Write the leaderboard's zip."""
+    parser = parser_of(
+        "submit", "Predict the official test files with trained runs, write the leaderboard's zip."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs in them, checkpoints included")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("glue-submission"), help="receives the zip (glue-submission)"
+    )
+    parser.add_argument(
+        "--data-dir", help="folder in the official GLUE layout with test files (what each run was trained on)"
+    )
+    parser.add_argument("--ax", type=Path, metavar="FILE", help="the diagnostic file, for the MNLI run")
+    options = parser.parse_args(argv)
+
+    from glue_harness.submit import submit
+
+    made = submit(options.runs, options.output_dir, options.data_dir, options.ax)
+    for task, (folder, score) in made["runs"].items():
+        print(f"{task}: {folder} ({score:.4f} on the dev set)")
+    if made["missing"]:
+        print(f"not in it, and expected by the leaderboard: {', '.join(made['missing'])}")
+    print(f"checked: {made['archive']}")

@@ -1,0 +1,58 @@
+"""What a parser says, as one line with a remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune_common.errors import did_you_mean
+
+__all__ = ["one_line"]
+
+TYPES = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
+
+
+def _readable(message: str) -> str:
+    """Say in words which type was expected: `Expected a <class 'int'>. Got value: many`."""
+    one = re.fullmatch(r"Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", message)
+    any_of = re.fullmatch(r".*Subtypes: \[(?P<types>.*)\] Errors:.*Given value: (?P<value>.*)", message)
+    if not (found := one or any_of):
+        return message
+    types = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), found["types"])
+    types = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", types)
+    return f"{found['value']} cannot be used: give {types.replace(', null', ' or null')}"
+
+
+def _unknown_option(option: str, choices: Mapping[str, list[dict[str, Any]]], known: Sequence[str]) -> str:
+    slot, dot, name = option.removeprefix("--").partition(".")
+    if not dot or slot not in choices:
+        return f"{option} is no option: {did_you_mean(option, [name for name in known if '.' not in name])}"
+    if len(choices[slot]) != 1:
+        return (
+            f"{option}: options on the line need exactly one method: give --{slot} NAME, or use a YAML file"
+        )
+    own = [other.removeprefix(f"--{slot}.") for other in known if other.startswith(f"--{slot}.")]
+    own.remove("name")
+    remedy = did_you_mean(name, own) if own else "it has none, leave it out"
+    return f"{option} is no option of {slot} {choices[slot][0]['name']!r}: {remedy}"
+
+
+def one_line(message: str, choices: Mapping[str, list[dict[str, Any]]], known: Sequence[str]) -> str:
+    """Rewrite a parser's message as one line with a remedy."""
+    message = " ".join(message.split())
+    if wrong := re.match(
+        r"[Uu]nrecognized arguments: (--[\w.-]+)|.*'?(?:Key|key|Option) '([\w.-]+)' is not", message
+    ):
+        return _unknown_option(wrong[1] or f"--{wrong[2]}".replace("_", "-"), choices, known)
+    if wrong := re.match(r"[Uu]nrecognized arguments: (.*)", message):
+        return f"{wrong[1]!r} belongs to no option; see 'glue-harness run --help'"
+    if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
+        return f"--{wrong[1].replace('_', '-')}: {_readable(wrong[2])}"
+    return message

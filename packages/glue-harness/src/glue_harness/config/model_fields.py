@@ -1,0 +1,48 @@
+"""Fields of the model's own configuration: `--model.classifier_dropout 0.2`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from finetune_common.errors import ConfigurationError
+
+__all__ = ["join_model_fields", "take_model_fields"]
+
+
+def join_model_fields(content: Mapping[str, Any], on_line: Mapping[str, Any]) -> dict[str, Any]:
+    """Join the model's fields of the file and of the line, which wins."""
+    in_file = content.get("model_config") or {}
+    if not isinstance(in_file, Mapping):
+        raise ConfigurationError(
+            f"model_config={in_file!r}: give the fields of the model's configuration as 'name: value' lines"
+        )
+    return {str(name): value for name, value in {**in_file, **on_line}.items()}
+
+
+def take_model_fields(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take `--model.<field> VALUE` from a line; values are read as YAML.
+
+    Returns:
+        The fields, and the rest of the line.
+
+    Examples:
+        >>> take_model_fields(["--model", "demo", "--model.num_hidden_layers", "4", "--epochs=1"])
+        ({'num_hidden_layers': 4}, ['--model', 'demo', '--epochs=1'])
+    """
+    fields, rest, tokens = {}, [], iter(argv)
+    for token in tokens:
+        option, equals, value = token.partition("=")
+        if not option.startswith("--model."):
+            rest.append(token)
+            continue
+        text = value if equals else next(tokens, None)
+        if text is None:
+            raise ConfigurationError(f"{option} needs a value after it")
+        try:
+            fields[option.removeprefix("--model.").replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigurationError(f"{option} {text}: not a value") from None
+    return fields, rest

@@ -1,0 +1,277 @@
+"""Command lines and YAML files to a `RunConfig`, through jsonargparse.
+
+The options of a slot exist once its method is chosen, so parsing takes two looks: the first finds the
+methods that the line and the file name, the second knows every option. The line wins over the file; naming
+another method on the line than in the file drops the file's options for that slot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, Namespace
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.slots import available, find
+from glue_harness.config.fields import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.config.messages import one_line
+from glue_harness.config.model_fields import join_model_fields, take_model_fields
+from glue_harness.config.specification import read_yaml
+
+__all__ = ["parse_line", "parse_mapping"]
+
+Choice = dict[str, Any]
+
+
+def _help_of(options: type) -> dict[str, str]:
+    parameters = parse_docstring(options.__doc__ or "").params
+    return {p.arg_name: " ".join((p.description or "").split()) for p in parameters}
+
+
+def _as_choice(slot: str, value: object) -> Choice:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return dict(value)
+    raise ConfigurationError(
+        f"{slot}={value!r} is no method: give a name, or a mapping with a name and its options "
+        f"({slot}: {{name: …, …}})"
+    )
+
+
+def _as_choices(slot: str, value: object) -> list[Choice]:
+    """Read `agni`, `{name: agni, eta: 0.01}`, a list of them, or nothing."""
+    if value in (None, "none", "") and slot in LIST_SLOTS:
+        return []
+    if isinstance(value, str) and slot in LIST_SLOTS:
+        value = [part.strip() for part in value.split(",")]
+    if isinstance(value, list) and slot in LIST_SLOTS:
+        return [_as_choice(slot, part) for part in value]
+    return [_as_choice(slot, value)]
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    content = read_yaml(Path(path), "--config ", "give a readable YAML file")
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"--config {path}: expected 'option: value' lines, found {content!r}")
+    return content
+
+
+class _Parser(ArgumentParser):
+    def format_help(self) -> str:
+        """Show the method of a slot as it is typed: `--optimizer`."""
+        return re.sub(rf"--({'|'.join(SLOTS)})\.name\b", r"--\1", super().format_help())
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise ConfigurationError(message)
+
+
+def _add_options(group: Any, slot: str, choice: Choice) -> None:
+    options = find(slot, choice["name"]).Options
+    hints, described = get_type_hints(options), _help_of(options)
+    for option in dataclasses.fields(options):
+        default = option.default if option.default is not dataclasses.MISSING else option.default_factory()  # type: ignore[misc]
+        group.add_argument(
+            f"--{slot}.{option.name}",
+            type=hints[option.name],
+            default=default,
+            help=described.get(option.name, ""),
+        )
+
+
+def _parser(choices: Mapping[str, list[Choice]], prog: str) -> ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        description="Fine-tune a model on a task; the result is written to the run's folder.",
+        epilog="A slot's options are listed once its method is chosen: 'run --optimizer adamw --help'. "
+        "--model.FIELD VALUE changes a field of the model's configuration: '--model.classifier_dropout 0.2'.",
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with any of these options; the line wins."
+    )
+    parser.add_argument("--print-config", action="store_true", help="Print the whole configuration and stop.")
+    hints, described = get_type_hints(RunConfig), _help_of(RunConfig)
+    for option in DESCRIBED:
+        flag = {"action": "store_true"} if option.type == "bool" else {"type": hints[option.name]}
+        default = None if option.default is dataclasses.MISSING else option.default
+        if default is None and "type" in flag:
+            flag["type"] = hints[option.name] | None
+        parser.add_argument(
+            f"--{option.name.replace('_', '-')}", default=default, help=described[option.name], **flag
+        )
+    for slot in SLOTS:
+        names = ", ".join(available(slot)) or "none is installed"
+        group = parser.add_argument_group(slot, f"{described[slot]} Installed: {names}.")
+        chosen = choices[slot]
+        group.add_argument(
+            f"--{slot}.name",
+            metavar="NAME",
+            type=str | None,
+            default=chosen[0]["name"] if len(chosen) == 1 else None,
+        )
+        if len(chosen) == 1:
+            _add_options(group, slot, chosen[0])
+    return parser
+
+
+def _first_look(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Find the configuration file's content and the methods that the line names."""
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    look.add_argument("--config", nargs="?")
+    for slot in SLOTS:
+        look.add_argument(f"--{slot}", nargs="?")
+    named = vars(look.parse_known_args(list(argv))[0])
+    for option, value in named.items():
+        if value is None:
+            raise ConfigurationError(f"--{option} needs a value after it")
+    path = named.pop("config", None)
+    return (_read_config(path) if path else {}), named
+
+
+def _drop_slots(argv: Sequence[str]) -> list[str]:
+    """Leave out `--optimizer NAME` and `--config FILE`: the first look has read them."""
+    rest, skip = [], False
+    for token in argv:
+        option = token.partition("=")[0].removeprefix("--")
+        if skip:
+            skip = False
+        elif token.startswith("--") and option in {*SLOTS, "config"}:
+            skip = "=" not in token
+        else:
+            rest.append(token)
+    return rest
+
+
+def _merge(content: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, list[Choice]]:
+    choices = {}
+    for slot, default in SLOTS.items():
+        choices[slot] = _as_choices(slot, content.get(slot, default))
+        if slot in named:
+            try:
+                on_line = _as_choices(slot, yaml.safe_load(named[slot]))
+            except yaml.YAMLError:
+                raise ConfigurationError(
+                    f"--{slot} {named[slot]}: neither a name nor a YAML mapping"
+                ) from None
+            if [c["name"] for c in on_line] != [c["name"] for c in choices[slot]] or any(
+                len(c) > 1 for c in on_line
+            ):
+                choices[slot] = on_line
+    return choices
+
+
+def _check_several(slot: str, choices: list[Choice]) -> list[Choice]:
+    """Check the options of several methods in one slot, which have no flags of their own."""
+    checked = []
+    for choice in choices:
+        parser = _Parser(exit_on_error=False, default_env=False)
+        parser.add_argument(f"--{slot}.name", type=str)
+        _add_options(parser, slot, choice)
+        checked.append(
+            _slot_value(
+                _guarded(parser, {slot: [choice]}, lambda p, c=choice: p.parse_object({slot: c})), slot
+            )
+        )
+    return checked
+
+
+def _guarded(parser: ArgumentParser, choices: Mapping[str, list[Choice]], action: Any) -> Namespace:
+    """Run a parser; whatever it refuses becomes one line."""
+    known = [option for a in parser._actions for option in a.option_strings if option.startswith("--")]
+    try:
+        return action(parser)
+    except (ConfigurationError, argparse.ArgumentError, TypeError, KeyError) as error:
+        raise ConfigurationError(one_line(str(error), choices, known)) from None
+
+
+def _slot_value(parsed: Namespace, slot: str) -> Choice:
+    """Construct the options, so that they check themselves, and return them with their name."""
+    values = parsed[slot].as_dict()
+    name = values.pop("name")
+    options = find(slot, name).Options
+    for option in dataclasses.fields(options):
+        if values[option.name] is None and option.default is not None:
+            raise ConfigurationError(f"{slot}.{option.name} is empty: give a value, or leave it out")
+    return {"name": name, **dataclasses.asdict(options(**values))}
+
+
+def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
+    choices = _merge(content, named)
+    parser = _parser(choices, prog)
+    apart = (*SLOTS, "model_config")
+    rest = {str(key).replace("-", "_"): value for key, value in content.items() if key not in apart}
+    if unknown := [key for key in rest if key not in {f.name for f in DESCRIBED}]:
+        fields = [f.name for f in dataclasses.fields(RunConfig)]
+        raise ConfigurationError(
+            f"configuration key {unknown[0]!r} is unknown: {did_you_mean(unknown[0], fields)}"
+        )
+    if empty := [f.name for f in DESCRIBED if f.default is not None and rest.get(f.name, f) is None]:
+        raise ConfigurationError(f"configuration key {empty[0]!r} is empty: give a value, or leave it out")
+    given = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
+    initial = _guarded(parser, choices, lambda p: p.parse_object(given, defaults=True))
+    options = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
+    parser.set_defaults({option: initial[option] for option in options if option in initial})
+    parsed = _guarded(parser, choices, lambda p: p.parse_args(_drop_slots(argv)))
+    for slot, chosen in choices.items():
+        if len(chosen) == 1:
+            value = _slot_value(parsed, slot)
+            parsed[slot] = [value] if slot in LIST_SLOTS else value
+        else:
+            parsed[slot] = _check_several(slot, chosen)
+    return parsed
+
+
+def _config(parsed: Namespace, model_config: dict[str, Any]) -> RunConfig:
+    values = {f.name: parsed[f.name] for f in dataclasses.fields(RunConfig) if f.name != "model_config"}
+    values["model_config"] = model_config
+    for required in ("task", "model", "output_dir"):
+        if values[required] is None:
+            raise ConfigurationError(
+                f"--{required.replace('_', '-')} is missing: give it on the line or in --config"
+            )
+    return RunConfig(**values)
+
+
+def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[RunConfig, bool]:
+    """Read a command line.
+
+    Args:
+        argv: What follows the command.
+        prog: How the command is called, for `--help`.
+
+    Returns:
+        The configuration, and whether it is only to be printed.
+
+    Raises:
+        ConfigurationError: One line that names the value and the remedy.
+    """
+    model_fields, argv = take_model_fields(argv)
+    content, named = _first_look(argv)
+    parsed = _parse(content, named, argv, prog)
+    return _config(parsed, join_model_fields(content, model_fields)), parsed.print_config
+
+
+def parse_mapping(content: Mapping[str, Any], options: Sequence[str] = ()) -> RunConfig:
+    """Read a mapping with the keys of a YAML file, and options as on the line, which win.
+
+    Examples:
+        >>> config = parse_mapping({"task": "demo-entailment", "model": "demo", "output_dir": "runs/demo",
+        ...                         "optimizer": {"name": "sgd", "lr": 0.1}})
+        >>> config.optimizer["lr"], config.batch_size
+        (0.1, 32)
+        >>> parse_mapping(config.as_dict(), ["--optimizer.lr=0.2"]).optimizer["lr"]
+        0.2
+    """
+    model_fields, options = take_model_fields(options)
+    _, named = _first_look(options)
+    parsed = _parse(content, named, options, "glue-harness run")
+    return _config(parsed, join_model_fields(content, model_fields))

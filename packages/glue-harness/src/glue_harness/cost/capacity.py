@@ -1,0 +1,209 @@
+"""The largest batch, depth or width that fits a memory budget, for each way of keeping activations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_common.errors import ConfigurationError
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.footprint import measured_peak, optimizer_bytes, predict
+from glue_harness.cost.steps import Steps
+from glue_harness.hardware import versions
+from glue_harness.run.architectures import changed, find_config
+from glue_harness.run.records import write_whole
+
+__all__ = ["SEARCHES", "capacity", "largest", "read_bytes", "table"]
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+SEARCHES = {
+    "batch-size": ("rows", 1),
+    "layers": ("num_hidden_layers", 1),
+    "hidden": ("hidden_size", 64),
+    "intermediate": ("intermediate_size", 64),
+}
+"""What is searched → what it changes, and its step; a head of attention is 64 wide when `hidden` changes."""
+
+TOO_MANY = 2**20
+
+
+def read_bytes(text: str) -> int:
+    """Read an amount of memory.
+
+    Raises:
+        ConfigurationError: No number with a unit.
+
+    Examples:
+        >>> read_bytes("16GiB"), read_bytes("1.5 GB"), read_bytes("1024")
+        (17179869184, 1500000000, 1024)
+        >>> read_bytes("16 gigs")
+        Traceback (most recent call last):
+        finetune_common.errors.ConfigurationError: --budget '16 gigs': give a number with MB, GB, MiB or GiB
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in UNITS:
+        raise ConfigurationError(f"--budget {text!r}: give a number with MB, GB, MiB or GiB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def largest(cost: Callable[[int], float], budget: float, first: int = 1) -> int:
+    """Return the largest n ≥ 1 with cost(n) ≤ budget, 0 where there is none; the cost never falls with n.
+
+    The next n is read off the line through the two nearest known costs, so that a cost that is nearly
+    straight takes a handful of evaluations.
+
+    Args:
+        cost: Cost of n; ∞ for what is impossible.
+        budget: The limit.
+        first: Where to begin.
+
+    Examples:
+        >>> largest(lambda n: 10 + 3 * n, budget=100)
+        30
+    """
+    low, low_cost, n = 0, 0.0, first
+    while (found := cost(n)) <= budget:
+        if n >= TOO_MANY:
+            return n
+        rate = (found - low_cost) / (n - low)
+        ahead = n + int((budget - found) / rate) + 1 if low and rate > 0 else 2 * n
+        low, low_cost, n = n, found, min(max(n + 1, ahead), TOO_MANY)
+    high, high_cost = n, found
+    while high - low > 1:
+        straight = low + int((budget - low_cost) / (high_cost - low_cost) * (high - low)) if low else 0
+        n = min(max(straight, low + 1), high - 1)
+        if (found := cost(n)) <= budget:
+            low, low_cost = n, found
+        else:
+            high, high_cost = n, found
+    return low
+
+
+def _with(config: RunConfig, what: str, value: int) -> RunConfig:
+    if what == "batch-size":
+        return dataclasses.replace(config, batch_size=value)
+    fields = {SEARCHES[what][0]: value}
+    if what == "hidden":
+        fields["num_attention_heads"] = value // SEARCHES[what][1]
+    return dataclasses.replace(config, model_config={**config.model_config, **fields})
+
+
+def _predicted(config: RunConfig, device: str) -> float:
+    return predict(config, device).peak
+
+
+def _measured(config: RunConfig, device: str) -> float:
+    """Return the peak of a real step, ∞ where memory runs out."""
+    try:
+        steps = Steps(config, device)
+        for _ in range(2):  # the first one compiles and allocates work space
+            steps.model.zero_grad()
+            peak = measured_peak(steps.forward_backward, device)
+    except torch.OutOfMemoryError:
+        return float("inf")
+    trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
+    return steps.state_bytes()["parameters"] + peak + optimizer_bytes(config) * trained
+
+
+METHODS = {"prediction": _predicted, "measurement": _measured}
+
+
+def capacity(
+    config: RunConfig,
+    what: str,
+    budget: int,
+    choices: Mapping[str, dict[str, Any]],
+    *,
+    by: str = "prediction",
+    device: str = "cpu",
+    output_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Search the largest value for each choice of the activation slot.
+
+    Args:
+        config: Model, slots, batch size and length of a step; `what` is changed in it.
+        what: One of `SEARCHES`.
+        budget: Bytes for parameters, gradients, optimizer state, activations and temporary tensors.
+        choices: Name → choice of the activation slot.
+        by: "prediction", from fake tensors, or "measurement", by real steps.
+        device: "cpu" or "cuda".
+        output_dir: Receives `max_<what>_results.json`.
+
+    Returns:
+        What that file holds: for each choice the largest value (0: none fits), the peak there, and the
+        seconds that the search took.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            "--device cuda: torch finds no CUDA device; predict for cpu, or run where one is"
+        )
+    changed(find_config(config.model), config.model_config)  # wrong fields are refused before any search
+    step = SEARCHES[what][1]
+    rows: dict[str, Any] = {}
+    for name, choice in choices.items():
+        known: dict[int, float] = {}
+
+        def cost(n: int, choice: dict[str, Any] = choice, known: dict[int, float] = known) -> float:
+            one = dataclasses.replace(_with(config, what, n * step), activation=choice)
+            known[n] = METHODS[by](one, device)
+            return known[n]
+
+        began = time.perf_counter()
+        best = largest(cost, budget)
+        rows[name] = {
+            "activation": choice,
+            "largest": best * step,
+            "peak_bytes": known.get(best),
+            "seconds": round(time.perf_counter() - began, 2),
+            "evaluations": len(known),
+        }
+        print(f"{name:24}{best * step:>10,}", flush=True)
+    report = {
+        "model": config.model,
+        "model_config": config.model_config,
+        "search": what,
+        "budget_bytes": budget,
+        "by": by,
+        "device": device,
+        "batch_size": None if what == "batch-size" else config.batch_size,
+        "max_length": config.max_length,
+        "optimizer": config.optimizer,
+        "adaptation": config.adaptation,
+        "results": rows,
+        "versions": versions(),
+    }
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        name = f"max_{what.replace('-', '_')}_results.json"
+        write_whole(output_dir / name, json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return a report as a markdown table."""
+    rows = report["results"]
+    against = next(iter(rows.values()))["largest"]
+    lines = [
+        f"| activations | largest {report['search']} | times the first | peak, GB |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, row in rows.items():
+        times = f"{row['largest'] / against:.2f}" if against else ""
+        peak = f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "does not fit"
+        lines.append(f"| {name} | {row['largest']:,} | {times} | {peak} |")
+    rows_of = "" if report["batch_size"] is None else f"{report['batch_size']} rows of "
+    lines += [
+        "",
+        f"{report['model']}, {rows_of}{report['max_length']} tokens, {report['optimizer']['name']}, budget "
+        f"{report['budget_bytes'] / 1e9:.2f} GB; by {report['by']} for {report['device']}. The budget is for "
+        "tensors: leave room for the process itself.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,110 @@
+"""The commands `profile` and `capacity`: their options, and the work they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_common.errors import ConfigurationError, check_number
+from glue_harness.config.commands import CommandParser, parser_of
+
+__all__ = ["capacity_command", "profile_command"]
+
+
+def _steps_parser(command: str, description: str, compare: str) -> CommandParser:
+    parser = parser_of(command, description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "further options are those of run: --model (presets such as bert-large-cased need no network),\n"
+        "--model.FIELD VALUE, --batch-size, --max-length, --precision, --accumulate, and all slots"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="LIST",
+        help=f"activation methods, with levels behind a colon (the --activation given, or {compare})",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where, or for which (cpu)")
+    parser.add_argument("--output-dir", type=Path, help="receives the JSON file, the table and figures")
+    return parser
+
+
+def _steps_config(rest: Sequence[str], compare: str | None, default: str, prog: str) -> tuple[Any, Any]:
+    """Read the options that are those of run, and the activation methods to compare."""
+    from glue_harness.config.parsing import parse_line
+    from glue_harness.cost.choices import read_choices
+
+    named = "--activation" in [token.partition("=")[0] for token in rest]
+    filled = ["--task", "sst2", "--output-dir", "-", *rest]
+    config, _ = parse_line(filled, prog)
+    if compare is None and (named or config.activation["name"] != "none"):
+        return config, {config.activation["name"]: config.activation}
+    return config, read_choices(compare or default)
+
+
+def profile_command(argv: Sequence[str]) -> None:
+    """Measure training steps."""
+    default = "none"
+    parser = _steps_parser("profile", "Measure memory and speed of training steps on made-up rows.", default)
+    parser.add_argument("--batch-sizes", metavar="LIST", help="several batch sizes, with a figure: 8,16,32")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps, after two that warm up (5)")
+    options, rest = parser.parse_known_args(argv)
+    config, choices = _steps_config(rest, options.compare, default, "glue-harness profile")
+    try:
+        sizes = [int(size) for size in (options.batch_sizes or str(config.batch_size)).split(",")]
+    except ValueError:
+        raise ConfigurationError(
+            f"--batch-sizes {options.batch_sizes}: give whole numbers, as 8,16,32"
+        ) from None
+    check_number("repeats", options.repeats, at_least=1)
+
+    from glue_harness.cost.profiling import profile_steps, table
+
+    made = table(profile_steps(config, choices, sizes, options.device, options.output_dir, options.repeats))
+    _keep(options.output_dir, "speed_results.md", made)
+
+
+def capacity_command(argv: Sequence[str]) -> None:
+    """Find the largest that fits."""
+    default = "none,checkpoint,compress:L1,compress:L2.2,compress+checkpoint"
+    parser = _steps_parser(
+        "capacity",
+        "Find the largest batch, depth or width that a memory budget allows, without allocating it.",
+        default,
+    )
+    parser.add_argument("--budget", required=True, metavar="BYTES", help="16GiB, 500MB, …")
+    parser.add_argument(
+        "--search",
+        choices=("batch-size", "layers", "hidden", "intermediate"),
+        default="batch-size",
+        help="what grows (batch-size)",
+    )
+    parser.add_argument(
+        "--by", choices=("prediction", "measurement"), default="prediction", help="fake tensors or real steps"
+    )
+    options, rest = parser.parse_known_args(argv)
+    config, choices = _steps_config(rest, options.compare, default, "glue-harness capacity")
+
+    from glue_harness.cost.capacity import capacity, read_bytes, table
+
+    budget = read_bytes(options.budget)
+    found = capacity(
+        config,
+        options.search,
+        budget,
+        choices,
+        by=options.by,
+        device=options.device,
+        output_dir=options.output_dir,
+    )
+    _keep(options.output_dir, f"max_{options.search.replace('-', '_')}_results.md", table(found))
+
+
+def _keep(folder: Path | None, name: str, table: str) -> None:
+    """Print a table, and write it where a folder was given."""
+    print(f"\n{table}", end="")
+    if folder is not None:
+        from glue_harness.run.records import write_whole
+
+        write_whole(folder / name, table)

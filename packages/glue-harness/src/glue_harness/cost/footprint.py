@@ -1,0 +1,153 @@
+"""Memory of a training step: measured, or predicted from fake tensors, which have shapes and no values."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.steps import Steps
+from glue_harness.run.methods import build_methods
+
+__all__ = ["Footprint", "LiveBytes", "measured_peak", "optimizer_bytes", "predict"]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of storages while they are alive, real or fake, and the most at a time.
+
+    Examples:
+        >>> with LiveBytes() as live:
+        ...     x = torch.zeros(8)
+        ...     y = x + x.sum()
+        ...     del x
+        >>> live.now, live.peak  # y alone; before, also x and its sum
+        (32, 68)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        if storage not in self._known:
+            size = storage.nbytes()
+            self._known[storage] = size
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a training step.
+
+    Attributes:
+        parameters: Parameters and buffers.
+        gradients: Gradients of what trains.
+        optimizer: The optimizer's state.
+        activations: What the forward pass keeps for the backward pass, parameters left out.
+        peak: The most at a time, all of the above and temporary tensors included.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+def predict(config: RunConfig, device: str = "cpu") -> Footprint:
+    """Predict the memory of a training step without allocating it: forward and backward on fake tensors.
+
+    The attention kernels that are assumed are those of the device type. The optimizer's step itself is taken
+    to need nothing beside its state.
+
+    Args:
+        config: Model, slots, batch size and length. Rows are full.
+        device: "cpu", or "cuda" where torch has CUDA.
+
+    Returns:
+        Bytes; exact for what is saved, within a few percent for the peak (work space of kernels is unseen).
+    """
+    state = optimizer_bytes(config)
+    with FakeTensorMode(), LiveBytes() as live:
+        steps = Steps(config, device)
+        fixed = live.now
+        loss, stored = steps.metered_forward()
+        loss.backward()
+        del loss
+        trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
+        gradients = sum(p.grad.nbytes for p in steps.model.parameters() if p.grad is not None)
+        inputs = sum(tensor.nbytes for tensor in steps.batch.values())
+        optimizer = round(state * trained)
+        peak = max(live.peak, fixed + gradients) + optimizer
+        return Footprint(fixed - inputs, gradients, optimizer, stored, peak)
+
+
+def optimizer_bytes(config: RunConfig) -> float:
+    """Return the bytes of optimizer state for each trained parameter, found by two steps on a small layer.
+
+    It stands in a numbered list, as the layers of an encoder do. A pattern of names fits none of its own, and
+    is left out: all parameters count as chosen.
+    """
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(256, 256)])})
+    config = replace(config, optimizer={k: v for k, v in config.optimizer.items() if k != "pattern"})
+    named = list(model.named_parameters())
+    groups = [{"params": [pair], "weight_decay": 0.0} for pair in named]
+    optimizer = build_methods(config).optimizer.build(model, groups)
+    for _ in range(2):
+        for _, parameter in named:
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        optimizer.step()
+    elements = sum(parameter.numel() for _, parameter in named)
+    tensors = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor) and value.numel() > 1
+    ]
+    return sum(tensor.nbytes for tensor in tensors) / elements
+
+
+def measured_peak(step: Callable[[], Any], device: str = "cpu") -> int:
+    """Return the most bytes that a call allocates on top of what there is, by the allocator's own events.
+
+    Args:
+        step: What is measured.
+        device: "cpu" or "cuda".
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak

@@ -1,0 +1,153 @@
+"""Memory and speed of training steps on made-up rows, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from finetune_common.errors import ConfigurationError
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.footprint import measured_peak
+from glue_harness.cost.steps import Steps
+from glue_harness.hardware import hardware, versions
+from glue_harness.run.records import write_whole
+
+__all__ = ["profile_step", "profile_steps", "table", "throughput_figure"]
+
+
+def profile_step(config: RunConfig, device: str, repeats: int = 5) -> dict[str, Any]:
+    """Return memory and seconds of one kind of step; two steps warm up and are not counted.
+
+    Args:
+        config: Model, slots, batch size, length, precision.
+        device: "cpu" or "cuda".
+        repeats: Steps that are timed.
+
+    Returns:
+        Bytes of parameters, gradients, optimizer state, saved activations and the peak (tensors, by the
+        allocator's events); median seconds with and without the optimizer's step; rows a second.
+    """
+    steps = Steps(config, device)
+    steps.prepare_optimizer()
+    taken = [steps.timed(number) for number in range(1, repeats + 3)]
+    passes, whole = map(list, zip(*taken[2:], strict=True))
+    loss, stored = steps.metered_forward()
+    del loss
+    gc.collect()
+    fixed = steps.state_bytes()
+    peak = measured_peak(steps.forward_backward, device)
+    sizes = steps.state_bytes()
+    return {
+        "bytes": sizes | {"activations": stored, "peak": fixed["parameters"] + fixed["optimizer"] + peak},
+        "seconds": {"step": median(whole), "without_optimizer": median(passes), "all": whole},
+        "rows_per_second": config.batch_size * config.accumulate / median(whole),
+    }
+
+
+def profile_steps(
+    config: RunConfig,
+    choices: Mapping[str, dict[str, Any]],
+    batch_sizes: list[int],
+    device: str,
+    output_dir: Path | None = None,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Profile each choice of the activation slot at each batch size.
+
+    What cannot run (no memory, no GPU) is recorded with the reason and does not stop the others.
+
+    Args:
+        config: What all have in common.
+        choices: Name → choice of the activation slot.
+        batch_sizes: Rows of a batch.
+        device: "cpu" or "cuda".
+        output_dir: Receives `speed_results.json`, and `throughput.png` where there are several batch sizes.
+        repeats: Steps that are timed.
+
+    Returns:
+        What `speed_results.json` holds.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: torch finds no CUDA device; use cpu, or run where one is")
+    rows = []
+    for name, choice in choices.items():
+        for size in batch_sizes:
+            one = dataclasses.replace(config, activation=choice, batch_size=size)
+            row: dict[str, Any] = {"activation": name, "batch_size": size}
+            try:
+                row |= profile_step(one, device, repeats)
+            except (ConfigurationError, torch.OutOfMemoryError) as error:
+                row["error"] = " ".join(str(error).split())
+            gc.collect()
+            rows.append(row)
+    report = {
+        "model": config.model,
+        "model_config": config.model_config,
+        "max_length": config.max_length,
+        "accumulate": config.accumulate,
+        "precision": config.precision,
+        "slots": {
+            "adaptation": config.adaptation,
+            "gradient": config.gradient,
+            "optimizer": config.optimizer,
+        },
+        "rows": rows,
+        "versions": versions(),
+        "hardware": hardware(torch.device(device)),
+    }
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(output_dir / "speed_results.json", json.dumps(report, indent=1) + "\n")
+        if len(batch_sizes) > 1:
+            throughput_figure(report, output_dir / "throughput.png")
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return a report as a markdown table; memory in MB, times against the first row."""
+    head = ("parameters", "gradients", "optimizer", "activations", "peak")
+    lines = [
+        "| activations | batch | "
+        + " | ".join(f"{name}, MB" for name in head)
+        + " | ms a step | without optimizer | rows/s |",
+        "| --- | ---: |" + " ---: |" * (len(head) + 3),
+    ]
+    for row in report["rows"]:
+        start = f"| {row['activation']} | {row['batch_size']} | "
+        if "error" in row:
+            lines.append(f"{start}{row['error']} |" + " |" * (len(head) + 2))
+            continue
+        sizes = " | ".join(f"{row['bytes'][name] / 1e6:,.1f}" for name in head)
+        times = f"{1000 * row['seconds']['step']:,.0f} | {1000 * row['seconds']['without_optimizer']:,.0f}"
+        lines.append(f"{start}{sizes} | {times} | {row['rows_per_second']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def throughput_figure(report: Mapping[str, Any], path: Path) -> None:
+    """Draw rows a second against the batch size, a line an activation method."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, name in enumerate(dict.fromkeys(row["activation"] for row in report["rows"])):
+        own = [row for row in report["rows"] if row["activation"] == name and "error" not in row]
+        marker = "osD^v<>Xp*"[number % 10]
+        ax.plot(
+            [row["batch_size"] for row in own],
+            [row["rows_per_second"] for row in own],
+            marker=marker,
+            label=name,
+        )
+    ax.set(xlabel="batch size", ylabel="rows a second", title=f"{report['model']}: training throughput")
+    ax.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,35 @@
+"""One run: put together (`assembly`), trained (`loop`), and kept in its folder (`records`, `checkpoint`).
+
+The room has the name of what it is for, and can be called: `from glue_harness import run; run(config)`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glue_harness.config.fields import RunConfig
+    from glue_harness.run.loop import Training
+
+
+class _Room(ModuleType):
+    """Python binds `glue_harness.run` to this room as soon as it is imported: so it is the function too."""
+
+    def __call__(
+        self,
+        config: RunConfig,
+        on_evaluation: Callable[[Training], None] | None = None,
+        start_from: Path | None = None,
+    ) -> dict[str, Any]:
+        """Train a model on a task; see `glue_harness.run.loop.run`."""
+        from glue_harness.run.loop import run
+
+        return run(config, on_evaluation, start_from)
+
+
+run = sys.modules[__name__]
+run.__class__ = _Room

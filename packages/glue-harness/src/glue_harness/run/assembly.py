@@ -1,0 +1,157 @@
+"""A run put together from its configuration, or opened again from its folder.
+
+Everybody who needs a model with its methods gets it here: the training loop, profile, capacity, submit,
+predict, export, search and the benchmark scripts. Nowhere else is a model loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import set_seed
+
+from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import Task
+from glue_harness.config.fields import RunConfig
+from glue_harness.config.parsing import parse_mapping
+from glue_harness.run import checkpoint
+from glue_harness.run.methods import Methods, build_methods
+from glue_harness.run.models import build_model, load_model, load_tokenizer, parameter_groups
+from glue_harness.run.plan import task_of
+
+__all__ = ["Run", "create", "create_untrained", "open_run", "read_config", "tell"]
+
+
+@dataclass
+class Run:
+    """A model with the methods of its slots.
+
+    Attributes:
+        config: What it was made from.
+        methods: The methods of its slots.
+        model: The adapted model.
+        task: What it learns; None where its rows are made up.
+        tokenizer: The model's; None where its rows are made up.
+        optimizer: From `prepare` on.
+        handles: What gradient methods and monitors gave when they were attached, by their names in a
+            checkpoint: `gradient.0`, `monitor.0`, …
+    """
+
+    config: RunConfig
+    methods: Methods
+    model: torch.nn.Module
+    task: Task | None = None
+    tokenizer: Any = None
+    optimizer: torch.optim.Optimizer | None = None
+    handles: dict[str, Any] = field(default_factory=dict)
+
+    def prepare(self, accumulate: int, begin: Callable[[str], None] = lambda part: None) -> None:
+        """Build the optimizer and attach the gradient methods and the monitors.
+
+        Args:
+            accumulate: Micro-batches that each step of the optimizer sees.
+            begin: Told within a step which part of it begins: "gradient", then "optimizer".
+        """
+        config, methods = self.config, self.methods
+        groups = parameter_groups(self.model, config.weight_decay, config.head_lr, config.decay_all)
+        self.optimizer = optimizer = methods.optimizer.build(self.model, groups)
+        optimizer.register_step_pre_hook(lambda *_: begin("gradient"))
+        for number, gradient in enumerate(methods.gradient):
+            self.handles[f"gradient.{number}"] = gradient.attach(optimizer, accumulate)
+        optimizer.register_step_pre_hook(lambda *_: begin("optimizer"))
+        for number, monitor in enumerate(methods.monitor):
+            self.handles[f"monitor.{number}"] = monitor.attach(self.model, optimizer)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What may take part in the lifecycle of a run (`finetune_common.slots.Part`), by name."""
+        first = {"adaptation": self.methods.adaptation, "activation": self.methods.activation}
+        return {**first, "optimizer": self.optimizer, **self.handles}
+
+
+def tell(parts: Iterable[Any], what: str, *args: Any) -> list[Any]:
+    """Call a method of the lifecycle on every part that has it, in order; return what they answer."""
+    return [getattr(part, what)(*args) for part in parts if hasattr(part, what)]
+
+
+def create(
+    config: RunConfig,
+    *,
+    methods: Methods | None = None,
+    task: Task | None = None,
+    tokenizer: Any = None,
+) -> Run:
+    """Put a run together: its methods, its model from pretrained weights, and the adaptation.
+
+    Args:
+        config: The run.
+        methods: Its methods, where they are built already.
+        task: Its task, where it is known already; else its rows are read for it.
+        tokenizer: The model's tokenizer, where it is loaded already.
+
+    Returns:
+        The run, its model on the CPU; the weights that are new are drawn from the run's seed.
+
+    Raises:
+        ConfigurationError: Something cannot be loaded, with the remedy.
+    """
+    methods = methods or build_methods(config)
+    tokenizer = tokenizer or load_tokenizer(config.model)
+    task = task or task_of(config)
+    set_seed(config.seed)
+    loaded = load_model(config.model, task, tokenizer, methods.adaptation.load_kwargs(), config.model_config)
+    return Run(config, methods, methods.adaptation.apply(loaded), task, tokenizer)
+
+
+def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
+    """Put a run together with random weights and no rows: what needs shapes alone.
+
+    Args:
+        config: The run.
+        device: Where its model is made.
+
+    Raises:
+        ConfigurationError: There is no model of this shape.
+    """
+    torch.manual_seed(config.seed)
+    methods = build_methods(config)
+    with torch.device(device):
+        model = build_model(config.model, config.model_config, config.max_length)
+        return Run(config, methods, methods.adaptation.apply(model))
+
+
+def open_run(folder: Path | str) -> Run:
+    """Open a run again that was trained: its methods, and its model with the weights that it ended with.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        ConfigurationError: No run, or one that kept no weights.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    newest = checkpoint.latest(folder / "checkpoint")
+    if newest is None:
+        raise ConfigurationError(
+            f"{folder}: no checkpoint in it: run it again with --overwrite, or give another run"
+        )
+    opened = create(config)
+    checkpoint.load_weights(newest, opened.model, torch.device("cpu"))
+    opened.model.eval()
+    return opened
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the configuration that a run's folder holds, wherever the folder is now."""
+    file = folder / "config.yaml"
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}: give the folders of whole runs") from None
+    return parse_mapping({**written, "output_dir": str(folder)})

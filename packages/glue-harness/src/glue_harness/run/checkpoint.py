@@ -1,0 +1,254 @@
+"""Checkpoints from which a run continues to the same numbers.
+
+A checkpoint is a folder `step-<N>` that is renamed into place once all its files are on disk: what carries
+that name is whole. The newest one is used, older ones are removed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor
+
+from finetune_common.errors import ConfigurationError
+from glue_harness.run.sharding import gathered, is_spread, own_part
+
+__all__ = [
+    "adopt",
+    "best_weights",
+    "drop_state",
+    "keep_only",
+    "latest",
+    "load",
+    "load_weights",
+    "name_of",
+    "processes_of",
+    "random_states",
+    "restore_random_states",
+    "save",
+    "save_best",
+    "whole_weights",
+]
+
+WEIGHTS, STATE = "model.safetensors", "state.pt"
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of Python's, NumPy's and torch's generators as plain data and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Set all generators to `random_states()` of an earlier moment."""
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    found = {path: re.fullmatch(r"step-(\d+)", path.name) for path in folder.glob("step-*")}
+    return {int(match[1]): path for path, match in found.items() if match}
+
+
+def name_of(step: int) -> str:
+    """Return the name of a step's checkpoint."""
+    return f"step-{step}"
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint in a folder, or None."""
+    steps = _steps(folder)
+    return steps[max(steps)] if steps else None
+
+
+def keep_only(folder: Path, step: int) -> None:
+    """Remove all checkpoints in a folder but the one of a step."""
+    for other in _steps(folder).keys() - {step}:
+        shutil.rmtree(folder / name_of(other), ignore_errors=True)
+
+
+def drop_state(folder: Path) -> None:
+    """Remove what only a run that goes on needs: optimizer, schedule, random states. The weights stay."""
+    for checkpoint in _steps(folder).values():
+        (checkpoint / STATE).unlink(missing_ok=True)
+
+
+def _named(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers that are kept, by name: of tied ones the first name in order."""
+    kept: dict[int, str] = {}
+    tensors = model.state_dict(keep_vars=True)
+    for name in sorted(tensors):
+        kept.setdefault(id(tensors[name]), name)
+    return {name: tensors[name] for name in kept.values()}
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the whole weights of a model whose parameters are spread over processes; all have to call it."""
+    return {name: gathered(tensor.detach()) for name, tensor in _named(model).items()}
+
+
+Weights = torch.nn.Module | Mapping[str, Tensor]
+"""A model, or its weights by name."""
+
+
+def _write(folder: Path, weights: Weights, state: Mapping[str, Any] | None = None) -> None:
+    """Write a folder that appears whole or not at all; one that is there already stays."""
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if isinstance(weights, torch.nn.Module):
+        save_model(weights, str(unfinished / WEIGHTS))
+    else:
+        save_file(dict(weights), unfinished / WEIGHTS, metadata={"format": "pt"})
+    if state is not None:
+        torch.save(dict(state), unfinished / STATE)
+    for file in (*unfinished.iterdir(), unfinished):
+        _sync(file)
+    if not folder.exists():
+        unfinished.rename(folder)
+        _sync(folder.parent)
+
+
+def save(
+    folder: Path, step: int, weights: Weights, state: Mapping[str, Any], best: int | None = None
+) -> None:
+    """Save a checkpoint and remove what it replaces.
+
+    Args:
+        folder: The run's `checkpoint/`.
+        step: Optimizer steps done.
+        weights: To `model.safetensors`.
+        state: Everything else: tensors and plain data, to `state.pt`.
+        best: Step of the best weights, which stay if `save_best` kept them.
+    """
+    target = folder / name_of(step)
+    _write(target, weights, state)
+    for old in folder.iterdir():
+        if old not in (target, _best(folder, best)):
+            shutil.rmtree(old)
+
+
+def _best(folder: Path, step: int | None) -> Path:
+    return folder / f"best-{step}"
+
+
+def save_best(folder: Path, step: int, weights: Weights) -> None:
+    """Keep the weights of a step that evaluated best so far, until `save` drops them for better ones."""
+    shutil.rmtree(_best(folder, step), ignore_errors=True)
+    _write(_best(folder, step), weights)
+
+
+def best_weights(folder: Path, step: int) -> Path | None:
+    """Return the folder with the weights that `save_best` kept, or None."""
+    found = _best(folder, step)
+    return found if found.exists() else None
+
+
+def adopt(best: Path) -> None:
+    """Put the best weights into the newest checkpoint, in place of its own."""
+    newest = latest(best.parent)
+    if newest is not None:
+        (best / WEIGHTS).replace(newest / WEIGHTS)
+        shutil.rmtree(best)
+
+
+def _damaged(checkpoint: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{checkpoint}: this checkpoint is damaged ({reason}): remove it or start anew with --overwrite"
+    )
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise _damaged(checkpoint, " ".join(str(error).split())[:200]) from None
+    except Exception as error:  # the unpickler's own error types are not public
+        if "pickle" not in type(error).__module__.lower():
+            raise
+        raise _damaged(checkpoint, STATE) from None
+
+
+def load(
+    checkpoint: Path, model: torch.nn.Module, device: torch.device, expected: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Load the weights into a model and return the rest of a checkpoint.
+
+    Args:
+        checkpoint: The folder, from `latest`.
+        model: Receives the weights; where its parameters are spread over processes, this one's parts.
+        device: Where it lives.
+        expected: Keys that the rest must have.
+
+    Raises:
+        ConfigurationError: A file is damaged or does not fit the model.
+    """
+    load_weights(checkpoint, model, device)
+    with _readable(checkpoint):
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    if missing := {"step", "random", *expected} - state.keys():
+        raise _damaged(checkpoint, f"{STATE} has no {', '.join(sorted(missing))}")
+    return state
+
+
+def load_weights(checkpoint: Path, model: torch.nn.Module, device: torch.device) -> None:
+    """Load the weights of a checkpoint, or the best ones, into a model.
+
+    Raises:
+        ConfigurationError: The file is damaged or does not fit the model.
+    """
+    file = checkpoint / WEIGHTS
+    with _readable(checkpoint):
+        if any(map(is_spread, model.parameters())):
+            _load_parts(file, model)
+        else:
+            load_model(model, file, device="cpu" if device.type == "cpu" else str(device))
+
+
+def processes_of(checkpoint: Path) -> int:
+    """Return over how many processes the run began that a checkpoint belongs to.
+
+    Raises:
+        ConfigurationError: The file is damaged.
+    """
+    with _readable(checkpoint):
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
+        return state.get("processes", 1)
+
+
+@torch.no_grad()
+def _load_parts(file: Path, model: torch.nn.Module) -> None:
+    weights, own = load_file(file), _named(model)
+    if differs := sorted(weights.keys() ^ own.keys()):
+        raise KeyError(f"{differs[0]} is on one side only")
+    for name, tensor in own.items():
+        tensor.copy_(own_part(weights[name], tensor))

@@ -1,0 +1,123 @@
+"""Scores over whole evaluation sets, and the predictions behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_common.data import evaluation_batches
+from finetune_common.metrics import compute_metrics
+from finetune_common.tasks import Task
+from glue_harness.run.plan import Data
+from glue_harness.run.processes import Processes
+
+__all__ = ["Evaluation", "History", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says about the evaluation sets of a task.
+
+    Attributes:
+        metrics: Metric → value over all rows of its set.
+        scores: Split → logits of shape (rows, labels), in row order.
+    """
+
+    metrics: dict[str, float]
+    scores: dict[str, np.ndarray]
+
+    def rows(self, task: Task, datasets: Any) -> Iterator[tuple[Any, ...]]:
+        """Yield index, label, prediction and scores, as `predictions.tsv` shows them."""
+        for split, scores in self.scores.items():
+            prefix = f"{split.removeprefix('validation_')}-" if len(self.scores) > 1 else ""
+            for index, label, row in zip(
+                datasets[split]["idx"], datasets[split]["labels"], scores, strict=True
+            ):
+                said = f"{row[0]:.9g}" if task.regression else task.labels[int(row.argmax())]
+                truth = f"{label:.6g}" if task.regression else task.labels[int(label)]
+                yield f"{prefix}{index}", truth, said, " ".join(f"{value:.9g}" for value in row)
+
+
+@dataclass
+class History:
+    """The evaluations of a run: the last one and the best one by the task's primary metric."""
+
+    primary: str
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Note an evaluation."""
+        self.entries.append({"step": step, "epoch": epoch, "metrics": dict(metrics)})
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The newest evaluation."""
+        return self.entries[-1]
+
+    def stale(self, delta: float) -> int:
+        """Return how many evaluations ago the primary metric last rose by more than `delta` over its best.
+
+        Examples:
+            >>> history = History("accuracy")
+            >>> for step, value in enumerate([0.5, 0.7, 0.71, 0.6], start=1):
+            ...     history.add(step, step, {"accuracy": value})
+            >>> history.stale(0.0), history.stale(0.05)
+            (1, 2)
+        """
+        best, since = -math.inf, 0
+        for entry in self.entries:
+            value = entry["metrics"][self.primary]
+            best, since = (value, 0) if value > best + delta else (best, since + 1)
+        return since
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The first evaluation with the highest primary metric."""
+        return max(self.entries, key=lambda entry: entry["metrics"][self.primary])
+
+
+def _scores(
+    model: torch.nn.Module, data: Data, split: str, batch_size: int, processes: Processes
+) -> np.ndarray:
+    batches = evaluation_batches(data.lengths[split], batch_size)
+    mine = batches[processes.rank :: processes.world]
+    rounds = math.ceil(len(batches) / processes.world)
+    passes = mine + batches[:1] * (rounds - len(mine))  # a spread model needs all processes at every pass
+    scores: list[torch.Tensor] = []
+    for batch in data.loader(split, passes):
+        batch.pop("labels", None)
+        scores.append(model(**processes.on_device(batch)).logits.float())
+    rows = [row for indices in mine for row in indices]
+    parts = processes.gather((rows, torch.cat(scores)[: len(rows)].cpu().numpy()))
+    everything = np.concatenate([part for _, part in parts])
+    ordered = np.empty_like(everything)
+    ordered[[row for part, _ in parts for row in part]] = everything
+    return ordered
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, data: Data, batch_size: int, processes: Processes) -> Evaluation:
+    """Score a model on every evaluation set of a task, each row once whatever the number of processes.
+
+    Args:
+        model: Left in the mode it came in.
+        data: The tokenised splits of the task.
+        batch_size: Rows at a time.
+        processes: All of the run, each of which scores its share.
+    """
+    training = model.training
+    model.eval()
+    metrics: dict[str, float] = {}
+    scores: dict[str, np.ndarray] = {}
+    for split in data.task.evaluation:
+        scores[split] = _scores(model, data, split, batch_size, processes)
+        metrics |= compute_metrics(
+            data.task, scores[split], np.asarray(data.datasets[split]["labels"]), split
+        )
+    model.train(training)
+    return Evaluation(metrics, scores)

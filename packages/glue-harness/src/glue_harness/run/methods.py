@@ -1,0 +1,66 @@
+"""From the names in a configuration to the methods themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from finetune_common.errors import ConfigurationError
+from finetune_common.slots import Activation, Adaptation, Gradient, Monitor, Optimizer, available, find
+from glue_harness.config.fields import RunConfig
+
+__all__ = ["Methods", "build_methods", "method_versions"]
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods of one run, slot by slot."""
+
+    adaptation: Adaptation
+    activation: Activation
+    gradient: list[Gradient]
+    optimizer: Optimizer
+    monitor: list[Monitor]
+
+    def check_sharded(self) -> None:
+        """Refuse methods that cannot work on parameters that are spread over processes.
+
+        Raises:
+            ConfigurationError: Says which, and what to use.
+        """
+        one_each = (self.adaptation, self.activation, self.optimizer)
+        for method in (*one_each, *self.gradient, *self.monitor):
+            if reason := getattr(method, "not_sharded", None):
+                raise ConfigurationError(f"--sharding fsdp: {method.name!r} {reason}, or use --sharding none")
+
+
+def _build(slot: str, choice: dict[str, Any]) -> Any:
+    method = find(slot, choice["name"])
+    return method(method.Options(**{key: value for key, value in choice.items() if key != "name"}))
+
+
+def build_methods(config: RunConfig) -> Methods:
+    """Instantiate what a configuration names; its options were checked when it was parsed."""
+    return Methods(
+        adaptation=_build("adaptation", config.adaptation),
+        activation=_build("activation", config.activation),
+        gradient=[_build("gradient", choice) for choice in config.gradient],
+        optimizer=_build("optimizer", config.optimizer),
+        monitor=[_build("monitor", choice) for choice in config.monitor],
+    )
+
+
+def method_versions(config: RunConfig) -> dict[str, str]:
+    """Return the version of every package whose method a run uses."""
+    chosen = [
+        ("adaptation", config.adaptation),
+        ("activation", config.activation),
+        ("optimizer", config.optimizer),
+    ]
+    chosen += [("gradient", choice) for choice in config.gradient]
+    chosen += [("monitor", choice) for choice in config.monitor]
+    distributions = {available(slot)[choice["name"]].dist for slot, choice in chosen}
+    return {dist.name: dist.version for dist in distributions if dist} | {
+        "finetune-common": version("finetune-common")
+    }

@@ -1,0 +1,153 @@
+"""A run's rows: tokenised, and assigned to its optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.utils.data import DataLoader
+
+from finetune_common.data import (
+    Collator,
+    epoch_batches,
+    load_own_files,
+    load_task,
+    make_loader,
+    token_lengths,
+    tokenize,
+)
+from finetune_common.tasks import Task, get_task
+from glue_harness.config.fields import RunConfig
+from glue_harness.run.processes import Processes
+
+__all__ = ["Data", "Plan", "load_rows", "task_of"]
+
+
+def task_of(config: RunConfig) -> Task:
+    """Return a run's task; that of rows of one's own is read off them."""
+    return get_task(config.task) if config.train_file is None else load_rows(config)[0]
+
+
+def load_rows(config: RunConfig) -> tuple[Task, Any]:
+    """Return a run's task and its splits, from the files that it names or from where the task's are."""
+    if config.train_file is not None and config.validation_file is not None:
+        return load_own_files(config.task, config.train_file, config.validation_file)
+    task = get_task(config.task)
+    return task, load_task(task, data_dir=config.data_dir)
+
+
+@dataclass
+class Data:
+    """The tokenised splits of a task."""
+
+    task: Task
+    datasets: Any
+    lengths: dict[str, np.ndarray]
+    collator: Collator
+
+    @classmethod
+    def load(cls, config: RunConfig, tokenizer: Any) -> Data:
+        """Load and tokenise; take the first rows of the seeded shuffle where a run wants fewer."""
+        task, raw = load_rows(config)
+        datasets = tokenize(raw, tokenizer, task, config.max_length)
+        if config.max_train_samples is not None:
+            rows = (
+                datasets["train"]
+                .shuffle(seed=config.seed)
+                .select(range(min(config.max_train_samples, len(datasets["train"]))))
+            )
+            datasets["train"] = rows
+        lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
+        pad_to = 8 if torch.cuda.is_available() else None
+        return cls(task, datasets, lengths, Collator(tokenizer, task, pad_to_multiple_of=pad_to))
+
+    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> DataLoader:
+        """Return a loader of these batches of rows, pinned where a GPU waits for them."""
+        pinned = torch.cuda.is_available()
+        return make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
+
+
+@dataclass
+class Plan:
+    """Where each optimizer step's rows are: step → epoch → window → micro-batches.
+
+    Args:
+        config: Says how many rows a micro-batch of one process has, and how many make a step.
+        lengths: Tokens of each training row.
+        processes: How many processes the run began with. A run that goes on with another number keeps the
+            rows of its steps, and with them what is left to do and its schedule.
+    """
+
+    config: RunConfig
+    lengths: np.ndarray
+    processes: int
+    total: int = field(init=False)
+    per_epoch: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        batches = math.ceil(len(self.lengths) / (self.config.batch_size * self.processes))
+        self.per_epoch = math.ceil(batches / self.config.accumulate)
+        self.total = self.config.max_steps or math.ceil(self.config.epochs * self.per_epoch)
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return the learning-rate schedule: warm-up, then what the run's `schedule` names."""
+        asked = self.config.warmup
+        warmup = math.ceil(asked * self.total) if asked < 1 else int(asked)
+        name = "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule
+        return transformers.get_scheduler(name, optimizer, warmup, self.total)
+
+    def windows(self, step: int) -> list[list[list[int]]]:
+        """Return the windows that are left of the epoch in which a step is, over all processes."""
+        config = self.config
+        batches = epoch_batches(
+            self.lengths,
+            config.batch_size * self.processes,
+            seed=config.seed,
+            epoch=step // self.per_epoch,
+            group_by_length=config.group_by_length,
+        )
+        windows = [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
+        return windows[step % self.per_epoch : step % self.per_epoch + self.total - step]
+
+    def batches(
+        self, step: int, data: Data, processes: Processes, num_workers: int
+    ) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+        """Yield what each step that is left of an epoch trains on.
+
+        Returns:
+            Rows of the window over all processes, and this process's micro-batches on its device, each with
+            its number of rows; a process without rows takes part with a row that counts 0.
+        """
+        windows = self.windows(step)
+        rank, world = processes.rank, processes.world
+        mine = [[rows for batch in window for rows in self.own(batch, rank, world)] for window in windows]
+        filled = [rows or window[0][:1] for window, own in zip(windows, mine, strict=True) for rows in own]
+        loader = iter(data.loader("train", filled, num_workers))
+        for window, own in zip(windows, mine, strict=True):
+            total = sum(map(len, window))
+            yield total, [(len(rows), processes.on_device(next(loader))) for rows in own]
+
+    def ends_epoch(self, step: int) -> bool:
+        """Say whether `step` steps are a whole number of epochs, or all of them."""
+        return step % self.per_epoch == 0 or step == self.total
+
+    def shares(self, present: int) -> int:
+        """Return into how many micro-batches each of the processes now present cuts its part of a batch."""
+        return math.ceil(self.processes / present)
+
+    def own(self, batch: list[int], process: int, present: int) -> list[list[int]]:
+        """Return the micro-batches of one process: its rows of a batch over all processes; some may be empty.
+
+        Examples:
+            >>> from types import SimpleNamespace
+            >>> plan = Plan(SimpleNamespace(batch_size=2, accumulate=1, max_steps=1), np.ones(4), processes=2)
+            >>> plan.own([5, 6, 7, 8], process=1, present=2), plan.own([5, 6, 7, 8], process=0, present=1)
+            ([[6, 8]], [[5, 7], [6, 8]])
+        """
+        parts = present * self.shares(present)
+        return [batch[part::parts] for part in range(process, parts, present)]

@@ -1,0 +1,176 @@
+"""The files of a run: written whole or not at all, and read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from finetune_common.errors import ConfigurationError
+from glue_harness.config.fields import RunConfig, difference, identity_of
+
+__all__ = ["SCHEMA", "TRACKER", "RunFolder", "RunInUse", "read_results", "write_report", "write_whole"]
+
+SCHEMA = 1
+"""Version of `result.json`."""
+
+TRACKER = "tracker.txt"
+"""Name of the file that keeps what a tracker calls the run."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader finds the old content or the new, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
+    """Write what a script measured, for programs (`result.json`) and people (`table.md`), and print it.
+
+    Args:
+        folder: Is made where it is missing.
+        numbers: What JSON can hold; the table is made from nothing else.
+        table: Markdown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "result.json", json.dumps(numbers, indent=1) + "\n")
+    write_whole(folder / "table.md", table)
+    print(table)
+
+
+class RunInUse(ConfigurationError):
+    """Another process works on the run."""
+
+
+class RunFolder:
+    """The folder of one run: `config.yaml`, `metrics.jsonl`, `predictions.tsv`, `result.json`, `checkpoint/`.
+
+    Entering it takes a lock, so that two runs are never in one folder, and checks that what is there belongs
+    to the same configuration. Of the processes of a distributed run one leads, for all: the others only read.
+
+    Args:
+        config: The run.
+        leads: Whether this process takes the lock.
+
+    Raises:
+        ConfigurationError: Not writable, in use, or holding a different run.
+    """
+
+    def __init__(self, config: RunConfig, leads: bool = True) -> None:
+        self.path, self.leads = Path(config.output_dir), leads
+        self.checkpoints = self.path / "checkpoint"
+        self._config = config
+        self._lock = FileLock(self.path / ".lock")
+
+    def __enter__(self) -> RunFolder:
+        if not self.leads:
+            return self
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunInUse(
+                f"--output-dir {self.path}: another process works on this run; wait for it, "
+                "or choose another folder"
+            ) from None
+        except OSError as error:
+            raise ConfigurationError(
+                f"--output-dir {self.path}: {error.strerror}: give a folder that can be written"
+            ) from None
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _claim(self) -> None:
+        file = self.path / "config.yaml"
+        if self._config.overwrite:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for name in ("result.json", "config.yaml", "metrics.jsonl", "predictions.tsv", TRACKER):
+                (self.path / name).unlink(missing_ok=True)
+        if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
+            there = _whole(file, lambda text: dict(yaml.safe_load(text).items()))
+            if differs := difference(self._config.identity(), identity_of(there)):
+                raise ConfigurationError(
+                    f"--output-dir {self.path} holds a different run: {differs}; "
+                    "choose another folder or --overwrite"
+                )
+        else:  # whatever began here left nothing to continue
+            write_whole(file, yaml.safe_dump(self._config.as_dict(), sort_keys=False))
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, else None."""
+        file = self.path / "result.json"
+        return _whole(file, _result) if file.exists() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`: from now on the run is finished."""
+        write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+    def write_predictions(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Write `predictions.tsv`: index, label, prediction, scores."""
+        lines = ["index\tlabel\tprediction\tscores", *("\t".join(map(str, row)) for row in rows)]
+        write_whole(self.path / "predictions.tsv", "\n".join(lines) + "\n")
+
+    def keep_metrics(self, last_step: int) -> None:
+        """Drop the lines of `metrics.jsonl` after a step: the run continues from there."""
+        file = self.path / "metrics.jsonl"
+
+        def kept(text: str) -> str:
+            whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            return "".join(line for line in whole if json.loads(line)["step"] <= last_step)
+
+        write_whole(file, _whole(file, kept) if file.exists() else "")
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _whole(file: Path, read: Callable[[str], Any]) -> Any:
+    """Return what `read` finds in the text of a run's file; what it cannot read was damaged by others."""
+    try:
+        return read(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(repr(error).split())[:120]
+        raise ConfigurationError(
+            f"{file} is damaged ({reason}): start anew with --overwrite, or remove it"
+        ) from None
+
+
+def _result(text: str) -> dict[str, Any]:
+    """Read `result.json`, which is of this schema and has what a report needs."""
+    result = json.loads(text)
+    if result["schema"] != SCHEMA:
+        raise ValueError(f"schema {result['schema']} is not {SCHEMA}")
+    for key in ("task", "model", "seed", "slots", "settings", "primary", "metrics", "history"):
+        result[key]
+    return result
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Return every `result.json` below a folder, each with its `folder`, ordered by path.
+
+    Raises:
+        ConfigurationError: None there, or one that cannot be read.
+    """
+    files = sorted(folder.rglob("result.json"))
+    if not files:
+        raise ConfigurationError(f"{folder}: no result.json below it: give the folder of a run or of several")
+    return [_whole(file, _result) | {"folder": str(file.parent.relative_to(folder))} for file in files]

@@ -1,0 +1,48 @@
+"""What `result.json` holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune_common.measure import peak_memory_bytes
+from glue_harness.hardware import hardware, versions
+from glue_harness.run.methods import method_versions
+from glue_harness.run.records import SCHEMA
+
+if TYPE_CHECKING:
+    from glue_harness.run.loop import Training
+
+__all__ = ["result_of"]
+
+
+def result_of(training: Training) -> dict[str, Any]:
+    """Return the result of a run as it is now: what it was, what came out, and what it took."""
+    config, history, processes = training.config, training.history, training.processes
+    seconds = training.watch.seconds()
+    settings = config.identity()
+    slots = {slot: settings.pop(slot) for slot in ("adaptation", "activation", "gradient", "optimizer")}
+    parameters = list(training.model.parameters())
+    return {
+        "schema": SCHEMA,
+        "task": config.task,
+        "model": config.model,
+        "seed": config.seed,
+        "hash": config.hash,
+        "slots": slots,
+        "settings": settings,
+        "primary": history.primary,
+        "metrics": {"last": history.last["metrics"], "best": history.best["metrics"]},
+        "history": history.entries,
+        "steps": training.step,
+        "stopped_early": training.stopped_early,
+        "examples_per_second": training.examples / (sum(seconds.values()) - seconds["evaluation"]),
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(processes.device),
+        "saved_activation_bytes": training.saved_bytes,
+        "parameters": {
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "total": sum(p.numel() for p in parameters),
+        },
+        "versions": versions() | method_versions(config),
+        "hardware": hardware(processes.device) | {"processes": processes.world, "sharded": processes.sharded},
+    }

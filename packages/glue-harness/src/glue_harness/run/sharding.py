@@ -1,0 +1,93 @@
+"""Parameters that are spread over processes (FSDP2), and their state as a whole or in parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune_common.errors import ConfigurationError
+
+__all__ = ["gathered", "is_spread", "own_part", "own_state", "shard"]
+
+
+def is_spread(tensor: Any) -> bool:
+    """Say whether each process holds a part of a tensor only (a DTensor)."""
+    return hasattr(tensor, "placements")
+
+
+def shard(model: torch.nn.Module, device_type: str, processes: int) -> None:
+    """Spread the parameters of a model over all processes, block by block (FSDP2).
+
+    Blocks are the classes that the model names in `_no_split_modules`, or the launcher in
+    `--fsdp_transformer_layer_cls_to_wrap`.
+
+    Args:
+        model: The adapted model, the same on every process; its parameters become DTensors.
+        device_type: Where they live: "cpu" or "cuda".
+        processes: How many there are.
+
+    Raises:
+        ConfigurationError: A parameter that cannot be split.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
+        raise ConfigurationError(
+            f"--sharding fsdp: parameter {scalars[0]} has no dimension to split: give it the shape (1,), or "
+            "use --sharding none"
+        )
+    mesh = init_device_mesh(device_type, (processes,))
+    keeps = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("false", "shard_grad_op")
+    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
+    blocks = set(named.split(",") if named else getattr(model, "_no_split_modules", None) or ())
+    for module in [module for module in model.modules() if type(module).__name__ in blocks]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=not keeps)
+    fully_shard(model, mesh=mesh, reshard_after_forward=not keeps)
+
+
+def gathered(tree: Any) -> Any:
+    """Return nested state with whole tensors, on the CPU, for spread ones; every process has to call it."""
+    if hasattr(tree, "full_tensor"):
+        return tree.full_tensor().cpu()
+    if isinstance(tree, Mapping):
+        return {key: gathered(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map(gathered, tree))
+    return tree
+
+
+def own_part(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a whole tensor spread like a parameter; as it is where the parameter is not spread."""
+    if not is_spread(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    spread: Any = like
+    return distribute_tensor(
+        tensor.to(like.device), spread.device_mesh, spread.placements, src_data_rank=None
+    )
+
+
+def own_state(state: Mapping[str, Any], parameters: Iterable[Tensor]) -> dict[str, Any]:
+    """Return an optimizer's whole state with this process's part of what belongs to spread parameters.
+
+    Args:
+        state: What `gathered(optimizer.state_dict())` gave.
+        parameters: The optimizer's, over all groups.
+    """
+    own = dict(state["state"])
+    for index, parameter in enumerate(parameters):
+        own[index] = {
+            name: own_part(value, parameter) if _shaped_like(value, parameter) else value
+            for name, value in own.get(index, {}).items()
+        }
+    return {**state, "state": {key: value for key, value in own.items() if value}}
+
+
+def _shaped_like(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim > 0

@@ -1,0 +1,147 @@
+"""The state of a training as a checkpoint: taking it, and going on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune_common.errors import ConfigurationError
+from glue_harness.run import checkpoint
+from glue_harness.run.sharding import gathered, own_state
+
+if TYPE_CHECKING:
+    from glue_harness.run.loop import Training
+
+__all__ = ["continue_from", "keep_best", "restore", "return_to_best", "save"]
+
+
+def _stateful(training: Training) -> dict[str, Any]:
+    """Everything that keeps state beside the model, by the name it has in a checkpoint."""
+    parts: dict[str, Any] = {"scheduler": training.scheduler, "scaler": training.processes.accelerator.scaler}
+    parts |= training.run.parts | {"optimizer": training.scaled}
+    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+
+def _weights(training: Training) -> checkpoint.Weights:
+    """Return what `model.safetensors` is to hold; all have to call it where parameters are spread."""
+    return checkpoint.whole_weights(training.model) if training.processes.sharded else training.model
+
+
+def save(training: Training) -> None:
+    """Write a checkpoint of this step; every process has to call it."""
+    processes, history = training.processes, training.history
+    gathers = processes.leads or processes.sharded
+    state = {name: part.state_dict() for name, part in (_stateful(training) if gathers else {}).items()}
+    if processes.sharded:
+        state = gathered(state)
+    weights = _weights(training)
+    random = processes.gather(checkpoint.random_states())
+    if processes.leads:
+        progress = {
+            "step": training.step,
+            "epoch": training.step / training.plan.per_epoch,
+            "examples": training.examples,
+            "saved_bytes": training.saved_bytes,
+            "history": history.entries,
+            "seconds": training.watch.seconds(),
+            "processes": training.plan.processes,
+            "random": random[0],
+            "random_elsewhere": random[1:],
+        }
+        best = history.best["step"] if history.entries else None
+        checkpoint.save(training.folder.checkpoints, training.step, weights, state | progress, best)
+    processes.wait()
+
+
+def restore(training: Training) -> None:
+    """Continue from the newest checkpoint of the run's folder, if there is one."""
+    processes, folder = training.processes, training.folder
+    with processes.together():
+        newest = checkpoint.latest(folder.checkpoints)
+        if newest is not None:
+            _load(training, newest)
+    steps = processes.gather(training.step)
+    with processes.together():
+        if len(set(steps)) > 1:
+            raise ConfigurationError(
+                f"--output-dir {folder.path}: processes find different checkpoints there: give a folder that "
+                "all machines share"
+            )
+        if folder.leads:
+            folder.keep_metrics(training.step)
+
+
+def _load(training: Training, newest: Path) -> Mapping[str, Any]:
+    """Take over weights and all state of a checkpoint, and return the state."""
+    processes, stateful = training.processes, _stateful(training)
+    state = checkpoint.load(newest, training.model, processes.device, expected=stateful)
+    if processes.sharded:
+        groups = training.optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        state["optimizer"] = own_state(state["optimizer"], parameters)
+    for name, part in stateful.items():
+        part.load_state_dict(state[name])
+    training.step, training.examples = state["step"], state["examples"]
+    training.saved_bytes = state["saved_bytes"]
+    training.history.entries = state["history"]
+    training.watch.add(state["seconds"])
+    random = [state["random"], *state.get("random_elsewhere", [])]
+    if processes.rank < len(random):
+        checkpoint.restore_random_states(random[processes.rank])
+    return state
+
+
+def continue_from(training: Training, other: Path) -> None:
+    """Continue where another run's newest checkpoint ends, with the settings of this run.
+
+    Weights, the optimizer's state and random states are the other's; learning rate, weight decay and the
+    other options of the optimizer are this run's. The point reached is kept in epochs: with another batch
+    size the steps are counted anew, and the schedule of this run goes on from there. With `load_best` the
+    evaluations so far are forgotten: their weights are the other run's.
+    """
+    newest = checkpoint.latest(other / "checkpoint")
+    if newest is None:
+        raise ConfigurationError(f"{other}: no checkpoint to continue from: give the folder of a run")
+    optimizer, scheduler, plan = training.optimizer, training.scheduler, training.plan
+    names = (*optimizer.defaults, "initial_lr")
+    own = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+    rates = list(scheduler.base_lrs)
+    state = _load(training, newest)
+    training.step = round(state["epoch"] * plan.per_epoch)
+    if training.config.load_best and training.step < plan.total:
+        training.history.entries = []
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+    scheduler.base_lrs = rates
+    scheduler.last_epoch = training.step - 1
+    scheduler.step()
+
+
+def keep_best(training: Training) -> None:
+    """Keep the weights of this step, which evaluated best so far."""
+    weights = _weights(training)
+    if training.processes.leads:
+        checkpoint.save_best(training.folder.checkpoints, training.step, weights)
+
+
+def return_to_best(training: Training) -> bool:
+    """Go back to the weights of the best evaluation; the newest checkpoint receives them too.
+
+    Returns:
+        Whether the weights are others now.
+    """
+    processes, step = training.processes, training.history.best["step"]
+    best = processes.from_leader(checkpoint.best_weights(training.folder.checkpoints, step))
+    if best is None:  # done before, by a run that ended before it could write its result
+        return False
+    changes = step != training.step
+    if changes:
+        checkpoint.load_weights(best, training.model, torch.device(processes.device))
+    processes.wait()
+    if processes.leads:
+        checkpoint.adopt(best)
+    processes.wait()
+    return changes
