@@ -21,6 +21,7 @@ __all__ = ["main"]
 def _run(argv: Sequence[str]) -> None:
     import yaml
 
+    from glue_harness.config.own_rows import own_rows
     from glue_harness.config.parsing import parse_line
 
     config, only_print = parse_line(argv)
@@ -29,6 +30,8 @@ def _run(argv: Sequence[str]) -> None:
         return
     if config.offline:
         _go_offline()
+    if config.own and config.dataset is None:
+        own_rows(config.as_dict())  # what cannot be read is said before anything heavy is imported
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
     from glue_harness.report.tables import print_run

@@ -1,6 +1,5 @@
 """Which columns of a file are text, which one is the label, which are neither, and what is to be asked."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -10,10 +9,9 @@ from finetune_common.data.messages import cut, listed, refusal
 from finetune_common.data.separated import UNNAMED
 from finetune_common.data.tables import Table
 from finetune_common.data.values import MISSING, NUMBER, is_missing
-from finetune_common.errors import did_you_mean
 from finetune_common.tasks import TASKS, Task
 
-__all__ = ["Columns", "choose_columns", "require"]
+__all__ = ["Columns", "choose_columns"]
 
 NUMBERING = ("id", "idx", "index")
 """Names of columns that number rows, whatever they hold."""
@@ -57,10 +55,10 @@ def choose_columns(table: Table, choices: Choices, task: Task | None = None) -> 
                 table.name, f"--text-columns names {len(texts)} columns, {task.name} has {len(task.columns)}"
             )
         aside = {name: "not used" for name in table.columns if name not in (*texts, label)}
-        return Columns(require(table, texts, "--text-columns"), label, aside)
+        return Columns(table.require(texts, "--text-columns"), label, aside)
     others = [name for name in table.columns if name != label]
     if choices.text_columns:
-        texts = require(table, choices.text_columns, "--text-columns")
+        texts = table.require(choices.text_columns, "--text-columns")
         if clash := [name for name in texts if name in RESERVED]:
             raise refusal(
                 table.name, f"a column of text cannot be called {clash[0]!r} here: rename it in the file"
@@ -93,26 +91,13 @@ def choose_columns(table: Table, choices: Choices, task: Task | None = None) -> 
     return Columns(tuple(words), label, aside, (question,))
 
 
-def require(table: Table, names: Sequence[str], option: str) -> tuple[str, ...]:
-    """Return the names of columns that are there.
-
-    Raises:
-        ConfigurationError: Names the first that is not, and the ones that are.
-    """
-    for name in names:
-        if name not in table.columns:
-            known = [column[:60] for column in table.columns][:12]
-            raise refusal(table.name, f"{option}: no column {cut(name)}: {did_you_mean(name, known)}")
-    return tuple(names)
-
-
 def _described(aside: dict[str, str]) -> list[str]:
     return [f"{name[:40]} ({why})" for name, why in aside.items()]
 
 
 def _label(table: Table, choices: Choices, task: Task | None) -> str:
     if choices.label_column is not None:
-        return require(table, [choices.label_column], "--label-column")[0]
+        return table.require([choices.label_column], "--label-column")[0]
     names = dict.fromkeys(("label", task.official_label) if task else ("label", "labels"))
     for name in names:
         if name in table.columns:

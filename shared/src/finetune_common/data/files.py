@@ -78,7 +78,8 @@ def _read(path: Path, ending: str, stream: BinaryIO, choices: Choices) -> Table:
     encoding = "utf-8-sig" if encoding in ("utf-8", "utf8") else encoding
     with io.TextIOWrapper(stream, encoding, newline="") as text:
         if ending in (".csv", ".tsv"):
-            return read_separated(path, text, choices.delimiter or ("," if ending == ".csv" else "\t"))
+            delimiter = choices.delimiter or ("," if ending == ".csv" else "\t")
+            return read_separated(path, text, delimiter, choices)
         return read_json(path, text) if ending == ".json" else read_json_lines(path, text)
 
 

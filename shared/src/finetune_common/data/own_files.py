@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_common.data.choices import Choices
-from finetune_common.data.columns import Columns, choose_columns, require
+from finetune_common.data.columns import Columns, choose_columns
+from finetune_common.data.content import fingerprint
 from finetune_common.data.facts import always_the_usual, count_labels, count_texts
 from finetune_common.data.files import read_table
 from finetune_common.data.labels import Labels, known_labels, named_by_the_file, tell_labels, unlabelled
@@ -30,7 +31,7 @@ __all__ = ["OwnRows", "load_own_files", "read_own_files", "read_own_tables"]
 Rows = dict[str, list[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OwnRows:
     """A task that files tell, and its rows.
 
@@ -51,6 +52,10 @@ class OwnRows:
         from finetune_common.data.loading import as_dataset
 
         return DatasetDict({split: as_dataset(self.task, rows) for split, rows in self.splits.items()})  # type: ignore[call-overload]
+
+    def content(self) -> dict[str, Any]:
+        """Return what identifies the rows, wherever their files lie: see `fingerprint`."""
+        return fingerprint(self.task, self.splits)
 
     def with_scores_of_no_model(self) -> Schema:
         """Return the schema with the score of an answer without a model, which imports scikit-learn."""
@@ -177,8 +182,8 @@ def _labelled(
     kept, left_out = {}, {}
     for split, table in tables.items():
         columns = roles[split]
-        require(table, columns.texts, "--text-columns")
-        require(table, [columns.label], "--label-column")
+        table.require(columns.texts, "--text-columns")
+        table.require([columns.label], "--label-column")
         named_by_the_file(table, columns.label)
         rows = unlabelled(table, columns.label)
         if rows and not choices.drop_unlabelled:

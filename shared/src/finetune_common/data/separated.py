@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from finetune_common.data.choices import Choices
 from finetune_common.data.messages import cut, listed, numbered, refusal
 from finetune_common.data.tables import Table
 
@@ -30,13 +31,14 @@ def _cells_of_any_length() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def read_separated(path: Path, file: TextIO, delimiter: str) -> Table:
+def read_separated(path: Path, file: TextIO, delimiter: str, choices: Choices) -> Table:
     """Return the columns of a csv or tsv file; blank lines mean nothing.
 
     Args:
         path: For messages.
         file: Opened with `newline=""`.
         delimiter: What stands between cells.
+        choices: Columns that are named there have to be in the header.
 
     Raises:
         ConfigurationError: Rows of another width than the header, two columns of one name, an open quote.
@@ -59,6 +61,7 @@ def read_separated(path: Path, file: TextIO, delimiter: str) -> Table:
             if not header:
                 header = _header(path, cells, begin + 1)
                 columns = [[] for _ in header]
+                _check_named(path, header, choices)
             elif cells and len(cells) != len(header):
                 wrong.append(begin + 1)
             elif cells:
@@ -89,6 +92,14 @@ def _move(rows: list[list[str]], columns: list[list[str]]) -> None:
         own = {cell: cell for cell in cells}
         target += map(own.__getitem__, cells) if 2 * len(own) < len(cells) else cells
     rows.clear()
+
+
+def _check_named(path: Path, header: list[str], choices: Choices) -> None:
+    """Refuse a header without the columns that were named, before a long file is read."""
+    empty = Table(str(path), {name: [] for name in header}, [])
+    if len(header) > 1:
+        empty.require(choices.text_columns, "--text-columns")
+        empty.require([choices.label_column] if choices.label_column else [], "--label-column")
 
 
 def _called(delimiter: str) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_common.data.messages import numbered
+from finetune_common.data.messages import cut, numbered, refusal
+from finetune_common.errors import did_you_mean
 
 __all__ = ["Table", "flatten"]
 
@@ -29,6 +30,18 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def require(self, names: Sequence[str], option: str) -> tuple[str, ...]:
+        """Return the names of columns that are there.
+
+        Raises:
+            ConfigurationError: Names the first that is not, and the ones that are.
+        """
+        for name in names:
+            if name not in self.columns:
+                known = [column[:60] for column in self.columns][:12]
+                raise refusal(self.name, f"{option}: no column {cut(name)}: {did_you_mean(name, known)}")
+        return tuple(names)
 
     def where(self, rows: Sequence[int]) -> str:
         """Return the places of these rows: `lines 3, 9, 14, …`."""

@@ -5,12 +5,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from hashlib import file_digest, sha256
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_common.data.content import fingerprint, rows_digest
 from finetune_common.errors import ConfigurationError, check_number
 from finetune_common.tasks import Task, get_task
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["default_cache_dir", "rows_digest", "tokenize"]
+__all__ = ["default_cache_dir", "tokenize"]
 
 _FORMAT = 2
 _CHUNK = 2048
@@ -37,6 +38,8 @@ def tokenize(
     task: str | Task,
     max_length: int,
     cache_dir: str | PathLike[str] | None = None,
+    *,
+    content: Mapping[str, Any] | None = None,
 ) -> "DatasetDict":
     """Return the splits as token ids, from disk when the same was tokenised before.
 
@@ -52,6 +55,7 @@ def tokenize(
         task: The task or its name.
         max_length: The most tokens a row keeps, special tokens included.
         cache_dir: Where to keep the result; by default `finetune_common.data.default_cache_dir()`.
+        content: `fingerprint(task, data)`, where it is known already.
 
     Raises:
         ConfigurationError: A slow tokenizer, `max_length` outside what it allows, a folder that cannot be
@@ -66,7 +70,7 @@ def tokenize(
         if not len(rows):
             raise ConfigurationError(f"{task.name}: {split} has no rows to tokenise")
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    folder = root / f"{_safe(task.name)}-{_key(data, tokenizer, task, max_length)[:32]}"
+    folder = root / f"{_safe(task.name)}-{_key(data, tokenizer, task, max_length, content)[:32]}"
     try:
         if folder.is_dir() and not _is_whole(folder, list(data)):
             _remove(folder)
@@ -80,35 +84,25 @@ def tokenize(
     return _read(folder, list(data))
 
 
-def rows_digest(rows: "Dataset", columns: Sequence[str]) -> str:
-    """Return a hash of these columns' content, in the order of the rows.
-
-    Examples:
-        >>> from finetune_common.data import load_task
-        >>> rows = load_task("demo-entailment", splits=["validation"])["validation"]
-        >>> rows_digest(rows, ["label"]) == rows_digest(rows.select(range(499)), ["label"])
-        False
-    """
-    digest = sha256(json.dumps(len(rows)).encode())
-    for chunk in rows.select_columns(list(columns)).iter(_CHUNK):
-        digest.update(json.dumps(chunk).encode())
-    return digest.hexdigest()
-
-
 def _safe(name: str) -> str:
     """Return a part of a file name: the cache stays within its folder whatever a task is called."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:40] or "task"
 
 
 def _key(
-    data: "Mapping[str, Dataset]", tokenizer: "PreTrainedTokenizerBase", task: Task, max_length: int
+    data: "Mapping[str, Dataset]",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    max_length: int,
+    content: Mapping[str, Any] | None,
 ) -> str:
     digest = sha256(
         json.dumps([_FORMAT, task.name, task.version, task.labels, task.kind, max_length]).encode()
     )
     digest.update(_tokenizer_state(tokenizer).encode())
+    digest.update(json.dumps(content or fingerprint(task, data), sort_keys=True).encode())
     for split, rows in data.items():
-        digest.update(json.dumps([split, rows_digest(rows, [*task.columns, "label", "idx"])]).encode())
+        digest.update(json.dumps([split, rows_digest(rows, ["idx"])]).encode())
     return digest.hexdigest()
 
 

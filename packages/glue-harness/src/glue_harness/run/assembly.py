@@ -101,7 +101,7 @@ def create(
         ConfigurationError: Something cannot be loaded, with the remedy.
     """
     methods = methods or build_methods(config)
-    tokenizer = tokenizer or load_tokenizer(config.model)
+    tokenizer = tokenizer or load_tokenizer(config.model, config.model_config.get("pad_token_id"))
     task = task or task_of(config)
     set_seed(config.seed)
     loaded = load_model(config.model, task, tokenizer, methods.adaptation.load_kwargs(), config.model_config)

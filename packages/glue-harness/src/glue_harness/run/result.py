@@ -33,6 +33,8 @@ def result_of(training: Training) -> dict[str, Any]:
         "primary": history.primary,
         "metrics": {"last": history.last["metrics"], "best": history.best["metrics"]},
         "history": history.entries,
+        "data": training.data.record,
+        "classes": training.evaluation.of_classes(training.data) if training.evaluation else {},
         "steps": training.step,
         "stopped_early": training.stopped_early,
         "examples_per_second": training.examples / (sum(seconds.values()) - seconds["evaluation"]),
