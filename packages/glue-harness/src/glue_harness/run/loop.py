@@ -76,14 +76,19 @@ class Training:
         self.history = History(self.task.primary)
         self.watch = Stopwatch(PARTS, processes.device)
         with processes.together():
-            self._prepare()
+            self._place()
+        some_unused = processes.world > 1 and not processes.sharded and self._leaves_some_unused()
+        with processes.together():
+            self._attach()
         self.scaled = processes.scaled(self.optimizer)
-        self.forward = processes.replicate(self.model, some_unused=True)
+        if self.config.compile:
+            self.model.compile(dynamic=True)  # one graph for texts of all lengths
+        self.forward = processes.replicate(self.model, some_unused)
         self.parts = list(run.parts.values())
         self.scheduler = self.plan.schedule(self.optimizer)
 
-    def _prepare(self) -> None:
-        """Put the model where it trains, and attach to it what acts while it does."""
+    def _place(self) -> None:
+        """Put the model where it trains, and plan its steps."""
         processes, config = self.processes, self.config
         check_positions(self.model, max(int(lengths.max()) for lengths in self.data.lengths.values()))
         if processes.sharded:
@@ -92,11 +97,29 @@ class Training:
         newest = checkpoint.latest(self.folder.checkpoints)
         began_with = processes.world if newest is None else checkpoint.processes_of(newest)
         self.plan = Plan(config, self.data.lengths["train"], began_with)
+
+    def _attach(self) -> None:
+        """Attach to the model what acts while it trains."""
+        processes, config = self.processes, self.config
         self.run.prepare(config.accumulate * self.plan.shares(processes.world), self.watch.switch)
         assert self.run.optimizer is not None
         self.optimizer = self.run.optimizer
         if processes.rank:
             set_seed(processes.seed(config.seed))  # replicas drop out different units
+
+    def _leaves_some_unused(self) -> bool:
+        """Say whether a trained parameter may get no gradient: DDP has to look for it after each pass then.
+
+        A pass over one row tells. What trains may change later where the adaptation acts within steps.
+        """
+        if hasattr(self.methods.adaptation, "on_step") or hasattr(self.methods.adaptation, "after_backward"):
+            return True
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        [batch] = self.data.loader("train", [[0]])
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            loss = self._loss(self.model, self.processes.on_device(batch), 1.0)
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        return any(self.processes.gather(any(gradient is None for gradient in gradients)))
 
     def train(self) -> None:
         """Train to the end, logging, evaluating and saving on the way.
@@ -267,6 +290,8 @@ def run(
     check_tracker(config)
     processes = join(config)
     reset_peak_memory(processes.device)
+    if config.matmul_precision is not None:
+        torch.set_float32_matmul_precision(config.matmul_precision)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         with processes.together():
