@@ -95,8 +95,8 @@ class Part(Protocol):
     A run's parts are its adaptation and activation method, its optimizer, and what gradient methods and
     monitors give when they are attached. In every optimizer step a run tells them, in this order:
 
-        `before_forward` → forward and backward passes → `after_backward` → gradient methods and the optimizer's
-        step → `on_step`
+        `before_forward` → forward and backward passes → `after_backward` → gradient methods and the
+        optimizer's step → `on_step`
 
     and every checkpoint holds the state of all of them.
     """

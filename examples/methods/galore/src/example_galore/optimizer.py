@@ -10,12 +10,13 @@ class GaLore(torch.optim.Optimizer):
 
     For a matrix W of m × n, m ≤ n (of a taller one the transpose), with m above the rank r:
 
-    P_t = r leading left singular vectors of G_t, at steps 1, T+1, 2T+1, …; else P_{t-1}
+    P_t = r leading left singular vectors of G_t, with positive sums, at steps 1, T+1, 2T+1, …; else P_{t-1}
     R_t = P_tᵀ G_t
     M_t = β₁ M_{t-1} + (1-β₁) R_t;  V_t = β₂ V_{t-1} + (1-β₂) R_t²
     W_t = (1 - η λ) W_{t-1} - η α P_t (M_t / (1-β₁ᵗ)) / (√(V_t / (1-β₂ᵗ)) + ε)
 
-    Every other parameter takes AdamW's step. Arguments are those of `GaLoreOptions`.
+    Every other parameter takes AdamW's step. Arguments are those of `GaLoreOptions`. The sign of a vector
+    is free in the paper, and counts where moments of the last subspace go on in the next.
     Source: Zhao et al. 2024, algorithm 2.
     """
 
@@ -46,7 +47,8 @@ class GaLore(torch.optim.Optimizer):
         step = state["step"] = state.get("step", 0) + 1
         if projected:
             if (step - 1) % every == 0:  # G's left singular vectors are the eigenvectors of the smaller G Gᵀ
-                state["projection"] = torch.linalg.eigh(grad @ grad.t()).eigenvectors[:, -rank:].contiguous()
+                leading = torch.linalg.eigh(grad @ grad.t()).eigenvectors.flip(1)[:, :rank]
+                state["projection"] = torch.where(leading.sum(0) < 0, -leading, leading)
             grad = state["projection"].t() @ grad
         m = state.setdefault("m", torch.zeros_like(grad))
         v = state.setdefault("v", torch.zeros_like(grad))
@@ -55,7 +57,7 @@ class GaLore(torch.optim.Optimizer):
         update = (m / (1 - betas[0] ** step)) / ((v / (1 - betas[1] ** step)).sqrt() + eps)
         if projected:
             update = scale * (state["projection"] @ update)
-        weight.copy_(weight * (1 - lr * weight_decay) - lr * update)
+        weight.copy_(weight * (1 - float(lr) * weight_decay) - float(lr) * update)
 
     def load_state_dict(self, state_dict) -> None:
         """Load a state; torch alone would cast it to the parameters' dtype."""

@@ -60,16 +60,18 @@ class Sophia(ElementwiseOptimizer):
     def after_backward(self, step: int, loss_fn: Callable[[], Tensor]) -> None:
         """Estimate the curvature where it is time to; u is a function of seed and step, equal everywhere."""
         self.fresh = {}
-        if (step - 1) % self.defaults["every"]:
+        trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if (step - 1) % self.defaults["every"] or not trained:
             return
         random = torch.Generator().manual_seed(1_000_003 * self.defaults["seed"] + step)
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        params = [p for _, p in trained]
         with sdpa_kernel(SDPBackend.MATH):  # the fused kinds of attention have no second derivative
             slopes = torch.autograd.grad(loss_fn(), params, create_graph=True, materialize_grads=True)
             u = [torch.randn(p.shape, generator=random).to(p) for p in params]
             slope = torch.stack([(g * own).sum() for g, own in zip(slopes, u, strict=True)]).sum()
             products = torch.autograd.grad(slope, params, materialize_grads=True)
-        for p, own, product in zip(params, u, products, strict=True):
+        for (group, p), own, product in zip(trained, u, products, strict=True):
             if distributed.is_initialized():  # each process has other rows, and all must take one step
                 distributed.all_reduce(product.div_(distributed.get_world_size()))
-            self.fresh[p] = (own * product).to(arithmetic_dtype(p.dtype))
+            curvature = own * (-product if group["maximize"] else product)
+            self.fresh[p] = curvature.to(arithmetic_dtype(p.dtype))
