@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from example_galore.optimizer import GaLore
-from example_galore.slots import GaLoreMethod, GaLoreOptions
 from torch import nn
 
+from example_galore.optimizer import GaLore
+from example_galore.slots import GaLoreMethod, GaLoreOptions
 from finetune_common.errors import ConfigurationError
 from finetune_common.testing import OptimizerCase, check_optimizer
 from finetune_common.testing.optimizers import CONTRACTS

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from example_lisa.layers import find_layers
-from example_lisa.slots import LISAMethod, LISAOptions
 from torch import nn
 
+from example_lisa.layers import find_layers
+from example_lisa.slots import LISAMethod, LISAOptions
 from finetune_common.errors import ConfigurationError
 
 LAYERS = 6

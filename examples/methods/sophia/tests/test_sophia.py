@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from example_sophia.optimizer import Sophia
-from example_sophia.slots import SophiaMethod, SophiaOptions
 from torch import distributed, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from example_sophia.optimizer import Sophia
+from example_sophia.slots import SophiaMethod, SophiaOptions
 from finetune_common.errors import ConfigurationError
 from finetune_common.testing import OptimizerCase, check_optimizer, run_two_processes
 from finetune_common.testing.optimizers import CONTRACTS
