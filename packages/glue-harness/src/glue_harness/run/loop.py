@@ -28,7 +28,7 @@ from glue_harness.run.assembly import Run, create, tell
 from glue_harness.run.evaluation import Evaluation, History, evaluate
 from glue_harness.run.methods import build_methods
 from glue_harness.run.models import check_positions, load_tokenizer
-from glue_harness.run.plan import Data, Plan
+from glue_harness.run.plan import Data, MicroBatch, Plan
 from glue_harness.run.processes import Processes, join
 from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
@@ -141,22 +141,23 @@ class Training:
         if self.evaluation is None:
             self.evaluation = self._evaluate()
 
-    def _train_step(self, rows: int, batches: list[tuple[int, Any]]) -> tuple[Tensor, dict[str, Any]]:
+    def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, dict[str, Any]]:
         """Make one optimizer step; returns this process's part of the mean loss, and what the parts tell."""
         watch, processes = self.watch, self.processes
         total = torch.zeros((), device=processes.device)
-        for number, (own, batch) in enumerate(batches, start=1):
-            loss_fn = partial(self._loss, self.forward, batch, processes.world * own / rows)
-            with processes.alone(self.forward, last=number == len(batches)):
+        tell(self.parts, "before_forward", self.step + 1)
+        for batch in batches:
+            loss_fn = partial(self._loss, self.forward, batch, rows)
+            with processes.alone(self.forward, last=batch is batches[-1]):
                 watch.switch("forward")
                 loss = self._forward(loss_fn)
                 watch.switch("backward")
                 processes.accelerator.backward(loss)
             total += loss.detach()
-        own, batch = batches[-1]
         self.step += 1
         self.examples += rows
-        self._tell_after_backward(partial(self._loss, self.model, batch, processes.world * own / rows))
+        last = next(batch for batch in reversed(batches) if batch.of)  # some may have no rows on any process
+        self._tell_after_backward(partial(self._loss, self.model, last, last.of))
         watch.switch("gradient")
         if self.config.max_grad_norm:
             processes.clip(self.model.parameters(), self.config.max_grad_norm)
@@ -171,9 +172,9 @@ class Training:
         self.scaled.zero_grad()
         return total, observed
 
-    @staticmethod
-    def _loss(model: torch.nn.Module, batch: dict[str, Tensor], weight: float) -> Tensor:
-        return model(**batch).loss * weight
+    def _loss(self, model: torch.nn.Module, batch: MicroBatch, rows: int) -> Tensor:
+        """Return a loss whose mean over the processes counts each of so many rows alike."""
+        return model(**batch.tensors).loss * (self.processes.world * batch.rows / rows)
 
     def _forward(self, loss_fn: Callable[[], Tensor]) -> Tensor:
         """Run a forward pass; the first one of a run is measured."""
@@ -237,7 +238,7 @@ class Training:
         if self.processes.leads:
             self.folder.log({"step": self.step, **values})
 
-    def _rest_of_epoch(self) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    def _rest_of_epoch(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         """Yield what each step that is left of an epoch trains on (`Plan.batches`)."""
         self.watch.switch("data")
         for window in self.plan.batches(self.step, self.data, self.processes, self.config.num_workers):
