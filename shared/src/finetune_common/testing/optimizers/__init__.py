@@ -28,7 +28,7 @@ from finetune_common.testing.optimizers.behaviour import (
     refuses_what_it_cannot_do,
     takes_a_tensor_learning_rate,
 )
-from finetune_common.testing.optimizers.case import Factory, OptimizerCase
+from finetune_common.testing.optimizers.case import Contract, Factory, OptimizerCase
 from finetune_common.testing.optimizers.costly import (
     does_not_recompile,
     fused_equals_reference,
@@ -59,12 +59,16 @@ COSTLY_CONTRACTS = (fused_equals_reference, does_not_recompile, works_in_acceler
 """What the cases marked costly meet as well."""
 
 
-def check_optimizer(cls: Factory, cases: Sequence[OptimizerCase]) -> list[Any]:
+def check_optimizer(
+    cls: Factory, cases: Sequence[OptimizerCase], contracts: Sequence[Contract] = CONTRACTS
+) -> list[Any]:
     """Return the checks of an optimizer, for `pytest.mark.parametrize`; each is called without arguments.
 
     Args:
         cls: The optimizer's class, or a function with its signature: (params, **settings).
         cases: The table.
+        contracts: What every case meets. An optimizer of another base class that runs in one way only leaves
+            out `foreach_equals_reference`.
 
     Examples:
         >>> import torch
@@ -73,7 +77,7 @@ def check_optimizer(cls: Factory, cases: Sequence[OptimizerCase]) -> list[Any]:
         []
     """
     costly = [case for case in cases if case.costly]
-    checks = [(case, contract) for contract in CONTRACTS for case in cases]
+    checks = [(case, contract) for contract in contracts for case in cases]
     checks += [(case, contract) for contract in COSTLY_CONTRACTS for case in costly]
     name = cls.__name__
     params = [

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from finetune_common.optim import ElementwiseOptimizer
+__all__ = ["Contract", "Factory", "OptimizerCase", "Reference"]
 
-__all__ = ["Factory", "OptimizerCase", "Reference"]
-
-Factory = Callable[..., ElementwiseOptimizer]
+Factory = Callable[..., torch.optim.Optimizer]
 Reference = Callable[[list[np.ndarray], list[np.ndarray], dict[str, Any], int], list[np.ndarray]]
 
 
@@ -35,3 +34,6 @@ class OptimizerCase:
     reference: Reference
     convergent: Mapping[str, Any] = field(default_factory=dict)
     costly: bool = False
+
+
+Contract = Callable[[Factory, OptimizerCase], None]
