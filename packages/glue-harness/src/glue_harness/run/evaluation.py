@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from finetune_common.tasks import Task
 from glue_harness.run.plan import Data
 from glue_harness.run.processes import Processes
 
-__all__ = ["Evaluation", "History", "evaluate"]
+__all__ = ["Evaluation", "History", "evaluate", "evaluate_test"]
 
 
 @dataclass(frozen=True)
@@ -141,3 +141,13 @@ def evaluate(model: torch.nn.Module, data: Data, batch_size: int, processes: Pro
         )
     model.train(training)
     return Evaluation(metrics, scores)
+
+
+def evaluate_test(
+    model: torch.nn.Module, data: Data, batch_size: int, processes: Processes
+) -> dict[str, float] | None:
+    """Score a model on the rows that nothing was chosen by, where a run has some; see `evaluate`."""
+    if "test" not in data.datasets:
+        return None
+    task = replace(data.task, evaluation=("test",))
+    return evaluate(model, replace(data, task=task), batch_size, processes).metrics

@@ -25,7 +25,7 @@ from glue_harness.config.fields import RunConfig
 from glue_harness.hardware import flushed_denormals
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, create, tell
-from glue_harness.run.evaluation import Evaluation, History, evaluate
+from glue_harness.run.evaluation import Evaluation, History, evaluate, evaluate_test
 from glue_harness.run.methods import build_methods
 from glue_harness.run.models import check_positions, load_tokenizer
 from glue_harness.run.plan import Data, MicroBatch, Plan
@@ -73,6 +73,7 @@ class Training:
         self.step = self.examples = 0
         self.saved_bytes: int | None = None
         self.evaluation: Evaluation | None = None
+        self.tested: dict[str, float] | None = None
         self.history = History(self.task.primary)
         self.watch = Stopwatch(PARTS, processes.device)
         with processes.together():
@@ -140,6 +141,7 @@ class Training:
             self.evaluation = self._evaluate()
         if self.evaluation is None:
             self.evaluation = self._evaluate()
+        self.tested = evaluate_test(self.model, self.data, self.config.batch_size, self.processes)
 
     def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, dict[str, Any]]:
         """Make one optimizer step; returns this process's part of the mean loss, and what the parts tell."""

@@ -32,6 +32,7 @@ def result_of(training: Training) -> dict[str, Any]:
         "settings": settings,
         "primary": history.primary,
         "metrics": {"last": history.last["metrics"], "best": history.best["metrics"]},
+        "test": training.tested,
         "history": history.entries,
         "data": training.data.record,
         "classes": training.evaluation.of_classes(training.data) if training.evaluation else {},
