@@ -1,5 +1,4 @@
-"""Rows of one's own through a run: what is printed and kept, what is refused, and what makes two runs "
-"the same."""
+"""Rows of one's own through a run: what is printed, kept and refused, and what makes two runs the same."""
 
 import csv
 import json
@@ -106,7 +105,7 @@ def test_every_kind_trains_and_is_scored_by_a_metric_of_ones_choice(train, tmp_p
             "labels": ["even"] * (row % 2 == 0) + ["all"],
             "regression": row % 3,
         }[kind]
-        rows.append(json.dumps({"text": f"The {WORDS[row % 3]}.", "label": label}))
+        rows.append(json.dumps({"text": f"The {WORDS[row % 3]} {row}.", "label": label}))
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(rows))
     metric = {
@@ -200,7 +199,7 @@ def test_the_metric_of_a_known_task_may_be_another(train):
     result = train(metric="f1_macro", max_steps=2)
     assert (result["primary"], set(result["metrics"]["last"])) == ("f1_macro", {"f1_macro", "accuracy"})
     with pytest.raises(ConfigurationError, match="mnli has two evaluation sets"):
-        train(task="mnli", metric="f1_macro")
+        train("other", task="mnli", metric="f1_macro")
 
 
 DECODERS = {

@@ -251,7 +251,8 @@ def _split(
     if not kept or not taken:
         raise refusal(
             files["train"],
-            f"{len(texts):,} rows cannot be split by --validation-share {share:g}: give a validation file",
+            f"{len(texts):,} rows with too few different texts to split by --validation-share {share:g}: "
+            "give a validation file",
         )
     picked = {
         split: {column: [values[row] for row in part] for column, values in rows.items()}
