@@ -198,7 +198,7 @@ def test_options_that_contradict_each_other_are_refused(settings, said):
 def test_the_metric_of_a_known_task_may_be_another(train):
     result = train(metric="f1_macro", max_steps=2)
     assert (result["primary"], set(result["metrics"]["last"])) == ("f1_macro", {"f1_macro", "accuracy"})
-    with pytest.raises(ConfigurationError, match="mnli has two evaluation sets"):
+    with pytest.raises(ConfigurationError, match="mnli is evaluated on 2 sets"):
         train("other", task="mnli", metric="f1_macro")
 
 
