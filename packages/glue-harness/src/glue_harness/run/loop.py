@@ -110,14 +110,16 @@ class Training:
     def _leaves_some_unused(self) -> bool:
         """Say whether a trained parameter may get no gradient: DDP has to look for it after each pass then.
 
-        A pass over one row tells. What trains may change later where the adaptation acts within steps.
+        A pass over one row tells. An adaptation that acts within steps may change what trains.
         """
-        if hasattr(self.methods.adaptation, "on_step") or hasattr(self.methods.adaptation, "after_backward"):
+        if any(
+            hasattr(self.methods.adaptation, act) for act in ("before_forward", "after_backward", "on_step")
+        ):
             return True
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         [batch] = self.data.loader("train", [[0]])
         with torch.random.fork_rng(range(torch.cuda.device_count())):
-            loss = self._loss(self.model, self.processes.on_device(batch), 1.0)
+            loss = self._loss(self.model, MicroBatch(1, 1, self.processes.on_device(batch)), 1)
             gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         return any(self.processes.gather(any(gradient is None for gradient in gradients)))
 
