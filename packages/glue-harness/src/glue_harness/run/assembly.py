@@ -136,7 +136,7 @@ def open_run(folder: Path | str) -> Run:
     """
     folder = Path(folder)
     config = read_config(folder)
-    newest = checkpoint.latest(folder / "checkpoint")
+    newest = checkpoint.sound(folder / "checkpoint", checkpoint.WEIGHTS)
     if newest is None:
         raise ConfigurationError(
             f"{folder}: no checkpoint in it: run it again with --overwrite, or give another run"

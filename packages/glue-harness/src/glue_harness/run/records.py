@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig, difference, identity_of
+from glue_harness.files import whole, writing
 
 __all__ = ["SCHEMA", "TRACKER", "RunFolder", "RunInUse", "read_results", "write_report", "write_whole"]
 
@@ -26,12 +26,8 @@ TRACKER = "tracker.txt"
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a reader finds the old content or the new, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
@@ -42,7 +38,6 @@ def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
         numbers: What JSON can hold; the table is made from nothing else.
         table: Markdown.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "result.json", json.dumps(numbers, indent=1) + "\n")
     write_whole(folder / "table.md", table)
     print(table)
@@ -76,16 +71,13 @@ class RunFolder:
         if not self.leads:
             return self
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            with writing(f"--output-dir {self.path}"):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
         except Timeout:
             raise RunInUse(
                 f"--output-dir {self.path}: another process works on this run; wait for it, "
                 "or choose another folder"
-            ) from None
-        except OSError as error:
-            raise ConfigurationError(
-                f"--output-dir {self.path}: {error.strerror}: give a folder that can be written"
             ) from None
         try:
             self._claim()
@@ -139,8 +131,15 @@ class RunFolder:
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        file = self.path / "metrics.jsonl"
+        with writing(file), file.open("ab", buffering=0) as end:
+            size, line = end.tell(), json.dumps(entry).encode() + b"\n"
+            try:
+                while line:  # a system that has no room may take a part
+                    line = line[end.write(line) :]
+            except OSError:
+                end.truncate(size)
+                raise
 
 
 def _whole(file: Path, read: Callable[[str], Any]) -> Any:

@@ -51,7 +51,7 @@ def attempted(config: RunConfig) -> bool:
     from glue_harness.run.loop import run
 
     try:
-        run(config)
+        run(config, quiet=True)
         checkpoint.drop_state(Path(config.output_dir) / "checkpoint")
     except RunInUse:
         return False
@@ -62,6 +62,4 @@ def attempted(config: RunConfig) -> bool:
 
 def write_error(config: RunConfig, said: str, details: str = "") -> None:
     """Write down that a run has failed."""
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / ERROR, f"{said}\n\n{details}")
+    write_whole(Path(config.output_dir) / ERROR, f"{said}\n\n{details}")

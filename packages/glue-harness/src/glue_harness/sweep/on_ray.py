@@ -10,6 +10,7 @@ from typing import Any
 
 from glue_harness.cluster import Share, connected, use_cores
 from glue_harness.config.fields import RunConfig
+from glue_harness.run.stopping import Stopped
 from glue_harness.sweep.claiming import PAUSE, attempted, done, write_error
 
 __all__ = ["RayTasks"]
@@ -49,8 +50,11 @@ class RayTasks:
     def __exit__(self, *_: object) -> None:
         import ray
 
-        for task in self._running:
-            ray.cancel(task, force=True)
+        running = list(self._running)
+        for task in running:
+            ray.cancel(task, force=False)  # as Ctrl-C in its process: the run is saved
+        if running:
+            ray.wait(running, num_returns=len(running))
         self._session.close()
 
     def look_after(self) -> None:
@@ -80,4 +84,7 @@ class RayTasks:
 
 def _attempt(config: RunConfig, share: Share) -> bool:
     use_cores(share)
-    return attempted(config)
+    try:
+        return attempted(config)
+    except Stopped:
+        return False
