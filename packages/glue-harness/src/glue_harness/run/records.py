@@ -5,23 +5,40 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig, difference, identity_of
 
-__all__ = ["SCHEMA", "TRACKER", "RunFolder", "RunInUse", "read_results", "write_report", "write_whole"]
+__all__ = [
+    "ADAPTER",
+    "MODEL",
+    "SCHEMA",
+    "TRACKER",
+    "RunFolder",
+    "RunInUse",
+    "model_files",
+    "read_results",
+    "whole_folder",
+    "write_report",
+    "write_whole",
+]
 
 SCHEMA = 1
 """Version of `result.json`."""
 
 TRACKER = "tracker.txt"
 """Name of the file that keeps what a tracker calls the run."""
+
+MODEL, ADAPTER = "model", "adapter"
+"""Folders in a run's folder: the trained model as transformers reads it, and what an adaptation trained."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -32,6 +49,51 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which gets its name once all is written; what has the name goes then.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        shutil.rmtree(path, ignore_errors=True)
+        unfinished.rename(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())[:160]
+        raise ConfigurationError(
+            f"{path} cannot be written ({reason}): make space or give another folder, and try again"
+        ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def model_files(model: str) -> str:
+    """Return where a model's files are: those of a run in its folder `model/`, else where it says.
+
+    Args:
+        model: Hub name, model folder, or the folder of a finished run.
+
+    Raises:
+        ConfigurationError: A run that is not finished, or that kept no model.
+    """
+    run = Path(model)
+    if not (run / "config.yaml").is_file() or (run / "config.json").exists():
+        return model
+    if not (run / "result.json").exists():
+        raise ConfigurationError(f"--model {model}: this run is not finished: let it end first")
+    if not (run / MODEL).is_dir():
+        raise ConfigurationError(
+            f"--model {model}: this run kept no model (a sweep keeps those that its specification's 'keep' "
+            "says): do it again with --overwrite, or give another"
+        )
+    return str(run / MODEL)
 
 
 def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
@@ -53,7 +115,7 @@ class RunInUse(ConfigurationError):
 
 
 class RunFolder:
-    """The folder of one run: `config.yaml`, `metrics.jsonl`, `predictions.tsv`, `result.json`, `checkpoint/`.
+    """The folder of one run: `config.yaml`, `metrics.jsonl`, `result.json`, `checkpoint/`, `model/`, …
 
     Entering it takes a lock, so that two runs are never in one folder, and checks that what is there belongs
     to the same configuration. Of the processes of a distributed run one leads, for all: the others only read.
@@ -100,7 +162,8 @@ class RunFolder:
     def _claim(self) -> None:
         file = self.path / "config.yaml"
         if self._config.overwrite:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for kept in (self.checkpoints, self.path / MODEL, self.path / ADAPTER):
+                shutil.rmtree(kept, ignore_errors=True)
             for name in ("result.json", "config.yaml", "metrics.jsonl", "predictions.tsv", TRACKER):
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):

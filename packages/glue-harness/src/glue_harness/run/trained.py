@@ -1,0 +1,63 @@
+"""What a run leaves for others: the model as transformers reads it, and what its adaptation trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glue_harness.run.assembly import Run, open_run
+from glue_harness.run.card import card_of
+from glue_harness.run.records import ADAPTER, MODEL, whole_folder
+
+if TYPE_CHECKING:
+    from glue_harness.run.loop import Training
+
+__all__ = ["leave", "plain", "write_model"]
+
+
+def plain(run: Run) -> Any:
+    """Return a run's model as any of its kind, its adaptation folded in; None where no such weights hold it.
+
+    The model itself may be changed, and is not used afterwards.
+    """
+    merge = getattr(run.methods.adaptation, "merged", None) if run.attached else None
+    model: Any = merge(run.model) if merge else run.model
+    return model if model is not None and _is_of_its_kind(model) else None
+
+
+def _is_of_its_kind(model: Any) -> bool:
+    """Say whether a model has the weights of a fresh one of its kind, by names and shapes."""
+    with torch.device("meta"):
+        fresh = type(model)(copy.deepcopy(model.config))
+    shapes = ({name: value.shape for name, value in one.state_dict().items()} for one in (fresh, model))
+    return next(shapes) == next(shapes)
+
+
+def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
+    """Write a model's folder: weights where there is a plain model, configuration, tokenizer and card."""
+    (run.model.config if model is None else model).save_pretrained(folder)
+    run.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def leave(training: Training, result: Mapping[str, Any]) -> None:
+    """Write `model/` and, where the adaptation can be kept by itself, `adapter/`.
+
+    Args:
+        training: Has ended; its model is not used afterwards.
+        result: What `result.json` will hold.
+    """
+    folder, run = training.folder.path, training.run
+    if training.processes.sharded:  # the leader has a part of the weights; the checkpoint has them whole
+        run = open_run(folder)
+    rows = {split: len(lengths) for split, lengths in training.data.lengths.items()}
+    if save := getattr(run.methods.adaptation, "save", None):
+        with whole_folder(folder / ADAPTER) as unfinished:
+            save(run.model, unfinished)
+    model = plain(run)
+    with whole_folder(folder / MODEL) as unfinished:
+        write_model(run, model, unfinished, card_of(result, training.task, rows, model is not None))
