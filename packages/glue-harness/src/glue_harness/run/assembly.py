@@ -35,7 +35,7 @@ from glue_harness.run.plan import task_left, task_of
 from glue_harness.run.predictor import Predictor
 from glue_harness.run.records import ADAPTER, MODEL
 
-__all__ = ["Run", "create", "create_untrained", "open_run", "read_config", "tell"]
+__all__ = ["Run", "base_model", "create", "create_untrained", "open_run", "read_config", "tell"]
 
 
 @dataclass
@@ -127,12 +127,19 @@ def create(
     """
     methods = methods or build_methods(config)
     tokenizer = tokenizer or load_tokenizer(config.model)
-    task = task or task_of(config)
-    set_seed(config.seed)
-    loaded = load_model(config.model, task, tokenizer, methods.adaptation.load_kwargs(), config.model_config)
+    run = Run(config, methods, torch.nn.Module(), task or task_of(config), tokenizer)
     adaptation: Any = methods.adaptation
-    adapted = adaptation.apply(loaded) if adapter is None else adaptation.load(loaded, adapter)
-    return Run(config, methods, adapted, task, tokenizer)
+    base = base_model(run)
+    run.model = adaptation.apply(base) if adapter is None else adaptation.load(base, adapter)
+    return run
+
+
+def base_model(run: Run) -> Any:
+    """Return the model that a run's adaptation is for, as it was before; what is new is drawn from its seed."""
+    config, kwargs = run.config, run.methods.adaptation.load_kwargs()
+    set_seed(config.seed)
+    assert run.task is not None
+    return load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
 
 
 def create_untrained(config: RunConfig, device: str = "cpu") -> Run:

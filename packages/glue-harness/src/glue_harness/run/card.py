@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,10 +27,8 @@ def _named(model: str) -> str:
 
 def _front(result: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """Return what a hub reads."""
-    base, official = (
-        _named(result["model"]),
-        task.name in GLUE_TASKS and "train_file" not in result["settings"],
-    )
+    base = _named(result["model"])
+    official = task.name in GLUE_TASKS and "train_file" not in result["settings"]
     scores = [{"type": name, "value": value} for name, value in result["metrics"]["last"].items()]
     data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": task.evaluation[0]}
     kind = {"type": "text-classification"}
@@ -65,17 +63,24 @@ def _slots(result: Mapping[str, Any]) -> dict[str, str]:
     return told
 
 
-def _use(result: Mapping[str, Any], task: Task, whole: bool) -> list[str]:
+def _use(result: Mapping[str, Any], task: Task, form: str) -> list[str]:
     text = "{'text': 'One.', 'text_pair': 'Another.'}" if len(task.columns) == 2 else "'A text.'"
-    if whole:
-        return [
+    if form != "apart":
+        trusted = ", trust_remote_code=True" if form == "code" else ""
+        lines = [
             "```python",
             "from transformers import pipeline",
             "",
-            "classify = pipeline('text-classification', 'PATH OR NAME OF THIS MODEL')",
+            f"classify = pipeline('text-classification', 'PATH OR NAME OF THIS MODEL'{trusted})",
             f"classify({text}, truncation=True, max_length={result['settings']['max_length']}, top_k=None)",
             "```",
         ]
+        needed = (
+            "A file of this folder puts what was trained onto the base model: read it before you trust it. "
+            f"It calls the package of the adaptation `{result['slots']['adaptation']['name']}`, which has to be "
+            "installed."
+        )
+        return [*lines, "", needed] if form == "code" else lines
     return [
         f"What was trained cannot become part of the model's own weights, so that this folder has none. It "
         f"needs the base model `{_named(result['model'])}`, and the folder `{ADAPTER}` beside this one.",
@@ -91,20 +96,20 @@ def _use(result: Mapping[str, Any], task: Task, whole: bool) -> list[str]:
     ]
 
 
-def card_of(result: Mapping[str, Any], task: Task, rows: Mapping[str, int], whole: bool) -> str:
+def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart", "code"]) -> str:
     """Return the card of what a run trained, in Markdown.
 
     Args:
         result: What `result.json` holds.
         task: What was learned.
-        rows: Split → rows that were used.
-        whole: Whether the folder has all weights.
+        form: Whether the folder has all weights, only what goes with the base model, or all of it with a file
+            that transformers has to be told to trust.
     """
     base, settings = _named(result["model"]), result["settings"]
     judged = ", ".join(task.evaluation)
     learned = "It gives a number to" if task.regression else f"It tells {', '.join(task.labels)} of"
     metrics = {name: f"{value:.4f}" for name, value in result["metrics"]["last"].items()}
-    seen = ", ".join(f"{count:,} {split}" for split, count in rows.items())
+    seen = ", ".join(f"{count:,} {split}" for split, count in result["rows"].items())
     lines = [
         "---",
         yaml.safe_dump(_front(result, task), sort_keys=False, allow_unicode=True).rstrip(),
@@ -117,7 +122,7 @@ def card_of(result: Mapping[str, Any], task: Task, rows: Mapping[str, int], whol
         "",
         "## Use",
         "",
-        *_use(result, task, whole),
+        *_use(result, task, form),
         "",
         "## Results",
         "",

@@ -294,10 +294,5 @@ def run(
             stack.enter_context(tracked(processes.accelerator, config, training.step))
             progress.start(training.step, training.plan.total, training.examples)
             training.train()
-        result = training.result()
         with processes.together():
-            if folder.leads and training.evaluation is not None:
-                folder.write_predictions(training.evaluation.rows(training.task, data.datasets))
-                leave(training, result)
-                folder.write_result(result)
-        return result
+            return leave(training)

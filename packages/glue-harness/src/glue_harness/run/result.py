@@ -31,6 +31,7 @@ def result_of(training: Training) -> dict[str, Any]:
         "slots": slots,
         "settings": settings,
         "columns": list(training.task.columns),
+        "rows": {split: len(lengths) for split, lengths in training.data.lengths.items()},
         "primary": history.primary,
         "metrics": {"last": history.last["metrics"], "best": history.best["metrics"]},
         "history": history.entries,

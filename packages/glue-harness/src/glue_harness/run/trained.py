@@ -44,20 +44,31 @@ def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def leave(training: Training, result: Mapping[str, Any]) -> None:
-    """Write `model/` and, where the adaptation can be kept by itself, `adapter/`.
+def leave(training: Training) -> dict[str, Any]:
+    """Write what a run leaves, and return its result, which is written last.
+
+    That is `predictions.tsv`, `model/`, where the adaptation can be kept by itself `adapter/`, and
+    `result.json`.
 
     Args:
         training: Has ended; its model is not used afterwards.
-        result: What `result.json` will hold.
     """
+    result = training.result()
+    if training.folder.leads and training.evaluation is not None:
+        training.folder.write_predictions(training.evaluation.rows(training.task, training.data.datasets))
+        _leave_model(training, result)
+        training.folder.write_result(result)
+    return result
+
+
+def _leave_model(training: Training, result: Mapping[str, Any]) -> None:
     folder, run = training.folder.path, training.run
     if training.processes.sharded:  # the leader has a part of the weights; the checkpoint has them whole
         run = open_run(folder)
-    rows = {split: len(lengths) for split, lengths in training.data.lengths.items()}
     if save := getattr(run.methods.adaptation, "save", None):
         with whole_folder(folder / ADAPTER) as unfinished:
             save(run.model, unfinished)
     model = plain(run)
+    card = card_of(result, training.task, "apart" if model is None else "whole")
     with whole_folder(folder / MODEL) as unfinished:
-        write_model(run, model, unfinished, card_of(result, training.task, rows, model is not None))
+        write_model(run, model, unfinished, card)
