@@ -22,6 +22,7 @@ from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.run import checkpoint
 from glue_harness.run.architectures import find_config
+from glue_harness.run.fit import check_tokens
 from glue_harness.run.methods import Methods, build_methods
 from glue_harness.run.models import (
     build_model,
@@ -31,11 +32,11 @@ from glue_harness.run.models import (
     load_tokenizer,
     parameter_groups,
 )
-from glue_harness.run.plan import task_left, task_of
+from glue_harness.run.plan import task_left, task_of, task_told
 from glue_harness.run.predictor import Predictor
 from glue_harness.run.records import ADAPTER, MODEL
 
-__all__ = ["Run", "base_model", "create", "create_untrained", "open_run", "read_config", "tell"]
+__all__ = ["Run", "base_model", "create", "create_untrained", "open_model", "open_run", "read_config", "tell"]
 
 
 @dataclass
@@ -135,7 +136,7 @@ def create(
 
 
 def base_model(run: Run) -> Any:
-    """Return the model that a run's adaptation is for, as it was before; what is new is drawn from its seed."""
+    """Return the model that a run adapts, as it was before; what is new is drawn from the seed."""
     config, kwargs = run.config, run.methods.adaptation.load_kwargs()
     set_seed(config.seed)
     assert run.task is not None
@@ -208,6 +209,23 @@ def open_run(folder: Path | str) -> Run:
             )
     opened.model.eval()
     return opened
+
+
+def open_model(model: str) -> Predictor:
+    """Open what predicts: a finished run, or any trained classifier.
+
+    Args:
+        model: Folder of a run or of a model, or a hub name. Of a run the length to which texts are truncated
+            is that of its training, else the tokenizer's; a model does not say what its columns are called.
+
+    Raises:
+        ConfigurationError: Nothing that can be loaded, or a model without a trained head.
+    """
+    if (Path(model) / "config.yaml").is_file() and not (Path(model) / "config.json").exists():
+        return open_run(model).predictor
+    loaded, tokenizer = load_classifier(model), load_tokenizer(model)
+    check_tokens(model, loaded, tokenizer, pair=False)
+    return Predictor(loaded, tokenizer, task_told(model, loaded.config), tokenizer.model_max_length)
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -75,10 +75,10 @@ def _use(result: Mapping[str, Any], task: Task, form: str) -> list[str]:
             f"classify({text}, truncation=True, max_length={result['settings']['max_length']}, top_k=None)",
             "```",
         ]
+        method = result["slots"]["adaptation"]["name"]
         needed = (
             "A file of this folder puts what was trained onto the base model: read it before you trust it. "
-            f"It calls the package of the adaptation `{result['slots']['adaptation']['name']}`, which has to be "
-            "installed."
+            f"It calls the package of the adaptation `{method}`, which has to be installed."
         )
         return [*lines, "", needed] if form == "code" else lines
     return [

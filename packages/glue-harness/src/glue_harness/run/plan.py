@@ -54,6 +54,19 @@ def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
     return Task(config.task, tuple(result["columns"]), names, rows={}, **judged, **unbounded)
 
 
+def task_told(name: str, described: Any) -> Task:
+    """Return the task of a model of which nothing but its configuration is known.
+
+    Args:
+        name: What it is called.
+        described: The configuration.
+    """
+    if described.problem_type == "regression" or described.num_labels == 1:
+        return Task(name, (), (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-math.inf, math.inf))
+    labels = tuple(str(label) for _, label in sorted(described.id2label.items()))
+    return Task(name, (), labels, ("accuracy", "f1") if len(labels) == 2 else ("accuracy",), "accuracy", {})
+
+
 def load_rows(config: RunConfig) -> tuple[Task, Any]:
     """Return a run's task and its splits, from the files that it names or from where the task's are."""
     if config.train_file is not None and config.validation_file is not None:
