@@ -156,7 +156,7 @@ def submit_command(argv: Sequence[str]) -> None:
     parser = parser_of(
         "submit", "Predict the official test files with trained runs, write the leaderboard's zip."
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs in them, checkpoints included")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs in them, models included")
     parser.add_argument(
         "--output-dir", type=Path, default=Path("glue-submission"), help="receives the zip (glue-submission)"
     )

@@ -148,7 +148,8 @@ def load_model(
     config, before = _config_of(model, **labels_of(task)), _config_of(model)
     loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs)
     if _says_other_labels(before, task) and _draw_head_anew(loaded, report):
-        was, now = (", ".join(named) or "a number" for named in (before.id2label.values(), task.labels))
+        named = () if before.problem_type == "regression" else before.id2label.values()
+        was, now = (", ".join(names) or "numbers" for names in (named, task.labels))
         warnings.warn(f"--model {model}: its head is for {was}: one for {now} is drawn anew", stacklevel=2)
     check_tokens(model, loaded, tokenizer, pair=len(task.columns) == 2)
     loaded.config.pad_token_id = tokenizer.pad_token_id

@@ -16,7 +16,7 @@ from glue_harness.run.records import ADAPTER, MODEL, whole_folder
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
 
-__all__ = ["leave", "plain", "write_model"]
+__all__ = ["leave", "leave_model", "plain", "write_model"]
 
 
 def plain(run: Run) -> Any:
@@ -56,19 +56,26 @@ def leave(training: Training) -> dict[str, Any]:
     result = training.result()
     if training.folder.leads and training.evaluation is not None:
         training.folder.write_predictions(training.evaluation.rows(training.task, training.data.datasets))
-        _leave_model(training, result)
+        # with shards the leader has a part of the weights, and the checkpoint has them whole
+        run = open_run(training.folder.path) if training.processes.sharded else training.run
+        leave_model(run, training.folder.path, result)
         training.folder.write_result(result)
     return result
 
 
-def _leave_model(training: Training, result: Mapping[str, Any]) -> None:
-    folder, run = training.folder.path, training.run
-    if training.processes.sharded:  # the leader has a part of the weights; the checkpoint has them whole
-        run = open_run(folder)
+def leave_model(run: Run, folder: Path, result: Mapping[str, Any]) -> None:
+    """Write `model/` and `adapter/`.
+
+    Args:
+        run: Is trained; its model is not used afterwards.
+        folder: The run's.
+        result: What `result.json` holds.
+    """
     if save := getattr(run.methods.adaptation, "save", None):
         with whole_folder(folder / ADAPTER) as unfinished:
             save(run.model, unfinished)
     model = plain(run)
-    card = card_of(result, training.task, "apart" if model is None else "whole")
+    assert run.task is not None
+    card = card_of(result, run.task, "apart" if model is None else "whole")
     with whole_folder(folder / MODEL) as unfinished:
         write_model(run, model, unfinished, card)
