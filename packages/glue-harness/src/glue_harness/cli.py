@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_common.errors import ConfigurationError, did_you_mean
-from glue_harness.commands import report_command, search_command, submit_command, sweep_command
+from glue_harness.commands import (
+    export_command,
+    predict_command,
+    report_command,
+    search_command,
+    submit_command,
+    sweep_command,
+)
 from glue_harness.config.commands import CommandParser, parser_of
 from glue_harness.cost.commands import capacity_command, profile_command
 from glue_harness.files import writing
@@ -97,6 +104,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "report": (report_command, "compare the runs below a folder"),
     "profile": (profile_command, "measure memory and speed of training steps"),
     "capacity": (capacity_command, "the largest batch, depth or width under a memory budget"),
+    "predict": (predict_command, "predict files or lines with a run's model or any other"),
+    "export": (export_command, "write a run's model into a folder that transformers loads"),
     "submit": (submit_command, "predict the test files, write the leaderboard's zip"),
     "list": (_list, "show the installed methods, or the tasks"),
     "doctor": (_doctor, "show what this machine has and what is missing"),

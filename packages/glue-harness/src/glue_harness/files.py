@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune_common.errors import ConfigurationError
 
-__all__ = ["UnwritableError", "whole", "writing"]
+__all__ = ["UnwritableError", "sync", "whole", "whole_folder", "writing"]
 
 
 class UnwritableError(ConfigurationError):
@@ -87,6 +87,14 @@ def whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
             beside.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a path, which takes its place as in `whole`."""
+    with whole(path) as beside:
+        beside.mkdir()
+        yield beside
 
 
 def sync(path: Path) -> None:

@@ -26,8 +26,9 @@ from glue_harness.hardware import flushed_denormals
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, create, tell
 from glue_harness.run.evaluation import Evaluation, History, evaluate
+from glue_harness.run.fit import check_positions
 from glue_harness.run.methods import build_methods
-from glue_harness.run.models import check_positions, load_tokenizer
+from glue_harness.run.models import load_tokenizer
 from glue_harness.run.plan import Data, MicroBatch, Plan
 from glue_harness.run.processes import Processes, join
 from glue_harness.run.progress import Progress
@@ -36,6 +37,7 @@ from glue_harness.run.result import result_of
 from glue_harness.run.sharding import shard
 from glue_harness.run.stopping import StopFile, Stopped, StopRequest, stop_on_signals
 from glue_harness.run.tracking import check_tracker, numbers, tracked
+from glue_harness.run.trained import leave
 
 __all__ = ["Training", "run"]
 
@@ -335,10 +337,5 @@ def run(
             progress.start(training)
             stop.waits = True
             training.train()
-        result = training.result()
         with processes.together():
-            if folder.leads and training.evaluation is not None:
-                folder.write_predictions(training.evaluation.rows(training.task, data.datasets))
-                checkpoint.tidy(folder.checkpoints, training.step)
-                folder.write_result(result)
-        return result
+            return leave(training)

@@ -18,7 +18,9 @@ import yaml
 
 from glue_harness.files import whole
 from glue_harness.run import checkpoint
-from glue_harness.run.records import write_whole
+from glue_harness.run.assembly import open_run
+from glue_harness.run.records import ADAPTER, MODEL, write_whole
+from glue_harness.run.trained import leave_model
 
 __all__ = [
     "EVALUATION",
@@ -117,9 +119,12 @@ def keep_best(run: Path, search: Path) -> Path:
     best = search / "best"
     read_reached(run)
     with whole(best) as unfinished:
-        shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns(".*", "result.json"))
+        ignored = shutil.ignore_patterns(".*", "result.json", MODEL, ADAPTER)
+        shutil.copytree(run, unfinished, ignore=ignored)
         (unfinished / RESULT_SO_FAR).rename(unfinished / "result.json")
         settings = yaml.safe_load((unfinished / "config.yaml").read_text(encoding="utf-8"))
         settings |= {"output_dir": str(best), "overwrite": False}
         write_whole(unfinished / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        result = json.loads((unfinished / "result.json").read_text(encoding="utf-8"))
+        leave_model(open_run(unfinished), unfinished, result)
     return best

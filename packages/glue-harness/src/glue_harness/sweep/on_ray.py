@@ -28,12 +28,14 @@ class RayTasks:
     Args:
         configs: The runs, in order.
         jobs: How many at a time, each with its share of the cluster.
+        keep: Which runs keep their models.
     """
 
     poll = PAUSE
 
-    def __init__(self, configs: Sequence[RunConfig], jobs: int) -> None:
+    def __init__(self, configs: Sequence[RunConfig], jobs: int, keep: str = "best") -> None:
         self._waiting, self._jobs = deque((0.0, config) for config in configs), jobs
+        self._keep = keep
         self._running: dict[Any, RunConfig] = {}
         self._session = ExitStack()
 
@@ -77,14 +79,14 @@ class RayTasks:
             if done(config):
                 continue
             if len(self._running) < self._jobs and since <= time.monotonic():
-                self._running[self._task.remote(config, self._share)] = config
+                self._running[self._task.remote(config, self._share, self._keep)] = config
             else:
                 self._waiting.append((since, config))
 
 
-def _attempt(config: RunConfig, share: Share) -> bool:
+def _attempt(config: RunConfig, share: Share, keep: str) -> bool:
     use_cores(share)
     try:
-        return attempted(config)
+        return attempted(config, keep)
     except Stopped:
         return False

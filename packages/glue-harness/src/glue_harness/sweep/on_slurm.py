@@ -51,16 +51,18 @@ class Worker:
     Attributes:
         configs: The runs, in order.
         cores: Threads where SLURM does not say how many.
+        keep: Which of them keep their models.
     """
 
     configs: tuple[RunConfig, ...]
     cores: int
+    keep: str = "best"
 
     def __call__(self) -> None:
         """Do runs until each is finished or has failed, here or elsewhere."""
         use_cores(Share(int(os.environ.get("SLURM_CPUS_PER_TASK", self.cores)), 0))
         try:
-            do_runs(self.configs)
+            do_runs(self.configs, keep=self.keep)
         except Stopped as stopped:
             signal.raise_signal(stopped.number)  # the run is saved: submitit's handler queues this again
             raise SystemExit(stopped.status) from None
@@ -81,6 +83,7 @@ class SlurmArray:
         folder: The sweep's folder, which all machines see; submitit's files go to `.slurm` in it.
         options: What each worker asks for, from `read_options`; `cluster` is `slurm` unless another of
             submitit's executors is named.
+        keep: Which runs keep their models.
 
     Raises:
         ConfigurationError: No SLURM here, an option that it does not have, or workers that die again and
@@ -90,7 +93,12 @@ class SlurmArray:
     poll = 2.0
 
     def __init__(
-        self, configs: Sequence[RunConfig], jobs: int, folder: Path, options: dict[str, Any]
+        self,
+        configs: Sequence[RunConfig],
+        jobs: int,
+        folder: Path,
+        options: dict[str, Any],
+        keep: str = "best",
     ) -> None:
         import submitit
 
@@ -103,7 +111,7 @@ class SlurmArray:
             raise ConfigurationError(
                 f"--launcher slurm: {said} (submit from a machine of the cluster, with options that it has)"
             ) from None
-        self._worker = Worker(tuple(configs), fair_share([own_cores()], [], jobs).cpus)
+        self._worker = Worker(tuple(configs), fair_share([own_cores()], [], jobs).cpus, keep)
         self._jobs, self._logs = jobs, folder / LOGS
         self._deaths_left = len(configs) + jobs
         self._submitted: list[Any] = []

@@ -50,6 +50,7 @@ class Workers:
     Args:
         configs: The runs, in order.
         jobs: How many processes.
+        keep: Which runs keep their models.
 
     Raises:
         ConfigurationError: Workers die before they begin a run.
@@ -57,8 +58,8 @@ class Workers:
 
     poll = 0.2
 
-    def __init__(self, configs: Sequence[RunConfig], jobs: int) -> None:
-        self._configs, self._jobs = list(configs), jobs
+    def __init__(self, configs: Sequence[RunConfig], jobs: int, keep: str = "best") -> None:
+        self._configs, self._jobs, self._keep = list(configs), jobs, keep
         self._context = get_context("forkserver")
         self._processes: list[BaseProcess] = []
         self._at = [self._context.Value("i", NO_RUN) for _ in range(jobs)]
@@ -102,12 +103,14 @@ class Workers:
     def _started(self, number: int) -> BaseProcess:
         at = self._at[number]
         at.value = NO_RUN
-        process = self._context.Process(target=_work, args=(self._configs, number, self._jobs, at))
+        process = self._context.Process(
+            target=_work, args=(self._configs, number, self._jobs, at, self._keep)
+        )
         process.start()
         return process
 
 
-def _work(configs: list[RunConfig], number: int, jobs: int, at: Any) -> None:
+def _work(configs: list[RunConfig], number: int, jobs: int, at: Any, keep: str) -> None:
     """Be one of the workers on this machine, and say in `at` which run it is at."""
     _end_with_the_launcher()
     _share_the_machine(number, jobs)
@@ -117,7 +120,7 @@ def _work(configs: list[RunConfig], number: int, jobs: int, at: Any) -> None:
 
     try:
         with stop_on_signals():
-            do_runs(configs, begin)
+            do_runs(configs, begin, keep)
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
     except KeyboardInterrupt:
