@@ -1,4 +1,4 @@
-"""Write a table of 600 support tickets as pandas leaves it: an index, a ticket number, a date, a text, a team.
+"""Write a table of 600 support tickets as pandas leaves it: an index, a number, a date, a text, a team.
 
 The tickets are made from phrases, seeded, so that the walk-through shows the same numbers on every machine.
 """
@@ -65,7 +65,7 @@ def tickets(rows: int = 600, seed: int = 0) -> pandas.DataFrame:
 def main() -> None:
     """Write `tickets.csv`, and `new.csv` with tickets that nobody sorted yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("."), help="receives the files (.)")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(), help="receives the files (.)")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     sorted_by_people = tickets()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from finetune_common.data import load_task, read_dataset, tokenize
 from finetune_common.tasks import get_task
-from glue_harness.run.models import load_model, load_tokenizer
+from glue_harness.config.fields import RunConfig
+from glue_harness.run.assembly import create
 
 __all__ = ["prepare", "prepare_dataset"]
 
@@ -16,9 +17,9 @@ def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str
         One line that says what is ready.
     """
     described = get_task(task)
-    tokenizer = load_tokenizer(model)
-    datasets = tokenize(load_task(described, data_dir=data_dir), tokenizer, described, max_length)
-    parameters = sum(p.numel() for p in load_model(model, described, tokenizer).parameters())
+    run = create(RunConfig(task, model, output_dir="-"))
+    datasets = tokenize(load_task(described, data_dir=data_dir), run.tokenizer, described, max_length)
+    parameters = sum(p.numel() for p in run.model.parameters())
     rows = ", ".join(f"{len(rows):,} {split}" for split, rows in datasets.items())
     return f"ready: {task} ({rows} rows, at most {max_length} tokens) and {model} ({parameters:,} parameters)"
 
@@ -30,6 +31,6 @@ def prepare_dataset(dataset: str, config: str | None, model: str) -> str:
         One line that says what is ready.
     """
     tables = read_dataset(dataset, config)
-    load_tokenizer(model)
+    create(RunConfig("demo-entailment", model, output_dir="-"))  # any task fetches the model
     rows = ", ".join(f"{len(table):,} {split}" for split, table in tables.items())
-    return f"ready: {dataset} ({rows} rows) and the tokenizer of {model}"
+    return f"ready: {dataset} ({rows} rows) and {model}"

@@ -204,7 +204,8 @@ def _task(name: str, known: Task | None, columns: Columns, labels: Labels, choic
         task = _with_one_evaluation_set(known)
     else:
         several = labels.kind.name == "labels"
-        task = Task(name, columns.texts, labels.names, (), "", {}, label_range=(-inf, inf), several=several)
+        told = {"official_label": columns.label, "label_range": (-inf, inf), "several": several}
+        task = Task(name, columns.texts, labels.names, (), "", {}, **told)
     metrics = metrics_of(task, choices.metric)
     return replace(task, metrics=metrics, primary=choices.metric or metrics[0])
 

@@ -73,6 +73,13 @@ class Schema:
         found = asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Schema":
+        """Return the schema that `as_dict` made into plain data."""
+        sources = {split: Source(**source) for split, source in plain["sources"].items()}
+        names = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
+        return cls(**{**plain, **names, "sources": sources})
+
     def with_tokens(self, tokens: Mapping[str, Any]) -> "Schema":
         """Return the schema with the length of its rows in tokens, as `token_facts` measures it."""
         return replace(self, tokens=tokens)

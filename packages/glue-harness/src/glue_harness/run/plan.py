@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +27,7 @@ from finetune_common.data import (
 )
 from finetune_common.errors import ConfigurationError
 from finetune_common.metrics import metrics_of
-from finetune_common.tasks import Task, get_task
+from finetune_common.tasks import TASKS, Task, get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
 from glue_harness.run.processes import Processes
@@ -46,6 +48,50 @@ def task_of(config: RunConfig) -> Task:
             "own metrics"
         )
     return replace(task, metrics=metrics_of(task, config.metric), primary=config.metric)
+
+
+def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
+    """Return a finished run's task from what it left, without reading its rows.
+
+    Args:
+        config: The run.
+        folder: Its folder, with `result.json`.
+        described: The configuration of its model, which names the labels.
+    """
+    if not config.own and config.metric is None:
+        return get_task(config.task)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    judged = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
+    if config.task in TASKS:
+        return replace(TASKS[config.task], evaluation=("validation",), **judged)
+    names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
+    schema = (result.get("data") or {}).get("schema") or {}
+    return Task(
+        config.task,
+        tuple(result["columns"]),
+        names,
+        rows={},
+        label_range=(-math.inf, math.inf),
+        official_label=schema.get("label_column", "label"),
+        several=described.problem_type == "multi_label_classification",
+        **judged,
+    )
+
+
+def task_told(name: str, described: Any) -> Task:
+    """Return the task of a model of which nothing but its configuration is known.
+
+    Args:
+        name: What it is called.
+        described: The configuration.
+    """
+    several = described.problem_type == "multi_label_classification"
+    if described.problem_type == "regression" or (described.num_labels == 1 and not several):
+        return Task(name, (), (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-math.inf, math.inf))
+    labels = tuple(str(label) for _, label in sorted(described.id2label.items()))
+    told = Task(name, (), labels, (), "", {}, several=several)
+    metrics = metrics_of(told)
+    return replace(told, metrics=metrics, primary=metrics[0])
 
 
 def load_rows(config: RunConfig) -> tuple[Task, Any]:
