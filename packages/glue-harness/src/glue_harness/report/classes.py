@@ -65,7 +65,7 @@ def _table(row: Row, found: Sequence[Mapping[str, Any]]) -> Table:
             cells += [Cell(f"{count:,}", bold=at == other) for other, count in enumerate(matrix[at])]
         cells += [Cell(f"{value:.3f}") for value in means[name]] + [Cell(f"{counts[name]:,}")]
         rows.append(cells)
-    seeds = f"{len(found)} run{'s' if len(found) > 1 else ''} together"
+    seeds = f"{len(found)} runs together" if len(found) > 1 else "one run"
     return Table(f"{row.task}: what became of each class ({row.setting}, {seeds})", columns, rows)
 
 
