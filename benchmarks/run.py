@@ -85,7 +85,7 @@ def run_sweep(benchmark: Benchmark, scale: Scale, folder: Path, jobs: int) -> No
         words = ("-m", "glue_harness", "sweep", spec, "--output-dir", folder / "runs", "--jobs", str(jobs))
         command(*words, **threads(benchmark.kept(scale.name), jobs))
     else:
-        from glue_harness.run.loop import run
+        from glue_harness.run.entry import run
 
         for planned in read_spec(spec, folder / "runs"):
             run(planned.config)

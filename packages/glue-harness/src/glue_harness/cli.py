@@ -41,7 +41,7 @@ def _run(argv: Sequence[str]) -> None:
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
     from glue_harness.report.tables import print_run
-    from glue_harness.run.loop import run
+    from glue_harness.run.entry import run
     from glue_harness.run.processes import leave
 
     try:

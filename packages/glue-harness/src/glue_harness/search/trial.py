@@ -46,7 +46,7 @@ def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, A
         share: What this trial has of the machine.
         drawn: Option → value.
     """
-    from glue_harness.run.loop import run
+    from glue_harness.run.entry import run
 
     trial = tune.get_context().get_trial_id()
     folder = search / TRIALS / str(trial)

@@ -20,7 +20,7 @@ from glue_harness.sweep.claiming import do_runs, done, write_error
 __all__ = ["Workers", "warm_up"]
 
 IMPORTED = [
-    "glue_harness.run.loop",
+    "glue_harness.run.entry",
     "datasets",
     "peft",
     "scipy.stats",
