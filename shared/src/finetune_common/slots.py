@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from finetune_common.errors import ConfigurationError, did_you_mean
@@ -36,6 +37,7 @@ __all__ = [
     "MonitorHandle",
     "Optimizer",
     "Part",
+    "Portable",
     "available",
     "find",
 ]
@@ -157,6 +159,44 @@ class Adaptation(Method, Protocol):
         """Change the model and set `requires_grad`; called once, before the optimizer is built.
 
         The optimizer gets what requires a gradient now; what is to train later is among it.
+        """
+        ...
+
+
+class Portable(Protocol):
+    """What an adaptation may have besides, so that a run leaves a model that others load; each is optional.
+
+    Without `merged`, a model whose parameters have the names and shapes of any model of its kind is whole as
+    it is. Without `save` and `load`, what was trained stays in the run's checkpoint.
+    """
+
+    def merged(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        """Fold the adaptation into the model's own weights.
+
+        Args:
+            model: What `apply` or `load` returned; it may be changed and is not used afterwards.
+
+        Returns:
+            A model of the kind that was adapted, with the same output but for rounding; None where no weights
+            of that kind can hold the adaptation, and `model` then is as it was.
+        """
+        ...
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write what `load` needs into a folder that is there: what was trained, without the base model.
+
+        Args:
+            model: What `apply` or `load` returned, not merged.
+            folder: Receives files.
+        """
+        ...
+
+    def load(self, model: torch.nn.Module, folder: Path) -> torch.nn.Module:
+        """Adapt a base model as `apply` does, with what was trained.
+
+        Args:
+            model: The base model, not adapted.
+            folder: What `save` wrote.
         """
         ...
 

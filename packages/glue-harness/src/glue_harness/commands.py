@@ -1,13 +1,21 @@
-"""The commands about several runs: their options, and the work they ask for."""
+"""The commands about runs that are done, or several: their options, and the work they ask for."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from glue_harness.config.commands import parser_of
 
-__all__ = ["report_command", "search_command", "submit_command", "sweep_command"]
+__all__ = [
+    "export_command",
+    "predict_command",
+    "report_command",
+    "search_command",
+    "submit_command",
+    "sweep_command",
+]
 
 
 def sweep_command(argv: Sequence[str]) -> None:
@@ -148,7 +156,7 @@ def submit_command(argv: Sequence[str]) -> None:
     parser = parser_of(
         "submit", "Predict the official test files with trained runs, write the leaderboard's zip."
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs in them, checkpoints included")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs in them, models included")
     parser.add_argument(
         "--output-dir", type=Path, default=Path("glue-submission"), help="receives the zip (glue-submission)"
     )
@@ -166,3 +174,52 @@ def submit_command(argv: Sequence[str]) -> None:
     if made["missing"]:
         print(f"not in it, and expected by the leaderboard: {', '.join(made['missing'])}")
     print(f"checked: {made['archive']}")
+
+
+def predict_command(argv: Sequence[str]) -> None:
+    """Predict the rows of files."""
+    parser = parser_of("predict", "Predict rows of files, or lines on standard input, with a trained model.")
+    parser.add_argument("model", help="folder of a finished run or of a model, or a hub name")
+    parser.add_argument(
+        "files",
+        type=Path,
+        nargs="*",
+        metavar="FILE",
+        help="csv, tsv, json, jsonl, parquet (standard input)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="csv, tsv, jsonl or parquet (standard output)"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="rows at a time (32)")
+    parser.add_argument(
+        "--max-length", type=int, help="tokens to which a text is truncated (as in the run's training)"
+    )
+    options = parser.parse_args(argv)
+
+    from glue_harness.predict import predict
+
+    made = predict(options.model, options.files, options.output, options.batch_size, options.max_length)
+    speed = f"{made['rows']:,} rows in {made['seconds']:.1f} s"
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in made["metrics"].items())
+    print("; ".join(part for part in (speed, scores, made["without"]) if part), file=sys.stderr)
+
+
+def export_command(argv: Sequence[str]) -> None:
+    """Write a run's model for others."""
+    parser = parser_of("export", "Write a run's model into a folder that transformers loads.")
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("folder", type=Path, help="is made")
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="only the plain model with the adaptation in its weights; refused where it cannot be",
+    )
+    options = parser.parse_args(argv)
+
+    from glue_harness.export import export
+
+    code = export(options.run, options.folder, options.merge)
+    trusted = ", trust_remote_code=True" if code else ""
+    print(f"written: pipeline('text-classification', '{options.folder}'{trusted})")
+    if code:
+        print(f"its adaptation cannot be merged: {code} puts it onto the base model, if it is trusted")

@@ -1,6 +1,6 @@
 """The GLUE leaderboard's zip: trained runs predict the official test files.
 
-A run keeps the predictions of its dev set only, so the newest checkpoint is loaded and asked again.
+A run keeps the predictions of its dev set only, so its model is opened and asked again.
 """
 
 from __future__ import annotations
@@ -13,21 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from finetune_common.data import (
-    Collator,
-    evaluation_batches,
-    load_task,
-    make_loader,
-    to_row_order,
-    token_lengths,
-    tokenize,
-)
+from finetune_common.data import load_task
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task
+from glue_harness.files import whole, writing
 from glue_harness.run.assembly import Run, open_run
-from glue_harness.run.models import check_positions
 from glue_harness.run.records import read_results, write_whole
 
 __all__ = ["FILES", "check_submission", "submit"]
@@ -88,22 +79,10 @@ def _diagnostic(path: Path) -> Task:
     return replace(TASKS["mnli"], name="ax", evaluation=("test_ax",), **place)
 
 
-@torch.no_grad()
 def _scores(run: Run, task: Task, split: str, data_dir: str | None) -> np.ndarray:
     """Return a run's logits for rows that it has not seen, of shape (rows, labels), in row order."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.model.to(device).eval()
-    raw: Any = load_task(task, data_dir=data_dir, splits=[split])
-    rows = tokenize(raw, run.tokenizer, task, run.config.max_length)[split]
-    lengths = token_lengths(rows)
-    check_positions(model, int(lengths.max()))
-    batches = evaluation_batches(lengths, run.config.batch_size)
-    outputs = []
-    for batch in make_loader(rows, batches, Collator(run.tokenizer, task)):
-        del batch["labels"]
-        inputs = {name: values.to(device) for name, values in batch.items()}
-        outputs.append(model(**inputs).logits.float().cpu())
-    return to_row_order(batches, outputs).numpy()
+    rows: Any = load_task(task, data_dir=data_dir, splits=[split])[split]
+    return run.predictor.logits(*(rows[name][:] for name in task.columns), batch_size=run.config.batch_size)
 
 
 def _best_runs(folders: Sequence[Path]) -> dict[str, tuple[Path, float]]:
@@ -208,7 +187,7 @@ def submit(
     choice made on the dev set. Predictions are made in float32.
 
     Args:
-        folders: Hold runs, at any depth, with their checkpoints; runs of other tasks are passed over.
+        folders: Hold runs, at any depth; runs of other tasks are passed over.
         output_dir: Receives the tsv files and `submission.zip`, which is checked before it gets that name.
         data_dir: Folder in the official GLUE layout; by default what each run was trained on.
         ax: The diagnostic file (`AX.tsv`), which the MNLI run predicts.
@@ -218,8 +197,8 @@ def submit(
         also expects.
 
     Raises:
-        ConfigurationError: No run of a GLUE task, no checkpoint, no test file or one with another number of
-            rows, `ax` without a run of MNLI.
+        ConfigurationError: No run of a GLUE task, one that kept no model, no test file or one with another
+            number of rows, `ax` without a run of MNLI.
     """
     runs = _best_runs(folders)
     if ax is not None and "mnli" not in runs:
@@ -235,16 +214,12 @@ def submit(
                 texts[name] = "\n".join(_lines(file, scores)) + "\n"
     for name, text in texts.items():
         _check_file(name, text)
-    try:
+    with writing(f"--output-dir {output_dir}"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            write_whole(output_dir / name, text)
-        unchecked = output_dir / f".{ARCHIVE}"
+    for name, text in texts.items():
+        write_whole(output_dir / name, text)
+    archive = output_dir / ARCHIVE
+    with whole(archive) as unchecked:
         unchecked.write_bytes(_zipped(texts))
-    except OSError as error:
-        raise ConfigurationError(
-            f"--output-dir {output_dir}: {error.strerror}: give a folder that can be written"
-        ) from None
-    missing = check_submission(unchecked)
-    archive = unchecked.replace(output_dir / ARCHIVE)
+        missing = check_submission(unchecked)
     return {"archive": archive, "runs": runs, "missing": missing}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune_common.errors import ConfigurationError
@@ -52,6 +53,27 @@ class _Method:
         from parameter_efficient.adaptation import adapt
 
         return adapt(model, self.options)
+
+    def merged(self, model: nn.Module) -> nn.Module | None:
+        """Return the model with the adaptation in its weights, None where they cannot hold it."""
+        from parameter_efficient.adaptation import merge
+
+        try:
+            return merge(model)
+        except ConfigurationError:
+            return None
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write what was trained."""
+        from parameter_efficient.storage import save_adaptation
+
+        save_adaptation(model, folder)
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        """Adapt a base model with what was trained."""
+        from parameter_efficient.storage import load_adaptation
+
+        return load_adaptation(model, folder)
 
 
 class HeadOnlyMethod(_Method):

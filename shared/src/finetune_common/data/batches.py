@@ -102,7 +102,8 @@ class Collator:
     """Rows → tensors, padded to the longest row of the batch.
 
     Every token column becomes int64 of shape (batch, length); `labels` becomes float32 for regression, else
-    int64, of shape (batch,). `idx` is left out: batch i of a loader holds the rows `batches[i]`.
+    int64, of shape (batch,), where rows have them. `idx` is left out: batch i of a loader holds the rows
+    `batches[i]`.
 
     Args:
         tokenizer: Gives the padding ids and the padding side.
@@ -146,7 +147,9 @@ class Collator:
                     values = row[name]
                     target[length - len(values) if self.left else 0 :][: len(values)] = values
                 batch[name] = torch.from_numpy(padded)
-        batch["labels"] = torch.from_numpy(np.array([row["labels"] for row in rows], dtype=self.label_dtype))
+        if "labels" in rows[0]:
+            labels = np.array([row["labels"] for row in rows], dtype=self.label_dtype)
+            batch["labels"] = torch.from_numpy(labels)
         return batch
 
 

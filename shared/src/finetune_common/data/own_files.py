@@ -15,7 +15,7 @@ from finetune_common.tasks import TASKS, Task
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-__all__ = ["FORMATS", "load_own_files"]
+__all__ = ["FORMATS", "load_own_files", "read_columns"]
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 """Endings of the files that can be read; `.json` holds a list of rows, or a row a line as `.jsonl`."""
@@ -64,7 +64,7 @@ def load_own_files(
     from finetune_common.data.loading import as_dataset
 
     paths = {"train": Path(train_file), "validation": Path(validation_file)}
-    files = {split: _read(path) for split, path in paths.items()}
+    files = {split: read_columns(path) for split, path in paths.items()}
     task = _known(TASKS[name]) if name in TASKS else _told_from(name, files["train"], paths["train"])
     task = replace(task, rows={split: len(next(iter(file.values()))) for split, file in files.items()})
     chosen = {split: _columns(task, file, paths[split]) for split, file in files.items()}
@@ -158,7 +158,7 @@ def _named(file: Columns, path: Path, names: Sequence[str]) -> list[Any]:
     raise ConfigurationError(f"{path}: no column {wanted} among {', '.join(file)}")
 
 
-def _read(path: Path) -> Columns:
+def read_columns(path: Path) -> Columns:
     """Return the columns of a file as they are there: text from csv and tsv, typed values from the others."""
     if path.suffix not in FORMATS:
         raise ConfigurationError(

@@ -14,6 +14,8 @@ from finetune_common.errors import ConfigurationError, did_you_mean
 
 __all__ = ["read_specification", "read_yaml"]
 
+KINDS = {dict: "mapping", list: "list", str: "word"}
+
 OF_THE_COMMAND = {
     "offline": "set HF_HUB_OFFLINE=1 and HF_DATASETS_OFFLINE=1 in the environment",
     "overwrite": "runs are continued; remove the folder of one that is to be done anew",
@@ -61,7 +63,7 @@ def read_specification(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
 
     Args:
         path: A YAML file; `${NAME}` in it is read from the environment.
-        parts: Key → whether it is a `dict` or a `list`.
+        parts: Key → whether it is a `dict`, a `list` or a `str`.
 
     Raises:
         ConfigurationError: Names the file and the key.
@@ -75,10 +77,10 @@ def read_specification(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
         )
     for key, kind in parts.items():
         if not isinstance(spec.get(key) or kind(), kind):
-            raise ConfigurationError(f"{path}: {key} has to be a {'mapping' if kind is dict else 'list'}")
+            raise ConfigurationError(f"{path}: {key} has to be a {KINDS[kind]}")
     whole = {key: _expand_variables(spec.get(key) or kind(), path) for key, kind in parts.items()}
     for key, part in whole.items():
-        for options in part if isinstance(part, list) else [part]:
+        for options in part if isinstance(part, list) else [part] if isinstance(part, dict) else []:
             for option, remedy in OF_THE_COMMAND.items():
                 if option in options:
                     raise ConfigurationError(f"{path}: {key}: {option} is an option of run alone: {remedy}")

@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 
 from finetune_common.errors import ConfigurationError, did_you_mean
+from glue_harness.run.records import model_files
 
 __all__ = ["PRESETS", "changed", "demo_config", "find_config"]
 
@@ -73,7 +74,7 @@ def find_config(model: str) -> transformers.PretrainedConfig:
     """Return a model's configuration without its weights.
 
     Args:
-        model: A preset (`bert-large-cased`), `demo`, a model folder, or a hub name.
+        model: A preset (`bert-large-cased`), `demo`, a model's or a run's folder, or a hub name.
 
     Raises:
         ConfigurationError: Nothing of that name.
@@ -88,8 +89,9 @@ def find_config(model: str) -> transformers.PretrainedConfig:
     if preset:
         kind, fields = preset
         return transformers.AutoConfig.for_model(kind, **fields)
+    files = model_files(model)
     try:
-        return transformers.AutoConfig.from_pretrained(model)
+        return transformers.AutoConfig.from_pretrained(files)
     except (OSError, ValueError, KeyError):
         raise ConfigurationError(
             f"--model {model}: no preset, no model folder, and nothing that the hub gives: "

@@ -6,7 +6,8 @@ predict, export, search and the benchmark scripts. Nowhere else is a model loade
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,22 @@ from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.run import checkpoint
+from glue_harness.run.architectures import find_config
+from glue_harness.run.fit import check_tokens
 from glue_harness.run.methods import Methods, build_methods
-from glue_harness.run.models import build_model, load_model, load_tokenizer, parameter_groups
-from glue_harness.run.plan import task_of
+from glue_harness.run.models import (
+    build_model,
+    has_weights,
+    load_classifier,
+    load_model,
+    load_tokenizer,
+    parameter_groups,
+)
+from glue_harness.run.plan import task_left, task_of, task_told
+from glue_harness.run.predictor import Predictor
+from glue_harness.run.records import ADAPTER, MODEL
 
-__all__ = ["Run", "create", "create_untrained", "open_run", "read_config", "tell"]
+__all__ = ["Run", "base_model", "create", "create_untrained", "open_model", "open_run", "read_config", "tell"]
 
 
 @dataclass
@@ -32,6 +44,7 @@ class Run:
     """A model with the methods of its slots.
 
     Attributes:
+        attached: Whether the adaptation's modules are in the model; not where they are merged.
         config: What it was made from.
         methods: The methods of its slots.
         model: The adapted model.
@@ -47,6 +60,7 @@ class Run:
     model: torch.nn.Module
     task: Task | None = None
     tokenizer: Any = None
+    attached: bool = True
     optimizer: torch.optim.Optimizer | None = None
     handles: dict[str, Any] = field(default_factory=dict)
 
@@ -68,6 +82,16 @@ class Run:
             self.handles[f"monitor.{number}"] = monitor.attach(self.model, optimizer)
 
     @property
+    def predictor(self) -> Predictor:
+        """What the model says of texts."""
+        assert self.task is not None
+        return Predictor(self.model, self.tokenizer, self.task, self.config.max_length)
+
+    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
+        """Return a label and a score a label for each text; see `glue_harness.run.predictor.Predictor`."""
+        return self.predictor.predict(texts, batch_size)
+
+    @property
     def parts(self) -> dict[str, Any]:
         """What may take part in the lifecycle of a run (`finetune_common.slots.Part`), by name."""
         first = {"adaptation": self.methods.adaptation, "activation": self.methods.activation}
@@ -85,6 +109,7 @@ def create(
     methods: Methods | None = None,
     task: Task | None = None,
     tokenizer: Any = None,
+    adapter: Path | None = None,
 ) -> Run:
     """Put a run together: its methods, its model from pretrained weights, and the adaptation.
 
@@ -93,6 +118,7 @@ def create(
         methods: Its methods, where they are built already.
         task: Its task, where it is known already; else its rows are read for it.
         tokenizer: The model's tokenizer, where it is loaded already.
+        adapter: Folder with what its adaptation trained earlier.
 
     Returns:
         The run, its model on the CPU; the weights that are new are drawn from the run's seed.
@@ -102,10 +128,19 @@ def create(
     """
     methods = methods or build_methods(config)
     tokenizer = tokenizer or load_tokenizer(config.model)
-    task = task or task_of(config)
+    run = Run(config, methods, torch.nn.Module(), task or task_of(config), tokenizer)
+    adaptation: Any = methods.adaptation
+    base = base_model(run)
+    run.model = adaptation.apply(base) if adapter is None else adaptation.load(base, adapter)
+    return run
+
+
+def base_model(run: Run) -> Any:
+    """Return the model that a run adapts, as it was before; what is new is drawn from the seed."""
+    config, kwargs = run.config, run.methods.adaptation.load_kwargs()
     set_seed(config.seed)
-    loaded = load_model(config.model, task, tokenizer, methods.adaptation.load_kwargs(), config.model_config)
-    return Run(config, methods, methods.adaptation.apply(loaded), task, tokenizer)
+    assert run.task is not None
+    return load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
 
 
 def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
@@ -128,23 +163,69 @@ def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
 def open_run(folder: Path | str) -> Run:
     """Open a run again that was trained: its methods, and its model with the weights that it ended with.
 
+    The model is the one in `model/`; where the adaptation could not be merged, the base model with what
+    `adapter/` holds; of a run that has not ended, that of its newest checkpoint. The folder may have moved.
+
     Args:
         folder: The run's folder.
 
+    Returns:
+        The run: `model` (in evaluation mode, on the CPU), `tokenizer`, `task`, `predict(texts)`, `config`.
+
     Raises:
         ConfigurationError: No run, or one that kept no weights.
+
+    Examples:
+        >>> import tempfile
+        >>> from glue_harness import parse_mapping, run
+        >>> folder = tempfile.mkdtemp()
+        >>> settings = {"task": "demo-acceptability", "model": "demo", "max_steps": 1, "output_dir": folder}
+        >>> _ = run(parse_mapping(settings))
+        >>> [said] = open_run(folder).predict(["The old dog sleeps."])
+        >>> sorted(said["scores"])
+        ['acceptable', 'unacceptable']
     """
     folder = Path(folder)
     config = read_config(folder)
-    newest = checkpoint.latest(folder / "checkpoint")
-    if newest is None:
-        raise ConfigurationError(
-            f"{folder}: no checkpoint in it: run it again with --overwrite, or give another run"
-        )
-    opened = create(config)
-    checkpoint.load_weights(newest, opened.model, torch.device("cpu"))
+    newest = checkpoint.sound(folder / "checkpoint", checkpoint.WEIGHTS)
+    finished = (folder / "result.json").exists() and (folder / MODEL).is_dir()
+    if finished and has_weights(folder / MODEL):
+        model = load_classifier(str(folder))
+        task = task_left(config, folder, model.config)
+        return Run(config, build_methods(config), model, task, load_tokenizer(str(folder)), attached=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* is drawn anew")  # and then takes what was trained
+        if finished and (folder / ADAPTER).is_dir():
+            task = task_left(config, folder, find_config(str(folder)))
+            tokenizer = load_tokenizer(str(folder))
+            opened = create(config, task=task, tokenizer=tokenizer, adapter=folder / ADAPTER)
+        elif newest is not None:
+            opened = create(config)
+            checkpoint.load_weights(newest, opened.model, torch.device("cpu"))
+        else:
+            raise ConfigurationError(
+                f"{folder}: this run has neither a model nor a checkpoint (a sweep keeps those that its "
+                "specification's 'keep' says): run it again with --overwrite, or give another run"
+            )
     opened.model.eval()
     return opened
+
+
+def open_model(model: str) -> Predictor:
+    """Open what predicts: a finished run, or any trained classifier.
+
+    Args:
+        model: Folder of a run or of a model, or a hub name. Of a run the length to which texts are truncated
+            is that of its training, else the tokenizer's; a model does not say what its columns are called.
+
+    Raises:
+        ConfigurationError: Nothing that can be loaded, or a model without a trained head.
+    """
+    if (Path(model) / "config.yaml").is_file() and not (Path(model) / "config.json").exists():
+        return open_run(model).predictor
+    loaded, tokenizer = load_classifier(model), load_tokenizer(model)
+    check_tokens(model, loaded, tokenizer, pair=False)
+    return Predictor(loaded, tokenizer, task_told(model, loaded.config), tokenizer.model_max_length)
 
 
 def read_config(folder: Path) -> RunConfig:

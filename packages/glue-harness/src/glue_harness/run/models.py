@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,18 @@ from safetensors import SafetensorError
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
 from glue_harness.run.architectures import changed, demo_config, find_config
+from glue_harness.run.fit import check_positions, check_tokens
+from glue_harness.run.records import model_files
 
-__all__ = ["build_model", "check_positions", "load_model", "load_tokenizer", "parameter_groups"]
+__all__ = [
+    "build_model",
+    "has_weights",
+    "labels_of",
+    "load_classifier",
+    "load_model",
+    "load_tokenizer",
+    "parameter_groups",
+]
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -28,9 +39,14 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
+def has_weights(folder: Path) -> bool:
+    """Say whether a folder holds a model's weights."""
+    return any((folder / name).is_file() for name in WEIGHT_FILES)
+
+
 def _check_folder(model: str) -> None:
     """Refuse a local path that does not hold a model, in one line."""
-    folder = Path(model)
+    folder = Path(model_files(model))
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")):
             raise ConfigurationError(
@@ -39,7 +55,12 @@ def _check_folder(model: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"--model {model}: no config.json in this folder; is it a model folder?")
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+    if not has_weights(folder) and str(folder) != model:
+        raise ConfigurationError(
+            f"--model {model}: what this run trained cannot become part of a model's weights: give the model "
+            "that it began with"
+        )
+    if not has_weights(folder):
         raise ConfigurationError(
             f"--model {model}: no weights in this folder: expected one of {', '.join(WEIGHT_FILES)}"
         )
@@ -57,7 +78,7 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     """Return the model's fast tokenizer, with a padding token.
 
     Args:
-        model: Hub name, folder, or `demo`.
+        model: Hub name, folder of a model or of a run, or `demo`.
 
     Raises:
         ConfigurationError: Nothing that can be loaded.
@@ -66,13 +87,15 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
         from finetune_common.demo import demo_tokenizer
 
         return demo_tokenizer()
-    _check_folder(model)
+    folder = Path(model_files(model))
+    if str(folder) == model:
+        _check_folder(model)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(model, error) from None
     files = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
-    if Path(model).is_dir() and not any((Path(model) / name).is_file() for name in files):
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
         raise ConfigurationError(
             f"--model {model}: no tokenizer in this folder: expected one of {', '.join(files)}"
         )
@@ -106,8 +129,10 @@ def load_model(
 ) -> transformers.PreTrainedModel:
     """Return a sequence classifier for a task; a new head is drawn from torch's generator.
 
+    Of a model that names other labels than the task's the head is drawn anew, and a warning says so.
+
     Args:
-        model: Hub name, folder, or `demo`.
+        model: Hub name, folder of a model or of a run, or `demo`.
         task: Decides the number of labels and regression or classification.
         tokenizer: Its padding token is the model's.
         load_kwargs: Further arguments of `from_pretrained`, from the adaptation.
@@ -120,23 +145,82 @@ def load_model(
         own = {**labels_of(task), "pad_token_id": tokenizer.pad_token_id, **(model_config or {})}
         config = changed(demo_config(len(tokenizer)), own)
         return transformers.BertForSequenceClassification(config)
+    config, before = _config_of(model, **labels_of(task)), _config_of(model)
+    loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs)
+    if _says_other_labels(before, task) and _draw_head_anew(loaded, report):
+        named = () if before.problem_type == "regression" else before.id2label.values()
+        was, now = (", ".join(names) or "numbers" for names in (named, task.labels))
+        warnings.warn(f"--model {model}: its head is for {was}: one for {now} is drawn anew", stacklevel=2)
+    check_tokens(model, loaded, tokenizer, pair=len(task.columns) == 2)
+    loaded.config.pad_token_id = tokenizer.pad_token_id
+    return loaded
+
+
+def load_classifier(model: str) -> transformers.PreTrainedModel:
+    """Return a trained sequence classifier with the head that it has.
+
+    Args:
+        model: Hub name, or folder of a model or of a run.
+
+    Raises:
+        ConfigurationError: Nothing that can be loaded, or a model without a trained head.
+    """
+    loaded, report = _loaded(model, _config_of(model))
+    if absent := sorted(report["missing_keys"]):
+        raise ConfigurationError(
+            f"--model {model}: it has no trained head ({absent[0]} is missing): fine-tune it first, with "
+            "glue-harness run"
+        )
+    return loaded.eval()
+
+
+def _config_of(model: str, **fields: Any) -> transformers.PretrainedConfig:
     _check_folder(model)
     try:
-        config = transformers.AutoConfig.from_pretrained(model, **labels_of(task))
+        return transformers.AutoConfig.from_pretrained(model_files(model), **fields)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(model, error) from None
+
+
+def _loaded(
+    model: str, config: transformers.PretrainedConfig, load_kwargs: Mapping[str, Any] | None = None
+) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+    """Return a classifier and what transformers reports of its loading."""
+    try:
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            model,
-            config=changed(config, model_config or {}),
+            model_files(model),
+            config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the head of another task is drawn anew
             **{"dtype": torch.float32, **(load_kwargs or {})},
         )
-    except ConfigurationError:
-        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(model, error) from None
     _check_loaded(model, loaded, report)
-    loaded.config.pad_token_id = tokenizer.pad_token_id
-    return loaded
+    return loaded, report
+
+
+def _says_other_labels(config: transformers.PretrainedConfig, task: Task) -> bool:
+    """Say whether a model was trained for other labels, case aside, or for numbers instead of labels."""
+    names = [str(name).casefold() for _, name in sorted(config.id2label.items())]
+    if all(re.fullmatch(r"label_\d+", name) for name in names):
+        return config.problem_type is not None and (config.problem_type == "regression") != task.regression
+    return names != [name.casefold() for name in task.labels]
+
+
+@torch.no_grad()
+def _draw_head_anew(model: transformers.PreTrainedModel, report: Mapping[str, Any]) -> bool:
+    """Give what lies outside of the base model first values; say whether it had others that were trained."""
+    base: Any = model.base_model
+    body = {id(parameter) for parameter in base.parameters()}
+    head = {name: p for name, p in model.named_parameters() if id(p) not in body} if base is not model else {}
+    trained = head.keys() - report["missing_keys"]
+    loaded = trained - {name for name, *_ in report["mismatched_keys"]}
+    if loaded:
+        fresh = type(model)(model.config)
+        for name in loaded:
+            head[name].copy_(fresh.get_parameter(name))
+    return bool(trained)
 
 
 def build_model(
@@ -172,26 +256,6 @@ def labels_of(task: Task) -> dict[str, Any]:
         "id2label": dict(enumerate(task.labels)),
         "label2id": {name: number for number, name in enumerate(task.labels)},
     }
-
-
-def check_positions(model: torch.nn.Module, longest: int) -> None:
-    """Refuse rows that are longer than the model's table of positions; relative positions have no end.
-
-    Args:
-        model: Its embeddings of positions are found by their usual names.
-        longest: Tokens of the longest row.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Embedding) and re.search(
-            r"\b(position_embeddings|embed_positions|wpe)$", name
-        ):
-            reserved = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-            positions = module.num_embeddings - reserved
-            if longest > positions:
-                raise ConfigurationError(
-                    f"rows have up to {longest} tokens and this model has {positions} positions: "
-                    f"use --max-length {positions}"
-                )
 
 
 def parameter_groups(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from finetune_common.data import (
     token_lengths,
     tokenize,
 )
-from finetune_common.tasks import Task, get_task
+from finetune_common.tasks import TASKS, Task, get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.run.processes import Processes
 
@@ -31,6 +33,38 @@ __all__ = ["Data", "MicroBatch", "Plan", "load_rows", "task_of"]
 def task_of(config: RunConfig) -> Task:
     """Return a run's task; that of rows of one's own is read off them."""
     return get_task(config.task) if config.train_file is None else load_rows(config)[0]
+
+
+def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
+    """Return a finished run's task from what it left, without reading its rows.
+
+    Args:
+        config: The run.
+        folder: Its folder, with `result.json`.
+        described: The configuration of its model, which names the labels.
+    """
+    if config.train_file is None:
+        return get_task(config.task)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    judged = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
+    if config.task in TASKS:
+        return replace(TASKS[config.task], evaluation=("validation",), **judged)
+    names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
+    unbounded = {"label_range": (-math.inf, math.inf)}
+    return Task(config.task, tuple(result["columns"]), names, rows={}, **judged, **unbounded)
+
+
+def task_told(name: str, described: Any) -> Task:
+    """Return the task of a model of which nothing but its configuration is known.
+
+    Args:
+        name: What it is called.
+        described: The configuration.
+    """
+    if described.problem_type == "regression" or described.num_labels == 1:
+        return Task(name, (), (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-math.inf, math.inf))
+    labels = tuple(str(label) for _, label in sorted(described.id2label.items()))
+    return Task(name, (), labels, ("accuracy", "f1") if len(labels) == 2 else ("accuracy",), "accuracy", {})
 
 
 def load_rows(config: RunConfig) -> tuple[Task, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,8 +13,20 @@ from filelock import FileLock, Timeout
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig, difference, identity_of
+from glue_harness.files import whole, writing
 
-__all__ = ["SCHEMA", "TRACKER", "RunFolder", "RunInUse", "read_results", "write_report", "write_whole"]
+__all__ = [
+    "ADAPTER",
+    "MODEL",
+    "SCHEMA",
+    "TRACKER",
+    "RunFolder",
+    "RunInUse",
+    "model_files",
+    "read_results",
+    "write_report",
+    "write_whole",
+]
 
 SCHEMA = 1
 """Version of `result.json`."""
@@ -23,15 +34,36 @@ SCHEMA = 1
 TRACKER = "tracker.txt"
 """Name of the file that keeps what a tracker calls the run."""
 
+MODEL, ADAPTER = "model", "adapter"
+"""Folders in a run's folder: the trained model as transformers reads it, and what an adaptation trained."""
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a reader finds the old content or the new, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def model_files(model: str) -> str:
+    """Return where a model's files are: those of a run in its folder `model/`, else where it says.
+
+    Args:
+        model: Hub name, model folder, or the folder of a finished run.
+
+    Raises:
+        ConfigurationError: A run that is not finished, or that kept no model.
+    """
+    run = Path(model)
+    if not (run / "config.yaml").is_file() or (run / "config.json").exists():
+        return model
+    if not (run / "result.json").exists():
+        raise ConfigurationError(f"--model {model}: this run is not finished: let it end first")
+    if not (run / MODEL).is_dir():
+        raise ConfigurationError(
+            f"--model {model}: this run kept no model (a sweep keeps those that its specification's 'keep' "
+            "says): do it again with --overwrite, or give another"
+        )
+    return str(run / MODEL)
 
 
 def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
@@ -42,7 +74,6 @@ def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
         numbers: What JSON can hold; the table is made from nothing else.
         table: Markdown.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "result.json", json.dumps(numbers, indent=1) + "\n")
     write_whole(folder / "table.md", table)
     print(table)
@@ -53,7 +84,7 @@ class RunInUse(ConfigurationError):
 
 
 class RunFolder:
-    """The folder of one run: `config.yaml`, `metrics.jsonl`, `predictions.tsv`, `result.json`, `checkpoint/`.
+    """The folder of one run: `config.yaml`, `metrics.jsonl`, `result.json`, `checkpoint/`, `model/`, …
 
     Entering it takes a lock, so that two runs are never in one folder, and checks that what is there belongs
     to the same configuration. Of the processes of a distributed run one leads, for all: the others only read.
@@ -76,16 +107,13 @@ class RunFolder:
         if not self.leads:
             return self
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            with writing(f"--output-dir {self.path}"):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
         except Timeout:
             raise RunInUse(
                 f"--output-dir {self.path}: another process works on this run; wait for it, "
                 "or choose another folder"
-            ) from None
-        except OSError as error:
-            raise ConfigurationError(
-                f"--output-dir {self.path}: {error.strerror}: give a folder that can be written"
             ) from None
         try:
             self._claim()
@@ -100,7 +128,8 @@ class RunFolder:
     def _claim(self) -> None:
         file = self.path / "config.yaml"
         if self._config.overwrite:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for kept in (self.checkpoints, self.path / MODEL, self.path / ADAPTER):
+                shutil.rmtree(kept, ignore_errors=True)
             for name in ("result.json", "config.yaml", "metrics.jsonl", "predictions.tsv", TRACKER):
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
@@ -139,8 +168,15 @@ class RunFolder:
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        file = self.path / "metrics.jsonl"
+        with writing(file), file.open("ab", buffering=0) as end:
+            size, line = end.tell(), json.dumps(entry).encode() + b"\n"
+            try:
+                while line:  # a system that has no room may take a part
+                    line = line[end.write(line) :]
+            except OSError:
+                end.truncate(size)
+                raise
 
 
 def _whole(file: Path, read: Callable[[str], Any]) -> Any:

@@ -30,6 +30,8 @@ def result_of(training: Training) -> dict[str, Any]:
         "hash": config.hash,
         "slots": slots,
         "settings": settings,
+        "columns": list(training.task.columns),
+        "rows": {split: len(lengths) for split, lengths in training.data.lengths.items()},
         "primary": history.primary,
         "metrics": {"last": history.last["metrics"], "best": history.best["metrics"]},
         "history": history.entries,

@@ -12,8 +12,10 @@ from finetune_common.errors import ConfigurationError, check_choice, check_numbe
 from glue_harness.config.fields import RunConfig
 from glue_harness.console import console_for_reading
 from glue_harness.extras import need
+from glue_harness.run.records import MODEL
+from glue_harness.sweep.keeping import check_disk, keep_models
 from glue_harness.sweep.progress import SweepProgress
-from glue_harness.sweep.spec import PlannedRun, read_spec
+from glue_harness.sweep.spec import PlannedRun, read_keep, read_spec
 from glue_harness.sweep.state import ERROR, FAILED, FINISHED, seconds_of, state_of
 from glue_harness.sweep.workers import Workers, warm_up
 
@@ -42,13 +44,14 @@ def sweep(
         spec: The specification's file.
         output_dir: Holds a folder a run.
         jobs: Runs at a time, each with its share of the cores, or its GPU.
-        dry_run: Only print what would be run, and how long runs of this folder took.
+        dry_run: Only print what would be run, the disk that it needs, and how long runs of this folder took.
         retry_failed: Try runs again that failed in an earlier sweep.
         launcher: `local` (processes on this machine), `ray` (tasks of a cluster) or `slurm` (a job array).
         slurm: What a SLURM job asks for: `partition=gpu,timeout_min=240`.
 
     Raises:
-        ConfigurationError: Something in the specification, or, after the others are done, runs that failed.
+        ConfigurationError: Something in the specification, too little disk, or, after the others are done,
+            runs that failed.
     """
     check_number("jobs", jobs, at_least=1)
     check_choice("launcher", launcher, LAUNCHERS)
@@ -57,10 +60,12 @@ def sweep(
     if launcher == "local" and not dry_run:
         warm_up()
     console = console_for_reading()
-    planned = read_spec(spec, output_dir)
+    planned, keep = read_spec(spec, output_dir), read_keep(spec)
     left = [run for run in planned if state_of(run) != FINISHED]
     console.print(f"{len(planned)} runs, {len(planned) - len(left)} of them finished")
+    disk = check_disk(output_dir, [run.config for run in left], keep, jobs) if left else ""
     if dry_run:
+        console.print(disk, soft_wrap=True)
         for run in left:
             console.print(f"  {run.name}{' (failed)' * (state_of(run) == FAILED)}", soft_wrap=True)
         took = [seconds_of(run) for run in planned if state_of(run) == FINISHED]
@@ -71,12 +76,14 @@ def sweep(
     if retry_failed:
         for run in left:
             (Path(run.config.output_dir) / ERROR).unlink(missing_ok=True)
+    _settle(planned, keep)
     before = {run.name for run in left if state_of(run) == FAILED}
     runs = [run for run in left if run.name not in before]
     if runs:
         output_dir.mkdir(parents=True, exist_ok=True)
         configs = [run.config for run in runs]
-        _follow(runs, _workers(launcher, configs, min(jobs, len(runs)), output_dir, slurm))
+        _follow(runs, _workers(launcher, configs, min(jobs, len(runs)), output_dir, slurm, keep))
+        _settle(planned, keep)
     failed = [run for run in left if state_of(run) == FAILED]
     if failed:
         earlier = f", {len(before)} of them in an earlier sweep" if before else ""
@@ -86,19 +93,26 @@ def sweep(
         )
 
 
-def _workers(name: str, configs: Sequence[RunConfig], jobs: int, folder: Path, slurm: str) -> Any:
+def _settle(planned: Sequence[PlannedRun], keep: str) -> None:
+    """Do for finished runs what a worker that was ended could not do any more."""
+    for folder in (Path(run.config.output_dir) for run in planned if state_of(run) == FINISHED):
+        if (folder / MODEL).is_dir():
+            keep_models(folder, keep)
+
+
+def _workers(name: str, configs: Sequence[RunConfig], jobs: int, folder: Path, slurm: str, keep: str) -> Any:
     """Return what does runs: a context, with `look_after()` to be called every `poll` seconds."""
     if name == "local":
-        return Workers(configs, jobs)
+        return Workers(configs, jobs, keep)
     if name == "ray":
         need("ray", "ray")
         from glue_harness.sweep.on_ray import RayTasks
 
-        return RayTasks(configs, jobs)
+        return RayTasks(configs, jobs, keep)
     need("slurm", "submitit")
     from glue_harness.sweep.on_slurm import SlurmArray, read_options
 
-    return SlurmArray(configs, jobs, folder.resolve(), read_options(slurm))
+    return SlurmArray(configs, jobs, folder.resolve(), read_options(slurm), keep)
 
 
 def _follow(runs: Sequence[PlannedRun], workers: Any) -> None:

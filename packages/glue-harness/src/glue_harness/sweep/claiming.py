@@ -9,6 +9,7 @@ from pathlib import Path
 
 from glue_harness.config.fields import RunConfig
 from glue_harness.run.records import RunInUse, write_whole
+from glue_harness.sweep.keeping import keep_models
 from glue_harness.sweep.state import ERROR
 
 __all__ = ["PAUSE", "attempted", "do_runs", "done", "write_error"]
@@ -17,19 +18,22 @@ PAUSE = 0.5
 """Seconds before one looks again at a run that another process works on."""
 
 
-def do_runs(configs: Sequence[RunConfig], begin: Callable[[int], None] = lambda number: None) -> None:
+def do_runs(
+    configs: Sequence[RunConfig], begin: Callable[[int], None] = lambda number: None, keep: str = "best"
+) -> None:
     """Do runs until each is finished or has failed, here or elsewhere.
 
     Args:
         configs: The runs.
         begin: Called with a run's number before it is begun.
+        keep: Which of them keep their models.
     """
     open_runs = dict(enumerate(configs))
     while open_runs:
         for number, config in list(open_runs.items()):
             if not done(config):
                 begin(number)
-                if not attempted(config):
+                if not attempted(config, keep):
                     continue
             del open_runs[number]
         if open_runs:
@@ -42,17 +46,16 @@ def done(config: RunConfig) -> bool:
     return (folder / "result.json").exists() or (folder / ERROR).exists()
 
 
-def attempted(config: RunConfig) -> bool:
+def attempted(config: RunConfig, keep: str = "best") -> bool:
     """Do a run, unless another process is at it; a failure is written into its folder.
 
-    Of a finished run the weights stay, a third of what it needs to go on.
+    Of a finished run stays what `keep` says (`glue_harness.sweep.keeping`).
     """
-    from glue_harness.run import checkpoint
     from glue_harness.run.loop import run
 
     try:
-        run(config)
-        checkpoint.drop_state(Path(config.output_dir) / "checkpoint")
+        run(config, quiet=True)
+        keep_models(Path(config.output_dir), keep)
     except RunInUse:
         return False
     except Exception as error:
@@ -62,6 +65,4 @@ def attempted(config: RunConfig) -> bool:
 
 def write_error(config: RunConfig, said: str, details: str = "") -> None:
     """Write down that a run has failed."""
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / ERROR, f"{said}\n\n{details}")
+    write_whole(Path(config.output_dir) / ERROR, f"{said}\n\n{details}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from glue_harness.cluster import Share, connected, use_cores
 from glue_harness.config.fields import RunConfig
+from glue_harness.run.stopping import Stopped
 from glue_harness.sweep.claiming import PAUSE, attempted, done, write_error
 
 __all__ = ["RayTasks"]
@@ -27,12 +28,14 @@ class RayTasks:
     Args:
         configs: The runs, in order.
         jobs: How many at a time, each with its share of the cluster.
+        keep: Which runs keep their models.
     """
 
     poll = PAUSE
 
-    def __init__(self, configs: Sequence[RunConfig], jobs: int) -> None:
+    def __init__(self, configs: Sequence[RunConfig], jobs: int, keep: str = "best") -> None:
         self._waiting, self._jobs = deque((0.0, config) for config in configs), jobs
+        self._keep = keep
         self._running: dict[Any, RunConfig] = {}
         self._session = ExitStack()
 
@@ -49,8 +52,11 @@ class RayTasks:
     def __exit__(self, *_: object) -> None:
         import ray
 
-        for task in self._running:
-            ray.cancel(task, force=True)
+        running = list(self._running)
+        for task in running:
+            ray.cancel(task, force=False)  # as Ctrl-C in its process: the run is saved
+        if running:
+            ray.wait(running, num_returns=len(running))
         self._session.close()
 
     def look_after(self) -> None:
@@ -73,11 +79,14 @@ class RayTasks:
             if done(config):
                 continue
             if len(self._running) < self._jobs and since <= time.monotonic():
-                self._running[self._task.remote(config, self._share)] = config
+                self._running[self._task.remote(config, self._share, self._keep)] = config
             else:
                 self._waiting.append((since, config))
 
 
-def _attempt(config: RunConfig, share: Share) -> bool:
+def _attempt(config: RunConfig, share: Share, keep: str) -> bool:
     use_cores(share)
-    return attempted(config)
+    try:
+        return attempted(config, keep)
+    except Stopped:
+        return False

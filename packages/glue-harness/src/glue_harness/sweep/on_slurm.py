@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, fair_share, own_cores, use_cores
 from glue_harness.config.fields import RunConfig
+from glue_harness.run.stopping import Stopped
 from glue_harness.sweep.claiming import do_runs
 
 __all__ = ["SlurmArray", "read_options"]
@@ -43,20 +45,27 @@ def read_options(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Worker:
-    """What an element of the array does; cut off by its time limit it is queued again.
+    """What an element of the array does; ahead of its time limit, of which submitit has SLURM send a signal,
+    the run in hand is saved, and the element is queued again.
 
     Attributes:
         configs: The runs, in order.
         cores: Threads where SLURM does not say how many.
+        keep: Which of them keep their models.
     """
 
     configs: tuple[RunConfig, ...]
     cores: int
+    keep: str = "best"
 
     def __call__(self) -> None:
         """Do runs until each is finished or has failed, here or elsewhere."""
         use_cores(Share(int(os.environ.get("SLURM_CPUS_PER_TASK", self.cores)), 0))
-        do_runs(self.configs)
+        try:
+            do_runs(self.configs, keep=self.keep)
+        except Stopped as stopped:
+            signal.raise_signal(stopped.number)  # the run is saved: submitit's handler queues this again
+            raise SystemExit(stopped.status) from None
 
     def checkpoint(self, *_: Any) -> Any:
         """Return what goes on in its place: runs continue from their checkpoints."""
@@ -74,6 +83,7 @@ class SlurmArray:
         folder: The sweep's folder, which all machines see; submitit's files go to `.slurm` in it.
         options: What each worker asks for, from `read_options`; `cluster` is `slurm` unless another of
             submitit's executors is named.
+        keep: Which runs keep their models.
 
     Raises:
         ConfigurationError: No SLURM here, an option that it does not have, or workers that die again and
@@ -83,7 +93,12 @@ class SlurmArray:
     poll = 2.0
 
     def __init__(
-        self, configs: Sequence[RunConfig], jobs: int, folder: Path, options: dict[str, Any]
+        self,
+        configs: Sequence[RunConfig],
+        jobs: int,
+        folder: Path,
+        options: dict[str, Any],
+        keep: str = "best",
     ) -> None:
         import submitit
 
@@ -96,7 +111,7 @@ class SlurmArray:
             raise ConfigurationError(
                 f"--launcher slurm: {said} (submit from a machine of the cluster, with options that it has)"
             ) from None
-        self._worker = Worker(tuple(configs), fair_share([own_cores()], [], jobs).cpus)
+        self._worker = Worker(tuple(configs), fair_share([own_cores()], [], jobs).cpus, keep)
         self._jobs, self._logs = jobs, folder / LOGS
         self._deaths_left = len(configs) + jobs
         self._submitted: list[Any] = []

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, did_you_mean
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
+from glue_harness.sweep.keeping import KEEPS
 
-__all__ = ["PlannedRun", "read_spec"]
+__all__ = ["PlannedRun", "read_keep", "read_spec"]
 
-PARTS = {"base": dict, "grid": dict, "cases": list, "exclude": list}
+PARTS = {"base": dict, "grid": dict, "cases": list, "exclude": list, "keep": str}
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,21 @@ def _present(folder: Path) -> dict[str, str]:
     return {name[-8:]: name for name in names if re.search(r"(^|-)[0-9a-f]{8}$", name)}
 
 
+def read_keep(path: Path) -> str:
+    """Return which finished runs keep their models: "none", "best" (the default) or "all"."""
+    keep = _read(path)["keep"] or "best"
+    if keep not in KEEPS:
+        raise ConfigurationError(f"{path}: keep: {did_you_mean(keep, KEEPS)}")
+    return keep
+
+
 def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
     """Expand a specification.
 
     Args:
         path: YAML with `base` (any options), `grid` (option → list of values), `cases` (complete
-            alternatives) and `exclude` (combinations left out); `${NAME}` is read from the environment.
+            alternatives), `exclude` (combinations left out) and `keep` (`read_keep`); `${NAME}` is read
+            from the environment.
         output_dir: The sweep's folder.
 
     Returns:

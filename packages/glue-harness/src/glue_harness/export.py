@@ -1,0 +1,131 @@
+"""A folder that transformers loads, made of what a run left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_common.errors import ConfigurationError
+from finetune_common.slots import available
+from glue_harness.files import whole_folder
+from glue_harness.run.assembly import Run, base_model, open_run
+from glue_harness.run.card import card_of
+from glue_harness.run.records import ADAPTER
+from glue_harness.run.trained import plain, write_model
+
+__all__ = ["export"]
+
+CODE = "modeling_adapted"
+
+LOADER = """# Loads this folder's model: a {model} with what the adaptation {method!r} trained.
+# transformers runs this file when it is told trust_remote_code=True.
+
+from pathlib import Path
+
+from transformers import {config}, {model}
+
+try:
+    from finetune_common.slots import find
+except ImportError:
+    raise ImportError("this model needs {package} and finetune-common, which hold its adaptation") from None
+
+
+class AdaptedConfig({config}):
+    model_type = "adapted-{kind}"  # a name of its own: nothing loads the model without its adaptation
+
+
+class AdaptedModel({model}):
+    config_class = AdaptedConfig
+
+    @classmethod
+    def from_pretrained(cls, folder, *args, **options):
+        place = Path(folder)
+        if not place.is_dir():
+            from huggingface_hub import snapshot_download
+
+            wanted = dict(revision=options.get("revision"), allow_patterns="{adapter}/*")
+            place = Path(snapshot_download(folder, **wanted))
+        method = find("adaptation", {method!r})
+        base = {model}.from_pretrained(folder, *args, **options)
+        return method(method.Options(**{options!r})).load(base, place / "{adapter}").eval()
+"""
+"""The file of ours in a folder whose adaptation is not in the weights."""
+
+
+def export(folder: Path, target: Path, merge: bool = False) -> Path | None:
+    """Write a run's model into a folder of its own, with all that is needed to load it.
+
+    An adaptation that merges exactly is in the weights, and what it trained lies beside them in `adapter/`.
+    One that does not merge lies beside the base model's weights, with a file that puts it onto them:
+    transformers then loads the folder when told `trust_remote_code=True`, and refuses it otherwise.
+
+    Args:
+        folder: The run's folder.
+        target: Is made.
+        merge: Only a plain model will do, without `adapter/`.
+
+    Returns:
+        The file that transformers has to be told to trust, None where there is none.
+
+    Raises:
+        ConfigurationError: No run, a folder that is there already, or an adaptation that cannot be merged and
+            is to be, or cannot be kept by itself.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigurationError(f"{target}: there is something already: give a folder that is not there yet")
+    run = open_run(folder)
+    apart = hasattr(run.methods.adaptation, "save") and not merge
+    result = folder / "result.json"
+    ended = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+    with whole_folder(target) as unfinished:
+        if apart:
+            _write_adapter(run, folder, unfinished / ADAPTER)
+        if (model := plain(run)) is not None:
+            write_model(run, model, unfinished, _card(run, ended, "whole"))
+            return None
+        if not apart:
+            raise ConfigurationError(
+                f"{folder}: no weights of a {type(run.model).__name__} can hold the adaptation "
+                f"{run.config.adaptation['name']!r}: export it without --merge"
+            )
+        run.model = base_model(run)
+        write_model(run, run.model, unfinished, _card(run, ended, "code"))
+        _write_loader(run, unfinished)
+    return target / f"{CODE}.py"
+
+
+def _card(run: Run, result: Mapping[str, Any] | None, form: Any) -> str:
+    assert run.task is not None
+    if result is None:
+        return f"# {run.config.model}, fine-tuned on {run.task.name}\n\nThe run has not ended.\n"
+    return card_of(result, run.task, form)
+
+
+def _write_adapter(run: Run, folder: Path, target: Path) -> None:
+    """Write what the adaptation trained: as the run left it, or of a run that has not ended."""
+    if not run.attached:
+        shutil.copytree(folder / ADAPTER, target)
+        return
+    target.mkdir()
+    adaptation: Any = run.methods.adaptation
+    adaptation.save(run.model, target)
+
+
+def _write_loader(run: Run, folder: Path) -> None:
+    """Write the file that puts the adaptation onto the model, and have the configuration name it."""
+    options = dict(run.config.adaptation)
+    method = options.pop("name")
+    holder = available("adaptation")[method].dist
+    names = {"model": type(run.model).__name__, "config": type(run.model.config).__name__, "adapter": ADAPTER}
+    names |= {"package": holder.name if holder else method, "kind": str(run.model.config.model_type)}
+    code = LOADER.format(**names, method=method, options=options)
+    (folder / f"{CODE}.py").write_text(code, encoding="utf-8")
+    file = folder / "config.json"
+    described = json.loads(file.read_text(encoding="utf-8"))
+    described |= {"model_type": f"adapted-{names['kind']}", "architectures": ["AdaptedModel"]}
+    kinds = {"AutoConfig": "AdaptedConfig", "AutoModelForSequenceClassification": "AdaptedModel"}
+    described["auto_map"] = {auto: f"{CODE}.{own}" for auto, own in kinds.items()}
+    file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

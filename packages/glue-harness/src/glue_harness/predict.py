@@ -1,0 +1,230 @@
+"""What a trained model says of the rows of files, or of lines on standard input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from finetune_common.data.own_files import NUMBERS, read_columns
+from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.metrics import compute_metrics
+from finetune_common.tasks import Task
+from glue_harness.run.assembly import open_model
+from glue_harness.run.predictor import Predictor
+from glue_harness.run.records import write_whole
+
+__all__ = ["predict"]
+
+Columns = dict[str, list[Any]]
+WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Endings of the files that can be written."""
+
+
+def predict(
+    model: str,
+    files: Sequence[Path],
+    output: Path | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> dict[str, Any]:
+    """Predict the rows of files, and write them with what was predicted.
+
+    The rows keep their columns; added are `label` and `score_<name>` of each label, or `score` of a
+    regression, with `predicted_` before a name that the rows have already.
+
+    Args:
+        model: Folder of a run or of a model, or a hub name.
+        files: csv, tsv, json, jsonl or parquet, all with the same columns; none for a text a line on standard
+            input (two with a tab between them for pairs).
+        output: csv, tsv, jsonl or parquet; None for standard output, in the format of the first file.
+        batch_size: Rows at a time.
+        max_length: Tokens to which a text is truncated; by default as in the run's training.
+
+    Returns:
+        `rows`, `seconds` of prediction, `metrics` (empty without labels), and `without`: why there are none.
+
+    Raises:
+        ConfigurationError: A model, file or column that cannot be used; nothing is written then.
+    """
+    check_number("batch_size", batch_size, at_least=1)
+    ending = _ending(files, output)
+    predictor = open_model(model)
+    if max_length is not None:
+        check_number("max_length", max_length, at_least=4)
+        predictor.max_length = max_length
+    columns = _joined(files) if files else _lines(predictor.task)
+    texts = _texts(predictor.task, columns, str(files[0]) if files else "standard input")
+    began = time.perf_counter()
+    logits = _logits(predictor, [columns[name] for name in texts], batch_size)
+    seconds = time.perf_counter() - began
+    scores = predictor.scores(logits)
+    metrics, without = _metrics(predictor.task, columns, logits)
+    try:
+        _write(columns | _named(columns, _said(predictor, scores)), ending, output)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--output {output}: {error.strerror}: give a file that can be written"
+        ) from None
+    return {"rows": len(scores), "seconds": seconds, "metrics": metrics, "without": without}
+
+
+def _ending(files: Sequence[Path], output: Path | None) -> str:
+    """Return the format to write; that of a file is told by its name."""
+    if output is None:
+        first = files[0].suffix.lower() if files else ".tsv"
+        return first if first in (".csv", ".tsv", ".jsonl") else ".jsonl"
+    if output.suffix.lower() not in WRITTEN:
+        raise ConfigurationError(
+            f"--output {output}: the name ends in {output.suffix!r}: give one of {', '.join(WRITTEN)}"
+        )
+    return output.suffix.lower()
+
+
+def _joined(files: Sequence[Path]) -> Columns:
+    """Return the rows of all files, one after the other."""
+    joined = read_columns(files[0])
+    for file in files[1:]:
+        more = read_columns(file)
+        if more.keys() != joined.keys():
+            raise ConfigurationError(
+                f"{file}: its columns are {', '.join(more)}, those of {files[0]} {', '.join(joined)}: give "
+                "files with the same columns"
+            )
+        joined = {name: values + more[name] for name, values in joined.items()}
+    return joined
+
+
+def _lines(task: Task) -> Columns:
+    """Return what stands on standard input: a text a line, or as many with tabs between as the task has."""
+    names = task.columns or ("text",)
+    rows = [line.rstrip("\r\n").split("\t", len(names) - 1) for line in sys.stdin]
+    if not rows:
+        raise ConfigurationError("standard input: no lines: give a text a line, or files")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(names):
+            raise ConfigurationError(
+                f"standard input line {number}: {len(row)} text, expected {' and '.join(names)} with a tab "
+                "between them"
+            )
+    return {name: [row[at] for row in rows] for at, name in enumerate(names)}
+
+
+def _texts(task: Task, columns: Columns, place: str) -> list[str]:
+    """Return which columns hold the texts: the task's by name, else all that hold nothing but text."""
+    official = task.official_columns or task.columns
+    found = [
+        next((name for name in both if name in columns), None)
+        for both in zip(task.columns, official, strict=True)
+    ]
+    if not task.columns:
+        aside = ("label", "labels", *NUMBERS)
+        found = [name for name in columns if name not in aside and isinstance(columns[name][0], str)]
+        if len(found) > 2:
+            raise ConfigurationError(
+                f"{place}: {len(found)} columns could be the text ({', '.join(map(str, found))[:200]}): "
+                "leave the one or two that are"
+            )
+    names = [name for name in found if name is not None]
+    if not names or len(names) != len(found):
+        wanted = " and ".join(map(repr, task.columns)) or "that holds text"
+        raise ConfigurationError(f"{place}: no column {wanted} among {', '.join(columns)}: name it so")
+    for name in names:
+        if wrong := [row for row, text in enumerate(columns[name], 1) if not isinstance(text, str)]:
+            value = columns[name][wrong[0] - 1]
+            raise ConfigurationError(f"{place} row {wrong[0]}: {name} is {value!r}: expected text")
+    return names
+
+
+def _logits(predictor: Predictor, texts: list[list[str]], batch_size: int) -> np.ndarray:
+    """Return the model's output, with a bar where standard error is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("predict", total=len(texts[0]))
+        return predictor.logits(
+            *texts, batch_size=batch_size, advance=lambda rows: bar.update(task, advance=rows)
+        )
+
+
+def _said(predictor: Predictor, scores: np.ndarray) -> Columns:
+    if predictor.task.regression:
+        return {"score": predictor.said(scores)}
+    each = {f"score_{name}": scores[:, at].tolist() for at, name in enumerate(predictor.labels)}
+    return {"label": predictor.said(scores), **each}
+
+
+def _named(columns: Columns, said: Columns) -> Columns:
+    """Return what is added, under names that the rows do not have."""
+    named: Columns = {}
+    for name, values in said.items():
+        while name in columns:
+            name = f"predicted_{name}"
+        named[name] = values
+    return named
+
+
+def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str, float], str]:
+    """Return the task's metrics over the rows that have a label, or why there are none."""
+    column = next((name for name in ("label", task.official_label) if name in columns), None)
+    if column is None:
+        return {}, ""
+    known = {str(at): at for at in range(len(task.labels))} | {
+        name: at for at, name in enumerate(task.labels)
+    }
+    rows, labels = [], []
+    for row, value in enumerate(columns[column]):
+        if value in (None, "", "-1", -1) and str(value) not in task.labels and not task.regression:
+            continue
+        try:
+            labels.append(float(value) if task.regression else known[str(value)])
+        except (KeyError, ValueError, TypeError):
+            allowed = "a number" if task.regression else ", ".join(task.labels)[:200]
+            return {}, f"no metrics: {column} of row {row + 1} is {str(value)[:40]!r}, allowed is {allowed}"
+        rows.append(row)
+    if not rows:
+        return {}, f"no metrics: {column} is empty"
+    names = (name.removesuffix("_matched").removesuffix("_mismatched") for name in task.metrics)
+    judged = replace(task, evaluation=("validation",), metrics=tuple(dict.fromkeys(names)))
+    return compute_metrics(judged, logits[rows], np.asarray(labels)), ""
+
+
+def _write(columns: Columns, ending: str, output: Path | None) -> None:
+    if ending == ".parquet" and output is not None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        beside = output.with_name(f".{output.name}")
+        parquet.write_table(pa.table(columns), beside)
+        beside.replace(output)
+        return
+    text = _text(columns, ending)
+    if output is None:
+        print(text, end="")
+        return
+    write_whole(output, text)
+
+
+def _text(columns: Mapping[str, list[Any]], ending: str) -> str:
+    rows = zip(*columns.values(), strict=True)
+    if ending == ".jsonl":
+        return "".join(json.dumps(dict(zip(columns, row, strict=True)), default=str) + "\n" for row in rows)
+    held = io.StringIO()
+    writer = csv.writer(held, delimiter="," if ending == ".csv" else "\t", lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return held.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a cell: numbers in full, lists as JSON."""
+    return json.dumps(value) if isinstance(value, (list, dict, bool)) else value

@@ -1,0 +1,65 @@
+"""Whether a model, its tokenizer and the rows belong together: if not, one line before the first step."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import torch
+
+from finetune_common.errors import ConfigurationError
+
+__all__ = ["check_positions", "check_tokens"]
+
+
+def check_positions(model: torch.nn.Module, longest: int) -> None:
+    """Refuse rows that are longer than the model's table of positions; relative positions have no end.
+
+    Args:
+        model: Its embeddings of positions are found by their usual names.
+        longest: Tokens of the longest row.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and re.search(
+            r"\b(position_embeddings|embed_positions|wpe)$", name
+        ):
+            reserved = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            positions = module.num_embeddings - reserved
+            if longest > positions:
+                raise ConfigurationError(
+                    f"rows have up to {longest} tokens and this model has {positions} positions: "
+                    f"use --max-length {positions}"
+                )
+
+
+def check_tokens(model: str, loaded: Any, tokenizer: Any, pair: bool) -> None:
+    """Refuse a tokenizer that gives what the model does not take.
+
+    Args:
+        model: What it is called.
+        loaded: The model itself.
+        tokenizer: Comes with it.
+        pair: Whether rows are pairs of texts.
+    """
+    embeddings = loaded.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
+        raise ConfigurationError(
+            f"--model {model}: its tokenizer has {len(tokenizer):,} tokens and the model embeddings for "
+            f"{embeddings.num_embeddings:,}: give a folder whose tokenizer belongs to the model, or one with "
+            "resized embeddings (resize_token_embeddings)"
+        )
+    given = tokenizer("a", "a") if pair else tokenizer("a")
+    taken = inspect.signature(loaded.forward).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in taken.values())
+    if strange := [name for name in given if name not in taken and not takes_any]:
+        raise ConfigurationError(
+            f"--model {model}: its tokenizer gives {strange[0]}, which a {type(loaded).__name__} does not "
+            "take: leave it out of model_input_names in tokenizer_config.json"
+        )
+    kinds = getattr(loaded.config, "type_vocab_size", 0)
+    if 0 < kinds <= max(given.get("token_type_ids", [0])):
+        raise ConfigurationError(
+            f"--model {model}: its tokenizer numbers the texts of a pair and the model has {kinds} token "
+            "type: leave token_type_ids out of model_input_names in tokenizer_config.json"
+        )

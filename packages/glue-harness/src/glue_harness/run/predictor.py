@@ -1,0 +1,123 @@
+"""What a trained model says of texts: labels and their scores, in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_common.data import Collator, evaluation_batches, to_row_order
+from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import Task
+from glue_harness.run.fit import check_positions
+
+__all__ = ["Predictor"]
+
+WINDOW = 16384
+"""Rows that are tokenised and put in order of length at a time."""
+
+
+@dataclass
+class Predictor:
+    """A trained classifier with its tokenizer.
+
+    Attributes:
+        model: A classifier as transformers has it.
+        tokenizer: The model's.
+        task: What it learned.
+        max_length: Tokens to which a text is truncated.
+    """
+
+    model: Any
+    tokenizer: Any
+    task: Task
+    max_length: int
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of its labels, in the order of its scores."""
+        return [str(name) for _, name in sorted(self.model.config.id2label.items())]
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        *columns: Sequence[str],
+        batch_size: int = 32,
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> np.ndarray:
+        """Return the model's output in float32, of shape (rows, labels), in row order.
+
+        Args:
+            columns: The texts, one a row; two columns for pairs.
+            batch_size: Rows at a time.
+            advance: Told how many rows are done since it was told before.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, collate = self.model.to(device).eval(), Collator(self.tokenizer, self.task)
+        parts = []
+        for start in range(0, len(columns[0]), WINDOW):
+            texts = [list(column[start : start + WINDOW]) for column in columns]
+            encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+            lengths = [len(ids) for ids in encoded["input_ids"]]
+            check_positions(model, max(lengths))
+            batches, outputs = evaluation_batches(lengths, batch_size), []
+            for rows in batches:
+                batch = collate([{name: encoded[name][row] for name in encoded} for row in rows])
+                inputs = {name: values.to(device) for name, values in batch.items()}
+                outputs.append(model(**inputs).logits.float().cpu())
+                advance(len(rows))
+            parts.append(to_row_order(batches, outputs).numpy())
+        return np.concatenate(parts)
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return a score a label: probabilities that sum to 1, or one of each where a text may have several.
+
+        A regression's scores are its output.
+        """
+        kind, outputs = self.model.config.problem_type, torch.from_numpy(logits)
+        if self.task.regression:
+            return logits
+        several = kind == "multi_label_classification"
+        return (outputs.sigmoid() if several else outputs.softmax(-1)).numpy()
+
+    def said(self, scores: np.ndarray) -> list[Any]:
+        """Return what the scores of each row say: a label, the labels above ½, or a number."""
+        if self.task.regression:
+            return [float(row[0]) for row in scores]
+        if self.model.config.problem_type == "multi_label_classification":
+            return [
+                [name for name, score in zip(self.labels, row, strict=True) if score > 0.5] for row in scores
+            ]
+        return [self.labels[number] for number in scores.argmax(axis=1)]
+
+    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
+        """Return what the model says of texts.
+
+        Args:
+            texts: Strings; for a task of pairs, pairs of strings.
+            batch_size: Rows at a time.
+
+        Returns:
+            For each text `{"label": name, "scores": {name: score}}`, or `{"score": number}` of a regression.
+
+        Raises:
+            ConfigurationError: One text where pairs are needed, or the other way round.
+        """
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        wanted = len(self.task.columns) or max(map(len, rows), default=1)
+        for row in rows:
+            if len(row) != wanted or not all(isinstance(part, str) for part in row):
+                expected = "pairs of texts" if wanted == 2 else "one text each"
+                raise ConfigurationError(f"predict: {str(row)[:80]} is not what it takes: give {expected}")
+        if not rows:
+            return []
+        scores = self.scores(self.logits(*zip(*rows, strict=True), batch_size=batch_size))
+        if self.task.regression:
+            return [{"score": value} for value in self.said(scores)]
+        return [
+            {"label": said, "scores": dict(zip(self.labels, map(float, row), strict=True))}
+            for said, row in zip(self.said(scores), scores, strict=True)
+        ]
