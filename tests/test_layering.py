@@ -173,12 +173,17 @@ LEVELS = {
         "cli",
         "commands predict export submit doctor listing prepare",
         "report sweep search",
-        "cost",
+        "cost cluster",
         "run",
         "config",
-        "baselines cluster console extras files hardware",
+        "baselines console extras files hardware",
     ),
-    "finetune_common": ("testing", "data metrics optim", "compiled demo measure slots tasks", "errors lazy"),
+    "finetune_common": (
+        "__init__ testing",
+        "data metrics optim",
+        "compiled demo measure slots tasks",
+        "errors lazy",
+    ),
 }
 """The rooms of a package, from the top: each stands on its own level and on those below it."""
 
