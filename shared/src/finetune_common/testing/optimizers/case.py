@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 __all__ = ["Contract", "Factory", "OptimizerCase", "Reference"]
 
-Factory = Callable[..., torch.optim.Optimizer]
+Factory = Callable[..., Any]  # a torch optimizer; torch types its closures otherwise than it calls them
 Reference = Callable[[list[np.ndarray], list[np.ndarray], dict[str, Any], int], list[np.ndarray]]
 
 
