@@ -9,7 +9,6 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
-from finetune_common.errors import ConfigurationError
 from glue_harness.console import console_for_reading
 from glue_harness.files import writing
 from glue_harness.report.contents import gather

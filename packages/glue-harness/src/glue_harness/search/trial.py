@@ -100,7 +100,7 @@ class _Reporter:
         return json.dumps([self._parent.id if self._parent else None, self._point])
 
     def goes_on(self, folder: Path) -> bool:
-        """Say whether the trial was stopped at its position of now: a checkpoint of its own is ahead of it."""
+        """Say whether the trial was stopped at its position of now: its own checkpoint is ahead of it."""
         file = folder / STOPPED
         told = file.read_text(encoding="utf-8") if file.exists() else ""
         for stale in (file, folder / WAITS):
