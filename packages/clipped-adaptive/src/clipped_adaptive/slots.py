@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ __all__ = [
     "TailsOptions",
 ]
 
-CLIPS = ("none", "global", "layer", "local", "elementwise")
 END = 2.0**128
 """Where float32 ends."""
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from sensitivity_lr.forms import FORMS
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,6 @@ __all__ = [
     "SensitivityMonitor",
     "SensitivityOptions",
 ]
-
-FORMS = ("released", "paper")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from glue_harness.run.assembly import Run, create, tell
 from glue_harness.run.evaluation import Evaluation, History, evaluate
 from glue_harness.run.methods import build_methods
 from glue_harness.run.models import check_positions, load_tokenizer
-from glue_harness.run.plan import Data, Plan
+from glue_harness.run.plan import Data, MicroBatch, Plan
 from glue_harness.run.processes import Processes, join
 from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
@@ -77,14 +77,19 @@ class Training:
         self.watch = Stopwatch(PARTS, processes.device)
         self.newest = snapshot.find(processes, folder)
         with processes.together():
-            self._prepare()
+            self._place()
+        some_unused = processes.world > 1 and not processes.sharded and self._leaves_some_unused()
+        with processes.together():
+            self._attach()
         self.scaled = processes.scaled(self.optimizer)
-        self.forward = processes.replicate(self.model, some_unused=True)
+        if self.config.compile:
+            self.model.compile(dynamic=True)  # one graph for texts of all lengths
+        self.forward = processes.replicate(self.model, some_unused)
         self.parts = list(run.parts.values())
         self.scheduler = self.plan.schedule(self.optimizer)
 
-    def _prepare(self) -> None:
-        """Put the model where it trains, and attach to it what acts while it does."""
+    def _place(self) -> None:
+        """Put the model where it trains, and plan its steps."""
         processes, config = self.processes, self.config
         check_positions(self.model, max(int(lengths.max()) for lengths in self.data.lengths.values()))
         if processes.sharded:
@@ -92,11 +97,31 @@ class Training:
         self.model.to(processes.device).train()
         began_with = processes.world if self.newest is None else checkpoint.processes_of(self.newest)
         self.plan = Plan(config, self.data.lengths["train"], began_with)
+
+    def _attach(self) -> None:
+        """Attach to the model what acts while it trains."""
+        processes, config = self.processes, self.config
         self.run.prepare(config.accumulate * self.plan.shares(processes.world), self.watch.switch)
         assert self.run.optimizer is not None
         self.optimizer = self.run.optimizer
         if processes.rank:
             set_seed(processes.seed(config.seed))  # replicas drop out different units
+
+    def _leaves_some_unused(self) -> bool:
+        """Say whether a trained parameter may get no gradient: DDP has to look for it after each pass then.
+
+        A pass over one row tells. An adaptation that acts within steps may change what trains.
+        """
+        if any(
+            hasattr(self.methods.adaptation, act) for act in ("before_forward", "after_backward", "on_step")
+        ):
+            return True
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        [batch] = self.data.loader("train", [[0]])
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            loss = self._loss(self.model, MicroBatch(1, 1, self.processes.on_device(batch)), 1)
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        return any(self.processes.gather(any(gradient is None for gradient in gradients)))
 
     def train(self) -> None:
         """Train to the end, logging, evaluating and saving on the way.
@@ -120,22 +145,23 @@ class Training:
         if self.evaluation is None:
             self.evaluation = self._evaluate()
 
-    def _train_step(self, rows: int, batches: list[tuple[int, Any]]) -> tuple[Tensor, dict[str, Any]]:
+    def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, dict[str, Any]]:
         """Make one optimizer step; returns this process's part of the mean loss, and what the parts tell."""
         watch, processes = self.watch, self.processes
         total = torch.zeros((), device=processes.device)
-        for number, (own, batch) in enumerate(batches, start=1):
-            loss_fn = partial(self._loss, self.forward, batch, processes.world * own / rows)
-            with processes.alone(self.forward, last=number == len(batches)):
+        tell(self.parts, "before_forward", self.step + 1)
+        for batch in batches:
+            loss_fn = partial(self._loss, self.forward, batch, rows)
+            with processes.alone(self.forward, last=batch is batches[-1]):
                 watch.switch("forward")
                 loss = self._forward(loss_fn)
                 watch.switch("backward")
                 processes.accelerator.backward(loss)
             total += loss.detach()
-        own, batch = batches[-1]
         self.step += 1
         self.examples += rows
-        self._tell_after_backward(partial(self._loss, self.model, batch, processes.world * own / rows))
+        last = next(batch for batch in reversed(batches) if batch.of)  # some may have no rows on any process
+        self._tell_after_backward(partial(self._loss, self.model, last, last.of))
         watch.switch("gradient")
         if self.config.max_grad_norm:
             processes.clip(self.model.parameters(), self.config.max_grad_norm)
@@ -150,9 +176,9 @@ class Training:
         self.scaled.zero_grad()
         return total, observed
 
-    @staticmethod
-    def _loss(model: torch.nn.Module, batch: dict[str, Tensor], weight: float) -> Tensor:
-        return model(**batch).loss * weight
+    def _loss(self, model: torch.nn.Module, batch: MicroBatch, rows: int) -> Tensor:
+        """Return a loss whose mean over the processes counts each of so many rows alike."""
+        return model(**batch.tensors).loss * (self.processes.world * batch.rows / rows)
 
     def _forward(self, loss_fn: Callable[[], Tensor]) -> Tensor:
         """Run a forward pass; the first one of a run is measured."""
@@ -222,7 +248,7 @@ class Training:
         if self.processes.leads:
             self.folder.log({"step": self.step, **values})
 
-    def _rest_of_epoch(self) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    def _rest_of_epoch(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         """Yield what each step that is left of an epoch trains on (`Plan.batches`)."""
         self.watch.switch("data")
         for window in self.plan.batches(self.step, self.data, self.processes, self.config.num_workers):
@@ -280,6 +306,8 @@ def run(
     check_tracker(config)
     processes = join(config)
     reset_peak_memory(processes.device)
+    if config.matmul_precision is not None:
+        torch.set_float32_matmul_precision(config.matmul_precision)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_on_signals())
         stop.waits |= processes.world > 1  # all end at the same step
