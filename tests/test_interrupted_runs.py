@@ -45,7 +45,7 @@ from finetune_common import metrics
 from finetune_common.demo import demo_tokenizer, rows
 from glue_harness import files, parse_mapping, run
 from glue_harness.run import assembly, checkpoint, evaluation, loop, records
-from glue_harness.run.stopping import Stopped
+from glue_harness.stopping import Stopped
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)

@@ -176,6 +176,7 @@ LEVELS = {
         "run",
         "config",
         "baselines cluster console extras hardware",
+        "files stopping",
     ),
     "finetune_common": ("testing", "data metrics optim", "compiled demo measure slots tasks", "errors lazy"),
 }

@@ -126,8 +126,8 @@ def test_the_command_says_it_in_one_line(harness: Callable[..., Any], tmp_path: 
         said = harness(*line, "--output-dir", tmp_path / "run")
     assert said.status == 2
     assert said.err.splitlines()[-1] == (
-        f"glue-harness: {tmp_path}/run/checkpoint/step-2: File too large: make room, or give a place that "
-        "can be written; the same command continues"
+        f"glue-harness: {tmp_path}/run/checkpoint/step-2: File too large: make room, or give a file or "
+        "folder that can be written; the same command continues"
     )
     assert "Traceback" not in said.err
 

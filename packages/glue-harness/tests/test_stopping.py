@@ -13,7 +13,7 @@ import pytest
 
 from glue_harness import parse_mapping
 from glue_harness.run.loop import Data, Training, run
-from glue_harness.run.stopping import StopFile, Stopped, stop_on_signals
+from glue_harness.stopping import StopFile, Stopped, stop_on_signals
 from glue_harness.sweep.on_slurm import Worker
 from glue_harness.sweep.workers import ASKED
 

@@ -14,7 +14,7 @@ from glue_harness.commands import report_command, search_command, submit_command
 from glue_harness.config.commands import CommandParser, parser_of
 from glue_harness.console import standard_output
 from glue_harness.cost.commands import capacity_command, profile_command
-from glue_harness.run.stopping import Stopped, stop_on_signals
+from glue_harness.stopping import Stopped, stop_on_signals
 
 __all__ = ["main"]
 

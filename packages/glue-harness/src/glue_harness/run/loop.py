@@ -34,8 +34,8 @@ from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
 from glue_harness.run.result import result_of
 from glue_harness.run.sharding import shard
-from glue_harness.run.stopping import StopFile, Stopped, StopRequest, stop_on_signals
 from glue_harness.run.tracking import check_tracker, numbers, tracked
+from glue_harness.stopping import StopFile, Stopped, StopRequest, stop_on_signals
 
 __all__ = ["Training", "run"]
 
