@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from finetune_common.errors import ConfigurationError, did_you_mean
 from finetune_common.slots import find
 from glue_harness.config.fields import LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.sweep import spec as sweep
 
 __all__ = ["changed", "covers", "merged", "points", "read", "settings"]
 
@@ -53,7 +53,7 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     """Return a sweep's specification as a scale changes it.
 
     Args:
-        spec: `base`, `grid` and `cases` as in the file of a sweep.
+        spec: `base`, `grid`, `cases` and `exclude` as in the file of a sweep.
         change: `base` sets options, which then are neither axes of the grid nor told by a case; `defaults`
             sets options that axes and cases may still override; `grid` sets axes; `cases` replaces the
             cases; `one_of_each` keeps the first value of each method on every axis and the first case of
@@ -81,6 +81,7 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
         "base": {**(spec.get("base") or {}), **(change.get("defaults") or {}), **fixed},
         "grid": {**grid, **(change.get("grid") or {})},
         "cases": change.get("cases") or cases,
+        "exclude": spec.get("exclude"),
     }
     return {key: value for key, value in new.items() if value}
 
@@ -102,10 +103,8 @@ def merged(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the options of every run of a sweep, as they are written."""
-    grid = spec.get("grid") or {}
-    for case in spec.get("cases") or [{}]:
-        for values in itertools.product(*grid.values()):
-            yield {**(spec.get("base") or {}), **case, **dict(zip(grid, values, strict=True))}
+    for point in sweep.points(spec):
+        yield {**(spec.get("base") or {}), **point}
 
 
 def _choice(slot: str, value: Any) -> dict[str, Any]:

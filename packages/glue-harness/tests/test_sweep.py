@@ -267,3 +267,44 @@ def test_a_dry_run_does_nothing(tmp_path, capsys):
     sweep(spec, tmp_path / "runs", jobs=1, dry_run=True)
     assert "2 runs, 0 of them finished" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_asked_to_stop_has_its_runs_saved(tmp_path, number):
+    """Ctrl-C in a terminal reaches the workers too, and both are asked once more by the sweep."""
+    grid = {"seed": [1, 2]}
+    settings = {
+        "max_steps": 30_000,
+        "epochs": 1000,
+        "log_every": 1,
+        "save_every": 30_000,
+        "eval_every": 30_000,
+    }
+    spec = write(tmp_path, base={**BASE, **settings}, grid=grid)
+    command = [sys.executable, "-m", "glue_harness", "sweep", spec, "--output-dir", tmp_path / "runs"]
+    with subprocess.Popen(
+        [*map(str, command), "--jobs", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as started:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            logs = list(tmp_path.glob("runs/*/metrics.jsonl"))
+            if len(logs) == 2 and all(log.read_text().count("\n") > 3 for log in logs):
+                break
+            time.sleep(0.1)
+        if number == signal.SIGINT:
+            os.killpg(started.pid, number)
+        else:
+            started.send_signal(number)
+        said, _ = started.communicate(timeout=120)
+    assert started.returncode == 128 + number, said
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert said.splitlines()[1:] == [f"glue-harness: stopped by {name}: the same command continues"]
+    assert not list(tmp_path.glob("runs/*/error.txt"))
+    for log in logs:
+        last = json.loads(log.read_text().splitlines()[-1])["step"]
+        assert [path.name for path in log.parent.glob("checkpoint/*")] == [f"step-{last}"]

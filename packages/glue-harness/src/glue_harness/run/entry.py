@@ -21,9 +21,9 @@ from glue_harness.run.plan import Data
 from glue_harness.run.processes import join
 from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
-from glue_harness.run.stopping import StopFile, StopRequest, stop_on_signals
 from glue_harness.run.tracking import check_tracker, tracked
 from glue_harness.run.trained import leave
+from glue_harness.stopping import StopFile, StopRequest, stop_on_signals
 
 __all__ = ["run"]
 

@@ -29,8 +29,8 @@ from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
 from glue_harness.run.result import result_of
 from glue_harness.run.sharding import shard
-from glue_harness.run.stopping import StopFile, Stopped, StopRequest
 from glue_harness.run.tracking import numbers
+from glue_harness.stopping import StopFile, Stopped, StopRequest
 
 __all__ = ["Training"]
 

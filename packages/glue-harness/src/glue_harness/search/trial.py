@@ -16,9 +16,9 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
 from glue_harness.run import checkpoint
 from glue_harness.run.records import RunInUse, write_whole
-from glue_harness.run.stopping import StopFile, Stopped
 from glue_harness.search.records import RESULT_SO_FAR, TRIALS, Evaluation, read_reached
 from glue_harness.search.spec import SearchSpec
+from glue_harness.stopping import StopFile, Stopped
 from glue_harness.sweep.claiming import PAUSE
 from glue_harness.sweep.state import ERROR
 
