@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -30,10 +31,11 @@ from finetune_common.tasks import get_task
 from glue_harness import parse_mapping
 from glue_harness.hardware import hardware, versions
 from glue_harness.report.aggregate import model_name
+from glue_harness.run.assembly import create
 from glue_harness.run.evaluation import Evaluation
 from glue_harness.run.loop import Data, Training
-from glue_harness.run.methods import build_methods
-from glue_harness.run.models import load_model, load_tokenizer
+from glue_harness.run.models import load_tokenizer
+from glue_harness.run.processes import join
 from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
 
@@ -47,8 +49,10 @@ class StepsOnly(Training):
     def _evaluate(self) -> Evaluation:
         return Evaluation({TASK.primary: 0.0}, {})
 
-    def _save(self) -> None:
-        pass
+    def train(self) -> None:
+        """Train to the end."""
+        with patch("glue_harness.run.snapshot.save"):
+            super().train()
 
 
 class StepClock(transformers.TrainerCallback):
@@ -95,7 +99,8 @@ class Job:
     def _harness(self, data: Data) -> float:
         config = self.config
         with RunFolder(config) as folder, Progress(config) as progress:
-            training = StepsOnly(config, build_methods(config), data, self.tokenizer, folder, progress)
+            run = create(config, task=TASK, tokenizer=self.tokenizer)
+            training = StepsOnly(run, data, join(config), folder, progress)
             progress.start(0, training.plan.total, 0)
             began = time.perf_counter()
             training.train()
@@ -140,7 +145,7 @@ class Job:
         )
         clock = StepClock()
         trainer = transformers.Trainer(
-            model=load_model(config.model, TASK, self.tokenizer),
+            model=create(config, task=TASK, tokenizer=self.tokenizer).model,
             args=arguments,
             train_dataset=rows.select(order),
             data_collator=transformers.DataCollatorWithPadding(self.tokenizer),
