@@ -1,6 +1,6 @@
 """Predicting many short rows: the harness's predictor against transformers' pipeline with batches of 32.
 
-Both have one model and one tokenizer in one process, get the same rows, and take turns; what is compared is the
+Both have one model and one tokenizer in one process, get the same rows, and take turns; compared is the
 median of the rounds. The rows are made up: from 3 words on, 11 on average, 40 at most.
 
     python benchmarks/speed/predict.py --model MODEL_FOLDER --output predict.json
