@@ -244,7 +244,7 @@ def misfit(folder: Path, kind: str, sizes: dict[str, Any], names: list[str]) -> 
     [
         ("bert", {"vocab_size": 20}, "embeddings for 20"),
         ("bert", {"vocab_size": 512, "type_vocab_size": 1}, "1 token type"),
-        ("t5", {"vocab_size": 512}, "gives token_type_ids"),
+        ("t5", {"vocab_size": 512, "eos_token_id": 99}, "eos_token_id 99"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused_in_one_line(

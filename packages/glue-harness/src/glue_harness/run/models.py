@@ -46,7 +46,8 @@ def has_weights(folder: Path) -> bool:
 
 def _check_folder(model: str) -> None:
     """Refuse a local path that does not hold a model, in one line."""
-    folder = Path(model_files(model))
+    files = model_files(model)
+    folder = Path(files)
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")):
             raise ConfigurationError(
@@ -55,7 +56,7 @@ def _check_folder(model: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"--model {model}: no config.json in this folder; is it a model folder?")
-    if not has_weights(folder) and str(folder) != model:
+    if not has_weights(folder) and files != model:
         raise ConfigurationError(
             f"--model {model}: what this run trained cannot become part of a model's weights: give the model "
             "that it began with"
@@ -87,17 +88,18 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
         from finetune_common.demo import demo_tokenizer
 
         return demo_tokenizer()
-    folder = Path(model_files(model))
-    if str(folder) == model:
+    files = model_files(model)
+    if files == model:  # a run leaves the tokenizer also where it has no weights to leave
         _check_folder(model)
+    folder = Path(files)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(model, error) from None
-    files = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
-    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+    names = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise ConfigurationError(
-            f"--model {model}: no tokenizer in this folder: expected one of {', '.join(files)}"
+            f"--model {model}: no tokenizer in this folder: expected one of {', '.join(names)}"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
