@@ -52,8 +52,8 @@ def check_tokens(model: str, loaded: Any, tokenizer: Any, pair: bool) -> None:
     end = loaded.config.eos_token_id
     if loaded.config.is_encoder_decoder and end not in given["input_ids"]:
         raise ConfigurationError(
-            f"--model {model}: a {type(loaded).__name__} reads the token that ends a text, eos_token_id {end}, and "
-            "its tokenizer puts none there: give a folder whose tokenizer belongs to the model"
+            f"--model {model}: a {type(loaded).__name__} reads the end of a text, eos_token_id {end}, which "
+            "its tokenizer does not write: give a folder whose tokenizer belongs to the model"
         )
     kinds = getattr(loaded.config, "type_vocab_size", 0)
     if 0 < kinds <= max(given.get("token_type_ids", [0])):
