@@ -11,6 +11,9 @@ nox.options.default_venv_backend = "virtualenv"
 
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+EXAMPLES = sorted(
+    f"./{path.parent.relative_to(ROOT)}" for path in ROOT.glob("examples/methods/*/pyproject.toml")
+)
 PINNED = ("-c", str(ROOT / "constraints.txt"))
 
 
@@ -19,8 +22,8 @@ def install(session: nox.Session, *requirements: str) -> None:
 
 
 def install_all(session: nox.Session, *requirements: str) -> None:
-    """Install every package of the workspace from the checkout, editable."""
-    own = [f"./packages/{name}[test]" for name in PACKAGES]
+    """Install every package of the workspace and the example methods from the checkout, editable."""
+    own = [f"./packages/{name}[test]" for name in PACKAGES] + EXAMPLES
     install(session, *(arg for path in ["./shared[data,test]", *own] for arg in ("-e", path)), *requirements)
 
 

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = [path.name for path in sorted([*ROOT.glob("shared/src/*"), *ROOT.glob("packages/*/src/*")])]
+PACKAGES = {
+    path.name: path
+    for pattern in ("shared/src/*", "packages/*/src/*", "examples/methods/*/src/*")
+    for path in sorted(ROOT.glob(pattern))
+    if (path / "__init__.py").exists()
+}
 
 
 def modules() -> list[str]:
     """Every module of every package, by name, without importing it."""
     found = []
-    for package in PACKAGES:
-        folders = [str(path) for path in ROOT.glob(f"*/src/{package}")] + [
-            str(path) for path in ROOT.glob(f"packages/*/src/{package}")
-        ]
-        found += [package, *(info.name for info in pkgutil.walk_packages(folders, f"{package}."))]
+    for package, folder in PACKAGES.items():
+        found += [package, *(info.name for info in pkgutil.walk_packages([str(folder)], f"{package}."))]
     return [name for name in found if not name.endswith("__main__")]
 
 

@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,9 @@ import pytest
 from finetune_common.slots import GROUPS, HOLDERS
 
 ROOT = Path(__file__).parent.parent
-SOURCES = {path.name: path for path in sorted([*ROOT.glob("shared/src/*"), *ROOT.glob("packages/*/src/*")])}
+PACKAGES = {path.name: path for path in sorted([*ROOT.glob("shared/src/*"), *ROOT.glob("packages/*/src/*")])}
+EXAMPLES = {path.name: path for path in sorted(ROOT.glob("examples/methods/*/src/*_*")) if path.is_dir()}
+SOURCES = PACKAGES | EXAMPLES
 METHODS = [name for name in SOURCES if name not in ("finetune_common", "glue_harness")]
 FINISHED = [name for name in METHODS if (SOURCES[name] / "__init__.py").exists()]
 
@@ -66,7 +69,7 @@ def beyond_torch(statement: str) -> frozenset[str]:
 
 
 def test_packages_are_found() -> None:
-    assert {"finetune_common", "glue_harness"} <= set(SOURCES)
+    assert {"finetune_common", "glue_harness", "example_lisa"} <= set(SOURCES)
 
 
 @pytest.mark.parametrize("module", ["finetune_common.optim", "finetune_common.slots"])
@@ -109,6 +112,100 @@ def test_no_package_imports_what_is_beside_or_above_it(package: str) -> None:
     forbidden = {name for name in SOURCES if name not in (package, "finetune_common")}
     for file in SOURCES[package].rglob("*.py"):
         assert not imports(file) & forbidden, file
+
+
+@cache
+def files(package: str) -> dict[str, Path]:
+    """The modules of a package, by name."""
+    found = {}
+    for file in SOURCES[package].rglob("*.py"):
+        parts = file.relative_to(SOURCES[package].parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A module's nodes, functions' bodies included; what only a type checker reads is left out."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        yield child
+        yield from statements(child)
+
+
+@cache
+def arrows(package: str) -> dict[str, set[str]]:
+    """Module → the modules of its package that it imports: at its top, in a function, by a lazy name."""
+    known = files(package)
+    found: dict[str, set[str]] = {name: set() for name in known}
+    for name, file in known.items():
+        for node in statements(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{file}: a relative import"
+                paths = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[name] |= {path if path in known else str(node.module) for path in paths}
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy_exports":
+                words = [word.value for word in ast.walk(node) if isinstance(word, ast.Constant)]
+                found[name] |= {f"{name}{word}" for word in words if str(word).startswith(".")}
+    return {name: (targets & known.keys()) - {name} for name, targets in found.items()}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle in a graph, or nothing."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    assert not circle(arrows(package))
+
+
+LEVELS = {
+    "glue_harness": (
+        "__init__ __main__",
+        "cli",
+        "commands predict export submit doctor listing prepare",
+        "report sweep search",
+        "cost",
+        "run",
+        "config",
+        "baselines cluster console extras hardware",
+    ),
+    "finetune_common": ("testing", "data metrics optim", "compiled demo measure slots tasks", "errors lazy"),
+}
+"""The rooms of a package, from the top: each stands on its own level and on those below it."""
+
+
+@pytest.mark.parametrize("package", LEVELS)
+def test_arrows_between_rooms_point_downwards(package: str) -> None:
+    levels = {room: level for level, rooms in enumerate(LEVELS[package]) for room in rooms.split()}
+    rooms: dict[str, set[str]] = {}
+    for module, targets in arrows(package).items():
+        room = f"{module}.__init__".split(".")[1]
+        for target in targets:
+            other = f"{target}.__init__".split(".")[1]
+            assert levels[room] <= levels[other], f"{module} imports {target}, which is above it"
+            rooms.setdefault(room, set()).update({other} - {room})
+    assert not circle(rooms)
+
+
+@pytest.mark.parametrize("package", METHODS)
+def test_nothing_stands_on_a_method_package_s_entry_points(package: str) -> None:
+    """They are the package's top, as are plots and callbacks of a trainer."""
+    tops = {f"{package}.{name}" for name in ("slots", "trainer")}
+    assert not [module for module, targets in arrows(package).items() if targets & tops]
+
+
+@pytest.mark.parametrize("folder", ["shared", "packages", "examples", "benchmarks", "docs"])
+def test_no_source_file_is_longer_than_300_lines(folder: str) -> None:
+    found = [file for file in (ROOT / folder).rglob("*.py") if "tests" not in file.parts]
+    assert not [file for file in found if len(file.read_text(encoding="utf-8").splitlines()) > 300]
 
 
 def test_harness_names_no_method_package_and_no_method_of_one() -> None:
@@ -171,7 +268,7 @@ def test_every_public_name_is_described(package: str) -> None:
                         assert inspect.getdoc(getattr(thing, method)), f"{module.__name__}.{name}.{method}"
 
 
-@pytest.mark.parametrize("package", SOURCES)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_every_package_is_complete(package: str) -> None:
     folder = SOURCES[package].parent.parent
     assert (SOURCES[package] / "py.typed").exists()

@@ -64,7 +64,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print a table, and write the numbers where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default=os.environ.get("MINILM_DIR"), help="name or folder (MINILM_DIR)")
     parser.add_argument("--rows", type=int, default=10_000, help="rows of a round (10,000)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (3)")
@@ -78,8 +78,9 @@ def main() -> None:
         run = create(parse_mapping({**settings, "output_dir": folder}))
     run.model.eval()
     device = 0 if torch.cuda.is_available() else -1
+    model: Any = run.model
     classify: Any = pipeline(
-        "text-classification", model=run.model, tokenizer=run.tokenizer, device=device, top_k=None
+        "text-classification", model=model, tokenizer=run.tokenizer, device=device, top_k=None
     )
     ask = partial(classify, batch_size=32, truncation=True, max_length=MAX_LENGTH)
     texts = made_up(options.rows)

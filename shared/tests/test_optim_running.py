@@ -332,5 +332,5 @@ def test_without_a_compiler_it_warns_once_and_runs_as_written(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("no working compiler") == 1
+    assert done.stdout.count("no working compiler was found") == 1
     assert "install a C++ compiler" in done.stdout

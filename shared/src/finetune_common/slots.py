@@ -97,10 +97,19 @@ class Part(Protocol):
     A run's parts are its adaptation and activation method, its optimizer, and what gradient methods and
     monitors give when they are attached. In every optimizer step a run tells them, in this order:
 
-        forward and backward passes → `after_backward` → gradient methods and the optimizer's step → `on_step`
+        `before_forward` → forward and backward passes → `after_backward` → gradient methods and the
+        optimizer's step → `on_step`
 
     and every checkpoint holds the state of all of them.
     """
+
+    def before_forward(self, step: int) -> None:
+        """Get the model ready for a step: say, choose what trains.
+
+        Args:
+            step: Number of the optimizer step that begins, from 1.
+        """
+        ...
 
     def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
         """Act between the backward pass and the step.
@@ -108,8 +117,9 @@ class Part(Protocol):
         Args:
             step: Number of this optimizer step, from 1.
             loss_fn: Runs the forward pass of the last micro-batch again and returns its loss, with a graph.
-                Several processes have a micro-batch each. What is drawn at random meanwhile, dropout
-                included, does not change what the run draws later.
+                Several processes have a part of the micro-batch each: the mean of their losses is the mean
+                loss of its rows. What is drawn at random meanwhile, dropout included, does not change
+                what the run draws later.
         """
         ...
 
@@ -146,7 +156,10 @@ class Adaptation(Method, Protocol):
         ...
 
     def apply(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Change the model and set `requires_grad`; called once, before the optimizer is built."""
+        """Change the model and set `requires_grad`; called once, before the optimizer is built.
+
+        The optimizer gets what requires a gradient now; what is to train later is among it.
+        """
         ...
 
 

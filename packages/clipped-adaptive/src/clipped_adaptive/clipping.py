@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 __all__ = [
-    "CLIPS",
     "ClipReport",
     "Level",
     "RunningQuantile",
@@ -20,9 +20,6 @@ __all__ = [
     "coefficients",
     "norms_by_unit",
 ]
-
-CLIPS = ("none", "global", "layer", "local", "elementwise")
-"""What shares a norm: nothing, all parameters of the optimizer, a layer, a tensor, an element."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_common.errors import ConfigurationError, did_you_mean
@@ -20,7 +21,8 @@ from glue_harness.commands import (
 )
 from glue_harness.config.commands import CommandParser, parser_of
 from glue_harness.cost.commands import capacity_command, profile_command
-from glue_harness.run.stopping import Stopped
+from glue_harness.files import writing
+from glue_harness.run.stopping import Stopped, stop_on_signals
 
 __all__ = ["main"]
 
@@ -42,7 +44,11 @@ def _run(argv: Sequence[str]) -> None:
     from glue_harness.run.loop import run
     from glue_harness.run.processes import leave
 
-    result = run(config)
+    try:
+        result = run(config)
+    except Stopped:
+        leave()
+        raise
     leave()
     if _process() == 0:
         print_run(result, Path(config.output_dir), finished_before=finished)
@@ -144,9 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 for what cannot be used; 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), stop_on_signals():
             warnings.showwarning = _warn
-            _main(sys.argv[1:] if argv is None else argv)
+            if sys.stdout is None:
+                raise ConfigurationError("standard output is closed: give it a file, or /dev/null")
+            with _flushed():
+                _main(sys.argv[1:] if argv is None else argv)
     except ConfigurationError as error:
         speaker = f"glue-harness (process {_process()})" if _process() else "glue-harness"
         print(f"{speaker}: {error}", file=sys.stderr)
@@ -161,3 +170,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"glue-harness: {stopped}", file=sys.stderr)
         return stopped.status
     return 0
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Say in one line that standard output cannot be written, where that is why a command fails."""
+    try:
+        yield
+    except OSError:
+        _flush()
+        raise
+    _flush()
+
+
+def _flush() -> None:
+    try:
+        with writing("standard output"):
+            sys.stdout.flush()
+    except ConfigurationError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again at its end
+        raise

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from finetune_common.errors import ConfigurationError
+from glue_harness.run.stopping import stop_on_signals
 
 __all__ = ["Share", "connected", "fair_share", "own_cores", "use_cores"]
 
@@ -91,9 +92,9 @@ def connected(jobs: int) -> Iterator[Share]:
         _open(fair_share([own_cores()], [], jobs).cpus * jobs)
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield fair_share(
-            [own.get("CPU", 0.0) for own in machines], [own.get("GPU", 0.0) for own in machines], jobs
-        )
+        cpus, gpus = ([own.get(kind, 0.0) for own in machines] for kind in ("CPU", "GPU"))
+        with stop_on_signals():  # Ray has put a handler of its own for SIGTERM
+            yield fair_share(cpus, gpus, jobs)
     finally:
         if ours:
             ray.shutdown()

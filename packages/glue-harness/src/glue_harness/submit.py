@@ -17,6 +17,7 @@ import numpy as np
 from finetune_common.data import load_task
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task
+from glue_harness.files import whole, writing
 from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.records import read_results, write_whole
 
@@ -213,16 +214,12 @@ def submit(
                 texts[name] = "\n".join(_lines(file, scores)) + "\n"
     for name, text in texts.items():
         _check_file(name, text)
-    try:
+    with writing(f"--output-dir {output_dir}"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            write_whole(output_dir / name, text)
-        unchecked = output_dir / f".{ARCHIVE}"
+    for name, text in texts.items():
+        write_whole(output_dir / name, text)
+    archive = output_dir / ARCHIVE
+    with whole(archive) as unchecked:
         unchecked.write_bytes(_zipped(texts))
-    except OSError as error:
-        raise ConfigurationError(
-            f"--output-dir {output_dir}: {error.strerror}: give a folder that can be written"
-        ) from None
-    missing = check_submission(unchecked)
-    archive = unchecked.replace(output_dir / ARCHIVE)
+        missing = check_submission(unchecked)
     return {"archive": archive, "runs": runs, "missing": missing}

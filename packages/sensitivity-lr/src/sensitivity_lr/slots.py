@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune_common.errors import check_choice, check_number
+from sensitivity_lr.forms import FORMS
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +21,6 @@ __all__ = [
     "SensitivityMonitor",
     "SensitivityOptions",
 ]
-
-FORMS = ("released", "paper")
 
 
 @dataclass(frozen=True)

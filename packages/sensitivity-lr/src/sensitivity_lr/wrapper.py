@@ -11,7 +11,7 @@ from torch import Tensor
 from finetune_common.errors import ConfigurationError
 from finetune_common.optim import ElementwiseOptimizer, arithmetic_dtype
 from sensitivity_lr import rules
-from sensitivity_lr.optimizers import check_sage, sage_scalars
+from sensitivity_lr.base import check_sage, sage_scalars
 
 __all__ = ["Sage"]
 

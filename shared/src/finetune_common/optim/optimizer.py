@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.optim.rows import flat_row, shard_index
 from finetune_common.optim.run import Row, Rule, arithmetic_dtype, run
 
-__all__ = ["Batch", "ElementwiseOptimizer", "flat_row", "whole_norms"]
+__all__ = ["Batch", "ElementwiseOptimizer"]
 
 FUSED_PAYS_FROM = 2**23
 """Parameters from which compiling pays within some hundred steps."""
@@ -241,74 +242,8 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), "foreach": self.foreach, "fused": self.fused}
 
 
-def flat_row(param: Tensor, grad: Tensor, *state: Tensor) -> Row:
-    """Return one-dimensional views of this process's part of a parameter, its gradient and its state.
-
-    The gradient is copied when it lies otherwise in memory than the parameter.
-
-    Raises:
-        ConfigurationError: A sparse or complex gradient, or a parameter with gaps in memory.
-    """
-    if grad.is_sparse or grad.is_complex():
-        kind = "sparse" if grad.is_sparse else "complex"
-        raise ConfigurationError(f"a {kind} gradient is not supported: use a dense real one (sparse=False)")
-    if hasattr(param, "to_local"):
-        if grad.placements != param.placements:  # type: ignore[attr-defined]
-            grad = grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
-        param, grad, *state = (tensor.to_local() for tensor in (param, grad, *state))  # type: ignore[attr-defined]
-    row = [param.detach(), grad, *state]
-    if all(tensor.is_contiguous() for tensor in row):
-        return [tensor.view(-1) for tensor in row]
-    if not param.is_contiguous() and param.stride() != torch.empty_like(param, device="meta").stride():
-        raise ConfigurationError(
-            f"a parameter of shape {tuple(param.shape)} has gaps in memory: make it contiguous"
-        )
-    if not _lies_like(grad, param):
-        grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
-    for tensor in state:
-        if not _lies_like(tensor, param):
-            tensor.data = torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
-    return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in (param.detach(), grad, *state)]
-
-
-def _lies_like(tensor: Tensor, param: Tensor) -> bool:
-    return tensor.stride() == param.stride() or (tensor.is_contiguous() and param.is_contiguous())
-
-
-def whole_norms(tensors: list[Tensor]) -> Tensor:
-    """Return the Euclidean norm of each tensor, of the whole one where it is a DTensor.
-
-    Args:
-        tensors: Tensors on one device.
-
-    Returns:
-        One-dimensional, one norm a tensor, in the tensors' arithmetic dtype. No device synchronisation.
-
-    Examples:
-        >>> whole_norms([torch.tensor([3.0, 4.0]), torch.ones(4)])
-        tensor([5., 2.])
-    """
-    dtype = arithmetic_dtype(tensors[0].dtype)
-    if all(_is_plain(tensor) for tensor in tensors):
-        flat = [tensor.view(-1) for tensor in tensors]
-        return torch.stack([torch.dot(tensor, tensor) for tensor in flat]).sqrt_()
-    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
-    return torch.stack([getattr(norm, "full_tensor", lambda norm=norm: norm)() for norm in norms])
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a scalar product gives the norm: on a CPU it is twice as fast as a reduction."""
-    wide = tensor.dtype in (torch.float32, torch.float64)
-    return wide and tensor.device.type == "cpu" and tensor.is_contiguous() and not hasattr(tensor, "to_local")
-
-
 def _salts(batch: Batch) -> Tensor:
-    shard = 0
-    param = batch.params[0]
-    if hasattr(param, "placements"):
-        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-        for dim, placement in enumerate(placements):
-            shard = shard * mesh.size(dim) + (mesh.get_local_rank(dim) if placement.is_shard() else 0)
+    shard = shard_index(batch.params[0])
     salts = [hash((batch.step, index, shard)) % 2**31 for index in batch.indices]
     return torch.tensor(salts, dtype=torch.int32, device=batch.rows[0][0].device)
 

@@ -12,18 +12,16 @@ branches. Values beyond the returned ones leave the remaining state as it is.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune_common.compiled import Compiled
 from finetune_common.optim.ops import TensorList, assign
 from finetune_common.optim.rounding import round_stochastically
 
@@ -157,34 +155,31 @@ def _unbound(values: Tensor) -> TensorList:
 
 
 def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    eager = _reference if rows[0][0].device.type == "cpu" else _foreach
-    if not _compiler_works:
-        return eager(rule, rows, scalars, row_scalars)
-    try:
-        way = _fused_by_length if rows[0][0].device.type == "cpu" else _fused_at_once
-        way(rule, rows, scalars, row_scalars)
-    except Exception as error:
-        if not _is_about_the_compiler(error):
-            raise
-        _give_up_compiling(error)
-        eager(rule, rows, scalars, row_scalars)
+    way = _fused_by_length if rows[0][0].device.type == "cpu" else _fused_at_once
+    way(rule, rows, scalars, row_scalars)
 
 
 def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     """A few rows of one length a call, whatever the length: little to compile, and few calls."""
-    packed = _packed(rows, scalars)
+    names, packed = (rule, tuple(scalars), tuple(row_scalars)), _packed(rows, scalars)
 
-    def call(some: list[Row], own: list[list[Tensor]]) -> None:
-        kept_apart = some[0][0].dtype, some[0][1].dtype, len(some), some[0][0].numel() > 2 * SMALL
-        _compiled(rule, tuple(scalars), tuple(row_scalars), *kept_apart, dynamic=True)(some, packed, own)
+    def compiled(row: Row, count: int) -> Compiled:
+        return _compiled(*names, row[0].dtype, row[1].dtype, count, row[0].numel() > 2 * SMALL, dynamic=True)
 
     small = [] if rule.stochastic else [i for i, row in enumerate(rows) if row[0].numel() <= SMALL]
-    large = sorted(set(range(len(rows))) - set(small if len(small) > 1 else []))
-    for indices in _alike(large, rows):
-        call([rows[i] for i in indices], [[values[i] for i in indices] for values in row_scalars.values()])
-    if len(small) > 1:
+    if len(small) < 2 or not compiled(rows[small[0]], 1).usable:
+        small = []
+    for indices in _alike(sorted(set(range(len(rows))) - set(small)), rows):
+        some, step = [rows[i] for i in indices], compiled(rows[indices[0]], len(indices))
+        if step.usable:
+            step(some, packed, [[values[i] for i in indices] for values in row_scalars.values()])
+        else:
+            own = {name: values[indices] for name, values in row_scalars.items()}
+            _reference(rule, some, scalars, own)
+    if small:
         with _joined([rows[i] for i in small]) as (row, sizes):
-            call([row], [[values[small].repeat_interleave(sizes)] for values in row_scalars.values()])
+            own = [[values[small].repeat_interleave(sizes)] for values in row_scalars.values()]
+            compiled(row, 1)([row], packed, own)
 
 
 def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
@@ -194,7 +189,11 @@ def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
     """
     lengths = tuple(row[0].numel() for row in rows)
     key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype, lengths)
-    _compiled(*key, dynamic=False)(list(rows), _packed(rows, scalars), list(row_scalars.values()))
+    step = _compiled(*key, dynamic=False)
+    if step.usable:
+        step(list(rows), _packed(rows, scalars), list(row_scalars.values()))
+    else:
+        _foreach(rule, rows, scalars, row_scalars)
 
 
 def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
@@ -227,7 +226,7 @@ def _joined(rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
 @cache
 def _compiled(
     rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any, dynamic: bool
-) -> Callable[[list[Row], Tensor, Sequence[Sequence[Tensor] | Tensor]], None]:
+) -> Compiled:
     """Compile a rule for a list of rows.
 
     Dtypes, numbers of rows and size classes are kept apart: compiled code is laid out (threads) for the
@@ -240,45 +239,7 @@ def _compiled(
             values = [given[i] for given in own]
             advance(rule, row, {**scalars, **dict(zip(row_names, values, strict=True))})
 
-    return _compile(step, rule, dynamic)
-
-
-def _compile(step: FunctionType, rule: Rule, dynamic: bool) -> Callable[..., None]:
-    name = f"{rule.update.__name__}_{next(_serial)}"
-    own_code = step.__code__.replace(co_name=name)  # torch counts recompilations by code object
-    function = FunctionType(own_code, step.__globals__, name, None, step.__closure__)
-    return torch.compile(function, dynamic=dynamic, fullgraph=True)
-
-
-_serial = count()
-_compiler_works = True
-_COMPILER_ERRORS = (
-    "InvalidCxxCompiler",
-    "CppCompileError",
-    "TritonMissing",
-    "Cannot find a working triton",
-    "Failed to find C compiler",
-    "Python.h",
-)
-
-
-def _is_about_the_compiler(error: BaseException | None) -> bool:
-    while error is not None:
-        if any(sign in f"{type(error).__name__}: {error}" for sign in _COMPILER_ERRORS):
-            return True
-        error = error.__cause__
-    return False
-
-
-def _give_up_compiling(error: Exception) -> None:
-    global _compiler_works
-    _compiler_works = False
-    warnings.warn(
-        "no working compiler for fused=True: the optimizer runs uncompiled, several times slower; "
-        f"install a C++ compiler (CPU) or triton (CUDA), or pass fused=False ({type(error).__name__})",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    return Compiled(step, "an optimizer with fused=True", name=rule.update.__name__, dynamic=dynamic)
 
 
 PATHS = {"reference": _reference, "foreach": _foreach, "fused": _fused}

@@ -18,7 +18,7 @@ SLOTS = {"adaptation": "full", "activation": "none", "gradient": None, "optimize
 LIST_SLOTS = ("gradient", "monitor")
 """Slots that hold any number of methods, in order."""
 
-ELSEWHERE = ("output_dir", "num_workers", "offline", "overwrite", "sharding", "tracker")
+ELSEWHERE = ("output_dir", "device", "num_workers", "offline", "overwrite", "sharding", "tracker")
 """Fields that say where and how a run happens, and leave its numbers alone."""
 
 OPTIONAL = (
@@ -29,6 +29,8 @@ OPTIONAL = (
     "early_stopping",
     "early_stopping_delta",
     "load_best",
+    "matmul_precision",
+    "compile",
 )
 """Fields that change nothing where they are empty: a run without them is the run it was before them."""
 
@@ -66,6 +68,10 @@ class RunConfig:
         load_best: End with the weights of the best evaluation, instead of the last.
         log_every: Write a line of metrics.jsonl every so many steps.
         precision: Arithmetic of the forward and backward passes.
+        matmul_precision: What float32 matrix products may round to on a GPU (high: TF32); torch's default
+            if left out.
+        compile: Compile the model: slow to begin, quicker steps, numbers that differ in the last digits.
+        device: Where to train: cpu or cuda; a GPU if there is one, if left out.
         num_workers: Processes that prepare batches; the order does not depend on it.
         offline: Touch no network: use what `prepare` fetched.
         overwrite: Start anew where a run exists.
@@ -106,6 +112,9 @@ class RunConfig:
     load_best: bool = False
     log_every: int = 10
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
+    compile: bool = False
+    device: Literal["cpu", "cuda"] | None = None
     num_workers: int = 0
     offline: bool = False
     overwrite: bool = False
@@ -136,6 +145,10 @@ class RunConfig:
             check_number("head_lr", self.head_lr, at_least=0)
         if self.early_stopping_delta and self.early_stopping is None:
             raise ConfigurationError("early_stopping_delta without early_stopping does nothing: give both")
+        if self.matmul_precision is not None:
+            check_choice("matmul_precision", self.matmul_precision, ("highest", "high", "medium"))
+        if self.device is not None:
+            check_choice("device", self.device, ("cpu", "cuda"))
         if self.tracker is not None:
             check_choice("tracker", self.tracker, ("tensorboard", "wandb", "mlflow", "trackio"))
         if not self.output_dir:

@@ -16,6 +16,7 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.footprint import measured_peak
 from glue_harness.cost.steps import Steps
+from glue_harness.files import whole
 from glue_harness.hardware import hardware, versions
 from glue_harness.run.records import write_whole
 
@@ -103,7 +104,6 @@ def profile_steps(
         "hardware": hardware(torch.device(device)),
     }
     if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
         write_whole(output_dir / "speed_results.json", json.dumps(report, indent=1) + "\n")
         if len(batch_sizes) > 1:
             throughput_figure(report, output_dir / "throughput.png")
@@ -149,5 +149,6 @@ def throughput_figure(report: Mapping[str, Any], path: Path) -> None:
         )
     ax.set(xlabel="batch size", ylabel="rows a second", title=f"{report['model']}: training throughput")
     ax.legend()
-    figure.savefig(path, dpi=120)
+    with whole(path) as beside:
+        figure.savefig(beside, dpi=120)
     plt.close(figure)

@@ -77,6 +77,7 @@ class Steps:
         wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
         wait()
         began = time.perf_counter()
+        tell(self.run.parts.values(), "before_forward", step)
         self.forward_backward()
         wait()
         between = time.perf_counter()

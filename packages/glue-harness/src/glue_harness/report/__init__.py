@@ -9,8 +9,8 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
-from finetune_common.errors import ConfigurationError
 from glue_harness.console import console_for_reading
+from glue_harness.files import writing
 from glue_harness.report.contents import gather
 from glue_harness.report.render import print_table
 from glue_harness.report.tables import tables_of, write_tables
@@ -88,12 +88,8 @@ def report(
             where=where,
             group_by=group_by,
         )
-        try:
+        with writing(f"--output-dir {output_dir}"):
             output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(
-                f"--output-dir {output_dir}: {error.strerror}: give a folder that can be written"
-            ) from None
         console = console_for_reading()
         tables = tables_of(contents)
         for name, table in tables.items():

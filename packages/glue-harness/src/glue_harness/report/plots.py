@@ -20,6 +20,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from glue_harness.files import whole
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.contents import Contents
 from glue_harness.report.statistics import mean_interval
@@ -279,8 +280,10 @@ def _draw(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
     made = Figure(folder / f"{name}.png", folder / f"{name}.svg", title, f"{title}. {'. '.join(texts)}.")
     if texts:
         figure.suptitle(title, fontsize="large", y=1 - 0.15 / figure.get_figheight())
-        figure.savefig(made.png, dpi=110)
-        figure.savefig(made.svg, metadata={"Date": None, "Title": title, "Description": made.text})
+        told = {"Date": None, "Title": title, "Description": made.text}
+        for file, options in ((made.png, {"dpi": 110}), (made.svg, {"metadata": told})):
+            with whole(file) as beside:
+                figure.savefig(beside, **options)
     plt.close(figure)
     return made if texts else None
 

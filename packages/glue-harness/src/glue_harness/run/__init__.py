@@ -5,11 +5,14 @@ The room has the name of what it is for, and can be called: `from glue_harness i
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it: it misses kernels at once
 
 if TYPE_CHECKING:
     from glue_harness.config.fields import RunConfig

@@ -187,7 +187,7 @@ def open_run(folder: Path | str) -> Run:
     """
     folder = Path(folder)
     config = read_config(folder)
-    newest = checkpoint.latest(folder / "checkpoint")
+    newest = checkpoint.sound(folder / "checkpoint", checkpoint.WEIGHTS)
     finished = (folder / "result.json").exists() and (folder / MODEL).is_dir()
     if finished and has_weights(folder / MODEL):
         model = load_classifier(str(folder))

@@ -1,15 +1,16 @@
 """Checkpoints from which a run continues to the same numbers.
 
 A checkpoint is a folder `step-<N>` that is renamed into place once all its files are on disk: what carries
-that name is whole. The newest one is used, older ones are removed.
+that name is whole. `digests.json` in it tells the files' digests, by which a disk's errors are noticed; while
+a run goes on, the newest two checkpoints are kept.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +23,14 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
+from glue_harness.files import whole
+from glue_harness.run.digests import damage, digest_of, write_digests
 from glue_harness.run.sharding import gathered, is_spread, own_part
 
 __all__ = [
     "adopt",
     "best_weights",
     "drop_state",
-    "keep_only",
     "latest",
     "load",
     "load_weights",
@@ -38,6 +40,9 @@ __all__ = [
     "restore_random_states",
     "save",
     "save_best",
+    "sound",
+    "step_of",
+    "tidy",
     "whole_weights",
 ]
 
@@ -65,16 +70,8 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _steps(folder: Path) -> dict[int, Path]:
-    found = {path: re.fullmatch(r"step-(\d+)", path.name) for path in folder.glob("step-*")}
+def _steps(folder: Path, kind: str = "step") -> dict[int, Path]:
+    found = {path: re.fullmatch(rf"{kind}-(\d+)", path.name) for path in folder.glob(f"{kind}-*")}
     return {int(match[1]): path for path, match in found.items() if match}
 
 
@@ -83,16 +80,56 @@ def name_of(step: int) -> str:
     return f"step-{step}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return how many optimizer steps are done in a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def latest(folder: Path) -> Path | None:
     """Return the newest whole checkpoint in a folder, or None."""
     steps = _steps(folder)
     return steps[max(steps)] if steps else None
 
 
-def keep_only(folder: Path, step: int) -> None:
-    """Remove all checkpoints in a folder but the one of a step."""
-    for other in _steps(folder).keys() - {step}:
-        shutil.rmtree(folder / name_of(other), ignore_errors=True)
+def sound(folder: Path, *names: str) -> Path | None:
+    """Return the newest checkpoint in a folder whose files are as they were written, or None.
+
+    Args:
+        folder: The run's `checkpoint/`.
+        names: The files that are to be read; by default all.
+
+    Raises:
+        ConfigurationError: There are checkpoints, and all are damaged; names the newest one's file.
+
+    Warns:
+        UserWarning: A newer one is damaged.
+    """
+    damaged: list[str] = []
+    for _, candidate in sorted(_steps(folder).items(), reverse=True):
+        if not (reason := damage(candidate, names or (WEIGHTS, STATE))):
+            if damaged:
+                warnings.warn(f"{damaged[0]}; the one before it, {candidate.name}, is used", stacklevel=2)
+            return candidate
+        damaged.append(str(_damaged(candidate, reason)))
+    if damaged:
+        raise ConfigurationError(damaged[0])
+    return None
+
+
+def tidy(folder: Path, step: int, keep: int = 1) -> None:
+    """Remove all but the newest checkpoints up to a step, and the best weights that each of them knows.
+
+    Args:
+        folder: The run's `checkpoint/`.
+        step: The newest one.
+        keep: How many stay.
+    """
+    kept = sorted(number for number in _steps(folder) if number <= step)[-keep:]
+    bests = [[best for best in _steps(folder, "best") if best <= number] for number in kept]
+    names = {name_of(number) for number in kept} | {f"best-{max(known)}" for known in bests if known}
+    for old in folder.iterdir():
+        if old.name not in names:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def drop_state(folder: Path) -> None:
@@ -120,64 +157,59 @@ Weights = torch.nn.Module | Mapping[str, Tensor]
 
 
 def _write(folder: Path, weights: Weights, state: Mapping[str, Any] | None = None) -> None:
-    """Write a folder that appears whole or not at all; one that is there already stays."""
-    unfinished = folder.with_name(f".{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    if isinstance(weights, torch.nn.Module):
-        save_model(weights, str(unfinished / WEIGHTS))
-    else:
-        save_file(dict(weights), unfinished / WEIGHTS, metadata={"format": "pt"})
-    if state is not None:
-        torch.save(dict(state), unfinished / STATE)
-    for file in (*unfinished.iterdir(), unfinished):
-        _sync(file)
-    if not folder.exists():
-        unfinished.rename(folder)
-        _sync(folder.parent)
+    """Write a folder that appears whole or not at all."""
+    with whole(folder) as unfinished:
+        unfinished.mkdir()
+        if isinstance(weights, torch.nn.Module):
+            save_model(weights, str(unfinished / WEIGHTS))
+        else:
+            save_file(dict(weights), unfinished / WEIGHTS, metadata={"format": "pt"})
+        if state is not None:
+            with (unfinished / STATE).open("wb") as file:  # a path's errors have no reason in them
+                torch.save(dict(state), file)
+        write_digests(unfinished)
 
 
-def save(
-    folder: Path, step: int, weights: Weights, state: Mapping[str, Any], best: int | None = None
-) -> None:
-    """Save a checkpoint and remove what it replaces.
+def save(folder: Path, step: int, weights: Weights, state: Mapping[str, Any]) -> None:
+    """Save a checkpoint and remove those that are older than the one before it.
 
     Args:
         folder: The run's `checkpoint/`.
         step: Optimizer steps done.
         weights: To `model.safetensors`.
         state: Everything else: tensors and plain data, to `state.pt`.
-        best: Step of the best weights, which stay if `save_best` kept them.
     """
-    target = folder / name_of(step)
-    _write(target, weights, state)
-    for old in folder.iterdir():
-        if old not in (target, _best(folder, best)):
-            shutil.rmtree(old)
+    _write(folder / name_of(step), weights, state)
+    tidy(folder, step, keep=2)
 
 
-def _best(folder: Path, step: int | None) -> Path:
+def _best(folder: Path, step: int) -> Path:
     return folder / f"best-{step}"
 
 
 def save_best(folder: Path, step: int, weights: Weights) -> None:
     """Keep the weights of a step that evaluated best so far, until `save` drops them for better ones."""
-    shutil.rmtree(_best(folder, step), ignore_errors=True)
     _write(_best(folder, step), weights)
 
 
 def best_weights(folder: Path, step: int) -> Path | None:
     """Return the folder with the weights that `save_best` kept, or None."""
     found = _best(folder, step)
-    return found if found.exists() else None
+    if not (found / WEIGHTS).exists():
+        return None
+    if reason := damage(found, [WEIGHTS]):
+        raise _damaged(found, reason)
+    return found
 
 
 def adopt(best: Path) -> None:
     """Put the best weights into the newest checkpoint, in place of its own."""
     newest = latest(best.parent)
     if newest is not None:
+        write_digests(newest, {WEIGHTS: digest_of(best / WEIGHTS)})  # either may be there for a moment
         (best / WEIGHTS).replace(newest / WEIGHTS)
-        shutil.rmtree(best)
+        for old in _steps(best.parent, "best").values():
+            shutil.rmtree(old)
 
 
 def _damaged(checkpoint: Path, reason: str) -> ConfigurationError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,10 @@ class History:
         """The newest evaluation."""
         return self.entries[-1]
 
+    def has(self, step: int) -> bool:
+        """Say whether a step was evaluated last."""
+        return bool(self.entries) and self.last["step"] == step
+
     def stale(self, delta: float) -> int:
         """Return how many evaluations ago the primary metric last rose by more than `delta` over its best.
 
@@ -82,7 +86,12 @@ class History:
 
 
 def _scores(
-    model: torch.nn.Module, data: Data, split: str, batch_size: int, processes: Processes
+    model: torch.nn.Module,
+    data: Data,
+    split: str,
+    batch_size: int,
+    processes: Processes,
+    between: Callable[[], None],
 ) -> np.ndarray:
     batches = evaluation_batches(data.lengths[split], batch_size)
     mine = batches[processes.rank :: processes.world]
@@ -90,6 +99,7 @@ def _scores(
     passes = mine + batches[:1] * (rounds - len(mine))  # a spread model needs all processes at every pass
     scores: list[torch.Tensor] = []
     for batch in data.loader(split, passes):
+        between()
         batch.pop("labels", None)
         scores.append(model(**processes.on_device(batch)).logits.float())
     rows = [row for indices in mine for row in indices]
@@ -101,7 +111,13 @@ def _scores(
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, data: Data, batch_size: int, processes: Processes) -> Evaluation:
+def evaluate(
+    model: torch.nn.Module,
+    data: Data,
+    batch_size: int,
+    processes: Processes,
+    between: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Score a model on every evaluation set of a task, each row once whatever the number of processes.
 
     Args:
@@ -109,13 +125,14 @@ def evaluate(model: torch.nn.Module, data: Data, batch_size: int, processes: Pro
         data: The tokenised splits of the task.
         batch_size: Rows at a time.
         processes: All of the run, each of which scores its share.
+        between: Called before each batch, as often on every process.
     """
     training = model.training
     model.eval()
     metrics: dict[str, float] = {}
     scores: dict[str, np.ndarray] = {}
     for split in data.task.evaluation:
-        scores[split] = _scores(model, data, split, batch_size, processes)
+        scores[split] = _scores(model, data, split, batch_size, processes, between)
         metrics |= compute_metrics(
             data.task, scores[split], np.asarray(data.datasets[split]["labels"]), split
         )

@@ -29,13 +29,13 @@ from glue_harness.run.evaluation import Evaluation, History, evaluate
 from glue_harness.run.fit import check_positions
 from glue_harness.run.methods import build_methods
 from glue_harness.run.models import load_tokenizer
-from glue_harness.run.plan import Data, Plan
+from glue_harness.run.plan import Data, MicroBatch, Plan
 from glue_harness.run.processes import Processes, join
 from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
 from glue_harness.run.result import result_of
 from glue_harness.run.sharding import shard
-from glue_harness.run.stopping import Stopped, StopRequest, stop_on_signals
+from glue_harness.run.stopping import StopFile, Stopped, StopRequest, stop_on_signals
 from glue_harness.run.tracking import check_tracker, numbers, tracked
 from glue_harness.run.trained import leave
 
@@ -65,40 +65,65 @@ class Training:
         folder: RunFolder,
         progress: Progress,
         on_evaluation: Callable[[Training], None] | None = None,
-        stop: StopRequest | None = None,
+        stop: StopRequest | StopFile | None = None,
     ) -> None:
         self.run, self.data, self.processes = run, data, processes
         self.config, self.methods, self.model = run.config, run.methods, run.model
         self.folder, self.progress, self.on_evaluation = folder, progress, on_evaluation
         self.stop = stop or StopRequest()
         self.task = data.task
-        self.step = self.examples = 0
+        self.step = self.examples = self.saved = 0
         self.saved_bytes: int | None = None
         self.evaluation: Evaluation | None = None
         self.history = History(self.task.primary)
         self.watch = Stopwatch(PARTS, processes.device)
+        self.newest = snapshot.find(processes, folder)
         with processes.together():
-            self._prepare()
+            self._place()
+        some_unused = processes.world > 1 and not processes.sharded and self._leaves_some_unused()
+        with processes.together():
+            self._attach()
         self.scaled = processes.scaled(self.optimizer)
-        self.forward = processes.replicate(self.model, some_unused=True)
+        if self.config.compile:
+            self.model.compile(dynamic=True)  # one graph for texts of all lengths
+        self.forward = processes.replicate(self.model, some_unused)
         self.parts = list(run.parts.values())
         self.scheduler = self.plan.schedule(self.optimizer)
 
-    def _prepare(self) -> None:
-        """Put the model where it trains, and attach to it what acts while it does."""
+    def _place(self) -> None:
+        """Put the model where it trains, and plan its steps."""
         processes, config = self.processes, self.config
         check_positions(self.model, max(int(lengths.max()) for lengths in self.data.lengths.values()))
         if processes.sharded:
             shard(self.model, processes.device.type, processes.world)
         self.model.to(processes.device).train()
-        newest = checkpoint.latest(self.folder.checkpoints)
-        began_with = processes.world if newest is None else checkpoint.processes_of(newest)
+        began_with = processes.world if self.newest is None else checkpoint.processes_of(self.newest)
         self.plan = Plan(config, self.data.lengths["train"], began_with)
+
+    def _attach(self) -> None:
+        """Attach to the model what acts while it trains."""
+        processes, config = self.processes, self.config
         self.run.prepare(config.accumulate * self.plan.shares(processes.world), self.watch.switch)
         assert self.run.optimizer is not None
         self.optimizer = self.run.optimizer
         if processes.rank:
             set_seed(processes.seed(config.seed))  # replicas drop out different units
+
+    def _leaves_some_unused(self) -> bool:
+        """Say whether a trained parameter may get no gradient: DDP has to look for it after each pass then.
+
+        A pass over one row tells. An adaptation that acts within steps may change what trains.
+        """
+        if any(
+            hasattr(self.methods.adaptation, act) for act in ("before_forward", "after_backward", "on_step")
+        ):
+            return True
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        [batch] = self.data.loader("train", [[0]])
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            loss = self._loss(self.model, MicroBatch(1, 1, self.processes.on_device(batch)), 1)
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        return any(self.processes.gather(any(gradient is None for gradient in gradients)))
 
     def train(self) -> None:
         """Train to the end, logging, evaluating and saving on the way.
@@ -107,35 +132,38 @@ class Training:
             Stopped: The run was asked to stop; what it did is saved.
         """
         self._stop_if_asked()
-        while self.step < self.plan.total and not self.stopped_early:
+        if self.step and self.step == self.saved and self._evaluates() and not self.history.has(self.step):
+            self._close_step()  # it was stopped while it evaluated
+        while not self.ended:
             for rows, batches in self._rest_of_epoch():
                 rate = float(self.scheduler.get_last_lr()[0])
                 loss, observed = self._train_step(rows, batches)
                 self._after_step(loss, rate, observed)
-                self._stop_if_asked()
-                if self.stopped_early:
+                if self.ended:
                     break
+                self._stop_if_asked()
         if self.config.load_best and snapshot.return_to_best(self):
             self.evaluation = self._evaluate()
         if self.evaluation is None:
             self.evaluation = self._evaluate()
 
-    def _train_step(self, rows: int, batches: list[tuple[int, Any]]) -> tuple[Tensor, dict[str, Any]]:
+    def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, dict[str, Any]]:
         """Make one optimizer step; returns this process's part of the mean loss, and what the parts tell."""
         watch, processes = self.watch, self.processes
         total = torch.zeros((), device=processes.device)
-        for number, (own, batch) in enumerate(batches, start=1):
-            loss_fn = partial(self._loss, self.forward, batch, processes.world * own / rows)
-            with processes.alone(self.forward, last=number == len(batches)):
+        tell(self.parts, "before_forward", self.step + 1)
+        for batch in batches:
+            loss_fn = partial(self._loss, self.forward, batch, rows)
+            with processes.alone(self.forward, last=batch is batches[-1]):
                 watch.switch("forward")
                 loss = self._forward(loss_fn)
                 watch.switch("backward")
                 processes.accelerator.backward(loss)
             total += loss.detach()
-        own, batch = batches[-1]
         self.step += 1
         self.examples += rows
-        self._tell_after_backward(partial(self._loss, self.model, batch, processes.world * own / rows))
+        last = next(batch for batch in reversed(batches) if batch.of)  # some may have no rows on any process
+        self._tell_after_backward(partial(self._loss, self.model, last, last.of))
         watch.switch("gradient")
         if self.config.max_grad_norm:
             processes.clip(self.model.parameters(), self.config.max_grad_norm)
@@ -150,9 +178,9 @@ class Training:
         self.scaled.zero_grad()
         return total, observed
 
-    @staticmethod
-    def _loss(model: torch.nn.Module, batch: dict[str, Tensor], weight: float) -> Tensor:
-        return model(**batch).loss * weight
+    def _loss(self, model: torch.nn.Module, batch: MicroBatch, rows: int) -> Tensor:
+        """Return a loss whose mean over the processes counts each of so many rows alike."""
+        return model(**batch.tensors).loss * (self.processes.world * batch.rows / rows)
 
     def _forward(self, loss_fn: Callable[[], Tensor]) -> Tensor:
         """Run a forward pass; the first one of a run is measured."""
@@ -178,13 +206,18 @@ class Training:
         if last or step % config.log_every == 0 or (speaks and self.processes.from_leader(bool(observed))):
             self._log(loss, rate, observed)
         self.progress.advance(step, self.examples)
-        evaluated = last or self._due(config.eval_every)
-        if evaluated:
+        self._close_step()
+
+    def _close_step(self) -> None:
+        if evaluates := self._evaluates():
             self._note_evaluation()
-        if last or self.stopped_early or self._due(config.save_every):
+        if self.ended or self._due(self.config.save_every):
             snapshot.save(self)
-        if evaluated and self.on_evaluation is not None:
+        if evaluates and self.on_evaluation is not None:
             self.on_evaluation(self)
+
+    def _evaluates(self) -> bool:
+        return self.step == self.plan.total or self._due(self.config.eval_every)
 
     def _due(self, every: int | None) -> bool:
         return self.step % every == 0 if every else self.plan.ends_epoch(self.step)
@@ -200,7 +233,8 @@ class Training:
 
     def _evaluate(self) -> Evaluation:
         self.watch.switch("evaluation")
-        evaluation = evaluate(self.model, self.data, self.config.batch_size, self.processes)
+        size = self.config.batch_size
+        evaluation = evaluate(self.model, self.data, size, self.processes, self._stop_if_asked)
         self.watch.switch(None)
         return evaluation
 
@@ -216,7 +250,7 @@ class Training:
         if self.processes.leads:
             self.folder.log({"step": self.step, **values})
 
-    def _rest_of_epoch(self) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    def _rest_of_epoch(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         """Yield what each step that is left of an epoch trains on (`Plan.batches`)."""
         self.watch.switch("data")
         for window in self.plan.batches(self.step, self.data, self.processes, self.config.num_workers):
@@ -230,16 +264,17 @@ class Training:
         patience = self.config.early_stopping
         return patience is not None and self.history.stale(self.config.early_stopping_delta) >= patience
 
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left to do."""
+        return self.step >= self.plan.total or self.stopped_early
+
     def _stop_if_asked(self) -> None:
-        """End at this step, saved, where a signal asked for it on any process."""
-        ends = self.step == self.plan.total or self.stopped_early
-        if ends or not (number := self.processes.highest(self.stop.number)):
-            return
-        newest = checkpoint.latest(self.folder.checkpoints)
-        saved = newest is not None and newest.name == checkpoint.name_of(self.step)
-        if self.step and not self.processes.from_leader(saved):
-            snapshot.save(self)
-        raise Stopped(number, self.step)
+        """End at this step, saved, where any process was asked to."""
+        if number := self.processes.highest(self.stop.number):
+            if self.step != self.saved:
+                snapshot.save(self)
+            raise Stopped(number, self.step)
 
     def result(self) -> dict[str, Any]:
         """Return what `result.json` holds."""
@@ -250,6 +285,8 @@ def run(
     config: RunConfig,
     on_evaluation: Callable[[Training], None] | None = None,
     start_from: Path | None = None,
+    stop: StopRequest | StopFile | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Train a model on a task, or continue where an interrupted run stopped.
 
@@ -258,19 +295,24 @@ def run(
         on_evaluation: Called after each evaluation, once a checkpoint that is due is written.
         start_from: Folder of another run, from whose newest checkpoint a run that has none of its own
             goes on (`snapshot.continue_from`).
+        stop: Where it is asked to stop; by default it looks after signals itself.
+        quiet: Say nothing of how far it is: somebody else speaks for several runs.
 
     Returns:
         What `result.json` holds; a finished run is not repeated.
 
     Raises:
         ConfigurationError: One line that says what cannot be used, and the remedy.
-        Stopped: A signal asked for it; what was done is saved.
+        Stopped: It was asked to; what was done is saved.
     """
     check_tracker(config)
     processes = join(config)
     reset_peak_memory(processes.device)
+    if config.matmul_precision is not None:
+        torch.set_float32_matmul_precision(config.matmul_precision)
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals())
+        stop = stop or stack.enter_context(stop_on_signals())
+        stop.waits |= processes.world > 1  # all end at the same step
         with processes.together():
             folder = stack.enter_context(RunFolder(config, processes.leads))
             finished = folder.result() if folder.leads else None
@@ -284,7 +326,7 @@ def run(
         data = processes.by_turns(lambda: Data.load(config, tokenizer))
         stack.enter_context(flushed_denormals())
         stack.enter_context(processes.or_lost())
-        with Progress(config, folder.leads) as progress:
+        with Progress(config, folder.leads and not quiet) as progress:
             with processes.together():
                 made = create(config, methods=methods, task=data.task, tokenizer=tokenizer)
             training = Training(made, data, processes, folder, progress, on_evaluation, stop)
@@ -292,7 +334,8 @@ def run(
             if start_from is not None and not training.step:
                 snapshot.continue_from(training, start_from)
             stack.enter_context(tracked(processes.accelerator, config, training.step))
-            progress.start(training.step, training.plan.total, training.examples)
+            progress.start(training)
+            stop.waits = True
             training.train()
         with processes.together():
             return leave(training)

@@ -150,7 +150,7 @@ def load_model(
     config, before = _config_of(model, **labels_of(task)), _config_of(model)
     loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs)
     if _says_other_labels(before, task) and _draw_head_anew(loaded, report):
-        named = () if before.problem_type == "regression" else before.id2label.values()
+        named = () if before.problem_type == "regression" else (before.id2label or {}).values()
         was, now = (", ".join(names) or "numbers" for names in (named, task.labels))
         warnings.warn(f"--model {model}: its head is for {was}: one for {now} is drawn anew", stacklevel=2)
     check_tokens(model, loaded, tokenizer, pair=len(task.columns) == 2)
@@ -204,7 +204,7 @@ def _loaded(
 
 def _says_other_labels(config: transformers.PretrainedConfig, task: Task) -> bool:
     """Say whether a model was trained for other labels, case aside, or for numbers instead of labels."""
-    names = [str(name).casefold() for _, name in sorted(config.id2label.items())]
+    names = [str(name).casefold() for _, name in sorted((config.id2label or {}).items())]
     if all(re.fullmatch(r"label_\d+", name) for name in names):
         return config.problem_type is not None and (config.problem_type == "regression") != task.regression
     return names != [name.casefold() for name in task.labels]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from finetune_common.tasks import TASKS, Task, get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.run.processes import Processes
 
-__all__ = ["Data", "Plan", "load_rows", "task_of"]
+__all__ = ["Data", "MicroBatch", "Plan", "load_rows", "task_of"]
 
 
 def task_of(config: RunConfig) -> Task:
@@ -46,12 +46,12 @@ def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
     if config.train_file is None:
         return get_task(config.task)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    judged = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
+    judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
     if config.task in TASKS:
         return replace(TASKS[config.task], evaluation=("validation",), **judged)
     names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
-    unbounded = {"label_range": (-math.inf, math.inf)}
-    return Task(config.task, tuple(result["columns"]), names, rows={}, **judged, **unbounded)
+    unbounded = (-math.inf, math.inf)
+    return Task(config.task, tuple(result["columns"]), names, **judged, rows={}, label_range=unbounded)
 
 
 def task_told(name: str, described: Any) -> Task:
@@ -106,6 +106,14 @@ class Data:
         return make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
 
 
+class MicroBatch(NamedTuple):
+    """What one process trains on between two exchanges: `rows` of a micro-batch `of` so many in all."""
+
+    rows: int
+    of: int
+    tensors: Any
+
+
 @dataclass
 class Plan:
     """Where each optimizer step's rows are: step → epoch → window → micro-batches.
@@ -150,21 +158,23 @@ class Plan:
 
     def batches(
         self, step: int, data: Data, processes: Processes, num_workers: int
-    ) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    ) -> Iterator[tuple[int, list[MicroBatch]]]:
         """Yield what each step that is left of an epoch trains on.
 
         Returns:
-            Rows of the window over all processes, and this process's micro-batches on its device, each with
-            its number of rows; a process without rows takes part with a row that counts 0.
+            Rows of the window over all processes, and this process's micro-batches on its device; a process
+            without rows takes part with a row that counts 0.
         """
-        windows = self.windows(step)
         rank, world = processes.rank, processes.world
-        mine = [[rows for batch in window for rows in self.own(batch, rank, world)] for window in windows]
-        filled = [rows or window[0][:1] for window, own in zip(windows, mine, strict=True) for rows in own]
+        windows = [(window, self.shared_out(window, world)) for window in self.windows(step)]
+        filled = [shares[rank] or window[0][:1] for window, parts in windows for shares in parts]
         loader = iter(data.loader("train", filled, num_workers))
-        for window, own in zip(windows, mine, strict=True):
-            total = sum(map(len, window))
-            yield total, [(len(rows), processes.on_device(next(loader))) for rows in own]
+        for window, parts in windows:
+            batches = [
+                MicroBatch(len(shares[rank]), sum(map(len, shares)), processes.on_device(next(loader)))
+                for shares in parts
+            ]
+            yield sum(map(len, window)), batches
 
     def ends_epoch(self, step: int) -> bool:
         """Say whether `step` steps are a whole number of epochs, or all of them."""
@@ -173,6 +183,11 @@ class Plan:
     def shares(self, present: int) -> int:
         """Return into how many micro-batches each of the processes now present cuts its part of a batch."""
         return math.ceil(self.processes / present)
+
+    def shared_out(self, window: list[list[int]], present: int) -> list[tuple[list[int], ...]]:
+        """Return the micro-batches of a window, each as the rows that every process has of it."""
+        own = [[self.own(batch, process, present) for process in range(present)] for batch in window]
+        return [shares for batch in own for shares in zip(*batch, strict=True)]
 
     def own(self, batch: list[int], process: int, present: int) -> list[list[int]]:
         """Return the micro-batches of one process: its rows of a batch over all processes; some may be empty.

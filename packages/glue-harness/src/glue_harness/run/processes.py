@@ -195,7 +195,7 @@ def join(config: RunConfig) -> Processes:
     with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="1"):
         accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
-            cpu=launched and not torch.accelerator.is_available(),
+            cpu=config.device == "cpu" or (launched and not torch.accelerator.is_available()),
             log_with=config.tracker,
             project_config=ProjectConfiguration(logging_dir=config.output_dir),
         )
@@ -221,7 +221,10 @@ def _is_sharded(config: RunConfig) -> bool:
 
 def _check(config: RunConfig) -> None:
     """Refuse what cannot work, before any process waits for another one."""
-    if config.precision == "fp16" and not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available() and config.device != "cpu"
+    if config.device == "cuda" and not has_gpu:
+        raise ConfigurationError("--device cuda: torch finds no CUDA device here: leave it out, or give cpu")
+    if config.precision == "fp16" and not has_gpu:
         raise ConfigurationError("--precision fp16 needs a GPU, and this run is on the CPU: use fp32 or bf16")
     for variable, what in NOT_HERE.items():
         if parse_flag_from_env(variable):

@@ -1,9 +1,12 @@
-"""How far a run is: a bar in a terminal, nothing elsewhere."""
+"""How far a run is: a bar in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,7 +14,13 @@ from rich.progress import Progress as Bar
 
 from glue_harness.config.fields import RunConfig
 
+if TYPE_CHECKING:
+    from glue_harness.run.loop import Training
+
 __all__ = ["Progress"]
+
+FIRST, PAUSE = 2.0, 30.0
+"""Seconds to the first line about steps, and between two of them."""
 
 
 class Progress:
@@ -35,10 +44,10 @@ class Progress:
             console=console,
             disable=not (shown and console.is_terminal),
         )
-        self._name = f"{config.task} {config.optimizer['name']}"
+        self._lines = shown and sys.stderr is not None and not console.is_terminal
+        self._config = config
         self._loss = self._rate = float("nan")
         self._score = ""
-        self._first_examples = 0
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -47,10 +56,27 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def start(self, step: int, total: int, examples: int) -> None:
-        """Begin at a step, with the examples that an earlier part of the run has seen."""
-        self._first_examples = examples
-        self._task = self._bar.add_task(self._name, total=total, completed=step, said="")
+    def start(self, training: Training) -> None:
+        """Say what begins, or goes on where an earlier part of the run has ended."""
+        config, step, total = self._config, training.step, training.plan.total
+        self._total, self._first = total, (step, training.examples)
+        self._began = time.monotonic()
+        self._next_line = self._began + FIRST
+        name = f"{config.task} {config.optimizer['name']}"
+        self._task = self._bar.add_task(name, total=total, completed=step, said="")
+        methods = [config.adaptation, config.activation, *config.gradient, config.optimizer, *config.monitor]
+        self._say(
+            f"{config.task}: {len(training.data.datasets['train']):,} rows, model {config.model}, "
+            f"{' + '.join(method['name'] for method in methods)} (lr {config.optimizer['lr']:g}), "
+            + (f"goes on after step {step:,} of {total:,}" if step else f"{total:,} steps")
+        )
+
+    def _say(self, text: str) -> None:
+        if self._lines:
+            try:
+                print(text, file=sys.stderr, flush=True)
+            except OSError:  # nobody reads it: that is no reason to end a run
+                self._lines = False
 
     def logged(self, loss: float, rate: float) -> None:
         """Note the newest loss and learning rate."""
@@ -59,10 +85,16 @@ class Progress:
     def evaluated(self, entry: Mapping[str, Any]) -> None:
         """Note the newest scores."""
         self._score = "  ".join(f"{name} {value:.3f}" for name, value in entry["metrics"].items())
+        self._say(f"step {entry['step']:,}/{self._total:,}, evaluation: {self._score}")
 
     def advance(self, step: int, examples: int) -> None:
         """Show that a step is done."""
-        seconds = self._bar.tasks[0].elapsed or float("inf")
-        speed = (examples - self._first_examples) / seconds
+        now = time.monotonic()
+        seconds = now - self._began
+        speed = (examples - self._first[1]) / seconds
         said = f"loss {self._loss:.4f}  lr {self._rate:.2e}  {speed:.0f} ex/s"
         self._bar.update(self._task, completed=step, said=f"{said}  {self._score}")
+        if now >= self._next_line:
+            self._next_line = now + PAUSE
+            left = timedelta(seconds=round((self._total - step) * seconds / (step - self._first[0])))
+            self._say(f"step {step:,}/{self._total:,}: {said}  {left} left")

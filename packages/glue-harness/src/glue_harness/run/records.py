@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig, difference, identity_of
+from glue_harness.files import whole, writing
 
 __all__ = [
     "ADAPTER",
@@ -26,7 +24,6 @@ __all__ = [
     "RunInUse",
     "model_files",
     "read_results",
-    "whole_folder",
     "write_report",
     "write_whole",
 ]
@@ -43,35 +40,8 @@ MODEL, ADAPTER = "model", "adapter"
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a reader finds the old content or the new, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which gets its name once all is written; what has the name goes then.
-
-    Raises:
-        ConfigurationError: It cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        shutil.rmtree(path, ignore_errors=True)
-        unfinished.rename(path)
-    except (OSError, SafetensorError) as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())[:160]
-        raise ConfigurationError(
-            f"{path} cannot be written ({reason}): make space or give another folder, and try again"
-        ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def model_files(model: str) -> str:
@@ -104,7 +74,6 @@ def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
         numbers: What JSON can hold; the table is made from nothing else.
         table: Markdown.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "result.json", json.dumps(numbers, indent=1) + "\n")
     write_whole(folder / "table.md", table)
     print(table)
@@ -138,16 +107,13 @@ class RunFolder:
         if not self.leads:
             return self
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            with writing(f"--output-dir {self.path}"):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
         except Timeout:
             raise RunInUse(
                 f"--output-dir {self.path}: another process works on this run; wait for it, "
                 "or choose another folder"
-            ) from None
-        except OSError as error:
-            raise ConfigurationError(
-                f"--output-dir {self.path}: {error.strerror}: give a folder that can be written"
             ) from None
         try:
             self._claim()
@@ -202,8 +168,15 @@ class RunFolder:
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        file = self.path / "metrics.jsonl"
+        with writing(file), file.open("ab", buffering=0) as end:
+            size, line = end.tell(), json.dumps(entry).encode() + b"\n"
+            try:
+                while line:  # a system that has no room may take a part
+                    line = line[end.write(line) :]
+            except OSError:
+                end.truncate(size)
+                raise
 
 
 def _whole(file: Path, read: Callable[[str], Any]) -> Any:

@@ -21,7 +21,7 @@ def result_of(training: Training) -> dict[str, Any]:
     seconds = training.watch.seconds()
     settings = config.identity()
     slots = {slot: settings.pop(slot) for slot in ("adaptation", "activation", "gradient", "optimizer")}
-    parameters = list(training.model.parameters())
+    trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
     return {
         "schema": SCHEMA,
         "task": config.task,
@@ -42,8 +42,8 @@ def result_of(training: Training) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(processes.device),
         "saved_activation_bytes": training.saved_bytes,
         "parameters": {
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-            "total": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in trained),
+            "total": sum(p.numel() for p in training.model.parameters()),
         },
         "versions": versions() | method_versions(config),
         "hardware": hardware(processes.device) | {"processes": processes.world, "sharded": processes.sharded},

@@ -14,8 +14,10 @@ from glue_harness.run.sharding import gathered, own_state
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
+    from glue_harness.run.processes import Processes
+    from glue_harness.run.records import RunFolder
 
-__all__ = ["continue_from", "keep_best", "restore", "return_to_best", "save"]
+__all__ = ["continue_from", "find", "keep_best", "restore", "return_to_best", "save"]
 
 
 def _stateful(training: Training) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def _weights(training: Training) -> checkpoint.Weights:
 
 def save(training: Training) -> None:
     """Write a checkpoint of this step; every process has to call it."""
-    processes, history = training.processes, training.history
+    processes = training.processes
     gathers = processes.leads or processes.sharded
     state = {name: part.state_dict() for name, part in (_stateful(training) if gathers else {}).items()}
     if processes.sharded:
@@ -45,33 +47,42 @@ def save(training: Training) -> None:
             "epoch": training.step / training.plan.per_epoch,
             "examples": training.examples,
             "saved_bytes": training.saved_bytes,
-            "history": history.entries,
+            "history": training.history.entries,
             "seconds": training.watch.seconds(),
             "processes": training.plan.processes,
             "random": random[0],
             "random_elsewhere": random[1:],
         }
-        best = history.best["step"] if history.entries else None
-        checkpoint.save(training.folder.checkpoints, training.step, weights, state | progress, best)
-    processes.wait()
+    with processes.together():
+        if processes.leads:
+            checkpoint.save(training.folder.checkpoints, training.step, weights, state | progress)
+    training.saved = training.step
 
 
-def restore(training: Training) -> None:
-    """Continue from the newest checkpoint of the run's folder, if there is one."""
-    processes, folder = training.processes, training.folder
+def find(processes: Processes, folder: RunFolder) -> Path | None:
+    """Return the newest checkpoint of the run's folder that is as it was written; damaged ones go."""
+    newest = None
     with processes.together():
-        newest = checkpoint.latest(folder.checkpoints)
-        if newest is not None:
-            _load(training, newest)
-    steps = processes.gather(training.step)
+        if folder.leads and (newest := checkpoint.sound(folder.checkpoints)):
+            checkpoint.tidy(folder.checkpoints, checkpoint.step_of(newest), keep=2)
+    newest = processes.from_leader(newest)
     with processes.together():
-        if len(set(steps)) > 1:
+        if newest is not None and not newest.exists():
             raise ConfigurationError(
                 f"--output-dir {folder.path}: processes find different checkpoints there: give a folder that "
                 "all machines share"
             )
-        if folder.leads:
-            folder.keep_metrics(training.step)
+    return newest
+
+
+def restore(training: Training) -> None:
+    """Continue from the checkpoint that `find` found, if there is one."""
+    with training.processes.together():
+        if training.newest is not None:
+            _load(training, training.newest)
+            training.saved = training.step
+        if training.folder.leads:
+            training.folder.keep_metrics(training.step)
 
 
 def _load(training: Training, newest: Path) -> Mapping[str, Any]:
@@ -102,7 +113,7 @@ def continue_from(training: Training, other: Path) -> None:
     size the steps are counted anew, and the schedule of this run goes on from there. With `load_best` the
     evaluations so far are forgotten: their weights are the other run's.
     """
-    newest = checkpoint.latest(other / "checkpoint")
+    newest = checkpoint.sound(other / "checkpoint")
     if newest is None:
         raise ConfigurationError(f"{other}: no checkpoint to continue from: give the folder of a run")
     optimizer, scheduler, plan = training.optimizer, training.scheduler, training.plan
@@ -123,8 +134,9 @@ def continue_from(training: Training, other: Path) -> None:
 def keep_best(training: Training) -> None:
     """Keep the weights of this step, which evaluated best so far."""
     weights = _weights(training)
-    if training.processes.leads:
-        checkpoint.save_best(training.folder.checkpoints, training.step, weights)
+    with training.processes.together():
+        if training.processes.leads:
+            checkpoint.save_best(training.folder.checkpoints, training.step, weights)
 
 
 def return_to_best(training: Training) -> bool:
@@ -134,14 +146,18 @@ def return_to_best(training: Training) -> bool:
         Whether the weights are others now.
     """
     processes, step = training.processes, training.history.best["step"]
-    best = processes.from_leader(checkpoint.best_weights(training.folder.checkpoints, step))
+    best = None
+    with processes.together():
+        if processes.leads:
+            best = checkpoint.best_weights(training.folder.checkpoints, step)
+    best = processes.from_leader(best)
     if best is None:  # done before, by a run that ended before it could write its result
         return False
     changes = step != training.step
     if changes:
         checkpoint.load_weights(best, training.model, torch.device(processes.device))
     processes.wait()
-    if processes.leads:
-        checkpoint.adopt(best)
-    processes.wait()
+    with processes.together():
+        if processes.leads:
+            checkpoint.adopt(best)
     return changes

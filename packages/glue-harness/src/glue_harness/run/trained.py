@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from glue_harness.files import whole_folder
+from glue_harness.run import checkpoint
 from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.card import card_of
-from glue_harness.run.records import ADAPTER, MODEL, whole_folder
+from glue_harness.run.records import ADAPTER, MODEL
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
@@ -39,7 +41,8 @@ def _is_of_its_kind(model: Any) -> bool:
 
 def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
     """Write a model's folder: weights where there is a plain model, configuration, tokenizer and card."""
-    (run.model.config if model is None else model).save_pretrained(folder)
+    described: Any = run.model.config
+    (described if model is None else model).save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -59,6 +62,7 @@ def leave(training: Training) -> dict[str, Any]:
         # with shards the leader has a part of the weights, and the checkpoint has them whole
         run = open_run(training.folder.path) if training.processes.sharded else training.run
         leave_model(run, training.folder.path, result)
+        checkpoint.tidy(training.folder.checkpoints, training.step)
         training.folder.write_result(result)
     return result
 

@@ -15,7 +15,9 @@ from finetune_common.errors import ConfigurationError, check_choice, check_numbe
 from glue_harness.cluster import connected
 from glue_harness.config.fields import difference
 from glue_harness.extras import need
+from glue_harness.files import writing
 from glue_harness.run.records import write_whole
+from glue_harness.run.stopping import Stopped
 from glue_harness.search.records import (
     EVALUATION,
     TRIALS,
@@ -83,7 +85,8 @@ def search(
     need("search", "ray", "optuna")
     folder = output_dir.resolve()
     asked = {"scheduler": scheduler, "sampler": sampler, "trials": trials}
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(f"--output-dir {output_dir}"):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             _claim(folder, read.as_dict() | asked, output_dir)
@@ -113,13 +116,20 @@ def _claim(folder: Path, ours: dict[str, Any], shown: Path) -> None:
 def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], retry_failed: bool) -> None:
     """Have Tune do the trials, keep the best one, and write `search.json`."""
     from glue_harness.search.lineage import draw_lineage
+    from glue_harness.search.trial import STOP, stop_trials
     from glue_harness.search.tuning import tuner
 
+    (folder / STOP).unlink(missing_ok=True)
     if retry_failed:
         for error in folder.glob(f"{TRIALS}/*/{ERROR}"):
             error.unlink()
     with connected(jobs) as share:
-        grid = tuner(spec, folder, share, **asked, retry_failed=retry_failed).fit()
+        begun = tuner(spec, folder, share, **asked, retry_failed=retry_failed)
+        try:
+            grid = begun.fit()
+        except (Stopped, KeyboardInterrupt):
+            stop_trials(folder)
+            raise
         results = [grid[number] for number in range(len(grid))]
         best = _best(results, spec.metric)
         if best is None:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from glue_harness.files import whole
 from glue_harness.report.plots import COLOURS, STYLE
 
 __all__ = ["draw_lineage"]
@@ -84,6 +85,7 @@ def draw_lineage(report: Mapping[str, Any], folder: Path) -> Sequence[Path]:
         )
         files = [folder / f"lineage.{kind}" for kind in ("png", "svg")]
         for file in files:
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+            with whole(file) as beside:
+                figure.savefig(beside, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
         plt.close(figure)
     return files

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from glue_harness.files import whole
 from glue_harness.run import checkpoint
 from glue_harness.run.assembly import open_run
 from glue_harness.run.records import ADAPTER, MODEL, write_whole
@@ -94,7 +95,7 @@ def read_reached(run: Path) -> Evaluation:
     Tune numbers the folders that it copies runs into, and copies into one it gave up as if it were empty.
     """
     reached = read_evaluation(run / EVALUATION)
-    checkpoint.keep_only(run / "checkpoint", reached.step)
+    checkpoint.tidy(run / "checkpoint", reached.step)
     return reached
 
 
@@ -115,16 +116,15 @@ def ancestors(evaluations: Mapping[str, Evaluation], last: str) -> Sequence[Eval
 
 def keep_best(run: Path, search: Path) -> Path:
     """Copy a run with its weights into the folder `best`, where it is a finished run as any other."""
-    best, unfinished = search / "best", search / ".best"
+    best = search / "best"
     read_reached(run)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns(".*", "result.json", MODEL, ADAPTER))
-    (unfinished / RESULT_SO_FAR).rename(unfinished / "result.json")
-    settings = yaml.safe_load((unfinished / "config.yaml").read_text(encoding="utf-8"))
-    settings |= {"output_dir": str(best), "overwrite": False}
-    write_whole(unfinished / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    result = json.loads((unfinished / "result.json").read_text(encoding="utf-8"))
-    leave_model(open_run(unfinished), unfinished, result)
-    shutil.rmtree(best, ignore_errors=True)
-    unfinished.rename(best)
+    with whole(best) as unfinished:
+        ignored = shutil.ignore_patterns(".*", "result.json", MODEL, ADAPTER)
+        shutil.copytree(run, unfinished, ignore=ignored)
+        (unfinished / RESULT_SO_FAR).rename(unfinished / "result.json")
+        settings = yaml.safe_load((unfinished / "config.yaml").read_text(encoding="utf-8"))
+        settings |= {"output_dir": str(best), "overwrite": False}
+        write_whole(unfinished / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        result = json.loads((unfinished / "result.json").read_text(encoding="utf-8"))
+        leave_model(open_run(unfinished), unfinished, result)
     return best

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from ray import tune
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
+from glue_harness.run import checkpoint
 from glue_harness.run.records import RunInUse, write_whole
+from glue_harness.run.stopping import StopFile, Stopped
 from glue_harness.search.records import RESULT_SO_FAR, TRIALS, Evaluation, read_reached
 from glue_harness.search.spec import SearchSpec
+from glue_harness.sweep.claiming import PAUSE
 from glue_harness.sweep.state import ERROR
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
 
-__all__ = ["do_trial"]
+__all__ = ["STOP", "do_trial", "stop_trials"]
+
+STOP = ".stop"
+"""File in the search's folder that asks all trials to stop."""
+
+STOPPED, WAITS = "stopped.json", ".waits"
+"""Files in a trial's folder: where it was stopped, and that Tune is to answer it before it goes on."""
 
 
 def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, Any]) -> None:
@@ -47,13 +58,25 @@ def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, A
     with given.as_directory() if given else nullcontext() as start:
         reporter = _Reporter(search, str(trial), point, Path(start) if start else None)
         try:
-            run(spec.configure(point, folder), reporter, reporter.start)
+            config = replace(spec.configure(point, folder), overwrite=not reporter.goes_on(folder))
+            run(config, reporter, reporter.start, stop=StopFile(search / STOP), quiet=True)
+        except Stopped:
+            write_whole(folder / STOPPED, reporter.position)
+            raise
         except RunInUse:  # an earlier attempt is about to end
             raise
         except ConfigurationError as error:
-            folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / ERROR, f"{error}\n")
             raise
+
+
+def stop_trials(search: Path) -> None:
+    """Have the trials of a search that nobody follows any more save what they did, and wait for it."""
+    (search / STOP).touch()
+    for trial in (search / TRIALS).glob("*/"):
+        while not (trial / WAITS).exists():
+            with suppress(Timeout), FileLock(trial / ".lock", timeout=PAUSE):
+                break
 
 
 class _Reporter:
@@ -71,6 +94,19 @@ class _Reporter:
         self._search, self._trial, self._point = search, trial, point
         self._parent = read_reached(start) if start else None
 
+    @property
+    def position(self) -> str:
+        """After which evaluation the trial is, and with which configuration."""
+        return json.dumps([self._parent.id if self._parent else None, self._point])
+
+    def goes_on(self, folder: Path) -> bool:
+        """Say whether the trial was stopped where it is now: a checkpoint of its own is ahead of it."""
+        file = folder / STOPPED
+        told = file.read_text(encoding="utf-8") if file.exists() else ""
+        for stale in (file, folder / WAITS):
+            stale.unlink(missing_ok=True)
+        return told == self.position
+
     def __call__(self, training: Training) -> None:
         entry, folder = training.history.last, training.folder.path
         made = Evaluation.make(self._parent, self._trial, entry, self._point)
@@ -80,6 +116,8 @@ class _Reporter:
         write_whole(folder / RESULT_SO_FAR, json.dumps(training.result(), indent=2) + "\n")
         origin = self._parent.trial if self._parent else self._trial
         self._parent = made
+        checkpoint.tidy(training.folder.checkpoints, training.step)  # Tune copies what is there
+        (folder / WAITS).touch()
         tune.report(
             {
                 **entry["metrics"],
@@ -89,3 +127,4 @@ class _Reporter:
             },
             checkpoint=tune.Checkpoint.from_directory(str(folder)),
         )
+        (folder / WAITS).unlink()

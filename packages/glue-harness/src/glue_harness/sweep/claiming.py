@@ -54,7 +54,7 @@ def attempted(config: RunConfig, keep: str = "best") -> bool:
     from glue_harness.run.loop import run
 
     try:
-        run(config)
+        run(config, quiet=True)
         keep_models(Path(config.output_dir), keep)
     except RunInUse:
         return False
@@ -65,6 +65,4 @@ def attempted(config: RunConfig, keep: str = "best") -> bool:
 
 def write_error(config: RunConfig, said: str, details: str = "") -> None:
     """Write down that a run has failed."""
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / ERROR, f"{said}\n\n{details}")
+    write_whole(Path(config.output_dir) / ERROR, f"{said}\n\n{details}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from glue_harness.cluster import Share, connected, use_cores
 from glue_harness.config.fields import RunConfig
+from glue_harness.run.stopping import Stopped
 from glue_harness.sweep.claiming import PAUSE, attempted, done, write_error
 
 __all__ = ["RayTasks"]
@@ -51,8 +52,11 @@ class RayTasks:
     def __exit__(self, *_: object) -> None:
         import ray
 
-        for task in self._running:
-            ray.cancel(task, force=True)
+        running = list(self._running)
+        for task in running:
+            ray.cancel(task, force=False)  # as Ctrl-C in its process: the run is saved
+        if running:
+            ray.wait(running, num_returns=len(running))
         self._session.close()
 
     def look_after(self) -> None:
@@ -82,4 +86,7 @@ class RayTasks:
 
 def _attempt(config: RunConfig, share: Share, keep: str) -> bool:
     use_cores(share)
-    return attempted(config, keep)
+    try:
+        return attempted(config, keep)
+    except Stopped:
+        return False

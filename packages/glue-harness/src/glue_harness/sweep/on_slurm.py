@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, fair_share, own_cores, use_cores
 from glue_harness.config.fields import RunConfig
+from glue_harness.run.stopping import Stopped
 from glue_harness.sweep.claiming import do_runs
 
 __all__ = ["SlurmArray", "read_options"]
@@ -43,7 +45,8 @@ def read_options(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Worker:
-    """What an element of the array does; cut off by its time limit it is queued again.
+    """What an element of the array does; ahead of its time limit, of which submitit has SLURM send a signal,
+    the run in hand is saved, and the element is queued again.
 
     Attributes:
         configs: The runs, in order.
@@ -58,7 +61,11 @@ class Worker:
     def __call__(self) -> None:
         """Do runs until each is finished or has failed, here or elsewhere."""
         use_cores(Share(int(os.environ.get("SLURM_CPUS_PER_TASK", self.cores)), 0))
-        do_runs(self.configs, keep=self.keep)
+        try:
+            do_runs(self.configs, keep=self.keep)
+        except Stopped as stopped:
+            signal.raise_signal(stopped.number)  # the run is saved: submitit's handler queues this again
+            raise SystemExit(stopped.status) from None
 
     def checkpoint(self, *_: Any) -> Any:
         """Return what goes on in its place: runs continue from their checkpoints."""

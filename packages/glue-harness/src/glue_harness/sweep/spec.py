@@ -94,7 +94,7 @@ def _present(folder: Path) -> dict[str, str]:
 
 
 def read_keep(path: Path) -> str:
-    """Return which finished runs keep their models: "none", "best" (where nothing is said) or "all"."""
+    """Return which finished runs keep their models: "none", "best" (the default) or "all"."""
     keep = _read(path)["keep"] or "best"
     if keep not in KEEPS:
         raise ConfigurationError(f"{path}: keep: {did_you_mean(keep, KEEPS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
+from glue_harness.run.stopping import SIGNALS, Stopped, stop_on_signals
 from glue_harness.sweep.claiming import do_runs, done, write_error
 
 __all__ = ["Workers", "warm_up"]
@@ -38,6 +40,8 @@ def warm_up() -> None:
 DEATHS = 4
 """Processes that a run may end; then it has failed."""
 NO_RUN = -1
+ASKED = [128 + number for number in SIGNALS]
+"""Exit codes of workers that were asked to stop."""
 
 
 class Workers:
@@ -68,14 +72,20 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.terminate()
-        for process in self._processes:
-            process.join()
+        try:
+            for process in self._processes:
+                process.join()
+        except KeyboardInterrupt:
+            for process in self._processes:
+                process.kill()
+            raise
 
     def look_after(self) -> None:
-        """Replace workers that died."""
+        """Replace workers that died; one that was asked to stop has saved what it did."""
         for number, process in enumerate(self._processes):
             if process.exitcode not in (None, 0):
-                self._count_death(self._at[number].value, process.exitcode)
+                if process.exitcode not in ASKED:
+                    self._count_death(self._at[number].value, process.exitcode)
                 self._processes[number] = self._started(number)
 
     def _count_death(self, run: int, code: int | None) -> None:
@@ -108,7 +118,13 @@ def _work(configs: list[RunConfig], number: int, jobs: int, at: Any, keep: str) 
     def begin(run: int) -> None:
         at.value = run
 
-    do_runs(configs, begin, keep)
+    try:
+        with stop_on_signals():
+            do_runs(configs, begin, keep)
+    except Stopped as stopped:
+        raise SystemExit(stopped.status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _share_the_machine(number: int, jobs: int) -> None:

@@ -1,1 +1,0 @@
-"""One small method for every slot."""
