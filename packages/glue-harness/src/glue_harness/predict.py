@@ -176,12 +176,13 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
     column = next((name for name in ("label", task.official_label) if name in columns), None)
     if column is None:
         return {}, ""
-    known = {str(at): at for at in range(len(task.labels))} | {
-        name: at for at, name in enumerate(task.labels)
-    }
-    rows, labels = [], []
+    known = {str(at): at for at in range(len(task.labels))}
+    known |= {name: at for at, name in enumerate(task.labels)}
+    absent = (None, "") if task.regression else (None, "", -1, "-1")  # -1 in GLUE's test files
+    rows: list[int] = []
+    labels: list[float] = []
     for row, value in enumerate(columns[column]):
-        if value in (None, "", "-1", -1) and str(value) not in task.labels and not task.regression:
+        if value in absent and str(value) not in known:
             continue
         try:
             labels.append(float(value) if task.regression else known[str(value)])
