@@ -17,7 +17,7 @@ from glue_harness.sweep import spec as sweep
 
 __all__ = ["changed", "covers", "merged", "points", "read", "settings"]
 
-CHANGES = ("base", "defaults", "grid", "cases", "one_of_each")
+CHANGES = ("base", "defaults", "grid", "cases", "one_of_each", "keep")
 
 DEFAULTS = {
     option.name: option.default
@@ -56,8 +56,8 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
         spec: `base`, `grid`, `cases` and `exclude` as in the file of a sweep.
         change: `base` sets options, which then are neither axes of the grid nor told by a case; `defaults`
             sets options that axes and cases may still override; `grid` sets axes; `cases` replaces the
-            cases; `one_of_each` keeps the first value of each method on every axis and the first case of
-            each method.
+            cases; `keep` says which models are kept; `one_of_each` keeps the first value of each method on
+            every axis and the first case of each method.
 
     Raises:
         ConfigurationError: A key that is none of these.
@@ -82,6 +82,7 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
         "grid": {**grid, **(change.get("grid") or {})},
         "cases": change.get("cases") or cases,
         "exclude": spec.get("exclude"),
+        "keep": change.get("keep") or spec.get("keep"),
     }
     return {key: value for key, value in new.items() if value}
 
