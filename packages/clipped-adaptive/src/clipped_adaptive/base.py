@@ -92,8 +92,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
         members = self._members(dict.fromkeys(labels))
         past = torch.stack([self._past_norms(params, norms.device) for params in members])
         levels, past = self.max_norm.levels(past, units)
-        for params, own in zip(members, past.unbind(), strict=True):
-            replicate(self.state, params, "past_norms", own)
+        replicate(self.state, "past_norms", zip(members, past.unbind(), strict=True))
         return coefficients(units, labels, levels.double())
 
     def _members(self, labels: Iterable[Hashable]) -> list[list[Tensor]]:
@@ -118,8 +117,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
     def _norms_at_level(self, norms: Tensor, batches: Sequence[Batch]) -> Tensor:
         if self.clip == "none":
             return norms
-        grads = (grad for batch in batches for grad in batch.grads)
-        return torch.cat([_norm_at(self._level, grad).to(norms.device) for grad in grads])
+        return _norms_at(self._level, [grad for batch in batches for grad in batch.grads])
 
     def _labels(self, batch: Batch) -> Sequence[Hashable]:
         if self.clip == "local":
@@ -177,7 +175,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
             cut = sum((grad.abs() > self._level).sum().item() for grad in grads)
             share = torch.tensor(cut / sum(grad.numel() for grad in grads))
             before = torch.cat([whole_norms([grad]).cpu() for grad in grads])
-            after = torch.cat([_norm_at(self._level, grad).cpu() for grad in grads])
+            after = _norms_at(self._level, grads).cpu()
         total = torch.linalg.vector_norm
         return ClipReport(share.item(), total(before).item(), total(after).item())
 
@@ -188,20 +186,26 @@ class ClippedOptimizer(ElementwiseOptimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self.whole}}
 
 
-def _norm_at(level: float, grad: Tensor) -> Tensor:
-    return whole_norms([grad.clamp(-level, level)])
+def _norms_at(level: float, grads: Sequence[Tensor]) -> Tensor:
+    """Return the norms of gradients whose elements are cut to [-level, level]."""
+    if any(hasattr(grad, "placements") for grad in grads):
+        return whole_norms([grad.clamp(-level, level) for grad in grads])
+    return whole_norms(torch._foreach_clamp_max(torch._foreach_clamp_min([*grads], -level), level))
 
 
 def _by_batch(numbers: Mapping[str, Tensor], batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-    sizes = [len(batch.params) for batch in batches]
-    parts = {name: values.split(sizes) for name, values in numbers.items()}
-    return [
-        {
-            name: part[i].to(batch.rows[0][0].device, arithmetic_dtype(batch.params[0].dtype))
-            for name, part in parts.items()
-        }
-        for i, batch in enumerate(batches)
-    ]
+    """Share numbers out to batches, each in its arithmetic and on its device; what is alike is made once."""
+    parts: list[dict[str, Tensor]] = [{} for _ in batches]
+    for name, values in numbers.items():
+        made: dict[tuple[Any, ...], Tensor] = {}
+        first = 0
+        for part, batch in zip(parts, batches, strict=True):
+            kind = batch.rows[0][0].device, arithmetic_dtype(batch.params[0].dtype)
+            if kind not in made:
+                made[kind] = values.to(*kind)
+            part[name] = made[kind][first : first + len(batch.params)]
+            first += len(batch.params)
+    return parts
 
 
 class ClippedAdaptive(ClippedOptimizer):
@@ -239,4 +243,4 @@ class ClippedAdaptive(ClippedOptimizer):
 
     def _keep_second_moment(self, value: Tensor) -> None:
         dtype = arithmetic_dtype(self.param_groups[0]["params"][0].dtype)
-        replicate(self.state, self.state, "second_moment", value.to(dtype))
+        replicate(self.state, "second_moment", [(self.state, value.to(dtype))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -125,14 +126,16 @@ def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:
         >>> norms_by_unit(torch.tensor([3.0, 5.0, 4.0]), ["a", "b", "a"])
         tensor([5., 5.])
     """
-    units = list(dict.fromkeys(labels))
+    units: dict[Hashable, list[int]] = {}
+    for position, label in enumerate(labels):
+        units.setdefault(label, []).append(position)
     if len(units) == len(labels):
         return norms
-    if len(units) == 1:
-        return torch.linalg.vector_norm(norms).reshape(1)
-    parts = norms.unbind()
-    members = [[part for part, label in zip(parts, labels, strict=True) if label == unit] for unit in units]
-    return torch.stack([torch.linalg.vector_norm(torch.stack(member)) for member in members])
+    longest = max(map(len, units.values()))
+    missing = len(labels)  # a norm of zero that fills up the shorter units
+    members = tuple(i for own in units.values() for i in [*own, *[missing] * (longest - len(own))])
+    filled = torch.cat([norms, norms.new_zeros(1)]).index_select(0, _index(members, norms.device))
+    return torch.linalg.vector_norm(filled.view(len(units), longest), dim=1)
 
 
 def coefficients(norms: Tensor, labels: Sequence[Hashable], level: float | Tensor) -> Tensor:
@@ -158,5 +161,9 @@ def _chosen(values: Tensor, positions: Sequence[int]) -> Tensor:
         return values
     if len(values) == 1:
         return values.expand(len(positions))
-    parts = values.unbind()
-    return torch.stack([parts[position] for position in positions])
+    return values.index_select(0, _index(tuple(positions), values.device))
+
+
+@lru_cache(maxsize=64)
+def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(positions, device=device)

@@ -21,17 +21,25 @@ def first_of(states: States, params: Iterable[Tensor], name: str) -> Tensor | No
     return next((states[param][name] for param in params if name in states.get(param, {})), None)
 
 
-def replicate(states: States, params: Iterable[Tensor], name: str, value: Tensor) -> None:
-    """Write a value into the state of each parameter that has a state, in memory of its own."""
-    kept = []
-    for param in params:
-        own = states[param].get(name)
-        if own is None or own.shape != value.shape or own.dtype != value.dtype:
-            states[param][name] = value.to(param.device, copy=True)
-        else:
-            kept.append(own)
-    if kept:
-        torch._foreach_copy_(kept, [value] * len(kept))
+def replicate(states: States, name: str, values: Iterable[tuple[Iterable[Tensor], Tensor]]) -> None:
+    """Write values into the states of parameters, in memory of their own.
+
+    Args:
+        states: The state of each parameter.
+        name: Under which name.
+        values: Parameters that have a state, and the value that all of them repeat.
+    """
+    targets, sources = [], []
+    for params, value in values:
+        for param in params:
+            own = states[param].get(name)
+            if own is None or own.shape != value.shape or own.dtype != value.dtype:
+                states[param][name] = value.to(param.device, copy=True)
+            else:
+                targets.append(own)
+                sources.append(value)
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 def refuse_a_part(optimizer: torch.optim.Optimizer, setting: str) -> bool:

@@ -131,13 +131,17 @@ class Sage(ElementwiseOptimizer):
         Args:
             closure: Passed on to the other optimizer; the gradients that it leaves are those of the step.
         """
-        self._previous = {
-            param: param.detach().to(arithmetic_dtype(param.dtype), copy=True)
+        held = [
+            param
             for group in self.param_groups
             if group["sage"]
             for param in group["params"]
             if closure is not None or param.grad is not None
-        }
+        ]
+        copies = [torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)) for param in held]
+        if held:
+            torch._foreach_copy_(copies, held)
+        self._previous = dict(zip(held, copies, strict=True))
         with _hooks_of_all_optimizers_silenced():
             loss = self.base.step(closure) if closure is not None else self.base.step()
         super().step()
@@ -159,7 +163,7 @@ class Sage(ElementwiseOptimizer):
 @contextmanager
 def _hooks_of_all_optimizers_silenced() -> Iterator[None]:
     """Step the other optimizer without torch's global hooks: they were called for the wrapper's step."""
-    registries = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
+    registries: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
     kept = [dict(registry) for registry in registries]
     for registry in registries:
         registry.clear()

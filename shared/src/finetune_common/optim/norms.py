@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune_common.compiled import calls_decide
+
 __all__ = ["whole_norms"]
 
 
@@ -45,7 +47,7 @@ def _local(tensor: Any) -> Tensor:
 def _kind(tensor: Tensor) -> tuple[torch.device, bool]:
     """The device, and whether scalar products give norms: on a CPU they are twice as fast as reductions."""
     wide = tensor.dtype in (torch.float32, torch.float64)
-    return tensor.device, wide and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return tensor.device, wide and tensor.is_contiguous() and not calls_decide(tensor.device)
 
 
 def _by_products(tensors: Sequence[Tensor]) -> list[Tensor]:

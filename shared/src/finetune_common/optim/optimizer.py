@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -40,6 +40,11 @@ class Batch:
     grads: list[Tensor]
     rows: list[Row]
     indices: list[int]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Dtypes and device: rows of a kind may run in one call."""
+        return self.rows[0][0].dtype, self.rows[0][1].dtype, self.rows[0][0].device
 
 
 class ElementwiseOptimizer(StatefulOptimizer):
@@ -175,15 +180,22 @@ class ElementwiseOptimizer(StatefulOptimizer):
                 loss = closure()
         for group in self.param_groups:
             self._check(group)
-        batches = [batch for group in self._groups() for batch in self._batches(*group)]
+        batches = self._batches()
+        together: dict[tuple[Any, ...], tuple[list[Row], dict[str, list[Tensor]]]] = {}
         for batch, row_scalars in zip(batches, self.prepare(batches), strict=True):
-            update, static = self.rule(batch.group)
-            stochastic = batch.group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16
-            rule = Rule(update, tuple(static.items()), batch.group["maximize"], stochastic)
-            if stochastic:
+            rule, scalars = self._rule_of(batch), self.scalars(batch.group, batch.step)
+            if rule.stochastic:
                 row_scalars = {**row_scalars, "salt": _salts(batch)}
-            scalars = {name: float(value) for name, value in self.scalars(batch.group, batch.step).items()}
-            run(self._path(batch.rows[0][0].device), rule, batch.rows, scalars, row_scalars)
+            numbers = tuple((name, float(value)) for name, value in scalars.items())
+            rows, own = together.setdefault(
+                (rule, numbers, *batch.kind), ([], {name: [] for name in row_scalars})
+            )
+            rows += batch.rows
+            for name, values in row_scalars.items():
+                own[name] += values.unbind()
+        for (rule, numbers, *_), (rows, own) in together.items():
+            run(self._path(rows[0][0].device), rule, rows, dict(numbers), own)
+        for batch in batches:
             for param, row in zip(batch.params, batch.rows, strict=True):
                 write_back(param, row)
         return loss
@@ -199,44 +211,40 @@ class ElementwiseOptimizer(StatefulOptimizer):
         elements = sum(param.numel() for group in self.param_groups for param in group["params"])
         return device.type in ("cpu", "cuda") and elements >= FUSED_PAYS_FROM
 
-    def _groups(self) -> Iterator[tuple[dict[str, Any], list[_Found]]]:
-        """Yield each group with those of its parameters that take this step, their state complete."""
-        first = 0
-        for group in self.param_groups:
+    def _rule_of(self, batch: Batch) -> Rule:
+        update, static = self.rule(batch.group)
+        stochastic = batch.group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16
+        return Rule(update, tuple(static.items()), batch.group["maximize"], stochastic)
+
+    def _batches(self) -> list[Batch]:
+        """Return the parameters that take this step, their state complete and their step counted."""
+        found, first = [], 0
+        for position, group in enumerate(self.param_groups):
             initial = self.initial_state(group)
-            found = []
             for index, param in enumerate(group["params"], first):
                 grad = param.grad
                 inputs = None if grad is None else self.inputs(group, param)
                 if grad is not None and inputs is not None:
                     state = self.state_of(param, initial)
-                    found.append(
-                        (index, param, _placed(grad, param), [*(state[n] for n in initial), *inputs])
-                    )
+                    rest = [*(state[name] for name in initial), *inputs]
+                    found.append((position, index, param, _placed(grad, param), rest))
             first += len(group["params"])
-            yield group, found
-
-    def _batches(self, group: dict[str, Any], found: list[_Found]) -> Iterable[Batch]:
+        steps = self.count([param for _, _, param, *_ in found])
         batches: dict[tuple[Any, ...], Batch] = {}
-        steps = self.count([param for _, param, *_ in found])
-        for step, (index, param, grad, state) in zip(steps, found, strict=True):
-            row = self._rows.row(param, grad, state)
-            key = (step, row[0].dtype, row[1].dtype, row[0].device)
+        for step, (position, index, param, grad, rest) in zip(steps, found, strict=True):
+            row = self._rows.row(param, grad, rest)
+            key = (position, step, row[0].dtype, row[1].dtype, row[0].device)
             if key not in batches:
-                batches[key] = Batch(group, step, [], [], [], [])
+                batches[key] = Batch(self.param_groups[position], step, [], [], [], [])
             batch = batches[key]
             batch.params.append(param)
             batch.grads.append(grad)
             batch.rows.append(row)
             batch.indices.append(index)
-        return batches.values()
+        return list(batches.values())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "foreach": self.foreach, "fused": self.fused}
-
-
-_Found = tuple[int, Tensor, Tensor, list[Tensor]]
-"""Position, parameter, gradient and the rest of its row."""
 
 
 def _placed(grad: Any, param: Any) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune_common.compiled import Compiled
+from finetune_common.compiled import Compiled, calls_decide
 from finetune_common.optim.ops import TensorList, assign
 from finetune_common.optim.rounding import round_stochastically
 
@@ -64,9 +64,7 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def run(
-    path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: Mapping[str, Tensor]
-) -> None:
+def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     """Apply a rule to rows, in place.
 
     Args:
@@ -74,10 +72,10 @@ def run(
         rule: The update rule.
         rows: The rows; see the module.
         scalars: Numbers for all rows, by the rule's argument names.
-        row_scalars: One-dimensional tensors with one number a row (norms, clipping coefficients), on the
-            rows' device, by the rule's argument names. With a stochastic rule `salt` (int32) is among them.
+        row_scalars: Numbers that differ from row to row (norms, clipping coefficients), 0-dimensional tensors
+            on the rows' device, by the rule's argument names. With a stochastic rule `salt` (int32) is one.
     """
-    own = {name: values.unbind() for name, values in row_scalars.items()}
+    own = {name: [*values] for name, values in row_scalars.items()}
     kept = [i for i, row in enumerate(rows) if row[0].numel()]
     if kept:
         PATHS[path](rule, [rows[i] for i in kept], scalars, _chosen(own, kept))
@@ -127,10 +125,9 @@ def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: R
 
 def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     """Whole lists: on a GPU one a step, since calls decide; on a CPU what stays in the caches."""
-    on_cpu = rows[0][0].device.type == "cpu"
     order = sorted(range(len(rows)), key=lambda i: rows[i][0].numel())
     sizes = [rows[i][0].numel() for i in order]
-    for indices in _lists(sizes, LIST if on_cpu else sum(sizes)):
+    for indices in _lists(sizes, sum(sizes) if calls_decide(rows[0][0].device) else LIST):
         chosen = [order[i] for i in indices]
         some, own = [rows[i] for i in chosen], _chosen(row_scalars, chosen)
         if len(some) == 1:
@@ -151,7 +148,7 @@ def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
 
 
 def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    way = _fused_by_length if rows[0][0].device.type == "cpu" else _fused_at_once
+    way = _fused_at_once if calls_decide(rows[0][0].device) else _fused_by_length
     way(rule, rows, scalars, row_scalars)
 
 
