@@ -33,8 +33,8 @@ class SageAdamOptions:
         betas: Decay of the first and the second moment, each in [0, 1).
         beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
         eps: Added to the denominator, at least 0, with the form released at least 1e-18.
-        form: The factor of the learning rate: released or paper.
-        legacy: Repeat the released code's decay and placement of eps.
+        form: The factor of the learning rate: paper or released.
+        legacy: Repeat the released code's decay and placement of eps; with form=released zeros stay zero.
         pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
     """
 
@@ -42,7 +42,7 @@ class SageAdamOptions:
     betas: tuple[float, float] = (0.9, 0.999)
     beta3: float = 0.75
     eps: float = 1e-6
-    form: str = "released"
+    form: str = "paper"
     legacy: bool = False
     pattern: str | None = None
 
@@ -63,7 +63,7 @@ class SageSGDOptions:
         momentum: Decay of the velocity, in [0, 1).
         nesterov: Nesterov's form of momentum.
         beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
-        form: The factor of the learning rate: released or paper.
+        form: The factor of the learning rate: paper or released.
         pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
     """
 
@@ -71,7 +71,7 @@ class SageSGDOptions:
     momentum: float = 0.9
     nesterov: bool = False
     beta3: float = 0.75
-    form: str = "released"
+    form: str = "paper"
     pattern: str | None = None
 
     def __post_init__(self) -> None:
