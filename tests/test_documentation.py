@@ -48,11 +48,22 @@ def pages() -> list[Path]:
     return sorted(page for page in found if page.exists() and blocks(page))
 
 
+def included(line: re.Match[str]) -> str:
+    """What a page takes from a file: all of it, or what lies between the marks of a section."""
+    text, section = (ROOT / line[1]).read_text(encoding="utf-8"), line[2]
+    if section is None:
+        return text
+    return re.split(rf"# --8<-- \[(?:start|end):{section}\]\n", text)[1]
+
+
 def blocks(page: Path) -> list[tuple[int, str]]:
     """The ```python blocks of a page, each with the line it begins on."""
     text = page.read_text(encoding="utf-8")
     return [
-        (text.count("\n", 0, match.start(1)) + 1, match[1])
+        (
+            text.count("\n", 0, match.start(1)) + 1,
+            re.sub(r'^--8<-- "([^:"]+)(?::(\w+))?"$', included, match[1], flags=re.MULTILINE),
+        )
         for match in re.finditer(r"^```python *\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     ]
 

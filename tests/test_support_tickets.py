@@ -56,7 +56,3 @@ def test_the_walk_through_of_the_support_tickets(tmp_path: Path) -> None:
     found = lines(here / "sorted.csv")
     assert len(found) == 20
     assert {line["label"] for line in found} <= {"account", "billing", "delivery"}
-    again = subprocess.run(
-        ["bash", "-c", blocks("bash")[3]], cwd=here, capture_output=True, text=True, check=True
-    )
-    assert again.stdout.count("this run is finished") == 2

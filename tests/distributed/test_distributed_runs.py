@@ -41,8 +41,14 @@ SLOTS: dict[str, dict[str, Any]] = {
 }
 """What two processes do as one does, replicated or sharded."""
 
+REPLICATED: dict[str, dict[str, Any]] = {
+    "annealed": {"gradient": [{"name": "annealed-noise", "eta": 1e-4}]},
+    "sampled layers": {"adaptation": {"name": "lisa", "layers": 1, "every": 2}},
+    "curvature": {"accumulate": 2, "optimizer": {"name": "sophia", "lr": 2e-4, "gamma": 10.0, "every": 2}},
+}
+"""What two processes do as one does where each has the whole model."""
+
 CUT = {"eval_every": 2, "save_every": 2}
-ANNEALED = {"gradient": [{"name": "annealed-noise", "eta": 1e-4}]}
 AGNI = CUT | {"gradient": [{"name": "agni", "eta": 10.0}]}
 RUNNING = CUT | {"gradient": [{"name": "agni", "eta": 10.0, "variance": "running"}]}
 WIDTHS = {"activation": {"name": "compress", "bits": 3.0, "interval": 2}}
@@ -108,7 +114,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     for name, settings in SLOTS.items():
         add(f"ddp {name}", **settings)
         add(f"fsdp {name}", sharding="fsdp", **settings)
-    add("ddp annealed", **ANNEALED)
+    for name, settings in REPLICATED.items():
+        add(f"ddp {name}", **settings)
     add("ddp agni", **AGNI)
     add("ddp agni cut", cut=2, **AGNI)
     add("ddp widths", **WIDTHS | {"model_config": {}})
@@ -121,6 +128,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     alone(folder, "grown", cut=2, **CUT | SLOTS["sage"])
     add("grown", batch_size=8, **CUT | SLOTS["sage"])
     add("fsdp microbatch", sharding="fsdp", **AGNI)
+    for name in ("sampled layers", "curvature"):
+        add(f"fsdp {name}", sharding="fsdp", **REPLICATED[name])
     add("fsdp widths", sharding="fsdp", **WIDTHS)
     add("ddp dies", dies=True, **CUT | SLOTS["sage"])
     (folder / "cases.json").write_text(json.dumps(cases))
@@ -162,9 +171,9 @@ def same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SLOTS, "annealed"])
+@pytest.mark.parametrize("name", [*SLOTS, *REPLICATED])
 def test_two_processes_are_one_with_the_doubled_batch(launched: Launched, name: str) -> None:
-    alone(launched.folder, name, **(SLOTS | {"annealed": ANNEALED})[name])
+    alone(launched.folder, name, **(SLOTS | REPLICATED)[name])
     same(launched.folder / f"ddp {name}", launched.folder / name)
     if name in SLOTS:
         same(launched.folder / f"fsdp {name}", launched.folder / name)
@@ -238,7 +247,7 @@ def test_compressed_activations(launched: Launched) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsdp microbatch", "fsdp widths"])
+@pytest.mark.parametrize("name", ["fsdp microbatch", "fsdp widths", "fsdp sampled layers", "fsdp curvature"])
 def test_what_cannot_be_sharded_is_refused_by_one_process_for_all(launched: Launched, name: str) -> None:
     first, second = launched.reports[name]
     assert first["ended"].startswith("refused: --sharding fsdp: ")

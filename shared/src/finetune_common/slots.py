@@ -31,10 +31,8 @@ __all__ = [
     "Activation",
     "Adaptation",
     "Gradient",
-    "Handle",
     "Method",
     "Monitor",
-    "MonitorHandle",
     "Optimizer",
     "Part",
     "Portable",
@@ -140,14 +138,6 @@ class Part(Protocol):
         ...
 
 
-class Handle(Protocol):
-    """A part that was attached to an optimizer, and can be detached."""
-
-    def remove(self) -> None:
-        """Detach; the objects it was attached to behave as before."""
-        ...
-
-
 class Adaptation(Method, Protocol):
     """Which parameters train."""
 
@@ -216,8 +206,8 @@ class Activation(Method, Protocol):
 class Gradient(Method, Protocol):
     """What is done to gradients between backward (after clipping and unscaling) and the step."""
 
-    def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> Handle:
-        """Attach to an optimizer whose step sees `accumulate` micro-batches."""
+    def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> Any:
+        """Attach to an optimizer whose step sees `accumulate` micro-batches; return a part."""
         ...
 
 
@@ -235,19 +225,11 @@ class Optimizer(Method, Protocol):
         ...
 
 
-class MonitorHandle(Handle, Protocol):
-    """An attached monitor."""
-
-    def on_step(self, step: int) -> Mapping[str, Any]:
-        """Return what goes into `metrics.jsonl`; gradients are there."""
-        ...
-
-
 class Monitor(Method, Protocol):
     """Something recorded during training."""
 
-    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MonitorHandle:
-        """Attach after the gradient slot, before the first step."""
+    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        """Attach after the gradient slot, before the first step; return a part."""
         ...
 
 

@@ -16,6 +16,7 @@ from finetune_common.testing.optimizers import CONTRACTS
 from finetune_common.testing.optimizers.arithmetic import foreach_equals_reference
 from finetune_common.testing.optimizers.behaviour import maximizes, refuses_what_it_cannot_do
 
+# --8<-- [start:contracts]
 Arrays = list[np.ndarray]
 SETTINGS = {"lr": 0.01, "rank": 2, "every": 4, "scale": 0.7, "betas": (0.8, 0.95), "eps": 1e-6}
 SETTINGS |= {"weight_decay": 0.1}
@@ -52,6 +53,9 @@ HAS = [contract for contract in CONTRACTS if contract not in WITHOUT]
 @pytest.mark.parametrize("check", check_optimizer(GaLore, CASES, HAS))
 def test_contracts(check: Callable[[], None]) -> None:
     check()
+
+
+# --8<-- [end:contracts]
 
 
 def train(optimizer: torch.optim.Optimizer, param: nn.Parameter, steps: int = 9) -> None:

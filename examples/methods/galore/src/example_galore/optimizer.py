@@ -9,15 +9,13 @@ class GaLore(torch.optim.Optimizer):
     """AdamW on projected gradients; its moments have the shape of the projection.
 
     For a matrix W of m × n, m ≤ n (of a taller one the transpose), with m above the rank r:
-
     P_t = r leading left singular vectors of G_t, with positive sums, at steps 1, T+1, 2T+1, …; else P_{t-1}
     R_t = P_tᵀ G_t
     M_t = β₁ M_{t-1} + (1-β₁) R_t;  V_t = β₂ V_{t-1} + (1-β₂) R_t²
     W_t = (1 - η λ) W_{t-1} - η α P_t (M_t / (1-β₁ᵗ)) / (√(V_t / (1-β₂ᵗ)) + ε)
 
-    Every other parameter takes AdamW's step. Arguments are those of `GaLoreOptions`. The sign of a vector
-    is free in the paper, and counts where moments of the last subspace go on in the next.
-    Source: Zhao et al. 2024, algorithm 2.
+    All else takes AdamW's step. The sign of a vector is free in the paper, and counts where moments go on in
+    the next subspace. Arguments are those of `GaLoreOptions`. Source: Zhao et al. 2024, algorithm 2.
     """
 
     def __init__(
@@ -29,10 +27,8 @@ class GaLore(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """Take one step; parameters without a gradient stay as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:

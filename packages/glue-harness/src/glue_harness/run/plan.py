@@ -61,7 +61,7 @@ def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
     if not config.own and config.metric is None:
         return get_task(config.task)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    judged = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
+    judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
     if config.task in TASKS:
         return replace(TASKS[config.task], evaluation=("validation",), **judged)
     names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())

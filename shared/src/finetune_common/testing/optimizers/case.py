@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 __all__ = ["Contract", "Factory", "OptimizerCase", "Reference"]
 
-Factory = Callable[..., torch.optim.Optimizer]
+Factory = Callable[..., Any]  # a torch optimizer; torch types its closures otherwise than it calls them
 Reference = Callable[[list[np.ndarray], list[np.ndarray], dict[str, Any], int], list[np.ndarray]]
 
 
@@ -27,6 +26,7 @@ class OptimizerCase:
             is an empty dictionary at first and is handed back at each step.
         convergent: Settings that differ where it has to minimise the quadratic and the Rosenbrock function.
         costly: Whether the costly contracts apply; at most four cases a package.
+        moves_zeros: Whether a parameter of zeros moves within three steps, as it should.
     """
 
     name: str
@@ -34,6 +34,7 @@ class OptimizerCase:
     reference: Reference
     convergent: Mapping[str, Any] = field(default_factory=dict)
     costly: bool = False
+    moves_zeros: bool = True
 
 
 Contract = Callable[[Factory, OptimizerCase], None]
