@@ -33,6 +33,7 @@ from reproduce.commands import CommandError, command
 from reproduce.estimates import estimate
 from reproduce.listing import listing
 from reproduce.preflight import preflight
+from reproduce.scales import read
 from reproduce.speed import speed
 
 
@@ -53,7 +54,7 @@ def chosen(names: Sequence[str], scale: str) -> list[Benchmark]:
 
 def spec_file(benchmark: Benchmark, scale: Scale, folder: Path) -> Path:
     """Return the file of a scale's specification; one that the scale changes is written."""
-    if scale.spec is not None and not scale.change:
+    if scale.spec is not None and benchmark.spec(scale.name) == read(scale.spec):
         return scale.spec
     path = folder / "spec.yaml"
     write_whole(path, yaml.safe_dump(benchmark.spec(scale.name), sort_keys=False, allow_unicode=True))
@@ -85,7 +86,7 @@ def run_sweep(benchmark: Benchmark, scale: Scale, folder: Path, jobs: int) -> No
         words = ("-m", "glue_harness", "sweep", spec, "--output-dir", folder / "runs", "--jobs", str(jobs))
         command(*words, **threads(benchmark.kept(scale.name), jobs))
     else:
-        from glue_harness.run.loop import run
+        from glue_harness.run.entry import run
 
         for planned in read_spec(spec, folder / "runs"):
             run(planned.config)

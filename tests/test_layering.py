@@ -176,7 +176,8 @@ LEVELS = {
         "cost cluster",
         "run",
         "config",
-        "baselines console extras files hardware",
+        "baselines console extras hardware",
+        "files stopping",
     ),
     "finetune_common": (
         "__init__ testing",

@@ -23,13 +23,12 @@ import torch
 
 from clipped_adaptive.heavy_tails import sample_gradient_noise
 from finetune_common.data import make_loader
+from finetune_common.errors import ConfigurationError
 from finetune_common.measure import peak_memory_bytes
-from finetune_common.tasks import get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.hardware import hardware, versions
 from glue_harness.report.aggregate import model_name
-from glue_harness.run import checkpoint
-from glue_harness.run.models import load_model, load_tokenizer
+from glue_harness.run.assembly import create, open_run
 from glue_harness.run.plan import Data
 from glue_harness.run.records import write_report
 
@@ -79,17 +78,12 @@ def main() -> None:
         max_train_samples=options.max_train_samples,
         seed=options.seed,
     )
-    tokenizer = load_tokenizer(config.model)
-    data = Data.load(config, tokenizer)
-    torch.manual_seed(options.seed)
-    model = load_model(config.model, get_task(config.task), tokenizer)
-    if options.run:
-        newest = checkpoint.latest(options.run / "checkpoint")
-        if newest is None:
-            parser.error(
-                f"--run {options.run}: no checkpoint in this folder; give the folder of a finished run"
-            )
-        checkpoint.load_weights(newest, model, torch.device("cpu"))
+    try:
+        run = open_run(options.run) if options.run else create(config)
+        data = Data.load(config, run.tokenizer)
+    except ConfigurationError as error:
+        parser.error(str(error))
+    model = run.model
     loss_fn = lambda model, batch: model(**batch).loss  # noqa: E731
     batches = Shuffled(data, options.batch_size)
 

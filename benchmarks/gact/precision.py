@@ -29,11 +29,10 @@ from activation_compression import ActivationCompressor
 from activation_compression.allocation import KEPT, allocate, noise
 from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
-from finetune_common.tasks import get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.hardware import hardware, versions
 from glue_harness.report.aggregate import model_name
-from glue_harness.run.models import load_model, load_tokenizer
+from glue_harness.run.assembly import create
 from glue_harness.run.plan import Data
 from glue_harness.run.records import write_report
 
@@ -85,19 +84,19 @@ def sensitivities(draws: int) -> dict[str, Any]:
 
 def allocations(options: argparse.Namespace) -> dict[str, Any]:
     """Compare the errors of allocations, foretold and measured, of a pre-trained model."""
-    task, tokenizer = get_task(options.task), load_tokenizer(options.model)
     config = RunConfig(
         task=options.task,
         model=options.model,
         data_dir=options.data_dir,
         output_dir="none",
         max_length=options.max_length,
+        seed=0,
     )
-    data = Data.load(config, tokenizer)
-    torch.manual_seed(0)
+    run = create(config)
+    data = Data.load(config, run.tokenizer)
     rows = [list(range(options.rows))]
     [batch] = make_loader(data.datasets["train"], rows, data.collator, 0)
-    rounded = Rounded(load_model(options.model, task, tokenizer), batch, "L2.2", options.draws)
+    rounded = Rounded(run.model, batch, "L2.2", options.draws)
     found, average = rounded.found, rounded.average
     measured = found["sensitivities"], found["elements"], average
     ways = {

@@ -97,10 +97,13 @@ class Benchmark:
         return self.scales[scale]
 
     def spec(self, scale: str) -> dict[str, Any]:
-        """Return the specification at a scale."""
+        """Return the specification at a scale; at the paper's, and for an analysis, all models are kept."""
         chosen = self.at(scale)
         written = read(chosen.spec) if chosen.spec else {}
-        return (merged if self.script else changed)(written, chosen.change)
+        if self.script:
+            return merged(written, chosen.change)
+        kept = {"keep": "all"} if scale == "paper" or self.analysis is not None else {}
+        return kept | changed(written, chosen.change)
 
     def kept(self, scale: str) -> Path:
         """Return where the results of a scale are kept: the JSON file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from datasets import load_dataset_builder
 from finetune_common.data import load_task
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
+from glue_harness.config.fields import RunConfig
 from glue_harness.run.architectures import find_config
 from glue_harness.run.models import load_tokenizer
+from glue_harness.sweep.keeping import check_disk
 from reproduce.catalogue import Benchmark
 from reproduce.scales import points
 
@@ -67,11 +68,17 @@ def _images(name: str) -> str:
     return ""
 
 
-def _disk(output: Path) -> str:
+def _disk(spec: Mapping[str, Any], output: Path) -> str:
     """Return what is wrong with the disk of a folder, which may not be there yet."""
-    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free / 1e9
-    return "" if free > 20 else f"{output}: {free:.0f} GB of disk are free: 20 are needed for checkpoints"
+    configs = [
+        RunConfig(run["task"], run["model"], str(output), model_config=run.get("model_config") or {})
+        for run in points(spec)
+    ]
+    try:
+        check_disk(output, configs, spec.get("keep") or "best", jobs=1)
+    except ConfigurationError as error:
+        return str(error)
+    return ""
 
 
 def _missing(benchmark: Benchmark, spec: Mapping[str, Any], output: Path) -> Iterator[str]:
@@ -84,7 +91,8 @@ def _missing(benchmark: Benchmark, spec: Mapping[str, Any], output: Path) -> Ite
             yield _data(task, folder)
     elif "data" in spec:
         yield _images(spec["data"])
-    yield _disk(output)
+    if benchmark.script is None:
+        yield _disk(spec, output)
 
 
 def preflight(benchmark: Benchmark, output: Path) -> None:

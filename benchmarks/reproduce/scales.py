@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ import yaml
 from finetune_common.errors import ConfigurationError, did_you_mean
 from finetune_common.slots import find
 from glue_harness.config.fields import LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.sweep import spec as sweep
 
 __all__ = ["changed", "covers", "merged", "points", "read", "settings"]
 
-CHANGES = ("base", "defaults", "grid", "cases", "one_of_each")
+CHANGES = ("base", "defaults", "grid", "cases", "one_of_each", "keep")
 
 DEFAULTS = {
     option.name: option.default
@@ -53,11 +53,11 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     """Return a sweep's specification as a scale changes it.
 
     Args:
-        spec: `base`, `grid` and `cases` as in the file of a sweep.
+        spec: `base`, `grid`, `cases` and `exclude` as in the file of a sweep.
         change: `base` sets options, which then are neither axes of the grid nor told by a case; `defaults`
             sets options that axes and cases may still override; `grid` sets axes; `cases` replaces the
-            cases; `one_of_each` keeps the first value of each method on every axis and the first case of
-            each method.
+            cases; `keep` says which models are kept; `one_of_each` keeps the first value of each method on
+            every axis and the first case of each method.
 
     Raises:
         ConfigurationError: A key that is none of these.
@@ -81,6 +81,8 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
         "base": {**(spec.get("base") or {}), **(change.get("defaults") or {}), **fixed},
         "grid": {**grid, **(change.get("grid") or {})},
         "cases": change.get("cases") or cases,
+        "exclude": spec.get("exclude"),
+        "keep": change.get("keep") or spec.get("keep"),
     }
     return {key: value for key, value in new.items() if value}
 
@@ -102,10 +104,8 @@ def merged(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the options of every run of a sweep, as they are written."""
-    grid = spec.get("grid") or {}
-    for case in spec.get("cases") or [{}]:
-        for values in itertools.product(*grid.values()):
-            yield {**(spec.get("base") or {}), **case, **dict(zip(grid, values, strict=True))}
+    for point in sweep.points(spec):
+        yield {**(spec.get("base") or {}), **point}
 
 
 def _choice(slot: str, value: Any) -> dict[str, Any]:

@@ -17,19 +17,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import yaml
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
-from finetune_common.tasks import get_task
-from glue_harness.config.parsing import parse_mapping
+from glue_harness import open_run
 from glue_harness.hardware import hardware, versions
-from glue_harness.run import checkpoint
 from glue_harness.run.evaluation import evaluate
-from glue_harness.run.models import load_model, load_tokenizer
 from glue_harness.run.plan import Data
+from glue_harness.run.processes import join
 from glue_harness.run.records import write_report
 from sensitivity_lr import sage_names, sensitivity, sparsity_curve
 
@@ -56,29 +52,19 @@ def histogram(sensitivities: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def looked_at(folder: Path) -> dict[str, Any]:
     """Return what is found of a finished run."""
-    written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    config = parse_mapping({**written, "output_dir": str(folder)})
-    task, tokenizer = get_task(config.task), load_tokenizer(config.model)
-    data = Data.load(config, tokenizer)
-    model: nn.Module = load_model(config.model, task, tokenizer, model_config=config.model_config)
-    newest = checkpoint.latest(folder / "checkpoint")
-    if newest is None:
-        raise ConfigurationError(
-            f"{folder}: no checkpoint: give the folder of a sweep whose runs are finished"
-        )
-    checkpoint.load_weights(newest, model, torch.device("cpu"))
-    model.to(DEVICE).eval()
+    run = open_run(folder)
+    config, data = run.config, Data.load(run.config, run.tokenizer)
+    task, model = data.task, run.model.to(DEVICE)
     rows = torch.randperm(len(data.datasets["train"]), generator=torch.Generator().manual_seed(0))
     parts = [part.tolist() for part in rows[: BATCHES * ROWS].split(ROWS)]
     loader = make_loader(data.datasets["train"], parts, data.collator, 0)
     batches = ({key: value.to(DEVICE) for key, value in batch.items()} for batch in loader)
     chosen = set(sage_names(model))
     found = {name: value for name, value in sensitivity(model, batches).items() if name in chosen}
-    accelerator = Accelerator(cpu=DEVICE.type == "cpu")
+    processes = join(config)
 
     def score(pruned: nn.Module) -> float:
-        sizes = (data.datasets, data.lengths, 32, data.collator, accelerator)
-        return evaluate(pruned, task, *sizes).metrics[task.primary]
+        return evaluate(pruned, data, 32, processes).metrics[task.primary]
 
     return {
         "task": config.task,
@@ -148,7 +134,12 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of a finished sweep")
     parser.add_argument("--output-dir", type=Path, required=True)
     options = parser.parse_args()
-    rows = [looked_at(file.parent) for file in sorted(options.runs.rglob("result.json"))]
+    try:
+        rows = [looked_at(file.parent) for file in sorted(options.runs.rglob("result.json"))]
+    except ConfigurationError as error:
+        parser.error(str(error))
+    if not rows:
+        parser.error(f"{options.runs}: no finished run below it: give the folder of a sweep")
     report = {"rows": rows, "versions": versions(), "hardware": hardware(DEVICE)}
     write_report(options.output_dir, report, table(rows))
     draw(rows, options.output_dir / "sensitivity.png")

@@ -81,7 +81,7 @@ def test_a_run_cut_off_keeps_its_count(train: Train, monkeypatch: pytest.MonkeyP
         patch.setattr(Training, "_after_step", stop)
         with pytest.raises(Stop):
             train("cut", **SETTINGS, early_stopping=3)
-    assert [path.name for path in (tmp_path / "cut/checkpoint").iterdir()] == ["step-4"]
+    assert max(path.name for path in (tmp_path / "cut/checkpoint").glob("step-*")) == "step-4"
     cut, whole = train("cut", **SETTINGS, early_stopping=3), train("whole", **SETTINGS, early_stopping=3)
     assert cut["steps"] == whole["steps"] == 6
     assert cut["history"] == whole["history"]

@@ -1,6 +1,7 @@
 """The leaderboard's zip: names, headers, row counts and labels as its rules say; predictions as the run's."""
 
 import csv
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -180,6 +181,9 @@ def test_runs_that_cannot_predict_are_refused(
     warned, refused = said.err.splitlines()
     assert "test has 1 rows, the official one 146" in warned
     assert "WNLI.tsv: 1 predictions, the leaderboard expects 146" in refused
+    (runs / "a/model/model.safetensors").write_bytes(b"")
+    assert_refused(harness("submit", runs / "a", *out), "cannot be loaded")
+    shutil.rmtree(runs / "a/model")
     (next((runs / "a/checkpoint").iterdir()) / "model.safetensors").unlink()
     assert_refused(harness("submit", runs / "a", *out), "checkpoint is damaged")
     assert not (tmp_path / "out").exists()

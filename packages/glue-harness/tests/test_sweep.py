@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from finetune_common.errors import ConfigurationError
+from glue_harness import run as train
 from glue_harness.sweep import sweep
 from glue_harness.sweep.claiming import do_runs
-from glue_harness.sweep.spec import read_spec
+from glue_harness.sweep.keeping import disk_needed, keep_models
+from glue_harness.sweep.spec import read_keep, read_spec
 from glue_harness.sweep.state import reason_of, state_of
 from glue_harness.sweep.workers import Workers
 
@@ -103,6 +107,7 @@ def test_variables_come_from_the_environment(tmp_path, monkeypatch):
         ({"base": BASE, "grid": {"offline": [True]}}, "set HF_HUB_OFFLINE=1"),
         ({"base": {**BASE, "epoch": 3}}, "'epoch' is unknown: did you mean 'epochs'"),
         ({"base": BASE, "exclude": [{"model": "demo"}]}, "nothing to run"),
+        ({"base": BASE, "keep": ["best"]}, "keep has to be a word"),
     ],
 )
 def test_a_wrong_specification_is_refused_in_one_line(tmp_path, spec, said):
@@ -171,7 +176,8 @@ def test_runs_are_done_once_and_a_failing_one_does_not_stop_the_others(tmp_path,
     assert "loss is" in (failed / "error.txt").read_text()
     before = (done / "result.json").read_bytes()
     assert json.loads(before)["steps"] == 2
-    assert [path.name for path in done.glob("checkpoint/step-2/*")] == ["model.safetensors"]
+    assert (done / "model/model.safetensors").exists()
+    assert not (done / "checkpoint").exists()
     with pytest.raises(ConfigurationError, match="1 of 1 runs failed, 1 of them in an earlier sweep"):
         sweep(spec, folder, jobs=1, dry_run=False)
     error = (failed / "error.txt").stat().st_mtime_ns
@@ -267,3 +273,121 @@ def test_a_dry_run_does_nothing(tmp_path, capsys):
     sweep(spec, tmp_path / "runs", jobs=1, dry_run=True)
     assert "2 runs, 0 of them finished" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_asked_to_stop_has_its_runs_saved(tmp_path, number):
+    """Ctrl-C in a terminal reaches the workers too, and both are asked once more by the sweep."""
+    grid = {"seed": [1, 2]}
+    settings = {
+        "max_steps": 30_000,
+        "epochs": 1000,
+        "log_every": 1,
+        "save_every": 30_000,
+        "eval_every": 30_000,
+    }
+    spec = write(tmp_path, base={**BASE, **settings}, grid=grid)
+    command = [sys.executable, "-m", "glue_harness", "sweep", spec, "--output-dir", tmp_path / "runs"]
+    with subprocess.Popen(
+        [*map(str, command), "--jobs", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as started:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            logs = list(tmp_path.glob("runs/*/metrics.jsonl"))
+            if len(logs) == 2 and all(log.read_text().count("\n") > 3 for log in logs):
+                break
+            time.sleep(0.1)
+        if number == signal.SIGINT:
+            os.killpg(started.pid, number)
+        else:
+            started.send_signal(number)
+        said, _ = started.communicate(timeout=120)
+    assert started.returncode == 128 + number, said
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert said.splitlines()[1:] == [f"glue-harness: stopped by {name}: the same command continues"]
+    assert not list(tmp_path.glob("runs/*/error.txt"))
+    for log in logs:
+        last = json.loads(log.read_text().splitlines()[-1])["step"]
+        assert [path.name for path in log.parent.glob("checkpoint/*")] == [f"step-{last}"]
+
+
+def test_of_each_task_the_run_that_leads_keeps_its_model_and_the_others_are_small(tmp_path):
+    """Whatever the order in which runs end; a later, better run takes the place of the one that led."""
+    grid = {"task": ["demo-entailment", "demo-acceptability"], "seed": [1, 2]}
+    runs = read_spec(write(tmp_path, base={**BASE, "max_train_samples": 32}, grid=grid), tmp_path / "runs")
+    do_runs([run.config for run in runs])
+    by_task = {}
+    for run in runs:
+        folder = Path(run.config.output_dir)
+        result = json.loads((folder / "result.json").read_text())
+        score = result["metrics"]["last"][result["primary"]]
+        by_task.setdefault(run.config.task, []).append((-score, folder.name, folder))
+        assert not (folder / "checkpoint").exists()
+    for standing in by_task.values():
+        (_, _, leader), *others = sorted(standing)
+        assert (leader / "model/model.safetensors").exists()
+        for *_, folder in others:
+            assert not (folder / "model").exists()
+            assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 200_000
+
+
+@pytest.mark.parametrize("keep", ["none", "all"])
+def test_no_run_or_every_run_keeps_its_model(tmp_path, keep):
+    base = {**BASE, "max_train_samples": 32, "adaptation": "bottleneck-adapter"}
+    runs = read_spec(write(tmp_path, base=base, grid={"seed": [1, 2]}, keep=keep), tmp_path / "runs")
+    assert read_keep(tmp_path / "spec.yaml") == keep
+    do_runs([run.config for run in runs], keep=keep)
+    for run in runs:
+        left = {path.name for path in Path(run.config.output_dir).iterdir()}
+        assert ({"model", "adapter"} <= left) == (keep == "all")
+        assert "checkpoint" not in left
+
+
+def test_models_of_runs_that_are_not_the_sweeps_stay(tmp_path):
+    """A sweep's folder may hold other runs: their names do not end in their hash."""
+    [one, two] = read_spec(write(tmp_path, base=BASE, grid={"seed": [1, 2]}), tmp_path / "runs")
+    train(replace(one.config, output_dir=str(tmp_path / "runs/mine")))
+    do_runs([one.config, two.config])
+    assert (tmp_path / "runs/mine/model/model.safetensors").exists()
+
+
+def test_large_predictions_go_with_the_model(tmp_path):
+    folder = tmp_path / "runs" / "one-01234567"
+    (folder / "model").mkdir(parents=True)
+    (folder / "predictions.tsv").write_text("0\t" * 200_000)
+    result = {
+        "task": "rte",
+        "primary": "accuracy",
+        "metrics": {"last": {"accuracy": 1}},
+        "hash": "0123456789",
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    keep_models(folder, "none")
+    assert [path.name for path in folder.iterdir()] == ["result.json"]
+
+
+def test_the_disk_follows_from_the_sizes_of_the_models(tmp_path, monkeypatch, capsys):
+    """bert-base has 109,483,778 parameters with a head for two labels: four bytes each."""
+    size = 4 * 109_483_778
+    grid = {"task": ["rte", "mrpc"], "seed": [1, 2, 3]}
+    base = {"model": "bert-base-uncased"}
+    configs = [run.config for run in read_spec(write(tmp_path, base=base, grid=grid), tmp_path / "runs")]
+    working, small = 9 * size, 6 * 200_000
+    assert disk_needed(configs, "none", jobs=1) == working + small
+    assert disk_needed(configs, "best", jobs=1) == 2 * size + working + small
+    assert disk_needed(configs, "all", jobs=2) == 6 * size + 2 * working + small
+    free = SimpleNamespace(free=4e9)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: free)
+    with pytest.raises(
+        ConfigurationError, match=r"4\.8 GB of disk are needed .keep: best., 4\.0 GB are free"
+    ):
+        sweep(tmp_path / "spec.yaml", tmp_path / "runs", jobs=1, dry_run=False)
+    assert not (tmp_path / "runs").exists()
+    free.free = 5e9
+    sweep(tmp_path / "spec.yaml", tmp_path / "runs", jobs=1, dry_run=True)
+    assert "about 4.8 GB of disk are needed (keep: best), 5.0 GB are free" in capsys.readouterr().out

@@ -56,7 +56,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 def training_rows(count: int, seed: int) -> list[int]:
     """Which rows of the task a run with so many training rows sees."""
     from glue_harness import parse_mapping
-    from glue_harness.run.loop import Data
+    from glue_harness.run.plan import Data
 
     settings = {
         "task": TASK,
@@ -265,7 +265,7 @@ def test_epochs_may_be_fractions(
 
 
 def test_best_is_the_first_highest_and_last_is_the_last(train: Train) -> None:
-    from glue_harness.run.loop import History
+    from glue_harness.run.evaluation import History
 
     history = History("accuracy")
     for step, (accuracy, f1) in enumerate([(0.5, 0.9), (0.7, 0.1), (0.7, 0.8), (0.6, 1.0)], start=1):
@@ -302,7 +302,7 @@ def test_same_seed_same_run_with_any_number_of_workers(train: Train, tmp_path: P
 
 def test_grouping_by_length_pads_less_and_trains_on_the_same_rows(train: Train) -> None:
     from glue_harness import parse_mapping
-    from glue_harness.run.loop import Plan
+    from glue_harness.run.plan import Plan
 
     settings = {"task": TASK, "model": "demo", "output_dir": "unused", "batch_size": 4}
     lengths = np.random.default_rng(0).integers(3, 60, size=400)

@@ -163,20 +163,42 @@ def test_gradients_not_made_by_backward_are_refused():
         optimizer.step()
 
 
-def test_a_skipped_step_ends_its_window():
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_skipped_step_ends_its_window(set_to_none):
     contributions = draw(2, torch.float64)
     param = torch.nn.Parameter(torch.zeros(500, dtype=torch.float64))
-    optimizer = torch.optim.SGD([param], lr=0.0)
+    idle = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))  # is in the skipped window alone
+    optimizer = torch.optim.SGD([param, idle], lr=0.0)
     AdaptiveGradientNoise(optimizer, ETA, seed=3)
-    contribute(param, torch.full((500,), torch.inf, dtype=torch.float64))
-    contribute(param, torch.ones(500, dtype=torch.float64))
-    optimizer.zero_grad()  # GradScaler met an overflow and did not step
+    for _ in range(3):
+        contribute(param, torch.ones(500, dtype=torch.float64))
+        contribute(idle, torch.ones(3, dtype=torch.float64))
+    optimizer.zero_grad(set_to_none=set_to_none)  # GradScaler met an overflow and did not step
     for c in contributions:
         contribute(param, c)
     gradient = param.grad.clone()
     optimizer.step()
     noise = param.grad - gradient
     deviation = explicit_variance(contributions).sqrt() * gradient.norm() * ETA**0.5
+    torch.testing.assert_close(noise, deviation * standard_normal(param.detach(), 3), rtol=1e-6, atol=1e-6)
+    assert idle.grad is None or not idle.grad.any()
+
+
+def test_scaling_between_micro_batches_and_contributions_that_cancel_end_no_window():
+    contributions = draw(4, torch.float64)
+    param = torch.nn.Parameter(torch.zeros(500, dtype=torch.float64))
+    cancelling = torch.nn.Parameter(torch.zeros(500, dtype=torch.float64))
+    optimizer = torch.optim.SGD([param, cancelling], lr=0.0)
+    AdaptiveGradientNoise(optimizer, ETA, seed=3)
+    for i, c in enumerate(contributions):
+        contribute(param, c)
+        contribute(cancelling, torch.full((500,), (-1.0) ** i, dtype=torch.float64))
+        for each in (param, cancelling):
+            each.grad.mul_(1.0)  # what a communication hook does to a gradient
+    gradient = param.grad.clone()
+    optimizer.step()
+    deviation = explicit_variance(contributions).sqrt() * gradient.norm() * ETA**0.5
+    noise = param.grad - gradient
     torch.testing.assert_close(noise, deviation * standard_normal(param.detach(), 3), rtol=1e-6, atol=1e-6)
 
 

@@ -19,7 +19,8 @@ _spec.loader.exec_module(numpy_reference)
 
 def case(reference, costly=False, convergent=None, **settings):
     name = ",".join(f"{key}={value}" for key, value in settings.items() if key != "lr")
-    return OptimizerCase(name, settings, reference(**settings), convergent or {}, costly)
+    stays = settings["form"] == "released" and settings.get("legacy", False)
+    return OptimizerCase(name, settings, reference(**settings), convergent or {}, costly, not stays)
 
 
 ADAM = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,9 +20,9 @@ class ClippedAdaGrad(ClippedAdaptive):
         ĝ = clip(g),   b_t = b_{t-1} + η ĝ²
         θ = (1 - lr λ) θ - lr · ĝ / (√b + ε),    b = b_t, or b_{t-1} with delay
 
-    With `norm` b is one number for the whole optimizer, fed with ‖ĝ‖² of all parameters together, and kept
-    in `state_dict()["state"]["shared"]`. The gradients in `.grad` stay as they are. The state is (without
-    `norm`) `accumulator`.
+    With `norm` b is one number for the whole optimizer, fed with ‖ĝ‖² of all parameters together, and
+    repeated in the state of each (`second_moment`). The gradients in `.grad` stay as they are. The state
+    is (without `norm`) `accumulator`.
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
@@ -58,6 +58,7 @@ class ClippedAdaGrad(ClippedAdaptive):
     """
 
     initial = "initial_accumulator"
+    names_elsewhere: ClassVar[Mapping[str, str]] = {"sum": "accumulator"}
     agreeing = ("eta", "eps", "delay", "initial_accumulator")
 
     def __init__(
@@ -115,5 +116,5 @@ class ClippedAdaGrad(ClippedAdaptive):
     def _denominator(self, squared_norm: Tensor) -> Tensor:
         group, old = self.param_groups[0], self._second_moment(squared_norm)
         new = old + group["eta"] * squared_norm
-        self.shared["second_moment"] = new
+        self._keep_second_moment(new)
         return (old if group["delay"] else new).sqrt() + group["eps"]

@@ -22,9 +22,9 @@ class ClippedAdam(ClippedAdaptive):
         θ = (1 - lr λ) θ - lr · m̂ / (√v̂ + ε),    v̂ = v_t, or v_{t-1} with delay
 
     Bias correction divides m by 1-β₁ᵗ, and v by 1-β₂ᵗ where there is neither delay nor an initial value.
-    With `norm` v is one number for the whole optimizer, fed with ‖ĝ‖² of all parameters together, and kept
-    in `state_dict()["state"]["shared"]`. The gradients in `.grad` stay as they are. The state is `exp_avg`
-    and (without `norm`) `exp_avg_sq`.
+    With `norm` v is one number for the whole optimizer, fed with ‖ĝ‖² of all parameters together, and
+    repeated in the state of each (`second_moment`). The gradients in `.grad` stay as they are. The state
+    is `exp_avg` and (without `norm`) `exp_avg_sq`.
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
@@ -150,6 +150,6 @@ class ClippedAdam(ClippedAdaptive):
         group = self.param_groups[0]
         beta2, old = group["betas"][1], self._second_moment(squared_norm)
         new = old * beta2 + (1 - beta2) * group["eta"] * squared_norm
-        self.shared["second_moment"] = new
-        root = self._root(group, self.shared["steps"])
+        self._keep_second_moment(new)
+        root = self._root(group, self._steps)
         return (old if group["delay"] else new).sqrt() / root + group["eps"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from clipped_adaptive.clipping import (
     coefficients,
     norms_by_unit,
 )
+from clipped_adaptive.replicated import first_of, refuse_a_part, replicate
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.optim import Batch, ElementwiseOptimizer, arithmetic_dtype, whole_norms
 
@@ -28,6 +29,8 @@ class ClippedOptimizer(ElementwiseOptimizer):
     whole: ClassVar[tuple[str, ...]] = ("clip", "max_norm", "norm")
     norm = False
     _level: float = torch.inf
+    _steps: int = 0
+    _whole: bool = False
     _clipped: tuple[Tensor, Tensor] | None = None
 
     def __init__(
@@ -43,7 +46,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
         check_clipping(clip, max_norm)
         check_choice("norm", norm, (True, False))
         self.clip, self.max_norm, self.norm = clip, max_norm, norm
-        super().__init__(params, defaults, **running)
+        super().__init__(params, {**defaults, "steps": 0}, **running)
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Refuse settings that cannot be used."""
@@ -57,16 +60,20 @@ class ClippedOptimizer(ElementwiseOptimizer):
 
     def prepare(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
         """Compute the clipping coefficients and, with one scalar second moment, the denominator."""
+        check_clipping(self.clip, self.max_norm)
         self._clipped = None
-        if batches and (self.norm or callable(self.max_norm)):
-            self.shared["steps"] = self._steps_before(batches) + 1
         by_norm = self.clip not in ("none", "elementwise")
-        if batches and self.clip == "elementwise":
-            self._level = self._level_now()
+        if batches:
+            self._steps = 1 + (max(g["steps"] for g in self.param_groups) or max(b.step for b in batches) - 1)
+            for group in self.param_groups:
+                group["steps"] = self._steps
+            if self.clip == "elementwise":
+                self._level = self._level_now()
         if not batches or not (by_norm or self.norm):
             return [{} for _ in batches]
-        device = batches[0].rows[0][0].device
-        norms = torch.cat([whole_norms(batch.grads).to(device) for batch in batches])
+        if self.norm or self.clip in ("global", "layer"):
+            self._whole = self._whole or refuse_a_part(self, f"clip={self.clip!r}, norm={self.norm}")
+        norms = whole_norms([grad for batch in batches for grad in batch.grads])
         numbers: dict[str, Tensor] = {}
         if by_norm:
             numbers["coefficient"] = self._coefficients(norms, batches)
@@ -77,48 +84,61 @@ class ClippedOptimizer(ElementwiseOptimizer):
             numbers["denominator"] = denominator.expand(len(norms))
         return _by_batch(numbers, batches)
 
-    def _steps_before(self, batches: Sequence[Batch]) -> int:
-        """Return the optimizer's steps; a parameter's own are fewer where it has no gradient at times."""
-        return self.shared.get("steps", max(batch.step for batch in batches) - 1)
-
     def _coefficients(self, norms: Tensor, batches: Sequence[Batch]) -> Tensor:
         labels = [label for batch in batches for label in self._labels(batch)]
         units = norms_by_unit(norms, labels)
         if not isinstance(self.max_norm, RunningQuantile):
             return coefficients(units, labels, self._level_now())
-        positions = {label: position for position, label in enumerate(self._all_labels())}
-        own = [positions[label] for label in dict.fromkeys(labels)]
-        return coefficients(units, labels, self.max_norm.level(units, own, len(positions), self.shared))
+        members = self._members(dict.fromkeys(labels))
+        past = torch.stack([self._past_norms(params, norms.device) for params in members])
+        levels, past = self.max_norm.levels(past, units)
+        replicate(self.state, "past_norms", zip(members, past.unbind(), strict=True))
+        return coefficients(units, labels, levels.double())
+
+    def _members(self, labels: Iterable[Hashable]) -> list[list[Tensor]]:
+        """Return all parameters of each unit, those without a gradient too: they keep its past norms."""
+        members: dict[Hashable, list[Tensor]] = {label: [] for label in labels}
+        first = 0
+        for group in self.param_groups:
+            params = group["params"]
+            for label, param in zip(self._labels_of(group, first), params, strict=True):
+                if label in members and self.state.get(param):
+                    members[label].append(param)
+            first += len(params)
+        return list(members.values())
+
+    def _past_norms(self, params: Sequence[Tensor], device: torch.device) -> Tensor:
+        window = self.max_norm.window  # type: ignore[union-attr]
+        past = first_of(self.state, params, "past_norms")
+        if past is None or past.shape != (window,):
+            return torch.full((window,), torch.nan, device=device)
+        return past.to(device, torch.float32)
 
     def _norms_at_level(self, norms: Tensor, batches: Sequence[Batch]) -> Tensor:
         if self.clip == "none":
             return norms
-        grads = (grad for batch in batches for grad in batch.grads)
-        return torch.cat([_norm_at(self._level, grad).to(norms.device) for grad in grads])
+        return _norms_at(self._level, [grad for batch in batches for grad in batch.grads])
 
     def _labels(self, batch: Batch) -> Sequence[Hashable]:
         if self.clip == "local":
             return batch.indices
-        label = "whole" if self.clip == "global" else self._layer(batch.group)
-        return [label] * len(batch.params)
+        return self._labels_of(batch.group, 0)[:1] * len(batch.params)
 
-    def _layer(self, group: Mapping[str, Any]) -> Hashable:
-        position = next(i for i, other in enumerate(self.param_groups) if other is group)
-        return group.get("layer", position)
-
-    def _all_labels(self) -> list[Hashable]:
+    def _labels_of(self, group: Mapping[str, Any], first: int) -> list[Hashable]:
+        """Return the unit of each parameter of a group, whose first one is number `first` of all."""
+        count = len(group["params"])
+        if self.clip == "local":
+            return list(range(first, first + count))
         if self.clip == "global":
-            return ["whole"]
-        if self.clip == "layer":
-            return list(dict.fromkeys(self._layer(group) for group in self.param_groups))
-        return list(range(sum(len(group["params"]) for group in self.param_groups)))
+            return ["whole"] * count
+        position = next(i for i, other in enumerate(self.param_groups) if other is group)
+        return [group.get("layer", position)] * count
 
     def _level_now(self) -> float:
         if not callable(self.max_norm):
             return float(self.max_norm)  # type: ignore[arg-type]
-        step = self.shared["steps"]
-        level = float(self.max_norm(step))
-        check_number(f"max_norm at step {step}", level, above=0)
+        level = float(self.max_norm(self._steps))
+        check_number(f"max_norm at step {self._steps}", level, above=0)
         return level
 
     def _denominator(self, squared_norm: Tensor) -> Tensor:
@@ -155,7 +175,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
             cut = sum((grad.abs() > self._level).sum().item() for grad in grads)
             share = torch.tensor(cut / sum(grad.numel() for grad in grads))
             before = torch.cat([whole_norms([grad]).cpu() for grad in grads])
-            after = torch.cat([_norm_at(self._level, grad).cpu() for grad in grads])
+            after = _norms_at(self._level, grads).cpu()
         total = torch.linalg.vector_norm
         return ClipReport(share.item(), total(before).item(), total(after).item())
 
@@ -166,20 +186,26 @@ class ClippedOptimizer(ElementwiseOptimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self.whole}}
 
 
-def _norm_at(level: float, grad: Tensor) -> Tensor:
-    return whole_norms([grad.clamp(-level, level)])
+def _norms_at(level: float, grads: Sequence[Tensor]) -> Tensor:
+    """Return the norms of gradients whose elements are cut to [-level, level]."""
+    if any(hasattr(grad, "placements") for grad in grads):
+        return whole_norms([grad.clamp(-level, level) for grad in grads])
+    return whole_norms(torch._foreach_clamp_max(torch._foreach_clamp_min([*grads], -level), level))
 
 
 def _by_batch(numbers: Mapping[str, Tensor], batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-    sizes = [len(batch.params) for batch in batches]
-    parts = {name: values.split(sizes) for name, values in numbers.items()}
-    return [
-        {
-            name: part[i].to(batch.rows[0][0].device, arithmetic_dtype(batch.params[0].dtype))
-            for name, part in parts.items()
-        }
-        for i, batch in enumerate(batches)
-    ]
+    """Share numbers out to batches, each in its arithmetic and on its device; what is alike is made once."""
+    parts: list[dict[str, Tensor]] = [{} for _ in batches]
+    for name, values in numbers.items():
+        made: dict[tuple[Any, ...], Tensor] = {}
+        first = 0
+        for part, batch in zip(parts, batches, strict=True):
+            kind = batch.rows[0][0].device, arithmetic_dtype(batch.params[0].dtype)
+            if kind not in made:
+                made[kind] = values.to(*kind)
+            part[name] = made[kind][first : first + len(batch.params)]
+            first += len(batch.params)
+    return parts
 
 
 class ClippedAdaptive(ClippedOptimizer):
@@ -210,6 +236,11 @@ class ClippedAdaptive(ClippedOptimizer):
                     )
 
     def _second_moment(self, like: Tensor) -> Tensor:
-        group = self.param_groups[0]
-        old = self.shared.get("second_moment")
-        return like.new_full((), group[self.initial]) if old is None else old.to(like.device, like.dtype)
+        """Return the one second moment, in the dtype and on the device of another number."""
+        old = first_of(self.state, self.state, "second_moment")
+        initial = self.param_groups[0][self.initial]
+        return like.new_full((), initial) if old is None else old.to(like.device, like.dtype, copy=True)
+
+    def _keep_second_moment(self, value: Tensor) -> None:
+        dtype = arithmetic_dtype(self.param_groups[0]["params"][0].dtype)
+        replicate(self.state, "second_moment", [(self.state, value.to(dtype))])

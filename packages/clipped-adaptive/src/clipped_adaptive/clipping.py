@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ class RunningQuantile:
         L_t = quantile_q(‖g_{t-1}‖, …, ‖g_{t-window}‖),    no clipping at the first step
 
     Each layer or tensor with a norm of its own (`clip="layer"`, `"local"`) has its own quantile. Norms that
-    are not finite are left out. The norms are kept on the device, in the optimizer's `state_dict`.
+    are not finite, or zero, are left out. The norms are kept on the device, in the state of each parameter
+    (`past_norms`).
 
     Args:
         q: The quantile, in (0, 1]; at 0.1 about nine steps in ten are clipped.
@@ -53,30 +54,25 @@ class RunningQuantile:
         check_number("q", self.q, above=0, at_most=1)
         check_number("window", self.window, at_least=1)
 
-    def level(self, norms: Tensor, labels: Sequence[int], units: int, state: dict[str, Any]) -> Tensor:
-        """Return this step's level of each unit and note its norm for later steps.
+    def levels(self, past: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this step's level of each unit, and the norms to remember.
 
         Args:
-            norms: One norm a unit that has a gradient.
-            labels: Which of all units they are.
-            units: How many units there are in all.
-            state: Where past norms are kept.
+            past: Past norms, (units, window), the newest last; NaN where there is none.
+            norms: This step's norm of each unit.
 
         Returns:
-            One level a norm; NaN, which clips nothing, where there is no past norm.
+            One level a unit: NaN, which clips nothing, where there is no past norm; and the new `past`.
+
+        Examples:
+            >>> past = torch.tensor([[torch.nan, 4.0]])
+            >>> RunningQuantile(0.5, window=2).levels(past, torch.tensor([2.0]))
+            (tensor([4.]), tensor([[4., 2.]]))
         """
-        past = state.get("past_norms")
-        if past is None or past.shape[0] != self.window:
-            past, state["clip_step"] = norms.new_full((self.window, 0), torch.nan), 0
-        if past.shape[1] < units:
-            past = torch.cat([past, past.new_full((self.window, units - past.shape[1]), torch.nan)], dim=1)
-        state["past_norms"] = past = past.to(norms.device, norms.dtype)
-        levels = torch.nanquantile(past, self.q, dim=0)
-        own = dict(zip(labels, norms.where(norms.isfinite(), torch.nan).unbind(), strict=True))
-        missing = norms.new_full((), torch.nan)
-        past[state["clip_step"] % self.window] = torch.stack([own.get(i, missing) for i in range(units)])
-        state["clip_step"] += 1
-        return _chosen(levels, labels)
+        levels = torch.nanquantile(past, self.q, dim=1)
+        norms = norms.to(past.dtype).unsqueeze(1)
+        moved = torch.cat([past[:, 1:], norms], dim=1)
+        return levels, torch.where(norms.isfinite() & (norms > 0), moved, past)
 
 
 Level = float | Callable[[int], float] | RunningQuantile
@@ -130,14 +126,16 @@ def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:
         >>> norms_by_unit(torch.tensor([3.0, 5.0, 4.0]), ["a", "b", "a"])
         tensor([5., 5.])
     """
-    units = list(dict.fromkeys(labels))
+    units: dict[Hashable, list[int]] = {}
+    for position, label in enumerate(labels):
+        units.setdefault(label, []).append(position)
     if len(units) == len(labels):
         return norms
-    if len(units) == 1:
-        return torch.linalg.vector_norm(norms).reshape(1)
-    parts = norms.unbind()
-    members = [[part for part, label in zip(parts, labels, strict=True) if label == unit] for unit in units]
-    return torch.stack([torch.linalg.vector_norm(torch.stack(member)) for member in members])
+    longest = max(map(len, units.values()))
+    missing = len(labels)  # a norm of zero that fills up the shorter units
+    members = tuple(i for own in units.values() for i in [*own, *[missing] * (longest - len(own))])
+    filled = torch.cat([norms, norms.new_zeros(1)]).index_select(0, _index(members, norms.device))
+    return torch.linalg.vector_norm(filled.view(len(units), longest), dim=1)
 
 
 def coefficients(norms: Tensor, labels: Sequence[Hashable], level: float | Tensor) -> Tensor:
@@ -163,5 +161,9 @@ def _chosen(values: Tensor, positions: Sequence[int]) -> Tensor:
         return values
     if len(values) == 1:
         return values.expand(len(positions))
-    parts = values.unbind()
-    return torch.stack([parts[position] for position in positions])
+    return values.index_select(0, _index(tuple(positions), values.device))
+
+
+@lru_cache(maxsize=64)
+def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(positions, device=device)

@@ -24,6 +24,9 @@ __all__ = [
     "TailsOptions",
 ]
 
+END = 2.0**128
+"""Where float32 ends."""
+
 
 @dataclass(frozen=True)
 class ClippedAdamOptions:
@@ -58,7 +61,7 @@ class ClippedAdamOptions:
     def __post_init__(self) -> None:
         _check(self)
         _check_delay(self.delay, "initial_second_moment", self.initial_second_moment)
-        check_number("eta", self.eta, above=0)
+        check_number("eta", self.eta, above=0, below=END)
         for beta in self.betas:
             check_number("betas", beta, at_least=0, below=1)
 
@@ -92,7 +95,7 @@ class ClippedAdaGradOptions:
     def __post_init__(self) -> None:
         _check(self)
         _check_delay(self.delay, "initial_accumulator", self.initial_accumulator)
-        check_number("eta", self.eta, above=0)
+        check_number("eta", self.eta, above=0, below=END)
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,9 @@ Options = ClippedAdamOptions | ClippedAdaGradOptions | ClippedSGDOptions
 
 
 def _check(options: Options) -> None:
-    check_number("lr", options.lr, at_least=0)
+    check_number("lr", options.lr, at_least=0, below=END)
     if not isinstance(options, ClippedSGDOptions):
-        check_number("eps", options.eps, at_least=0)
+        check_number("eps", options.eps, at_least=0, below=END)
     check_choice("clip", options.clip, CLIPS)
     check_number("max_norm", options.max_norm, above=0)
     if options.quantile is not None:
@@ -141,7 +144,7 @@ def _check(options: Options) -> None:
 
 
 def _check_delay(delay: bool, name: str, initial: float) -> None:
-    check_number(name, initial, at_least=0)
+    check_number(name, initial, at_least=0, below=END)
     if delay and initial == 0:
         raise ConfigurationError(
             f"delay=True with {name}=0 divides the first step by nothing: give {name}=1e-5"

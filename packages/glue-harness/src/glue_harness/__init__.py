@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from glue_harness.config.fields import RunConfig
     from glue_harness.config.parsing import parse_mapping
     from glue_harness.run.assembly import open_run
-    from glue_harness.run.loop import run
+    from glue_harness.run.entry import run
 
 __all__ = ["RunConfig", "open_run", "parse_mapping", "run"]
 

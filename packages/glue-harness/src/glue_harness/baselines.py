@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune_common.errors import ConfigurationError, check_number
@@ -53,6 +54,15 @@ class PlainActivations:
         return {}
 
 
+def within(default: Any, **interval: float) -> Any:
+    """Declare an option whose numbers lie in an interval, in the words of `check_number`."""
+    return field(default=default, metadata=interval)
+
+
+POSITIVE = {"at_least": 0, "below": inf}
+DECAY = {"at_least": 0, "below": 1}
+
+
 @dataclass(frozen=True)
 class OptimizerOptions:
     """What every optimizer has.
@@ -61,14 +71,14 @@ class OptimizerOptions:
         lr: Learning rate at the top of the schedule, at least 0.
     """
 
-    lr: float = 5e-5
+    lr: float = within(5e-5, **POSITIVE)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for option in fields(self):
+            value = getattr(self, option.name)
             for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, (int, float)):
-                    check_number(field.name, number, at_least=0)
+                if option.metadata:
+                    check_number(option.name, number, **option.metadata)
 
 
 @dataclass(frozen=True)
@@ -78,16 +88,11 @@ class AdamOptions(OptimizerOptions):
     Args:
         lr: Learning rate at the top of the schedule, at least 0.
         betas: Decay of the first and the second moment, each in [0, 1).
-        eps: Added to the denominator.
+        eps: Added to the denominator, at least 0.
     """
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for beta in self.betas:
-            check_number("betas", beta, at_least=0, below=1)
+    betas: tuple[float, float] = within((0.9, 0.999), **DECAY)
+    eps: float = within(1e-8, **POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,18 @@ class SGDOptions(OptimizerOptions):
 
     Args:
         lr: Learning rate at the top of the schedule, at least 0.
-        momentum: Decay of the velocity, 0 for none.
-        nesterov: Nesterov's form of momentum.
+        momentum: Decay of the velocity, in [0, 1); 0 for none.
+        nesterov: Nesterov's form of momentum, which needs one.
     """
 
-    lr: float = 1e-2
-    momentum: float = 0.9
+    lr: float = within(1e-2, **POSITIVE)
+    momentum: float = within(0.9, **DECAY)
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ConfigurationError("nesterov=True with momentum=0.0 does nothing: give a momentum above 0")
 
 
 @dataclass(frozen=True)
@@ -111,13 +121,13 @@ class AdagradOptions(OptimizerOptions):
 
     Args:
         lr: Learning rate at the top of the schedule, at least 0.
-        eps: Added to the denominator.
-        initial_accumulator_value: Start of the sum of squared gradients.
+        eps: Added to the denominator, at least 0.
+        initial_accumulator_value: Start of the sum of squared gradients, at least 0.
     """
 
-    lr: float = 5e-3
-    eps: float = 1e-10
-    initial_accumulator_value: float = 0.0
+    lr: float = within(5e-3, **POSITIVE)
+    eps: float = within(1e-10, **POSITIVE)
+    initial_accumulator_value: float = within(0.0, at_least=0, below=2.0**128)  # where float32 ends
 
 
 @dataclass(frozen=True)
@@ -126,13 +136,13 @@ class AdadeltaOptions(OptimizerOptions):
 
     Args:
         lr: Factor of the update, at least 0.
-        rho: Decay of both averages.
-        eps: Added under both roots.
+        rho: Decay of both averages, in [0, 1).
+        eps: Added under both roots, at least 0.
     """
 
-    lr: float = 1.0
-    rho: float = 0.9
-    eps: float = 1e-6
+    lr: float = within(1.0, **POSITIVE)
+    rho: float = within(0.9, **DECAY)
+    eps: float = within(1e-6, **POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -141,14 +151,14 @@ class RMSpropOptions(OptimizerOptions):
 
     Args:
         lr: Learning rate at the top of the schedule, at least 0.
-        alpha: Decay of the squared gradient.
-        eps: Added to the denominator.
-        momentum: Decay of the velocity, 0 for none.
+        alpha: Decay of the squared gradient, in [0, 1).
+        eps: Added to the denominator, at least 0.
+        momentum: Decay of the velocity, in [0, 1); 0 for none.
     """
 
-    alpha: float = 0.99
-    eps: float = 1e-8
-    momentum: float = 0.0
+    alpha: float = within(0.99, **DECAY)
+    eps: float = within(1e-8, **POSITIVE)
+    momentum: float = within(0.0, **DECAY)
 
 
 @dataclass(frozen=True)
@@ -157,11 +167,11 @@ class ASGDOptions(OptimizerOptions):
 
     Args:
         lr: Learning rate at the top of the schedule, at least 0.
-        t0: Step at which averaging starts.
+        t0: Step at which averaging starts, at least 0.
     """
 
-    lr: float = 1e-2
-    t0: float = 1e6
+    lr: float = within(1e-2, **POSITIVE)
+    t0: float = within(1e6, **POSITIVE)
 
 
 class TorchOptimizer:
@@ -243,7 +253,7 @@ class NAdam(TorchOptimizer):
 
 
 class AdamW8bit:
-    """AdamW with its state in 8 bits, from bitsandbytes."""
+    """AdamW with its state in 8 bits, from bitsandbytes (tensors below 4,096 elements: in 32)."""
 
     name = "adamw-8bit"
     Options = AdamOptions
@@ -261,9 +271,5 @@ class AdamW8bit:
                 "optimizer 'adamw-8bit' needs bitsandbytes, which is not installed: run "
                 "'pip install bitsandbytes' or use --optimizer adamw"
             ) from None
-        if next(model.parameters()).device.type == "cpu":
-            raise ConfigurationError(
-                "optimizer 'adamw-8bit' runs on a GPU, and this run is on the CPU: use --optimizer adamw"
-            )
         unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in param_groups]
         return AdamW8bit(unnamed, **asdict(self.options))

@@ -6,8 +6,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune_common.errors import ConfigurationError, did_you_mean
@@ -20,9 +19,9 @@ from glue_harness.commands import (
     sweep_command,
 )
 from glue_harness.config.commands import CommandParser, parser_of
+from glue_harness.console import standard_output
 from glue_harness.cost.commands import capacity_command, profile_command
-from glue_harness.files import writing
-from glue_harness.run.stopping import Stopped, stop_on_signals
+from glue_harness.stopping import Stopped, stop_on_signals
 
 __all__ = ["main"]
 
@@ -41,7 +40,7 @@ def _run(argv: Sequence[str]) -> None:
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
     from glue_harness.report.tables import print_run
-    from glue_harness.run.loop import run
+    from glue_harness.run.entry import run
     from glue_harness.run.processes import leave
 
     try:
@@ -152,10 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), stop_on_signals():
             warnings.showwarning = _warn
-            if sys.stdout is None:
-                raise ConfigurationError("standard output is closed: give it a file, or /dev/null")
-            with _flushed():
+            with standard_output() as out:
                 _main(sys.argv[1:] if argv is None else argv)
+                out.flush()
     except ConfigurationError as error:
         speaker = f"glue-harness (process {_process()})" if _process() else "glue-harness"
         print(f"{speaker}: {error}", file=sys.stderr)
@@ -170,23 +168,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"glue-harness: {stopped}", file=sys.stderr)
         return stopped.status
     return 0
-
-
-@contextmanager
-def _flushed() -> Iterator[None]:
-    """Say in one line that standard output cannot be written, where that is why a command fails."""
-    try:
-        yield
-    except OSError:
-        _flush()
-        raise
-    _flush()
-
-
-def _flush() -> None:
-    try:
-        with writing("standard output"):
-            sys.stdout.flush()
-    except ConfigurationError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again at its end
-        raise

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.run.stopping import stop_on_signals
+from glue_harness.stopping import stop_on_signals
 
 __all__ = ["Share", "connected", "fair_share", "own_cores", "use_cores"]
 

@@ -15,7 +15,7 @@ from glue_harness.hardware import hardware, versions
 __all__ = ["doctor"]
 
 OPTIONAL = {
-    "bitsandbytes": "optimizer adamw-8bit and QLoRA: pip install bitsandbytes (CUDA)",
+    "bitsandbytes": "optimizer adamw-8bit and QLoRA: pip install bitsandbytes",
     "peft": "LoRA: it comes with packages/parameter-efficient",
 }
 

@@ -119,8 +119,9 @@ def _write_loader(run: Run, folder: Path) -> None:
     options = dict(run.config.adaptation)
     method = options.pop("name")
     holder = available("adaptation")[method].dist
-    names = {"model": type(run.model).__name__, "config": type(run.model.config).__name__, "adapter": ADAPTER}
-    names |= {"package": holder.name if holder else method, "kind": str(run.model.config.model_type)}
+    config: Any = run.model.config
+    names = {"model": type(run.model).__name__, "config": type(config).__name__, "adapter": ADAPTER}
+    names |= {"package": holder.name if holder else method, "kind": config.model_type}
     code = LOADER.format(**names, method=method, options=options)
     (folder / f"{CODE}.py").write_text(code, encoding="utf-8")
     file = folder / "config.json"

@@ -46,8 +46,8 @@ def writing(what: Path | str) -> Iterator[None]:
     except Exception as error:
         if reason := _reason(error):
             raise UnwritableError(
-                f"{what}: {reason}: make room, or give a place that can be written; "
-                "the same command continues"
+                f"{what}: {reason}: make room, or give a file or folder that can be "
+                "written; the same command continues"
             ) from None
         raise
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,12 +176,13 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
     column = next((name for name in ("label", task.official_label) if name in columns), None)
     if column is None:
         return {}, ""
-    known = {str(at): at for at in range(len(task.labels))} | {
-        name: at for at, name in enumerate(task.labels)
-    }
-    rows, labels = [], []
+    known = {str(at): at for at in range(len(task.labels))}
+    known |= {name: at for at, name in enumerate(task.labels)}
+    absent = (None, "") if task.regression else (None, "", -1, "-1")  # -1 in GLUE's test files
+    rows: list[int] = []
+    labels: list[float] = []
     for row, value in enumerate(columns[column]):
-        if value in (None, "", "-1", -1) and str(value) not in task.labels and not task.regression:
+        if value in absent and str(value) not in known:
             continue
         try:
             labels.append(float(value) if task.regression else known[str(value)])
@@ -199,32 +198,23 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
 
 
 def _write(columns: Columns, ending: str, output: Path | None) -> None:
-    if ending == ".parquet" and output is not None:
-        import pyarrow as pa
-        from pyarrow import parquet
+    """Write rows to a file, which appears whole, or as text to standard output."""
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import parquet
 
+    if ending == ".parquet" and output is not None:
         beside = output.with_name(f".{output.name}")
         parquet.write_table(pa.table(columns), beside)
         beside.replace(output)
         return
-    text = _text(columns, ending)
+    if ending == ".jsonl":
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+    else:
+        table = pd.DataFrame(columns, dtype=object)  # values stay as they were read
+        text = table.to_csv(sep="," if ending == ".csv" else "\t", index=False)
     if output is None:
         print(text, end="")
-        return
-    write_whole(output, text)
-
-
-def _text(columns: Mapping[str, list[Any]], ending: str) -> str:
-    rows = zip(*columns.values(), strict=True)
-    if ending == ".jsonl":
-        return "".join(json.dumps(dict(zip(columns, row, strict=True)), default=str) + "\n" for row in rows)
-    held = io.StringIO()
-    writer = csv.writer(held, delimiter="," if ending == ".csv" else "\t", lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return held.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """Return a value as a cell: numbers in full, lists as JSON."""
-    return json.dumps(value) if isinstance(value, (list, dict, bool)) else value
+    else:
+        write_whole(output, text)

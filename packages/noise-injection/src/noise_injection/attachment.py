@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError, check_number
-from noise_injection import kernels
+from noise_injection.lists import run_all, sums_of_all
 from noise_injection.shards import local, shard_groups, shard_index, sum_over_shards
 
 __all__ = ["GradientNoise", "Plan", "Row", "attached"]
@@ -179,26 +179,25 @@ class GradientNoise:
         for plan in plans:
             batches.setdefault(plan.batch, []).append(plan)
         for (device, _, _), batch in batches.items():
-            self._run_batch(batch, keys.to(device), unit)
+            own = keys.index_select(0, torch.tensor([plan.row.index for plan in batch]))
+            self._run_batch(batch, own.to(device), unit)
 
     def _run_batch(self, plans: list[Plan], keys: Tensor, unit: Tensor | None) -> None:
         dtype = plans[0].row.dtype
         groups = [shard_groups(plan.row.parameter) for plan in plans]
-        local_sums = torch.stack([kernels.sums(plan.row.gradient, plan.compared, dtype) for plan in plans])
+        local_sums = sums_of_all([(plan.row.gradient, plan.compared) for plan in plans], dtype)
         sums = sum_over_shards(local_sums, groups)
         unit = sums.new_ones(()) if unit is None else unit.to(sums)
         numbers = self.numbers(plans, sums, unit)
-        squares = []
-        for plan, own in zip(plans, numbers.unbind(), strict=True):
-            gradient = plan.row.gradient
-            before = gradient.clone() if self.measured else None
-            kernels.run(plan.kernel, [gradient, *plan.tensors], own, keys[plan.row.index])
+        gradients = [plan.row.gradient for plan in plans]
+        before = [gradient.clone() for gradient in gradients] if self.measured else []
+        run_all(plans[0].kernel, [[plan.row.gradient, *plan.tensors] for plan in plans], numbers, keys)
+        for plan in plans:
             plan.row.write_back()
-            if before is not None:
-                squares.append(kernels.sums(gradient - before, None, dtype))
-        if squares:
-            noise = sum_over_shards(torch.stack(squares), groups)
-            self._norms.append((noise.sum(), sums[:, 0].sum()))
+        if before:
+            noises = [(new - old, None) for new, old in zip(gradients, before, strict=True)]
+            squares = sum_over_shards(sums_of_all(noises, dtype), groups)
+            self._norms.append((squares.sum(), sums[:, 0].sum()))
 
     def _rows(self) -> list[Row]:
         rows = []

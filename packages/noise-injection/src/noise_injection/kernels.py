@@ -18,7 +18,17 @@ from torch import Tensor
 from finetune_common.compiled import Compiled, normal
 from noise_injection.rules import add_noise, average, ema_variance, welford
 
-__all__ = ["add_adam", "add_ema", "add_microbatch", "add_plain", "add_running", "observe", "run", "sums"]
+__all__ = [
+    "add_adam",
+    "add_ema",
+    "add_microbatch",
+    "add_plain",
+    "add_running",
+    "changed_by",
+    "observe",
+    "run",
+    "sums",
+]
 
 Kernel = Callable[[Sequence[Tensor], Tensor, Any], None]
 
@@ -82,6 +92,11 @@ def add_plain(tensors: Sequence[Tensor], numbers: Tensor, keys: Tensor) -> None:
     [gradient] = tensors
     [scale] = numbers.unbind()
     _add(gradient, scale, keys)
+
+
+def changed_by(kernel: Kernel) -> int:
+    """Return how many of its tensors a kernel changes, from the first on."""
+    return {observe: 2, add_running: 3, add_ema: 3}.get(kernel, 1)
 
 
 def _add(gradient: Tensor, spread: Tensor, keys: Tensor) -> None:

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -40,14 +42,27 @@ class _Watch:
     The hook sits on the node that accumulates into `.grad`: it sees exactly what is added there, after every
     hook on the tensor, and is not called by `torch.autograd.grad`. What arrives while the parameter does not
     require a gradient is added nowhere, and is not counted.
+
+    A gradient that is gone, or was changed since and is zero everywhere, begins a new window: `zero_grad` in
+    either form ends one that no step has used.
     """
 
-    def __init__(self, parameter: Tensor) -> None:
+    def __init__(self, parameter: Tensor, clock: Callable[[], int]) -> None:
         self.parameter = parameter
-        self.count = 0
+        self.clock = clock
+        self.count = self.last = self.began = 0
+        self.seen: tuple[Tensor, int] | None = None
         self.mean = self.deviations = parameter.new_empty(0)
         self.node = get_gradient_edge(parameter).node
         self.handle = self.node.register_prehook(self._observe)
+        myself = ref(self)  # the garbage collector does not see through such a hook
+
+        def note(parameter: Tensor) -> None:
+            watch = myself()
+            if watch is not None and parameter.grad is not None:
+                watch.seen = parameter.grad, parameter.grad._version
+
+        self.after = parameter.register_post_accumulate_grad_hook(note)  # type: ignore[attr-defined]
 
     @property
     def current(self) -> bool:
@@ -59,8 +74,11 @@ class _Watch:
         [contribution] = contributions
         if contribution is None or contribution.is_sparse or not self.parameter.requires_grad:
             return
-        if self.parameter.grad is None:
-            self.count = 0
+        now = self.clock()
+        if self.count and self.discarded():
+            self.count, self.began = 0, now
+        self.last = now
+        self.seen = None
         value = local(contribution, self.parameter).reshape(-1)
         self.count += 1
         if self.count == 1:
@@ -68,6 +86,20 @@ class _Watch:
         else:
             count = _number(self.count, self.mean.dtype, value.device)
             kernels.run(kernels.observe, [self.mean, self.deviations, value], count, None)
+
+    def discarded(self) -> bool:
+        """Whether the gradient that the counted contributions made is there no more."""
+        gradient = self.parameter.grad
+        if gradient is None:
+            return True
+        if self.seen is not None and self.seen[0] is gradient and self.seen[1] == gradient._version:
+            return False
+        return not bool(local(gradient).any())
+
+    def remove(self) -> None:
+        """Stop watching."""
+        self.handle.remove()
+        self.after.remove()
 
     def _start(self, value: Tensor) -> None:
         if self.mean.shape != value.shape or self.mean.device != value.device:
@@ -114,6 +146,7 @@ class MicroBatchVariance:
     def __post_init__(self) -> None:
         self._watches: dict[Tensor, _Watch] = {}
         self._window = 0
+        self._clock = count(1)
         self._watch()
 
     def _watch(self) -> None:
@@ -122,17 +155,21 @@ class MicroBatchVariance:
             known = self._watches.get(param)
             if param.requires_grad and (known is None or not known.current):
                 if known is not None:
-                    known.handle.remove()
-                self._watches[param] = _Watch(param)
+                    known.remove()
+                self._watches[param] = _Watch(param, self._clock.__next__)
 
     def remove(self) -> None:
         """Stop watching."""
         for watch in self._watches.values():
-            watch.handle.remove()
+            watch.remove()
         self._watches.clear()
 
     def plans(self, rows: list[Row]) -> list[Plan]:
         """Complete the window; a window of one micro-batch has no variance."""
+        began = max((watch.began for watch in self._watches.values()), default=0)
+        for watch in self._watches.values():
+            if watch.count and watch.last < began and watch.discarded():
+                watch.count = 0
         self._window = max((watch.count for watch in self._watches.values()), default=0)
         rows = [row for row in rows if row.parameter in self._watches and self._total(row) > 1]
         if not rows:
@@ -167,8 +204,11 @@ class MicroBatchVariance:
         squared, product, mean_squared = sums.unbind(1)
         if self.checks and self.steps % 100 == 0:
             self._warn_unlike(1 - product.square() / (squared * mean_squared))
-        totals = sums.new_tensor([self._total(plan.row) for plan in plans])
-        return (reach * (product / mean_squared).abs() / (totals - 1).sqrt()).unsqueeze(1)
+        totals = [self._total(plan.row) for plan in plans]
+        size = reach * (product / mean_squared).abs()
+        if len(set(totals)) == 1:  # numbers that differ are copied from the host
+            return (size / (totals[0] - 1) ** 0.5).unsqueeze(1)
+        return (size / (sums.new_tensor(totals) - 1).sqrt()).unsqueeze(1)
 
     def _warn_unlike(self, sines: Tensor) -> None:
         if bool((sines > UNLIKE).any()):

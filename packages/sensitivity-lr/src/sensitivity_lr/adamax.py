@@ -15,8 +15,8 @@ class SageAdamax(SageAdam):
     """Adamax in which each coordinate's learning rate follows its sensitivity (SAGE).
 
         I = |θ g|,   Î = β₃ Î + (1-β₃) I
-        released:  f = |I-Î| / (Î+s),      s = ε²
         paper:     f = (|I-Î|+s) / (Î+s),  s = 1e-12
+        released:  f = |I-Î| / (Î+s),      s = ε²;  1 where I = Î = 0
         θ = (1 - lr λ) θ - f · lr/(1-β₁ᵗ) · m / u,   u = max(β₂ u, |g|+ε)
 
     The authors' released example fine-tunes BERT-base on MNLI with it: lr 2e-4, β₃ 0.85. The state is
@@ -30,9 +30,10 @@ class SageAdamax(SageAdam):
         beta3: β₃ in [0, 1), decay of the average sensitivity; useful values are 0.6-0.9.
         eps: ε ≥ 0.
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule, not scaled by f.
-        form: "released" or "paper".
+        form: "paper" or "released".
         sensitivity_eps: s; None takes the value above.
-        legacy: Repeat the released code: θ = θ - f · lr · (m/(u+ε) + λ θ), without bias correction.
+        legacy: Repeat the released code: θ = θ - f · lr · (m/(u+ε) + λ θ), without bias correction; with
+            form="released" a parameter that is 0 stays 0.
         foreach: Run over lists of tensors.
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.

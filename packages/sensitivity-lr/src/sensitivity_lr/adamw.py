@@ -15,12 +15,13 @@ class SageAdamW(SageAdam):
     """AdamW in which each coordinate's learning rate follows its sensitivity (SAGE).
 
         I = |θ g|,   Î = β₃ Î + (1-β₃) I
-        released:  f = |I-Ĩ| / (Ĩ+s),      Ĩ = Î/(1-β₃ᵗ),  s = ε²
         paper:     f = (|I-Î|+s) / (Î+s),  s = 1e-12
+        released:  f = |I-Ĩ| / (Ĩ+s),      Ĩ = Î/(1-β₃ᵗ),  s = ε²;  1 where I = Ĩ = 0
         θ = (1 - lr λ) θ - f · lr · m̂ / (√v̂ + ε)
 
-    A coordinate that matters little compared with how much its sensitivity varies learns faster. In the
-    released form the first step only fills the averages: f = 0. The state is `exp_avg`, `exp_avg_sq` and
+    A coordinate that matters little compared with how much its sensitivity varies learns faster. The paper's
+    first factor is β₃/(1-β₃), three at the default: warm up. In the released form the first step only fills
+    the averages: f = 0. The two agree after some ten steps. The state is `exp_avg`, `exp_avg_sq` and
     `sensitivity` (Ĩ in the released form, Î in the paper's).
 
     Args:
@@ -31,10 +32,10 @@ class SageAdamW(SageAdam):
         beta3: β₃ in [0, 1), decay of the average sensitivity; useful values are 0.6-0.9.
         eps: ε ≥ 0, added after bias correction.
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule, not scaled by f.
-        form: "released" or "paper".
+        form: "paper" or "released".
         sensitivity_eps: s; None takes the value above.
         legacy: Repeat the released code: ε before bias correction, decay by the unscheduled learning rate
-            on the updated parameter.
+            on the updated parameter; with form="released" a parameter that is 0 stays 0.
         foreach: Run over lists of tensors.
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.
@@ -46,14 +47,11 @@ class SageAdamW(SageAdam):
     Examples:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-        >>> optimizer = SageAdamW([w], lr=0.1, beta3=0.8, weight_decay=0.0)
-        >>> for scale in (1, 2):  # f = 0, then f > 0
-        ...     optimizer.zero_grad()
-        ...     (scale * w**3).sum().backward()
-        ...     optimizer.step()
-        ...     print(torch.equal(w, torch.tensor([1.0, -2.0])))
-        True
-        False
+        >>> optimizer = SageAdamW([w], lr=0.1, beta3=0.75, weight_decay=0.0)
+        >>> (w**3).sum().backward()
+        >>> optimizer.step()  # the first factor is β₃/(1-β₃) = 3, AdamW's first step is lr
+        >>> w.data
+        tensor([ 0.7000, -2.3000])
 
     Source: Liang et al., "No Parameters Left Behind" (ICLR 2022, arXiv 2202.02664), Algorithm 2; the released
     form is that of the authors' code.

@@ -58,7 +58,10 @@ def sage_scalars(
 
 def branches(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that choose a branch of `rules.sage_factor`."""
-    return {"form": group["form"]} if group["sage"] else {}
+    if not group["sage"]:
+        return {}
+    zeros_stay = group["form"] == "released" and group.get("legacy", False)
+    return {"form": group["form"], "zeros_stay": zeros_stay}
 
 
 class SageOptimizer(ElementwiseOptimizer):
@@ -102,7 +105,7 @@ class SageAdam(SageOptimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.01,
         *,
-        form: str = "released",
+        form: str = "paper",
         sensitivity_eps: float | None = None,
         legacy: bool = False,
         foreach: bool | None = None,

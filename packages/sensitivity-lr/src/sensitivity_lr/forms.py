@@ -2,5 +2,5 @@
 
 __all__ = ["FORMS"]
 
-FORMS = ("released", "paper")
-"""|I-Î| / (Î+s) as in the authors' code, and (|I-Î|+s) / (Î+s)."""
+FORMS = ("paper", "released")
+"""(|I-Î|+s) / (Î+s), and |I-Î| / (Î+s) as in the authors' code."""

@@ -16,7 +16,7 @@ class SageSGD(SageOptimizer):
     """SGD in which each coordinate's learning rate follows its sensitivity (SAGE).
 
         I = |θ g|,   Î = β₃ Î + (1-β₃) I
-        released:  f = |I-Î| / (Î+s)        paper:  f = (|I-Î|+s) / (Î+s)
+        paper:  f = (|I-Î|+s) / (Î+s)        released:  f = |I-Î| / (Î+s), and 1 where I = Î = 0
         b = μ b + g,   θ = (1 - lr λ) θ - f · lr · b      (Nesterov: g + μ b in place of b)
 
     The state is `momentum_buffer` (with momentum) and `sensitivity` (Î).
@@ -29,7 +29,7 @@ class SageSGD(SageOptimizer):
         beta3: β₃ in [0, 1), decay of the average sensitivity; useful values are 0.6-0.9.
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule, not scaled by f.
         nesterov: Look ahead; needs momentum.
-        form: "released" or "paper".
+        form: "paper" or "released".
         sensitivity_eps: s; None means 1e-12.
         foreach: Run over lists of tensors.
         fused: Compile into one pass over memory; None does so where it pays.
@@ -60,7 +60,7 @@ class SageSGD(SageOptimizer):
         weight_decay: float = 0.0,
         *,
         nesterov: bool = False,
-        form: str = "released",
+        form: str = "paper",
         sensitivity_eps: float | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,

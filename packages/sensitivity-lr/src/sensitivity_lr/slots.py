@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finetune_common.errors import check_choice, check_number
+from finetune_common.errors import ConfigurationError, check_choice, check_number
 from sensitivity_lr.forms import FORMS
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ class SageAdamOptions:
         lr: Learning rate at the top of the schedule, at least 0; usually 2-5 times the plain optimizer's.
         betas: Decay of the first and the second moment, each in [0, 1).
         beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
-        eps: Added to the denominator, at least 0.
-        form: The factor of the learning rate: released or paper.
-        legacy: Repeat the released code's decay and placement of eps.
+        eps: Added to the denominator, at least 0, with the form released at least 1e-18.
+        form: The factor of the learning rate: paper or released.
+        legacy: Repeat the released code's decay and placement of eps; with form=released zeros stay zero.
         pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
     """
 
@@ -41,13 +42,14 @@ class SageAdamOptions:
     betas: tuple[float, float] = (0.9, 0.999)
     beta3: float = 0.75
     eps: float = 1e-6
-    form: str = "released"
+    form: str = "paper"
     legacy: bool = False
     pattern: str | None = None
 
     def __post_init__(self) -> None:
         _check(self)
-        check_number("eps", self.eps, at_least=0)
+        squared = self.form == "released"  # is added to the sensitivity, as a normal float32
+        check_number("eps", self.eps, at_least=1e-18 if squared else 0, below=1e19)
         for beta in self.betas:
             check_number("betas", beta, at_least=0, below=1)
 
@@ -61,7 +63,7 @@ class SageSGDOptions:
         momentum: Decay of the velocity, in [0, 1).
         nesterov: Nesterov's form of momentum.
         beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
-        form: The factor of the learning rate: released or paper.
+        form: The factor of the learning rate: paper or released.
         pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
     """
 
@@ -69,18 +71,28 @@ class SageSGDOptions:
     momentum: float = 0.9
     nesterov: bool = False
     beta3: float = 0.75
-    form: str = "released"
+    form: str = "paper"
     pattern: str | None = None
 
     def __post_init__(self) -> None:
         _check(self)
         check_number("momentum", self.momentum, at_least=0, below=1)
+        if self.nesterov and not self.momentum:
+            raise ConfigurationError("nesterov=True with momentum=0.0 does nothing: give a momentum above 0")
 
 
 def _check(options: SageAdamOptions | SageSGDOptions) -> None:
-    check_number("lr", options.lr, at_least=0)
+    check_number("lr", options.lr, at_least=0, below=2.0**128)  # where float32 ends
     check_number("beta3", options.beta3, at_least=0, below=1)
     check_choice("form", options.form, FORMS)
+    _check_pattern(options.pattern)
+
+
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ConfigurationError(f"pattern={pattern!r} is no regular expression: {error}") from None
 
 
 class _SageMethod:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["Compiled"]
+__all__ = ["Compiled", "calls_decide"]
 
 
 class Compiled:
@@ -107,6 +107,11 @@ class Compiled:
             _told.add((self.what, reason))
             message = f"{self.what} runs uncompiled, several times slower: {reason}"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def calls_decide(device: torch.device) -> bool:
+    """Whether a call costs more there than the memory traffic of most tensors: anywhere but on a CPU."""
+    return device.type != "cpu"
 
 
 _serial = count()

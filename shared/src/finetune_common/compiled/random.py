@@ -75,7 +75,8 @@ def normal(count: int, keys: Tensor) -> Tensor:
 
     Args:
         count: How many.
-        keys: int32, three numbers; adding k to the first one skips k positions.
+        keys: int32, three numbers; adding k to the first one skips k positions. Or of shape (3, count): each
+            number has its own, the position counted into the first.
 
     Returns:
         float32, of shape (count,).
@@ -85,8 +86,10 @@ def normal(count: int, keys: Tensor) -> Tensor:
         >>> bool(z.mean().abs() < 0.02), bool((z.var() - 1).abs() < 0.02)
         (True, True)
     """
-    position = torch.arange(count, dtype=torch.int32, device=keys.device)
-    first = scramble(scramble(position + keys[0]) ^ keys[1])
+    position = keys[0]
+    if keys.dim() == 1:
+        position = torch.arange(count, dtype=torch.int32, device=keys.device) + position
+    first = scramble(scramble(position) ^ keys[1])
     second = scramble(first ^ keys[2])
     uniform = (((first >> 8) & 0xFFFFFF) + 1).to(torch.float32) * 2**-24
     return torch.sqrt(-2 * torch.log(uniform)) * torch.cos(second.to(torch.float32) * (pi * 2**-31))

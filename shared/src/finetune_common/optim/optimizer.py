@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from finetune_common.errors import ConfigurationError, check_number
-from finetune_common.optim.rows import flat_row, shard_index
-from finetune_common.optim.run import Row, Rule, arithmetic_dtype, run
+from finetune_common.errors import ConfigurationError, check_number, did_you_mean
+from finetune_common.optim.rows import shard_index, write_back
+from finetune_common.optim.run import Row, Rule, run
+from finetune_common.optim.state import StatefulOptimizer
 
 __all__ = ["Batch", "ElementwiseOptimizer"]
 
@@ -40,8 +41,13 @@ class Batch:
     rows: list[Row]
     indices: list[int]
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Dtypes and device: rows of a kind may run in one call."""
+        return self.rows[0][0].dtype, self.rows[0][1].dtype, self.rows[0][0].device
 
-class ElementwiseOptimizer(torch.optim.Optimizer):
+
+class ElementwiseOptimizer(StatefulOptimizer):
     """An optimizer that states its update once, as a pure function, and runs it in three ways.
 
     A subclass says what its rule is (`rule`), which state it keeps (`initial_state`), which numbers the
@@ -49,7 +55,8 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
     matter (norms), what is computed before the rule (`prepare`).
 
     State is float32 (float64 for float64 parameters) and stays so through `load_state_dict`; `step` is a
-    float32 number. State of the whole optimizer, if any, lives in `shared`.
+    float32 number on the CPU. All of it belongs to parameters, as torch's checkpoint tools expect: what an
+    optimizer keeps for all of them is repeated in the state of each, or is a setting of its groups.
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
@@ -65,6 +72,7 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
     Raises:
         ConfigurationError: A setting out of range, both `foreach` and `fused`, a complex parameter; at a
             step a sparse or complex gradient.
+        TypeError: An argument that the class does not have.
 
     Examples:
         >>> class SignDescent(ElementwiseOptimizer):
@@ -81,6 +89,14 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         >>> w.tolist()
         [0.5, -0.5]
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse an argument that the class does not have, by the name that the user knows."""
+        known = inspect.signature(cls.__init__).parameters
+        for name in kwargs:
+            if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+                raise TypeError(f"{cls.__name__} has no argument {name}: {did_you_mean(name, [*known][1:])}")
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -103,10 +119,6 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         """Return the update function of a group and its static settings, which must be hashable."""
         raise NotImplementedError
 
-    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
-        """Return state tensor → initial value, in the order of the rule's arguments."""
-        return {}
-
     def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
         """Return the numbers that the rule of a group needs at a step (from 1)."""
         raise NotImplementedError
@@ -126,31 +138,28 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         """Return what else the rule reads after the state, or None to leave the parameter alone."""
         return ()
 
-    @property
-    def shared(self) -> dict[str, Any]:
-        """State of the whole optimizer, saved with it: numbers and tensors by name."""
-        return self.state["shared"]  # type: ignore[index]
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see `torch.optim.Optimizer.add_param_group`.
 
         Raises:
             ConfigurationError: A setting out of range or a complex parameter.
         """
-        settings = {**self.defaults, **param_group}
-        lr = settings["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ConfigurationError(
-                f"lr has shape {tuple(lr.shape)}: give a number or a tensor with one element"
-            )
-        check_number("lr", float(lr), at_least=0)
-        self.check_group(settings)
+        self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         if any(param.is_complex() for param in self.param_groups[-1]["params"]):
             self.param_groups.pop()
             raise ConfigurationError(
                 "complex parameters are not supported: pass torch.view_as_real(parameter) as the parameter"
             )
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ConfigurationError(
+                f"lr has shape {tuple(lr.shape)}: give a number or a tensor with one element"
+            )
+        check_number("lr", float(lr) if isinstance(lr, Tensor) else lr, at_least=0)
+        self.check_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -161,20 +170,34 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
 
         Returns:
             The closure's loss, if any.
+
+        Raises:
+            ConfigurationError: A setting that was changed to something illegal; a sparse or complex gradient.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = list(self._batches())
+        for group in self.param_groups:
+            self._check(group)
+        batches = self._batches()
+        together: dict[tuple[Any, ...], tuple[list[Row], dict[str, list[Tensor]]]] = {}
         for batch, row_scalars in zip(batches, self.prepare(batches), strict=True):
-            update, static = self.rule(batch.group)
-            stochastic = batch.group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16
-            rule = Rule(update, tuple(static.items()), batch.group["maximize"], stochastic)
-            if stochastic:
+            rule, scalars = self._rule_of(batch), self.scalars(batch.group, batch.step)
+            if rule.stochastic:
                 row_scalars = {**row_scalars, "salt": _salts(batch)}
-            scalars = {name: float(value) for name, value in self.scalars(batch.group, batch.step).items()}
-            run(self._path(batch.rows[0][0].device), rule, batch.rows, scalars, row_scalars)
+            numbers = tuple((name, float(value)) for name, value in scalars.items())
+            rows, own = together.setdefault(
+                (rule, numbers, *batch.kind), ([], {name: [] for name in row_scalars})
+            )
+            rows += batch.rows
+            for name, values in row_scalars.items():
+                own[name] += values.unbind()
+        for (rule, numbers, *_), (rows, own) in together.items():
+            run(self._path(rows[0][0].device), rule, rows, dict(numbers), own)
+        for batch in batches:
+            for param, row in zip(batch.params, batch.rows, strict=True):
+                write_back(param, row)
         return loss
 
     def _path(self, device: torch.device) -> str:
@@ -188,72 +211,52 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         elements = sum(param.numel() for group in self.param_groups for param in group["params"])
         return device.type in ("cpu", "cuda") and elements >= FUSED_PAYS_FROM
 
-    def _batches(self) -> Iterator[Batch]:
-        first = 0
-        for group in self.param_groups:
+    def _rule_of(self, batch: Batch) -> Rule:
+        update, static = self.rule(batch.group)
+        stochastic = batch.group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16
+        return Rule(update, tuple(static.items()), batch.group["maximize"], stochastic)
+
+    def _batches(self) -> list[Batch]:
+        """Return the parameters that take this step, their state complete and their step counted."""
+        found, first = [], 0
+        for position, group in enumerate(self.param_groups):
             initial = self.initial_state(group)
-            found = list(self._with_gradient(group, initial, first))
+            for index, param in enumerate(group["params"], first):
+                grad = param.grad
+                inputs = None if grad is None else self.inputs(group, param)
+                if grad is not None and inputs is not None:
+                    state = self.state_of(param, initial)
+                    rest = [*(state[name] for name in initial), *inputs]
+                    found.append((position, index, param, _placed(grad, param), rest))
             first += len(group["params"])
-            if not found:
-                continue
-            torch._foreach_add_([state["step"] for *_, state in found], 1)
-            batches: dict[tuple[Any, ...], Batch] = {}
-            for index, param, grad, inputs, state in found:
-                step = int(state["step"].item())
-                row = flat_row(param, grad, *[state[name] for name in initial], *inputs)
-                key = (step, row[0].dtype, row[1].dtype, row[0].device)
-                if key not in batches:
-                    batches[key] = Batch(group, step, [], [], [], [])
-                batch = batches[key]
-                batch.params.append(param)
-                batch.grads.append(grad)
-                batch.rows.append(row)
-                batch.indices.append(index)
-            yield from batches.values()
-
-    def _with_gradient(
-        self, group: dict[str, Any], initial: Mapping[str, float], first: int
-    ) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]]:
-        """Yield position, parameter, gradient, further inputs and state of each that takes this step."""
-        for index, param in enumerate(group["params"], first):
-            grad = param.grad
-            inputs = None if grad is None else self.inputs(group, param)
-            if grad is None or inputs is None:
-                continue
-            state = self.state[param]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                for name, value in initial.items():
-                    state[name] = torch.full_like(param, value, dtype=arithmetic_dtype(param.dtype))
-            yield index, param, grad, inputs, state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; every tensor keeps its own dtype and shares no memory with what was loaded."""
-        super().load_state_dict(state_dict)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for index, param in zip(saved, params, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
-                self.state[param][name] = _restored(param, name, value)
-        if "shared" in state_dict["state"]:
-            self.state["shared"] = deepcopy(state_dict["state"]["shared"])  # type: ignore[index]
+        steps = self.count([param for _, _, param, *_ in found])
+        batches: dict[tuple[Any, ...], Batch] = {}
+        for step, (position, index, param, grad, rest) in zip(steps, found, strict=True):
+            row = self._rows.row(param, grad, rest)
+            key = (position, step, row[0].dtype, row[1].dtype, row[0].device)
+            if key not in batches:
+                batches[key] = Batch(self.param_groups[position], step, [], [], [], [])
+            batch = batches[key]
+            batch.params.append(param)
+            batch.grads.append(grad)
+            batch.rows.append(row)
+            batch.indices.append(index)
+        return list(batches.values())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "foreach": self.foreach, "fused": self.fused}
 
 
+def _placed(grad: Any, param: Any) -> Tensor:
+    """Return a gradient, spread over processes as its parameter is."""
+    if hasattr(param, "placements") and grad.placements != param.placements:
+        return grad.redistribute(param.device_mesh, param.placements)
+    return grad
+
+
 def _salts(batch: Batch) -> Tensor:
-    shard = shard_index(batch.params[0])
-    salts = [hash((batch.step, index, shard)) % 2**31 for index in batch.indices]
+    salts = [
+        hash((batch.step, index, shard_index(param))) % 2**31
+        for index, param in zip(batch.indices, batch.params, strict=True)
+    ]
     return torch.tensor(salts, dtype=torch.int32, device=batch.rows[0][0].device)
-
-
-def _restored(param: Tensor, name: str, value: Any) -> Any:
-    if name == "step" or not isinstance(value, Tensor):
-        return deepcopy(value)
-    if value.shape != param.shape:
-        raise ConfigurationError(
-            f"the saved state has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}: load "
-            "the state of the same model"
-        )
-    return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)).copy_(value)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune_common.compiled import Compiled
+from finetune_common.compiled import Compiled, calls_decide
 from finetune_common.optim.ops import TensorList, assign
 from finetune_common.optim.rounding import round_stochastically
 
@@ -29,11 +29,13 @@ __all__ = ["PATHS", "Row", "Rule", "advance", "arithmetic_dtype", "run"]
 
 Row = list[Tensor]
 Scalars = Mapping[str, float]
-RowScalars = Mapping[str, Tensor]
+RowScalars = Mapping[str, Sequence[Tensor]]
 
 BLOCK = {"cpu": 2**17}
 """Elements that eager code handles at a time: temporaries stay in the caches of a CPU."""
 BLOCK_ELSEWHERE = 2**22
+LIST = 2**20
+"""Elements that one list holds on a CPU."""
 SMALL = 2**13
 """Rows of at most this many elements are joined: a compiled call costs as much as 10,000 elements."""
 TOGETHER = 4
@@ -70,15 +72,18 @@ def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
         rule: The update rule.
         rows: The rows; see the module.
         scalars: Numbers for all rows, by the rule's argument names.
-        row_scalars: One-dimensional tensors with one number a row (norms, clipping coefficients), on the
-            rows' device, by the rule's argument names. With a stochastic rule `salt` (int32) is among them.
+        row_scalars: Numbers that differ from row to row (norms, clipping coefficients), 0-dimensional tensors
+            on the rows' device, by the rule's argument names. With a stochastic rule `salt` (int32) is one.
     """
-    if any(row[0].numel() == 0 for row in rows):
-        kept = [i for i, row in enumerate(rows) if row[0].numel()]
-        rows = [rows[i] for i in kept]
-        row_scalars = {name: values[kept] for name, values in row_scalars.items()}
-    if rows:
-        PATHS[path](rule, rows, scalars, row_scalars)
+    own = {name: [*values] for name, values in row_scalars.items()}
+    kept = [i for i, row in enumerate(rows) if row[0].numel()]
+    if kept:
+        PATHS[path](rule, [rows[i] for i in kept], scalars, _chosen(own, kept))
+
+
+def _chosen(row_scalars: RowScalars, indices: Iterable[int]) -> dict[str, list[Tensor]]:
+    """Choose without an index tensor, for which a GPU would wait."""
+    return {name: [values[i] for i in indices] for name, values in row_scalars.items()}
 
 
 def advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: int = 0) -> None:
@@ -119,21 +124,17 @@ def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: R
 
 
 def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    block = BLOCK.get(rows[0][0].device.type, BLOCK_ELSEWHERE)
+    """Whole lists: on a GPU one a step, since calls decide; on a CPU what stays in the caches."""
     order = sorted(range(len(rows)), key=lambda i: rows[i][0].numel())
-    rows = [rows[i] for i in order]
-    row_scalars = {name: values[order] for name, values in row_scalars.items()}
-    for indices in _lists([row[0].numel() for row in rows], block):
-        if len(indices) == 1:
-            [i] = indices
-            _reference(
-                rule, [rows[i]], scalars, {name: values[i : i + 1] for name, values in row_scalars.items()}
-            )
+    sizes = [rows[i][0].numel() for i in order]
+    for indices in _lists(sizes, sum(sizes) if calls_decide(rows[0][0].device) else LIST):
+        chosen = [order[i] for i in indices]
+        some, own = [rows[i] for i in chosen], _chosen(row_scalars, chosen)
+        if len(some) == 1:
+            _reference(rule, some, scalars, own)
         else:
-            own = {
-                name: _unbound(values[indices[0] : indices[-1] + 1]) for name, values in row_scalars.items()
-            }
-            advance(rule, _columns([rows[i] for i in indices]), {**scalars, **own})
+            columns = [TensorList(column) for column in zip(*some, strict=True)]
+            advance(rule, columns, {**scalars, **{name: TensorList(values) for name, values in own.items()}})
 
 
 def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
@@ -146,16 +147,8 @@ def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
     yield range(first, len(sizes))
 
 
-def _columns(rows: Sequence[Row]) -> list[TensorList]:
-    return [TensorList(column) for column in zip(*rows, strict=True)]
-
-
-def _unbound(values: Tensor) -> TensorList:
-    return TensorList(values.unbind())
-
-
 def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    way = _fused_by_length if rows[0][0].device.type == "cpu" else _fused_at_once
+    way = _fused_at_once if calls_decide(rows[0][0].device) else _fused_by_length
     way(rule, rows, scalars, row_scalars)
 
 
@@ -172,13 +165,13 @@ def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scal
     for indices in _alike(sorted(set(range(len(rows))) - set(small)), rows):
         some, step = [rows[i] for i in indices], compiled(rows[indices[0]], len(indices))
         if step.usable:
-            step(some, packed, [[values[i] for i in indices] for values in row_scalars.values()])
+            step(some, packed, [*_chosen(row_scalars, indices).values()])
         else:
-            own = {name: values[indices] for name, values in row_scalars.items()}
-            _reference(rule, some, scalars, own)
+            _reference(rule, some, scalars, _chosen(row_scalars, indices))
     if small:
         with _joined([rows[i] for i in small]) as (row, sizes):
-            own = [[values[small].repeat_interleave(sizes)] for values in row_scalars.values()]
+            chosen = _chosen(row_scalars, small).values()
+            own = [[torch.stack(values).repeat_interleave(sizes)] for values in chosen]
             compiled(row, 1)([row], packed, own)
 
 
@@ -191,7 +184,7 @@ def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
     key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype, lengths)
     step = _compiled(*key, dynamic=False)
     if step.usable:
-        step(list(rows), _packed(rows, scalars), list(row_scalars.values()))
+        step(list(rows), _packed(rows, scalars), [torch.stack([*values]) for values in row_scalars.values()])
     else:
         _foreach(rule, rows, scalars, row_scalars)
 

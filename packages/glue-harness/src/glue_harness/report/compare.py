@@ -147,7 +147,8 @@ def ties(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation
         test: `permutation` or `wilcoxon`, corrected over the rows of the task.
 
     Returns:
-        Position of the row → `best` or `tie`; other positions are worse than the best beyond doubt.
+        Position of the row → `best`; `tie` where there are seeds enough to tell, and they do not. Other
+        positions are worse than the best beyond doubt, or nothing can be said of them.
     """
     by_task: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
@@ -156,7 +157,10 @@ def ties(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation
     for numbers in by_task.values():
         best = max(numbers, key=lambda n: rows[n].score(evaluation)[0])
         others = [number for number in numbers if number != best]
-        p_values = _p_values([_differences(rows[n], rows[best], evaluation) for n in others], test)
+        differences = [_differences(rows[n], rows[best], evaluation) for n in others]
+        corrected = holm(_p_values(differences, test))
         marks[best] = "best"
-        marks |= {n: "tie" for n, p in zip(others, holm(p_values), strict=True) if p > ALPHA}
+        for number, values, p in zip(others, differences, corrected, strict=True):
+            if values and p > ALPHA and smallest_p(len(values)) <= ALPHA:
+                marks[number] = "tie"
     return marks

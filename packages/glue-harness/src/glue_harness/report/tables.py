@@ -47,10 +47,11 @@ def _sections(rows: Sequence[Row]) -> frozenset[int]:
     return frozenset(n for n in range(len(rows) - 1) if rows[n].task != rows[n + 1].task)
 
 
-def _about_ties(rows: Sequence[Row]) -> list[str]:
+def _about_ties(rows: Sequence[Row], marks: Mapping[int, str]) -> list[str]:
     if len(rows) == len({row.task for row in rows}):
         return []
-    notes = [f"≈: not told from the task's best by the seeds (paired test, Holm, {ALPHA:.0%})"]
+    said = f"≈: not told from the task's best by the seeds (paired test, Holm, {ALPHA:.0%})"
+    notes = [said] * ("tie" in marks.values())
     most, needed = max(len(set(row.seeds)) for row in rows), pairs_needed(ALPHA)
     if most < needed:
         seeds = "1 seed" if most == 1 else f"{most} seeds"
@@ -87,7 +88,7 @@ def summary_table(
     notes = [
         f"numbers: {made.said}{also}; ±: sd over seeds",
         *(f"{name}: {said}" for name, said in EVALUATIONS.items()),
-        *(_about_ties(rows) if marks else []),
+        *(_about_ties(rows, marks) if marks else []),
     ]
     return Table("Settings", {name: name in NUMBERS for name in wanted}, drawn, notes, _sections(rows))
 

@@ -28,8 +28,8 @@ class _Room(ModuleType):
         on_evaluation: Callable[[Training], None] | None = None,
         start_from: Path | None = None,
     ) -> dict[str, Any]:
-        """Train a model on a task; see `glue_harness.run.loop.run`."""
-        from glue_harness.run.loop import run
+        """Train a model on a task; see `glue_harness.run.entry.run`."""
+        from glue_harness.run.entry import run
 
         return run(config, on_evaluation, start_from)
 

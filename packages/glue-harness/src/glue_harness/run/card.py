@@ -17,6 +17,55 @@ __all__ = ["card_of"]
 TOLD = ("epochs", "batch_size", "accumulate", "max_length", "schedule", "warmup", "weight_decay", "precision")
 """Settings that a card shows; paths of the machine are not among them."""
 
+CARD = """---
+{front}---
+
+# {base}, fine-tuned on {task}
+
+`{base}` as a text classifier for {task}. {learned} {texts} ({columns}).
+
+## Use
+
+{use}
+
+## Results
+
+{results}
+
+One run with one seed. Settings may have been chosen on the rows that it is evaluated on. On other kinds of
+text it can do worse; it has the biases of the base model and of the rows.
+
+## Training
+
+{training}
+
+The licences of the base model and of the data apply.
+"""
+
+PIPELINE = """```python
+from transformers import pipeline
+
+classify = pipeline('text-classification', 'PATH OR NAME OF THIS MODEL'{trusted})
+classify({example}, truncation=True, max_length={max_length}, top_k=None)
+```"""
+
+CODE = """
+
+A file of this folder puts what was trained onto the base model: read it before you trust it. It calls the
+package of the adaptation `{method}`, which has to be installed."""
+
+APART = """What was trained cannot become part of the model's own weights, so that this folder has none. It
+needs the base model `{base}`, and the folder `{adapter}` beside this one.
+
+```python
+from glue_harness import open_run
+
+run = open_run('FOLDER OF THE RUN')
+run.predict([{example}])
+```
+
+`glue-harness export` makes one folder of it that transformers loads."""
+
 
 def _named(model: str) -> str:
     """Return a model's name without the folders of a machine."""
@@ -25,75 +74,37 @@ def _named(model: str) -> str:
     return (path.parent.name if path.name == "model" and path.parent.name else path.name) if local else model
 
 
-def _front(result: Mapping[str, Any], task: Task) -> dict[str, Any]:
+def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
     """Return what a hub reads."""
-    base = _named(result["model"])
-    official = task.name in GLUE_TASKS and "train_file" not in result["settings"]
-    scores = [{"type": name, "value": value} for name, value in result["metrics"]["last"].items()]
-    data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": task.evaluation[0]}
-    kind = {"type": "text-classification"}
-    tested = [{"task": kind, "dataset": data, "metrics": scores}] if official else []
-    return {
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        **({"base_model": base} if base == result["model"] != "demo" else {}),
-        **({"datasets": ["nyu-mll/glue"]} if official else {}),
-        "metrics": list(result["metrics"]["last"]),
-        **({"model-index": [{"name": f"{base}-{task.name}", "results": tested}]} if tested else {}),
-    }
+    scores = result["metrics"]["last"]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    front["metrics"] = list(scores)
+    if base == result["model"] != "demo":
+        front["base_model"] = base
+    if task.name in GLUE_TASKS and "train_file" not in result["settings"]:
+        data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": task.evaluation[0]}
+        told = [{"type": name, "value": value} for name, value in scores.items()]
+        found = {"task": {"type": "text-classification"}, "dataset": data, "metrics": told}
+        front |= {
+            "datasets": ["nyu-mll/glue"],
+            "model-index": [{"name": f"{base}-{task.name}", "results": [found]}],
+        }
+    return front
 
 
-def _table(rows: Mapping[str, Any]) -> list[str]:
-    lines = ["| | |", "| --- | --- |"]
-    return lines + [f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()]
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(
+        ["| | |", "| --- | --- |", *(f"| {k.replace('_', ' ')} | {v} |" for k, v in rows.items())]
+    )
 
 
-def _slots(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return each slot's methods with their options, in words."""
-    told = {}
-    for slot, chosen in result["slots"].items():
-        methods = chosen if isinstance(chosen, list) else [chosen]
-        words = [
-            " ".join(
-                [m["name"], *(f"{key}={json.dumps(value)}" for key, value in m.items() if key != "name")]
-            )
-            for m in methods
-        ]
-        told[slot] = ", ".join(words) or "none"
-    return told
-
-
-def _use(result: Mapping[str, Any], task: Task, form: str) -> list[str]:
-    text = "{'text': 'One.', 'text_pair': 'Another.'}" if len(task.columns) == 2 else "'A text.'"
-    if form != "apart":
-        trusted = ", trust_remote_code=True" if form == "code" else ""
-        lines = [
-            "```python",
-            "from transformers import pipeline",
-            "",
-            f"classify = pipeline('text-classification', 'PATH OR NAME OF THIS MODEL'{trusted})",
-            f"classify({text}, truncation=True, max_length={result['settings']['max_length']}, top_k=None)",
-            "```",
-        ]
-        method = result["slots"]["adaptation"]["name"]
-        needed = (
-            "A file of this folder puts what was trained onto the base model: read it before you trust it. "
-            f"It calls the package of the adaptation `{method}`, which has to be installed."
-        )
-        return [*lines, "", needed] if form == "code" else lines
-    return [
-        f"What was trained cannot become part of the model's own weights, so that this folder has none. It "
-        f"needs the base model `{_named(result['model'])}`, and the folder `{ADAPTER}` beside this one.",
-        "",
-        "```python",
-        "from glue_harness import open_run",
-        "",
-        "run = open_run('FOLDER OF THE RUN')",
-        f"run.predict([{text if len(task.columns) != 2 else repr(('One.', 'Another.'))}])",
-        "```",
-        "",
-        "`glue-harness export` makes one folder of it that transformers loads.",
-    ]
+def _methods(chosen: Any) -> str:
+    """Return the methods of a slot with their options, in words."""
+    told = []
+    for method in chosen if isinstance(chosen, list) else [chosen]:
+        options = (f" {key}={json.dumps(value)}" for key, value in method.items() if key != "name")
+        told.append(method["name"] + "".join(options))
+    return ", ".join(told) or "none"
 
 
 def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart", "code"]) -> str:
@@ -105,47 +116,31 @@ def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart
         form: Whether the folder has all weights, only what goes with the base model, or all of it with a file
             that transformers has to be told to trust.
     """
-    base, settings = _named(result["model"]), result["settings"]
-    judged = ", ".join(task.evaluation)
-    learned = "It gives a number to" if task.regression else f"It tells {', '.join(task.labels)} of"
-    metrics = {name: f"{value:.4f}" for name, value in result["metrics"]["last"].items()}
-    seen = ", ".join(f"{count:,} {split}" for split, count in result["rows"].items())
-    lines = [
-        "---",
-        yaml.safe_dump(_front(result, task), sort_keys=False, allow_unicode=True).rstrip(),
-        "---",
-        "",
-        f"# {base}, fine-tuned on {task.name}",
-        "",
-        f"`{base}` as a text classifier for {task.name}. {learned} "
-        f"{'pairs of texts' if len(task.columns) == 2 else 'texts'} ({', '.join(task.columns)}).",
-        "",
-        "## Use",
-        "",
-        *_use(result, task, form),
-        "",
-        "## Results",
-        "",
-        *_table({"evaluated on": judged, **metrics}),
-        "",
-        "One run with one seed. Settings may have been chosen on the rows that it is evaluated on. On other "
-        "kinds of text it can do worse; it has the biases of the base model and of the rows.",
-        "",
-        "## Training",
-        "",
-        *_table(
-            {
-                "rows": seen,
-                "steps": result["steps"],
-                "seed": result["seed"],
-                **{name: settings[name] for name in TOLD if name in settings},
-                **_slots(result),
-                "parameters trained": f"{result['parameters']['trainable']:,} of "
-                f"{result['parameters']['total']:,}",
-                **result["versions"],
-            }
-        ),
-        "",
-        "The licences of the base model and of the data apply.",
-    ]
-    return "\n".join(lines) + "\n"
+    base, settings, slots = _named(result["model"]), result["settings"], result["slots"]
+    pair, parameters = len(task.columns) == 2, result["parameters"]
+    plain = "('One.', 'Another.')" if pair else "'A text.'"
+    trusted = ", trust_remote_code=True" if form == "code" else ""
+    example = "{'text': 'One.', 'text_pair': 'Another.'}" if pair else plain
+    use = PIPELINE.format(trusted=trusted, example=example, max_length=settings["max_length"])
+    if form == "code":
+        use += CODE.format(method=slots["adaptation"]["name"])
+    training = {
+        "rows": ", ".join(f"{count:,} {split}" for split, count in result.get("rows", {}).items()),
+        **{name: result[name] for name in ("steps", "seed")},
+        **{name: settings[name] for name in TOLD if name in settings},
+        **{slot: _methods(chosen) for slot, chosen in slots.items()},
+        "parameters trained": f"{parameters['trainable']:,} of {parameters['total']:,}",
+        **result["versions"],
+    }
+    scores = {name: f"{value:.4f}" for name, value in result["metrics"]["last"].items()}
+    return CARD.format(
+        front=yaml.safe_dump(_front(result, task, base), sort_keys=False, allow_unicode=True),
+        base=base,
+        task=task.name,
+        learned="It gives a number to" if task.regression else f"It tells {', '.join(task.labels)} of",
+        texts="pairs of texts" if pair else "texts",
+        columns=", ".join(task.columns),
+        use=use if form != "apart" else APART.format(base=base, adapter=ADAPTER, example=plain),
+        results=_table({"evaluated on": ", ".join(task.evaluation), **scores}),
+        training=_table(training),
+    )

@@ -127,7 +127,7 @@ def tidy(folder: Path, step: int, keep: int = 1) -> None:
     kept = sorted(number for number in _steps(folder) if number <= step)[-keep:]
     bests = [[best for best in _steps(folder, "best") if best <= number] for number in kept]
     names = {name_of(number) for number in kept} | {f"best-{max(known)}" for known in bests if known}
-    for old in folder.iterdir():
+    for old in list(folder.glob("*")):
         if old.name not in names:
             shutil.rmtree(old, ignore_errors=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
@@ -50,12 +49,11 @@ def check_tokens(model: str, loaded: Any, tokenizer: Any, pair: bool) -> None:
             "resized embeddings (resize_token_embeddings)"
         )
     given = tokenizer("a", "a") if pair else tokenizer("a")
-    taken = inspect.signature(loaded.forward).parameters
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in taken.values())
-    if strange := [name for name in given if name not in taken and not takes_any]:
+    end = loaded.config.eos_token_id
+    if loaded.config.is_encoder_decoder and end not in given["input_ids"]:
         raise ConfigurationError(
-            f"--model {model}: its tokenizer gives {strange[0]}, which a {type(loaded).__name__} does not "
-            "take: leave it out of model_input_names in tokenizer_config.json"
+            f"--model {model}: a {type(loaded).__name__} reads the end of a text, eos_token_id {end}, which "
+            "its tokenizer does not write: give a folder whose tokenizer belongs to the model"
         )
     kinds = getattr(loaded.config, "type_vocab_size", 0)
     if 0 < kinds <= max(given.get("token_type_ids", [0])):

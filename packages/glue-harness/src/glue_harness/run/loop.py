@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,26 +18,21 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
-from finetune_common.measure import SavedTensorMeter, Stopwatch, reset_peak_memory
-from glue_harness.config.fields import RunConfig
-from glue_harness.hardware import flushed_denormals
+from finetune_common.measure import SavedTensorMeter, Stopwatch
 from glue_harness.run import checkpoint, snapshot
-from glue_harness.run.assembly import Run, create, tell
+from glue_harness.run.assembly import Run, tell
 from glue_harness.run.evaluation import Evaluation, History, evaluate
 from glue_harness.run.fit import check_positions
-from glue_harness.run.methods import build_methods
-from glue_harness.run.models import load_tokenizer
 from glue_harness.run.plan import Data, MicroBatch, Plan
-from glue_harness.run.processes import Processes, join
+from glue_harness.run.processes import Processes
 from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
 from glue_harness.run.result import result_of
 from glue_harness.run.sharding import shard
-from glue_harness.run.stopping import StopFile, Stopped, StopRequest, stop_on_signals
-from glue_harness.run.tracking import check_tracker, numbers, tracked
-from glue_harness.run.trained import leave
+from glue_harness.run.tracking import numbers
+from glue_harness.stopping import StopFile, Stopped, StopRequest
 
-__all__ = ["Training", "run"]
+__all__ = ["Training"]
 
 PARTS = ("data", "forward", "backward", "gradient", "optimizer", "evaluation")
 
@@ -279,63 +272,3 @@ class Training:
     def result(self) -> dict[str, Any]:
         """Return what `result.json` holds."""
         return result_of(self)
-
-
-def run(
-    config: RunConfig,
-    on_evaluation: Callable[[Training], None] | None = None,
-    start_from: Path | None = None,
-    stop: StopRequest | StopFile | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train a model on a task, or continue where an interrupted run stopped.
-
-    Args:
-        config: The run; its `output_dir` receives the files.
-        on_evaluation: Called after each evaluation, once a checkpoint that is due is written.
-        start_from: Folder of another run, from whose newest checkpoint a run that has none of its own
-            goes on (`snapshot.continue_from`).
-        stop: Where it is asked to stop; by default it looks after signals itself.
-        quiet: Say nothing of how far it is: somebody else speaks for several runs.
-
-    Returns:
-        What `result.json` holds; a finished run is not repeated.
-
-    Raises:
-        ConfigurationError: One line that says what cannot be used, and the remedy.
-        Stopped: It was asked to; what was done is saved.
-    """
-    check_tracker(config)
-    processes = join(config)
-    reset_peak_memory(processes.device)
-    if config.matmul_precision is not None:
-        torch.set_float32_matmul_precision(config.matmul_precision)
-    with ExitStack() as stack:
-        stop = stop or stack.enter_context(stop_on_signals())
-        stop.waits |= processes.world > 1  # all end at the same step
-        with processes.together():
-            folder = stack.enter_context(RunFolder(config, processes.leads))
-            finished = folder.result() if folder.leads else None
-        if finished := processes.from_leader(finished):
-            return finished
-        with processes.together():
-            methods = build_methods(config)
-            if processes.sharded:
-                methods.check_sharded()
-            tokenizer = load_tokenizer(config.model)
-        data = processes.by_turns(lambda: Data.load(config, tokenizer))
-        stack.enter_context(flushed_denormals())
-        stack.enter_context(processes.or_lost())
-        with Progress(config, folder.leads and not quiet) as progress:
-            with processes.together():
-                made = create(config, methods=methods, task=data.task, tokenizer=tokenizer)
-            training = Training(made, data, processes, folder, progress, on_evaluation, stop)
-            snapshot.restore(training)
-            if start_from is not None and not training.step:
-                snapshot.continue_from(training, start_from)
-            stack.enter_context(tracked(processes.accelerator, config, training.step))
-            progress.start(training)
-            stop.waits = True
-            training.train()
-        with processes.together():
-            return leave(training)

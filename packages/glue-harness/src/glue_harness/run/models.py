@@ -46,7 +46,8 @@ def has_weights(folder: Path) -> bool:
 
 def _check_folder(model: str) -> None:
     """Refuse a local path that does not hold a model, in one line."""
-    folder = Path(model_files(model))
+    files = model_files(model)
+    folder = Path(files)
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")):
             raise ConfigurationError(
@@ -55,7 +56,7 @@ def _check_folder(model: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"--model {model}: no config.json in this folder; is it a model folder?")
-    if not has_weights(folder) and str(folder) != model:
+    if not has_weights(folder) and files != model:
         raise ConfigurationError(
             f"--model {model}: what this run trained cannot become part of a model's weights: give the model "
             "that it began with"
@@ -87,17 +88,18 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
         from finetune_common.demo import demo_tokenizer
 
         return demo_tokenizer()
-    folder = Path(model_files(model))
-    if str(folder) == model:
+    files = model_files(model)
+    if files == model:  # a run leaves the tokenizer also where it has no weights to leave
         _check_folder(model)
+    folder = Path(files)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(model, error) from None
-    files = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
-    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+    names = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise ConfigurationError(
-            f"--model {model}: no tokenizer in this folder: expected one of {', '.join(files)}"
+            f"--model {model}: no tokenizer in this folder: expected one of {', '.join(names)}"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -148,7 +150,7 @@ def load_model(
     config, before = _config_of(model, **labels_of(task)), _config_of(model)
     loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs)
     if _says_other_labels(before, task) and _draw_head_anew(loaded, report):
-        named = () if before.problem_type == "regression" else before.id2label.values()
+        named = () if before.problem_type == "regression" else (before.id2label or {}).values()
         was, now = (", ".join(names) or "numbers" for names in (named, task.labels))
         warnings.warn(f"--model {model}: its head is for {was}: one for {now} is drawn anew", stacklevel=2)
     check_tokens(model, loaded, tokenizer, pair=len(task.columns) == 2)
@@ -202,7 +204,7 @@ def _loaded(
 
 def _says_other_labels(config: transformers.PretrainedConfig, task: Task) -> bool:
     """Say whether a model was trained for other labels, case aside, or for numbers instead of labels."""
-    names = [str(name).casefold() for _, name in sorted(config.id2label.items())]
+    names = [str(name).casefold() for _, name in sorted((config.id2label or {}).items())]
     if all(re.fullmatch(r"label_\d+", name) for name in names):
         return config.problem_type is not None and (config.problem_type == "regression") != task.regression
     return names != [name.casefold() for name in task.labels]

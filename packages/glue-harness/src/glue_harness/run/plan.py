@@ -46,12 +46,12 @@ def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
     if config.train_file is None:
         return get_task(config.task)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    judged = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
+    judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
     if config.task in TASKS:
         return replace(TASKS[config.task], evaluation=("validation",), **judged)
     names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
-    unbounded = {"label_range": (-math.inf, math.inf)}
-    return Task(config.task, tuple(result["columns"]), names, rows={}, **judged, **unbounded)
+    unbounded = (-math.inf, math.inf)
+    return Task(config.task, tuple(result["columns"]), names, **judged, rows={}, label_range=unbounded)
 
 
 def task_told(name: str, described: Any) -> Task:

@@ -41,7 +41,8 @@ def _is_of_its_kind(model: Any) -> bool:
 
 def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
     """Write a model's folder: weights where there is a plain model, configuration, tokenizer and card."""
-    (run.model.config if model is None else model).save_pretrained(folder)
+    described: Any = run.model.config
+    (described if model is None else model).save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -17,7 +17,6 @@ from glue_harness.config.fields import difference
 from glue_harness.extras import need
 from glue_harness.files import writing
 from glue_harness.run.records import write_whole
-from glue_harness.run.stopping import Stopped
 from glue_harness.search.records import (
     EVALUATION,
     TRIALS,
@@ -27,6 +26,7 @@ from glue_harness.search.records import (
     read_evaluations,
 )
 from glue_harness.search.spec import SearchSpec, read_search
+from glue_harness.stopping import Stopped
 from glue_harness.sweep.state import ERROR
 
 if TYPE_CHECKING:

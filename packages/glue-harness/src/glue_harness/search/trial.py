@@ -16,9 +16,9 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
 from glue_harness.run import checkpoint
 from glue_harness.run.records import RunInUse, write_whole
-from glue_harness.run.stopping import StopFile, Stopped
 from glue_harness.search.records import RESULT_SO_FAR, TRIALS, Evaluation, read_reached
 from glue_harness.search.spec import SearchSpec
+from glue_harness.stopping import StopFile, Stopped
 from glue_harness.sweep.claiming import PAUSE
 from glue_harness.sweep.state import ERROR
 
@@ -46,7 +46,7 @@ def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, A
         share: What this trial has of the machine.
         drawn: Option → value.
     """
-    from glue_harness.run.loop import run
+    from glue_harness.run.entry import run
 
     trial = tune.get_context().get_trial_id()
     folder = search / TRIALS / str(trial)

@@ -51,7 +51,7 @@ def attempted(config: RunConfig, keep: str = "best") -> bool:
 
     Of a finished run stays what `keep` says (`glue_harness.sweep.keeping`).
     """
-    from glue_harness.run.loop import run
+    from glue_harness.run.entry import run
 
     try:
         run(config, quiet=True)

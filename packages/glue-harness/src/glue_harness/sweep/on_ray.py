@@ -10,7 +10,7 @@ from typing import Any
 
 from glue_harness.cluster import Share, connected, use_cores
 from glue_harness.config.fields import RunConfig
-from glue_harness.run.stopping import Stopped
+from glue_harness.stopping import Stopped
 from glue_harness.sweep.claiming import PAUSE, attempted, done, write_error
 
 __all__ = ["RayTasks"]

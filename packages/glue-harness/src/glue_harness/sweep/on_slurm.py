@@ -14,7 +14,7 @@ import yaml
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, fair_share, own_cores, use_cores
 from glue_harness.config.fields import RunConfig
-from glue_harness.run.stopping import Stopped
+from glue_harness.stopping import Stopped
 from glue_harness.sweep.claiming import do_runs
 
 __all__ = ["SlurmArray", "read_options"]

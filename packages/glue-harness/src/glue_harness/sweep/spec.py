@@ -15,7 +15,7 @@ from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
 from glue_harness.sweep.keeping import KEEPS
 
-__all__ = ["PlannedRun", "read_keep", "read_spec"]
+__all__ = ["PlannedRun", "points", "read_keep", "read_spec"]
 
 PARTS = {"base": dict, "grid": dict, "cases": list, "exclude": list, "keep": str}
 
@@ -51,16 +51,22 @@ def _covers(pattern: Any, value: Any) -> bool:
     return pattern == value
 
 
-def _points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what differs from the base: every case with every point of the grid, less the exclusions."""
-    grid = spec["grid"]
-    for case in spec["cases"] or [{}]:
+def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what differs from the base: every case with every point of the grid, less the exclusions.
+
+    Examples:
+        >>> spec = {"base": {"epochs": 3}, "grid": {"seed": [1, 2]}, "exclude": [{"epochs": 3, "seed": 2}]}
+        >>> list(points(spec))
+        [{'seed': 1}]
+    """
+    base, grid, cases, exclude = (spec.get(part) or kind() for part, kind in PARTS.items())
+    for case in cases or [{}]:
         for values in itertools.product(*grid.values()):
             point = {**case, **dict(zip(grid, values, strict=True))}
-            whole = {**spec["base"], **point}
+            whole = {**base, **point}
             if not any(
                 all(key in whole and _covers(pattern, whole[key]) for key, pattern in exclusion.items())
-                for exclusion in spec["exclude"]
+                for exclusion in exclude
             ):
                 yield point
 
@@ -118,7 +124,7 @@ def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
     """
     spec, present = _read(path), _present(output_dir)
     runs: dict[str, PlannedRun] = {}
-    for point in _points(spec):
+    for point in points(spec):
         mapping = {**spec["base"], **point, "output_dir": str(output_dir)}
         try:
             config = parse_mapping(mapping)

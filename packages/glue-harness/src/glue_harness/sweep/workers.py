@@ -14,13 +14,13 @@ from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
-from glue_harness.run.stopping import SIGNALS, Stopped, stop_on_signals
+from glue_harness.stopping import SIGNALS, Stopped, stop_on_signals
 from glue_harness.sweep.claiming import do_runs, done, write_error
 
 __all__ = ["Workers", "warm_up"]
 
 IMPORTED = [
-    "glue_harness.run.loop",
+    "glue_harness.run.entry",
     "datasets",
     "peft",
     "scipy.stats",

@@ -35,6 +35,17 @@ from finetune_common.testing.optimizers.costly import (
     works_in_accelerate,
     works_in_trainer,
 )
+from finetune_common.testing.optimizers.protocols import (
+    checks_settings_at_the_next_step,
+    follows_schedulers,
+    loads_older_states,
+    loads_what_a_hook_returns,
+    moves_what_begins_at_zero,
+    stays_finite,
+    steps_odd_parameters,
+    survives_checkpoint_tools,
+    takes_few_calls,
+)
 from finetune_common.testing.optimizers.state import resumes_exactly, state_survives
 
 __all__ = ["CONTRACTS", "COSTLY_CONTRACTS", "OptimizerCase", "check_optimizer"]
@@ -52,6 +63,15 @@ CONTRACTS = (
     refuses_what_it_cannot_do,
     converges,
     is_untouched_by_a_skipped_step,
+    loads_what_a_hook_returns,
+    loads_older_states,
+    survives_checkpoint_tools,
+    follows_schedulers,
+    steps_odd_parameters,
+    stays_finite,
+    moves_what_begins_at_zero,
+    checks_settings_at_the_next_step,
+    takes_few_calls,
 )
 """What every case meets."""
 

@@ -26,6 +26,7 @@ class OptimizerCase:
             is an empty dictionary at first and is handed back at each step.
         convergent: Settings that differ where it has to minimise the quadratic and the Rosenbrock function.
         costly: Whether the costly contracts apply; at most four cases a package.
+        moves_zeros: Whether a parameter of zeros moves within three steps, as it should.
     """
 
     name: str
@@ -33,6 +34,7 @@ class OptimizerCase:
     reference: Reference
     convergent: Mapping[str, Any] = field(default_factory=dict)
     costly: bool = False
+    moves_zeros: bool = True
 
 
 Contract = Callable[[Factory, OptimizerCase], None]

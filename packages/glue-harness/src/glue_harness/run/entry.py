@@ -1,0 +1,88 @@
+"""From a configuration to a result: the way of a run from its first line to its last file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_common.measure import reset_peak_memory
+from glue_harness.config.fields import RunConfig
+from glue_harness.hardware import flushed_denormals
+from glue_harness.run import snapshot
+from glue_harness.run.assembly import create
+from glue_harness.run.loop import Training
+from glue_harness.run.methods import build_methods
+from glue_harness.run.models import load_tokenizer
+from glue_harness.run.plan import Data
+from glue_harness.run.processes import join
+from glue_harness.run.progress import Progress
+from glue_harness.run.records import RunFolder
+from glue_harness.run.tracking import check_tracker, tracked
+from glue_harness.run.trained import leave
+from glue_harness.stopping import StopFile, StopRequest, stop_on_signals
+
+__all__ = ["run"]
+
+
+def run(
+    config: RunConfig,
+    on_evaluation: Callable[[Training], None] | None = None,
+    start_from: Path | None = None,
+    stop: StopRequest | StopFile | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a model on a task, or continue where an interrupted run stopped.
+
+    Args:
+        config: The run; its `output_dir` receives the files.
+        on_evaluation: Called after each evaluation, once a checkpoint that is due is written.
+        start_from: Folder of another run, from whose newest checkpoint a run that has none of its own
+            goes on (`snapshot.continue_from`).
+        stop: Where it is asked to stop; by default it looks after signals itself.
+        quiet: Say nothing of how far it is: somebody else speaks for several runs.
+
+    Returns:
+        What `result.json` holds; a finished run is not repeated.
+
+    Raises:
+        ConfigurationError: One line that says what cannot be used, and the remedy.
+        Stopped: It was asked to; what was done is saved.
+    """
+    check_tracker(config)
+    processes = join(config)
+    reset_peak_memory(processes.device)
+    if config.matmul_precision is not None:
+        torch.set_float32_matmul_precision(config.matmul_precision)
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(stop_on_signals())
+        stop.waits |= processes.world > 1  # all end at the same step
+        with processes.together():
+            folder = stack.enter_context(RunFolder(config, processes.leads))
+            finished = folder.result() if folder.leads else None
+        if finished := processes.from_leader(finished):
+            return finished
+        with processes.together():
+            methods = build_methods(config)
+            if processes.sharded:
+                methods.check_sharded()
+            tokenizer = load_tokenizer(config.model)
+        data = processes.by_turns(lambda: Data.load(config, tokenizer))
+        stack.enter_context(flushed_denormals())
+        stack.enter_context(processes.or_lost())
+        with Progress(config, folder.leads and not quiet) as progress:
+            with processes.together():
+                made = create(config, methods=methods, task=data.task, tokenizer=tokenizer)
+            training = Training(made, data, processes, folder, progress, on_evaluation, stop)
+            snapshot.restore(training)
+            if start_from is not None and not training.step:
+                snapshot.continue_from(training, start_from)
+            stack.enter_context(tracked(processes.accelerator, config, training.step))
+            progress.start(training)
+            stop.waits = True
+            training.train()
+        with processes.together():
+            return leave(training)
