@@ -146,7 +146,9 @@ def test_trained_killed_and_resumed_bit_for_bit(name: str, tmp_path: Path) -> No
     assert main(line("whole")) == 0
     killed = subprocess.run([sys.executable, "-c", KILLED, *line("cut")], capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr
-    assert [path.name for path in (tmp_path / "cut/checkpoint").glob("step-*")] == ["step-6"]
+    kept = {path.name for path in (tmp_path / "cut/checkpoint").glob("step-*")}
+    assert "step-6" in kept
+    assert "step-9" not in kept
     assert main(line("cut")) == 0
     logged = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in ("whole", "cut")]
     assert logged[0] == logged[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -21,21 +21,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from glue_harness.files import whole
-from glue_harness.report.aggregate import Row, model_name
+from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
+from glue_harness.report.panels import Panel, panels_of
 from glue_harness.report.statistics import mean_interval
 
 __all__ = ["Figure", "draw_figures"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
-
-LINES = ("-", "--", ":", "-.")
-MARKERS = "osD^vPX"
 WRAP = 40
 """Characters of a line of a setting's name beside its bar."""
-MOST = 8
-"""Settings that a chart of a task shows, the best ones."""
 TICKS, STEPS = 5, (1, 2, 2.5, 5, 10)
 """At most so many parts of an axis, enough for a small panel: ticks take much of the time of drawing."""
 
@@ -65,47 +59,6 @@ class Figure:
     text: str
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """What the charts know about one task: its rows, best first, their names, and their runs by folder."""
-
-    task: str
-    rows: Sequence[Row]
-    names: Sequence[str]
-    evaluation: str
-    runs: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def metric(self) -> str:
-        return self.rows[0].primary.replace("_", " ")
-
-    def of(self, row: Row) -> list[Mapping[str, Any]]:
-        return [self.runs[folder] for folder in row.runs]
-
-    def numbered(self) -> Iterator[tuple[Row, str, dict[str, Any]]]:
-        """Yield every row with its name and looks."""
-        for number, (row, name) in enumerate(zip(self.rows, self.names, strict=True)):
-            looks = {
-                "color": COLOURS[number % len(COLOURS)],
-                "linestyle": LINES[number // len(COLOURS) % len(LINES)],
-                "marker": MARKERS[number % len(MARKERS)],
-            }
-            yield row, name, looks
-
-
-def _panels(contents: Contents) -> list[_Panel]:
-    runs = {result["folder"]: result for result in contents.results}
-    panels = []
-    for task in dict.fromkeys(row.task for row in contents.rows):
-        of_task = [row for row in contents.rows if row.task == task]
-        rows = sorted(of_task, key=lambda row: -row.score(contents.evaluation)[0])[:MOST]
-        several = len({row.model for row in rows}) > 1
-        names = [f"{model_name(r.model)}, {r.setting}" if several else r.setting for r in rows]
-        shown = {folder: runs[folder] for row in rows for folder in row.runs}
-        panels.append(_Panel(task, rows, names, contents.evaluation, shown))
-    return panels
-
-
 def _range(values: Sequence[float]) -> str:
     return f"{min(values):.4g} to {max(values):.4g}"
 
@@ -117,7 +70,7 @@ def _curve(runs: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float],
     return epochs, np.array([s for s in scores if len(s) == len(epochs)])
 
 
-def _curves(axes: Axes, panel: _Panel) -> str | None:
+def _curves(axes: Axes, panel: Panel) -> str | None:
     drawn = 0
     for row, name, looks in panel.numbered():
         epochs, scores = _curve(panel.of(row), row.primary)
@@ -135,7 +88,7 @@ def _curves(axes: Axes, panel: _Panel) -> str | None:
     return f"{drawn} curves of {panel.metric} by epoch, best setting '{panel.names[0]}'" if drawn else None
 
 
-def _bars(axes: Axes, panel: _Panel) -> str | None:
+def _bars(axes: Axes, panel: Panel) -> str | None:
     values = []
     for number, (row, _, looks) in enumerate(panel.numbered()):
         scores = list(row.seed_scores(panel.evaluation).values())
@@ -155,7 +108,7 @@ def _bars(axes: Axes, panel: _Panel) -> str | None:
     return f"{panel.metric}: {listed}"
 
 
-def _rates(axes: Axes, panel: _Panel) -> str | None:
+def _rates(axes: Axes, panel: Panel) -> str | None:
     """Draw the score against the learning rate, for settings that differ in nothing else."""
     alike: dict[str, dict[float, Row]] = {}
     for row in panel.rows:
@@ -190,7 +143,7 @@ def _rates(axes: Axes, panel: _Panel) -> str | None:
 PARTS = ("data", "forward", "backward", "gradient", "optimizer")
 
 
-def _times(axes: Axes, panel: _Panel) -> str | None:
+def _times(axes: Axes, panel: Panel) -> str | None:
     left = np.zeros(len(panel.rows))
     for part, colour, hatch in zip(PARTS, COLOURS, ("", "//", "..", "xx", "--"), strict=False):
         widths = np.array(
@@ -212,7 +165,7 @@ def _times(axes: Axes, panel: _Panel) -> str | None:
     return f"{_range(left.tolist())} milliseconds a step"
 
 
-def _memory(axes: Axes, panel: _Panel) -> str | None:
+def _memory(axes: Axes, panel: Panel) -> str | None:
     mib = [row.peak_memory_bytes / 2**20 for row in panel.rows]
     if len(panel.rows) < 2:
         return None
@@ -227,7 +180,7 @@ def _memory(axes: Axes, panel: _Panel) -> str | None:
     return f"{len(panel.rows)} settings between {_range(mib)} MiB"
 
 
-CHARTS: dict[str, tuple[str, Callable[[Axes, _Panel], str | None]]] = {
+CHARTS: dict[str, tuple[str, Callable[[Axes, Panel], str | None]]] = {
     "curves": ("Learning curves on the dev set, band: lowest to highest seed", _curves),
     "scores": ("Scores, dots: seeds, line: 95 % interval of the mean", _bars),
     "learning-rates": ("Score against learning rate, bars: sd over seeds", _rates),
@@ -241,7 +194,7 @@ def _wrapped(names: Sequence[str]) -> list[str]:
     return [textwrap.fill(name, WRAP) for name in names]
 
 
-def _grid(panels: Sequence[_Panel], named_rows: bool) -> tuple[Any, Sequence[Axes]]:
+def _grid(panels: Sequence[Panel], named_rows: bool) -> tuple[Any, Sequence[Axes]]:
     """Return a figure with a place for every panel; margins are set by hand, layout engines take seconds."""
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
@@ -265,7 +218,7 @@ def _grid(panels: Sequence[_Panel], named_rows: bool) -> tuple[Any, Sequence[Axe
 
 
 @plt.rc_context(STYLE)
-def _draw(name: str, panels: Sequence[_Panel], folder: Path) -> Figure | None:
+def _draw(name: str, panels: Sequence[Panel], folder: Path) -> Figure | None:
     title, draw = CHARTS[name]
     figure, places = _grid(panels, draw in (_bars, _times))
     texts = []
@@ -300,6 +253,6 @@ def draw_figures(contents: Contents, folder: Path, executor: Executor | None = N
         The charts: `curves`, `scores`, `learning-rates`, `time`, `memory`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    panels = _panels(contents)
+    panels = panels_of(contents)
     made = (executor.map if executor else map)(partial(_draw, panels=panels, folder=folder), CHARTS)
     return [figure for figure in made if figure is not None]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from glue_harness.console import console_for_reading
 from glue_harness.report.aggregate import Average, Row, model_name
 from glue_harness.report.compare import ALPHA, Comparison
 from glue_harness.report.contents import Contents
+from glue_harness.report.csv_files import csv_of
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
 from glue_harness.report.statistics import RESAMPLED_FROM, pairs_needed, smallest_p
@@ -183,65 +182,6 @@ def _average_table(averages: Sequence[Average], evaluation: str) -> Table:
     return Table("Over all tasks", columns, drawn, notes)
 
 
-def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
-
-
-def _summary_lines(contents: Contents) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": row.task,
-            "model": row.model,
-            "setting": row.setting,
-            "seeds": " ".join(map(str, row.seeds)),
-            "metric": metric,
-            "mean": mean,
-            "sd": spread,
-            "best_mean": row.best[metric][0],
-            "best_sd": row.best[metric][1],
-            "mark": contents.marks.get(number, ""),
-            "examples_per_second": row.examples_per_second,
-            "peak_memory_bytes": row.peak_memory_bytes,
-            "trainable_parameters": row.trainable,
-            "runs": " ".join(row.runs),
-        }
-        for number, row in enumerate(contents.rows)
-        for metric, (mean, spread) in row.metrics.items()
-    ]
-
-
-def _comparison_lines(contents: Contents) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": c.row.task,
-            "model": c.row.model,
-            "setting": c.row.setting,
-            "baseline": c.baseline.setting,
-            "metric": c.row.primary,
-            "pairs": c.pairs,
-            "difference": c.difference,
-            "low": c.interval and c.interval[0],
-            "high": c.interval and c.interval[1],
-            "p": c.p,
-            "p_holm": c.corrected,
-            "probability_of_improvement": c.improvement,
-            "verdict": c.verdict,
-        }
-        for c in contents.comparisons
-    ]
-
-
-def _average_lines(contents: Contents) -> list[dict[str, Any]]:
-    return [
-        {"model": a.model, "setting": a.setting, "glue_average": a.glue, "mean_of_eleven": a.eleven}
-        for a in contents.averaged
-    ]
-
-
 def _page(table: Table) -> str:
     return as_markdown(table) + "".join(f"\n- {note}." for note in table.notes) + "\n"
 
@@ -270,10 +210,9 @@ def write_tables(contents: Contents, tables: Mapping[str, Table], output_dir: Pa
     Returns:
         The files.
     """
-    lines = {"summary": _summary_lines, "comparison": _comparison_lines, "averages": _average_lines}
     files: dict[Path, str] = {}
     for name, table in tables.items():
-        files[output_dir / f"{name}.csv"] = _csv(lines[name](contents))
+        files[output_dir / f"{name}.csv"] = csv_of(name, contents)
         files[output_dir / f"{name}.md"] = _page(table)
         files[output_dir / f"{name}.tex"] = as_latex(_narrow(table))
     for path, text in files.items():

@@ -91,6 +91,11 @@ class Run:
         """Return a label and a score a label for each text; see `glue_harness.run.predictor.Predictor`."""
         return self.predictor.predict(texts, batch_size)
 
+    def detach(self) -> None:
+        """Take gradient methods and monitors off again; the adaptation stays."""
+        tell(self.handles.values(), "remove")
+        self.handles = {}
+
     @property
     def parts(self) -> dict[str, Any]:
         """What may take part in the lifecycle of a run (`finetune_common.slots.Part`), by name."""

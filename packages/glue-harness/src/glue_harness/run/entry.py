@@ -78,6 +78,7 @@ def run(
         with Progress(config, folder.leads and not quiet) as progress:
             with processes.together():
                 made = create(config, methods=methods, task=data.task, tokenizer=tokenizer)
+            stack.callback(made.detach)
             training = Training(made, data, processes, folder, progress, on_evaluation, stop)
             snapshot.restore(training)
             if start_from is not None and not training.step:

@@ -10,7 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from glue_harness.files import whole
-from glue_harness.report.plots import COLOURS, STYLE
+from glue_harness.report.panels import COLOURS
+from glue_harness.report.plots import STYLE
 
 __all__ = ["draw_lineage"]
 

@@ -17,6 +17,7 @@ from glue_harness.sweep.keeping import KEEPS
 
 __all__ = ["PlannedRun", "points", "read_keep", "read_spec"]
 
+EXPANDED = ("base", "grid", "cases", "exclude")
 PARTS = {"base": dict, "grid": dict, "cases": list, "exclude": list, "keep": str}
 
 
@@ -59,7 +60,7 @@ def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         >>> list(points(spec))
         [{'seed': 1}]
     """
-    base, grid, cases, exclude = (spec.get(part) or kind() for part, kind in PARTS.items())
+    base, grid, cases, exclude = (spec.get(part) or PARTS[part]() for part in EXPANDED)
     for case in cases or [{}]:
         for values in itertools.product(*grid.values()):
             point = {**case, **dict(zip(grid, values, strict=True))}
