@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from finetune_common.errors import ConfigurationError
-from glue_harness import parse_mapping
+from glue_harness import open_run, parse_mapping
 
 WORDS = ("dog runs", "cat swims", "bird sings")
 
@@ -228,6 +228,12 @@ def test_a_decoder_without_a_padding_token_trains(train, files, tmp_path, name):
     tokenizer.save_pretrained(tmp_path / "model")
     result = train(**files, model=str(tmp_path / "model"), max_steps=2)
     assert result["steps"] == 2
+    texts = ["The old dog runs.", "The old dog runs near the baker and the cat swims."]
+    opened = open_run(tmp_path / "run")
+    for alone, beside in zip(
+        [opened.predict([text])[0] for text in texts], opened.predict(texts), strict=True
+    ):
+        assert beside["scores"] == pytest.approx(alone["scores"], abs=1e-5)  # the last real token is read
 
 
 def test_a_tokenizer_with_neither_token_names_an_option(train, files, tmp_path, tiny_model):
@@ -243,3 +249,21 @@ def test_a_tokenizer_with_neither_token_names_an_option(train, files, tmp_path, 
     with pytest.raises(ConfigurationError, match=r"--model\.pad_token_id 0"):
         train(**own)
     assert train(**own, model_config={"pad_token_id": 0})["steps"] == 1
+
+
+def test_seeds_of_one_setting_are_one_row_wherever_their_files_lay(train, files, tmp_path):
+    from glue_harness.report.aggregate import summarise
+    from glue_harness.run.records import read_results
+
+    for seed in (1, 2):
+        own = dict(files)
+        for split in ("train", "validation"):
+            place = tmp_path / f"data-{seed}" / Path(files[f"{split}_file"]).name
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(Path(files[f"{split}_file"]).read_bytes())
+            own[f"{split}_file"] = str(place)
+        train(f"runs/{seed}", **own, seed=seed, max_steps=1)
+    write(tmp_path / "data-2/train.csv", 48, turned=True)
+    other = {"train_file": str(tmp_path / "data-2/train.csv")}
+    train("runs/other", **files | other, seed=3, max_steps=1)
+    assert sorted(row.seeds for row in summarise(read_results(tmp_path / "runs"))) == [(1, 2), (3,)]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from finetune_common.errors import ConfigurationError, did_you_mean
+from glue_harness.config.own_rows import FILES
 
 __all__ = ["Condition", "flatten", "known_key", "parse_condition", "select"]
 
@@ -40,8 +41,9 @@ def flatten(result: Result) -> dict[str, Any]:
         {'task': 'rte', 'adaptation': 'fusion', 'adaptation.lora.rank': 1, 'adaptation.ffn': None}
     """
     flat: dict[str, Any] = {}
+    places = ("data_dir", *(FILES if "rows" in result["settings"] else ()))  # the rows count, not their place
     for key, value in {**result["settings"], **result["slots"]}.items():
-        if key == "data_dir":  # where rows lie; what they are is `rows`, for rows of one's own
+        if key in places:
             continue
         choices = [value] if isinstance(value, dict) else value
         if key == "model_config":
