@@ -9,7 +9,7 @@ from typing import Any
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.contents import Contents
 
-__all__ = ["COLOURS", "Panel", "panels_of"]
+__all__ = ["COLOURS", "MARKERS", "Panel", "panels_of"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""

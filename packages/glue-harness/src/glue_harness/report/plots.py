@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from glue_harness.files import whole
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
-from glue_harness.report.panels import Panel, panels_of
+from glue_harness.report.panels import COLOURS, MARKERS, Panel, panels_of
 from glue_harness.report.statistics import mean_interval
 
 __all__ = ["Figure", "draw_figures"]
