@@ -171,7 +171,7 @@ LEVELS = {
     "glue_harness": (
         "__init__ __main__",
         "cli",
-        "commands predict export submit doctor listing prepare",
+        "commands predict export submit doctor inspecting listing prepare",
         "report sweep search",
         "cost cluster",
         "run",
@@ -181,7 +181,7 @@ LEVELS = {
     ),
     "finetune_common": (
         "__init__ testing",
-        "data metrics optim",
+        "data metrics optim scorers",
         "compiled demo measure slots tasks",
         "errors lazy",
     ),
@@ -312,6 +312,7 @@ except SystemExit as end:
         ["search", "--help"],
         ["list", "--help"],
         ["doctor", "--help"],
+        ["inspect", "--help"],
     ],
     ids=" ".join,
 )

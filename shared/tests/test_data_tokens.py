@@ -1,13 +1,18 @@
 """Tokenise once: what comes out, what the name on disk depends on, whole or not at all."""
 
+import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
-from finetune_common.data import load_task, tokenize
+from finetune_common.data import Collator, load_own_files, load_task, make_loader, tokenize
 from finetune_common.demo import demo_tokenizer
 from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import get_task
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +132,7 @@ tokenize(data, tokenizer, "demo-entailment", 32, Path({str(tmp_path)!r}))
         process.communicate()
     assert [process.returncode for process in processes] == [0, 0]
     (folder,) = folders(tmp_path)
-    assert folders(tmp_path / folder) == ["validation.arrow"]
+    assert folders(tmp_path / folder) == ["digests.json", "validation.arrow"]
     assert len(tokenize(rows, demo_tokenizer(), "demo-entailment", 32, tmp_path)["validation"]) == 500
 
 
@@ -141,12 +146,53 @@ def test_nothing_is_left_behind_when_tokenising_fails(rows, tmp_path):
     assert folders(tmp_path) == []
 
 
-def test_a_damaged_folder_says_what_to_delete(rows, tmp_path):
-    tokenize(rows, demo_tokenizer(), "demo-entailment", 32, tmp_path)
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def turn_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut_short, turn_a_bit, lambda file: file.write_bytes(b"damaged"), lambda file: file.unlink()],
+    ids=["cut short", "a bit turned", "other bytes", "gone"],
+)
+def test_a_damaged_folder_is_made_anew(rows, tmp_path, damage):
+    first = tokenize(rows, demo_tokenizer(), "demo-entailment", 32, tmp_path)["validation"][:]
     (folder,) = folders(tmp_path)
-    (tmp_path / folder / "validation.arrow").write_bytes(b"damaged")
-    with pytest.raises(ConfigurationError, match=rf"{folder}.*delete that folder"):
-        tokenize(rows, demo_tokenizer(), "demo-entailment", 32, tmp_path)
+    damage(tmp_path / folder / "validation.arrow")
+    again = tokenize(rows, demo_tokenizer(), "demo-entailment", 32, tmp_path)
+    assert again["validation"][:] == first
+    assert folders(tmp_path) == [folder]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../mine", "/mine", "team/task", "..", ".", "a\\b", "a\nb", "naïve", "x" * 400, "con:", "~"]
+)
+def test_the_cache_stays_in_its_folder_whatever_a_task_is_called(rows, tmp_path, name):
+    root = tmp_path / "deep" / "cache"
+    task = replace(get_task("demo-entailment"), name=name)
+    few = {"validation": rows["validation"].select(range(4))}
+    assert len(tokenize(few, demo_tokenizer(), task, 32, root)["validation"]) == 4
+    (folder,) = folders(root)
+    assert re.fullmatch(r"[\w-]+", folder, re.ASCII)
+    assert [folders(tmp_path), folders(tmp_path / "deep")] == [["deep"], ["cache"]]
+
+
+def test_several_labels_a_row_become_zeros_and_ones(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    found = [{"text": f"The cat {i}.", "label": labels} for i, labels in enumerate([["x", "z"], [], ["y"]])]
+    file.write_text("\n".join(map(json.dumps, found)))
+    task, data = load_own_files("mine", file, file)
+    encoded = tokenize(data, demo_tokenizer(), task, 32, tmp_path)["train"]
+    assert encoded["labels"][:] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    (batch,) = make_loader(encoded, [[2, 0]], Collator(demo_tokenizer(), task))
+    assert batch["labels"].dtype == torch.float32
+    assert batch["labels"].tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
 
 
 def test_a_folder_that_cannot_be_written_names_the_remedy(rows, tmp_path):

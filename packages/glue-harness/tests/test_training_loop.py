@@ -334,10 +334,12 @@ def test_predictions_score_what_the_result_says(train: Train, tmp_path: Path) ->
     for task, metrics in scores.items():
         result = train(task, task=task, optimizer={"name": "adamw", "lr": 3e-3}, epochs=3)
         lines = (tmp_path / task / "predictions.tsv").read_text().splitlines()
-        assert lines[0] == "index\tlabel\tprediction\tscores"
+        official = load_task(task)["validation"]
+        texts = [name for name in official.column_names if name not in ("label", "idx")]
+        assert lines[0].split("\t") == ["index", "label", "prediction", "scores", *texts]
         rows = [line.split("\t") for line in lines[1:]]
         assert [int(row[0]) for row in rows] == list(range(500))
-        official = load_task(task)["validation"]
+        assert [row[4:] for row in rows] == [[row[name] for name in texts] for row in official]
         if task == "demo-similarity":
             labels, predictions = ([float(np.float32(row[i])) for row in rows] for i in (1, 2))
             assert labels == pytest.approx(official["label"][:], abs=1e-5)
@@ -423,15 +425,26 @@ def test_own_files_come_in_pairs_and_alone(harness, tmp_path):
     assert "train.csv: No such file" in harness(*line, *both).err
 
 
-def test_an_unused_source_of_rows_leaves_the_hash_as_it_was():
+def test_the_content_of_rows_decides_and_not_their_place(tmp_path):
     from glue_harness import parse_mapping
 
     settings = {"task": "rte", "model": "demo", "output_dir": "x"}
     plain = parse_mapping(settings)
     assert not {"train_file", "validation_file", "model_config"} & plain.identity().keys()
-    own = parse_mapping(settings | {"train_file": "a.csv", "validation_file": "b.csv"})
-    assert own.identity()["train_file"] == "a.csv"
-    assert own.hash != plain.hash
+    assert parse_mapping(settings | {"data_dir": "/scratch/glue"}).hash == plain.hash
+
+    def own(folder, ending="csv", sign=",", last="yes"):
+        file = tmp_path / folder / f"rows.{ending}"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"text{sign}label\na{sign}no\nb{sign}{last}\n")
+        options = {"task": "mine", "train_file": str(file), "validation_file": str(file), "kind": "classes"}
+        return parse_mapping(settings | options)
+
+    first = own("here")
+    assert not {"train_file", "validation_file", "kind"} & first.identity().keys()
+    assert first.hash != plain.hash
+    assert own("there").hash == own("elsewhere", "tsv", "\t").hash == first.hash
+    assert own("edited", last="maybe").hash != first.hash
 
 
 @pytest.mark.parametrize("everything", [False, True])

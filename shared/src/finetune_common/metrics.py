@@ -1,15 +1,63 @@
-"""GLUE's metrics over a whole dev set, and the benchmark's average."""
+"""Metrics over a whole evaluation set, what becomes of each class, and GLUE's average."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from finetune_common.errors import ConfigurationError, check_choice
+from finetune_common.scorers import check_fits, scorer_of
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task, get_task
 
-__all__ = ["compute_metrics", "glue_average"]
+__all__ = ["class_report", "compute_metrics", "glue_average", "metrics_of", "multi_hot"]
+
+
+def metrics_of(task: Task, primary: str | None = None) -> tuple[str, ...]:
+    """Return the metrics of a task, a primary one of one's choice first.
+
+    Two classes have accuracy, F1 of the second and Matthews' correlation; more have accuracy and the mean of
+    the classes' F1 (`f1_macro`), which answering the commonest class does not satisfy; several labels a row
+    have `f1_micro` over all and `f1_macro`; numbers have Pearson's and Spearman's correlation. A known task
+    has its own.
+
+    Args:
+        task: Its kind and the number of its labels decide.
+        primary: A metric of this module or a scikit-learn scorer, of which more is better.
+
+    Raises:
+        ConfigurationError: No such metric, or one that does not fit the task.
+
+    Examples:
+        >>> metrics_of(Task("mine", ("text",), ("a", "b", "c"), (), "", {}), "balanced_accuracy")
+        ('balanced_accuracy', 'accuracy', 'f1_macro')
+    """
+    if task.metrics:
+        usual = task.metrics
+    elif task.kind == "classes":
+        usual = (
+            ("accuracy", "f1", "matthews_correlation") if task.num_labels == 2 else ("accuracy", "f1_macro")
+        )
+    else:
+        usual = ("f1_micro", "f1_macro") if task.several else ("pearson", "spearmanr")
+    if primary is None or primary in usual:
+        return tuple(usual) if primary is None else (primary, *(name for name in usual if name != primary))
+    if not _is_own(primary, task):
+        check_fits(primary, task.kind, task.num_labels)
+    return (primary, *usual)
+
+
+def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> np.ndarray:
+    """Return lists of class indices as zeros and ones, shape (rows, classes).
+
+    Examples:
+        >>> multi_hot([[0, 2], []], 3).tolist()
+        [[1, 0, 1], [0, 0, 0]]
+    """
+    found = np.zeros((len(labels), classes), dtype=np.int64)
+    for row, indices in enumerate(labels):
+        found[row, list(indices)] = 1
+    return found
 
 
 def compute_metrics(
@@ -22,8 +70,9 @@ def compute_metrics(
 
     Args:
         task: The task or its name.
-        predictions: Logits of shape (n, classes); of shape (n, 1) or (n,) for regression. Array or tensor.
-        labels: Shape (n,): class indices, or scores.
+        predictions: Logits of shape (n, classes); of shape (n, 1) or (n,) for regression. Array or tensor. Of
+            several labels a row, those with a positive logit (a probability above 0.5) are predicted.
+        labels: Shape (n,): class indices, or scores; (n, classes) of zeros and ones for several labels a row.
         split: Which of the task's evaluated splits this is. MNLI has two, and the keys end in `_matched` or
             `_mismatched`; all other tasks have one, the default.
 
@@ -43,11 +92,11 @@ def compute_metrics(
     check_choice(f"{task.name} split", split, task.evaluation)
     logits, expected = _numpy(predictions).astype(np.float64), _numpy(labels)
     _check(task, logits, expected)
-    guesses = logits.reshape(-1) if task.regression else logits.argmax(axis=1)
-    suffix = split.removeprefix("validation")
+    scores = logits.reshape(-1) if task.regression else logits
+    suffix = split.removeprefix("validation") if len(task.evaluation) > 1 else ""
     undefined: list[str] = []
     result = {
-        name: _METRICS[name.removesuffix(suffix)](guesses, expected, undefined)
+        name: _metric(name.removesuffix(suffix), task, scores, expected, undefined)
         for name in task.metrics
         if name.endswith(suffix)
     }
@@ -58,6 +107,43 @@ def compute_metrics(
             stacklevel=2,
         )
     return result
+
+
+def class_report(task: Task, predictions: Any, labels: Any) -> dict[str, Any]:
+    """Return what becomes of each class: precision, recall, F1 and rows, and which classes are confused.
+
+    Args:
+        task: One of classes or of several labels a row.
+        predictions: Logits of shape (n, classes).
+        labels: As `compute_metrics` takes them.
+
+    Returns:
+        `classes`: name → precision, recall, f1, rows. For classes also `confusion`: rows are what is
+        true, columns what was predicted.
+
+    Examples:
+        >>> found = class_report(get_task("rte"), [[2.0, 1.0], [2.0, 1.0], [0.0, 1.0]], [0, 1, 1])
+        >>> found["confusion"], found["classes"]["entailment"]
+        ([[1, 0], [1, 1]], {'precision': 0.5, 'recall': 1.0, 'f1': 0.6666666666666666, 'rows': 1})
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    logits, expected = _numpy(predictions).astype(np.float64), _numpy(labels)
+    _check(task, logits, expected)
+    guesses = (logits > 0).astype(int) if task.several else logits.argmax(axis=1)
+    indices = list(range(task.num_labels))
+    found: Any = precision_recall_fscore_support(expected, guesses, labels=indices, zero_division=0.0)  # type: ignore[arg-type]
+    keys = ("precision", "recall", "f1", "rows")
+    classes = {
+        name: {
+            key: (int if key == "rows" else float)(values[at])
+            for key, values in zip(keys, found, strict=True)
+        }
+        for at, name in enumerate(task.labels)
+    }
+    if task.several:
+        return {"classes": classes}
+    return {"classes": classes, "confusion": confusion_matrix(expected, guesses, labels=indices).tolist()}
 
 
 def glue_average(results: Mapping[str, Mapping[str, float]]) -> float:
@@ -91,20 +177,40 @@ def _numpy(values: Any) -> np.ndarray:
 
 
 def _check(task: Task, logits: np.ndarray, labels: np.ndarray) -> None:
-    rows = len(labels) if labels.ndim == 1 else -1
-    shapes = [(rows, 1), (rows,)] if task.regression else [(rows, task.num_labels)]
+    width = task.num_labels
+    rows = len(labels) if labels.ndim == 1 + task.several and labels.shape[1:] in ((), (width,)) else -1
+    shapes = [(rows, 1), (rows,)] if task.regression else [(rows, width)]
     if rows < 1 or logits.shape not in shapes:
         raise ConfigurationError(
             f"{task.name}: predictions of shape {logits.shape} and labels of shape {labels.shape}; expected "
-            f"{' or '.join('(n, ' + str(task.num_labels) + ')' if len(s) == 2 else '(n,)' for s in shapes)} "
-            f"and (n,) with n at least 1"
+            f"{' or '.join('(n, ' + str(width) + ')' if len(s) == 2 else '(n,)' for s in shapes)} "
+            f"and {f'(n, {width})' if task.several else '(n,)'} with n at least 1"
         )
     if not np.isfinite(logits).all():
         bad = int(np.argwhere(~np.isfinite(logits))[0][0])
         raise ConfigurationError(f"{task.name}: prediction {bad} is {logits[bad]}: training has diverged")
-    low, high = task.label_range if task.regression else (0, task.num_labels - 1)
+    low, high = task.label_range if task.regression else (0, 1 if task.several else width - 1)
     if not ((labels >= low) & (labels <= high)).all():
         raise ConfigurationError(f"{task.name}: labels outside [{low:g}, {high:g}]: a split without labels?")
+
+
+def _is_own(name: str, task: Task) -> bool:
+    return name in _METRICS and _METRICS[name][0] == task.kind and (name != "f1" or task.num_labels == 2)
+
+
+def _metric(name: str, task: Task, scores: np.ndarray, labels: np.ndarray, undefined: list[str]) -> float:
+    if _is_own(name, task):
+        guesses = scores.argmax(axis=1) if task.kind == "classes" else scores
+        return _METRICS[name][1](guesses, labels, undefined)
+    try:
+        value = scorer_of(name)(task.kind, scores, labels)
+    except (ValueError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigurationError(f"{task.name}: metric {name!r} cannot be computed: {reason}") from None
+    if not np.isfinite(value):
+        undefined.append(name)
+        return 0.0
+    return value
 
 
 def _accuracy(guesses: np.ndarray, labels: np.ndarray, undefined: list[str]) -> float:
@@ -153,9 +259,10 @@ def _constant(values: np.ndarray) -> bool:
 
 
 _METRICS = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews_correlation": _matthews,
-    "pearson": _pearson,
-    "spearmanr": _spearman,
+    "accuracy": ("classes", _accuracy),
+    "f1": ("classes", _f1),
+    "matthews_correlation": ("classes", _matthews),
+    "pearson": ("regression", _pearson),
+    "spearmanr": ("regression", _spearman),
 }
+"""Name → the kind of task that it is for, and how it is computed; all others are scikit-learn's."""

@@ -28,6 +28,7 @@ class Task:
         label_range: Least and greatest label of a regression task.
         evaluation: The splits that are evaluated.
         version: Raised when the same name starts to mean other rows or another reading of them.
+        several: A row has any number of the labels, each of which is a yes or no of its own.
 
     Examples:
         >>> get_task("rte").labels
@@ -51,6 +52,12 @@ class Task:
     label_range: tuple[float, float] = (0.0, 5.0)
     evaluation: tuple[str, ...] = ("validation",)
     version: int = 1
+    several: bool = False
+
+    @property
+    def kind(self) -> str:
+        """`classes`, `labels` where a row has any number of them, or `regression`."""
+        return "regression" if self.regression else "labels" if self.several else "classes"
 
     @property
     def regression(self) -> bool:

@@ -21,6 +21,7 @@ from glue_harness.commands import (
 from glue_harness.config.commands import CommandParser, parser_of
 from glue_harness.console import standard_output
 from glue_harness.cost.commands import capacity_command, profile_command
+from glue_harness.inspecting import inspect_command
 from glue_harness.stopping import Stopped, stop_on_signals
 
 __all__ = ["main"]
@@ -29,6 +30,7 @@ __all__ = ["main"]
 def _run(argv: Sequence[str]) -> None:
     import yaml
 
+    from glue_harness.config.own_rows import own_rows
     from glue_harness.config.parsing import parse_line
 
     config, only_print = parse_line(argv)
@@ -37,6 +39,8 @@ def _run(argv: Sequence[str]) -> None:
         return
     if config.offline:
         _go_offline()
+    if config.own and config.dataset is None:
+        own_rows(config.as_dict())  # what cannot be read is said before anything heavy is imported
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
     from glue_harness.report.tables import print_run
@@ -62,17 +66,24 @@ def _prepare(argv: Sequence[str]) -> None:
     parser = parser_of(
         "prepare", "Fetch a task and a model and tokenise, so that 'run --offline' needs no network."
     )
-    parser.add_argument("--task", required=True, help="task, as for run")
+    parser.add_argument("--task", help="task, as for run; with --dataset, a name of your own")
     parser.add_argument("--model", required=True, help="model, as for run")
     parser.add_argument("--data-dir", help="folder in the official GLUE layout")
+    parser.add_argument("--dataset", help="a dataset of the hub instead, as for run; it is only fetched")
+    parser.add_argument("--dataset-config", help="which configuration of the dataset")
     parser.add_argument(
         "--max-length", type=int, default=128, help="tokens to which a text is truncated (128)"
     )
     options = parser.parse_args(argv)
 
-    from glue_harness.prepare import prepare
+    from glue_harness.prepare import prepare, prepare_dataset
 
-    print(prepare(options.task, options.model, options.data_dir, options.max_length))
+    if options.dataset is not None:
+        print(prepare_dataset(options.dataset, options.dataset_config, options.model))
+    elif options.task is None:
+        raise ConfigurationError("--task is missing: give a task, or --dataset NAME")
+    else:
+        print(prepare(options.task, options.model, options.data_dir, options.max_length))
 
 
 def _list(argv: Sequence[str]) -> None:
@@ -97,6 +108,7 @@ def _doctor(argv: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (_run, "fine-tune a model on a task"),
+    "inspect": (inspect_command, "what data files will be read as, before training"),
     "prepare": (_prepare, "fetch and tokenise ahead, for runs without a network"),
     "sweep": (sweep_command, "do the runs of a specification, resumable"),
     "search": (search_command, "the best configuration by population based training or sampling"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from finetune_common.data.own_files import NUMBERS, read_columns
+from finetune_common.data.choices import Choices
+from finetune_common.data.columns import NUMBERING
+from finetune_common.data.files import read_table
+from finetune_common.data.kinds import parts
 from finetune_common.errors import ConfigurationError, check_number
-from finetune_common.metrics import compute_metrics
+from finetune_common.metrics import compute_metrics, multi_hot
 from finetune_common.tasks import Task
-from glue_harness.run.assembly import open_model
+from glue_harness.config.own_rows import choices_of
+from glue_harness.run.assembly import open_model, read_config
 from glue_harness.run.predictor import Predictor
 from glue_harness.run.records import write_whole
 
@@ -61,7 +65,7 @@ def predict(
     if max_length is not None:
         check_number("max_length", max_length, at_least=4)
         predictor.max_length = max_length
-    columns = _joined(files) if files else _lines(predictor.task)
+    columns = _joined(files, _choices(model)) if files else _lines(predictor.task)
     texts = _texts(predictor.task, columns, str(files[0]) if files else "standard input")
     began = time.perf_counter()
     logits = _logits(predictor, [columns[name] for name in texts], batch_size)
@@ -89,11 +93,19 @@ def _ending(files: Sequence[Path], output: Path | None) -> str:
     return output.suffix.lower()
 
 
-def _joined(files: Sequence[Path]) -> Columns:
+def _choices(model: str) -> Choices:
+    """Return how the run's own files were read, delimiter and encoding."""
+    if not (Path(model) / "config.yaml").is_file():
+        return Choices()
+    settings = read_config(Path(model)).as_dict()
+    return choices_of({name: settings[name] for name in ("delimiter", "encoding")})
+
+
+def _joined(files: Sequence[Path], choices: Choices) -> Columns:
     """Return the rows of all files, one after the other."""
-    joined = read_columns(files[0])
+    joined = read_table(files[0], choices).columns
     for file in files[1:]:
-        more = read_columns(file)
+        more = read_table(file, choices).columns
         if more.keys() != joined.keys():
             raise ConfigurationError(
                 f"{file}: its columns are {', '.join(more)}, those of {files[0]} {', '.join(joined)}: give "
@@ -126,7 +138,7 @@ def _texts(task: Task, columns: Columns, place: str) -> list[str]:
         for both in zip(task.columns, official, strict=True)
     ]
     if not task.columns:
-        aside = ("label", "labels", *NUMBERS)
+        aside = ("label", "labels", *NUMBERING)
         found = [name for name in columns if name not in aside and isinstance(columns[name][0], str)]
         if len(found) > 2:
             raise ConfigurationError(
@@ -180,12 +192,12 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
     known |= {name: at for at, name in enumerate(task.labels)}
     absent = (None, "") if task.regression else (None, "", -1, "-1")  # -1 in GLUE's test files
     rows: list[int] = []
-    labels: list[float] = []
+    labels: list[Any] = []
     for row, value in enumerate(columns[column]):
-        if value in absent and str(value) not in known:
+        if not isinstance(value, list) and value in absent and str(value) not in known:
             continue
         try:
-            labels.append(float(value) if task.regression else known[str(value)])
+            labels.append(_label(task, known, value))
         except (KeyError, ValueError, TypeError):
             allowed = "a number" if task.regression else ", ".join(task.labels)[:200]
             return {}, f"no metrics: {column} of row {row + 1} is {str(value)[:40]!r}, allowed is {allowed}"
@@ -195,6 +207,12 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
     names = (name.removesuffix("_matched").removesuffix("_mismatched") for name in task.metrics)
     judged = replace(task, evaluation=("validation",), metrics=tuple(dict.fromkeys(names)))
     return compute_metrics(judged, logits[rows], np.asarray(labels)), ""
+
+
+def _label(task: Task, known: Mapping[str, int], value: Any) -> Any:
+    if task.several:
+        return multi_hot([[known[part] for part in parts(value)]], task.num_labels)[0]
+    return float(value) if task.regression else known[str(value)]
 
 
 def _write(columns: Columns, ending: str, output: Path | None) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from finetune_common.data import load_task, tokenize
+from finetune_common.data import load_task, read_dataset, tokenize
 from finetune_common.tasks import get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.run.assembly import create
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_dataset"]
 
 
 def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str:
@@ -22,3 +22,15 @@ def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str
     parameters = sum(p.numel() for p in run.model.parameters())
     rows = ", ".join(f"{len(rows):,} {split}" for split, rows in datasets.items())
     return f"ready: {task} ({rows} rows, at most {max_length} tokens) and {model} ({parameters:,} parameters)"
+
+
+def prepare_dataset(dataset: str, config: str | None, model: str) -> str:
+    """Fetch a dataset of the hub and a model; how its rows are read is said by the run.
+
+    Returns:
+        One line that says what is ready.
+    """
+    tables = read_dataset(dataset, config)
+    create(RunConfig("demo-entailment", model, output_dir="-"))  # any task fetches the model
+    rows = ", ".join(f"{len(table):,} {split}" for split, table in tables.items())
+    return f"ready: {dataset} ({rows} rows) and {model}"

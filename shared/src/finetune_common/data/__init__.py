@@ -13,21 +13,35 @@ if TYPE_CHECKING:
         to_row_order,
         token_lengths,
     )
+    from finetune_common.data.choices import Choices
+    from finetune_common.data.content import changed_rows, fingerprint
+    from finetune_common.data.hub import read_dataset
+    from finetune_common.data.lengths import token_facts
     from finetune_common.data.loading import load_task
     from finetune_common.data.official import read_official
-    from finetune_common.data.own_files import load_own_files
+    from finetune_common.data.own_files import OwnRows, load_own_files, read_own_files, read_own_tables
+    from finetune_common.data.schema import Schema
     from finetune_common.data.tokens import default_cache_dir, tokenize
 
 __all__ = [
+    "Choices",
     "Collator",
+    "OwnRows",
+    "Schema",
+    "changed_rows",
     "default_cache_dir",
     "epoch_batches",
     "evaluation_batches",
+    "fingerprint",
     "load_own_files",
     "load_task",
     "make_loader",
+    "read_dataset",
     "read_official",
+    "read_own_files",
+    "read_own_tables",
     "to_row_order",
+    "token_facts",
     "token_lengths",
     "tokenize",
 ]
@@ -35,15 +49,24 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "Choices": ".choices",
         "Collator": ".batches",
+        "OwnRows": ".own_files",
+        "Schema": ".schema",
+        "changed_rows": ".content",
         "default_cache_dir": ".tokens",
         "epoch_batches": ".batches",
         "evaluation_batches": ".batches",
+        "fingerprint": ".content",
         "load_own_files": ".own_files",
         "load_task": ".loading",
         "make_loader": ".batches",
+        "read_dataset": ".hub",
         "read_official": ".official",
+        "read_own_files": ".own_files",
+        "read_own_tables": ".own_files",
         "to_row_order": ".batches",
+        "token_facts": ".lengths",
         "token_lengths": ".batches",
         "tokenize": ".tokens",
     },

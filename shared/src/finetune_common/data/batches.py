@@ -102,8 +102,8 @@ class Collator:
     """Rows → tensors, padded to the longest row of the batch.
 
     Every token column becomes int64 of shape (batch, length); `labels` becomes float32 for regression, else
-    int64, of shape (batch,), where rows have them. `idx` is left out: batch i of a loader holds the rows
-    `batches[i]`.
+    int64, of shape (batch,); float32 of shape (batch, labels) for several labels a row; where rows have them.
+    `idx` is left out: batch i of a loader holds the rows `batches[i]`.
 
     Args:
         tokenizer: Gives the padding ids and the padding side.
@@ -133,7 +133,7 @@ class Collator:
             "attention_mask": 0,
             "token_type_ids": tokenizer.pad_token_type_id,
         }
-        self.label_dtype = np.float32 if get_task(task).regression else np.int64
+        self.label_dtype = np.int64 if get_task(task).kind == "classes" else np.float32
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of these rows."""
@@ -158,7 +158,11 @@ class _Rows(Dataset):
 
     def __init__(self, dataset: "datasets.Dataset") -> None:
         table: Any = dataset.with_format("arrow")[:]
-        self.labels = table["labels"].to_numpy()
+        labels = table["labels"].combine_chunks()
+        if hasattr(labels, "offsets"):  # zeros and ones, as many in every row
+            self.labels = labels.flatten().to_numpy().reshape(len(labels), -1)
+        else:
+            self.labels = labels.to_numpy()
         self.flat = {}
         for name in ("input_ids", "attention_mask", "token_type_ids"):
             if name in table.column_names:

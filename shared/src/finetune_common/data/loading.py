@@ -64,10 +64,11 @@ def load_task(
 
 
 def _features(task: Task) -> "Features":
-    from datasets import ClassLabel, Features, Value
+    from datasets import ClassLabel, Features, List, Value
 
     columns: dict[str, Any] = {name: Value("string") for name in task.columns}
-    columns["label"] = Value("float32") if task.regression else ClassLabel(names=list(task.labels))
+    label = Value("float32") if task.regression else ClassLabel(names=list(task.labels))
+    columns["label"] = List(label) if task.several else label
     columns["idx"] = Value("int32")
     return Features(columns)
 

@@ -1,232 +1,292 @@
-"""Read a task from files of one's own: csv, tsv, json, jsonl or parquet."""
+"""Read a task from files of one's own, as options say or as the files tell."""
 
-import csv
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from math import inf, isfinite
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_common.data.choices import Choices
+from finetune_common.data.columns import Columns, choose_columns
+from finetune_common.data.content import fingerprint
+from finetune_common.data.facts import always_the_usual, count_labels, count_texts
+from finetune_common.data.files import read_table
+from finetune_common.data.labels import Labels, known_labels, named_by_the_file, tell_labels, unlabelled
+from finetune_common.data.messages import counted, cut, refusal
+from finetune_common.data.schema import Schema, Source
+from finetune_common.data.splitting import stratified
+from finetune_common.data.tables import Table
+from finetune_common.data.values import well_formed
 from finetune_common.errors import ConfigurationError
+from finetune_common.metrics import metrics_of
 from finetune_common.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-__all__ = ["FORMATS", "load_own_files", "read_columns"]
+__all__ = ["OwnRows", "load_own_files", "read_own_files", "read_own_tables"]
 
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-"""Endings of the files that can be read; `.json` holds a list of rows, or a row a line as `.jsonl`."""
+Rows = dict[str, list[Any]]
 
-LABEL = "label"
-NUMBERS = ("idx", "id", "index")
-"""Columns that number the rows."""
 
-Columns = dict[str, list[Any]]
+@dataclass(frozen=True, eq=False)
+class OwnRows:
+    """A task that files tell, and its rows.
+
+    Attributes:
+        task: The task.
+        splits: Split → the text columns, `label` and `idx`.
+        schema: What was read as what.
+    """
+
+    task: Task
+    splits: Mapping[str, Rows]
+    schema: Schema
+
+    def datasets(self) -> "DatasetDict":
+        """Return the rows as `load_task` does."""
+        from datasets import DatasetDict
+
+        from finetune_common.data.loading import as_dataset
+
+        return DatasetDict({split: as_dataset(self.task, rows) for split, rows in self.splits.items()})  # type: ignore[call-overload]
+
+    def content(self) -> dict[str, Any]:
+        """Return what identifies the rows, wherever their files lie: see `fingerprint`."""
+        return fingerprint(self.task, self.splits)
+
+    def with_scores_of_no_model(self) -> Schema:
+        """Return the schema with the score of an answer without a model, which imports scikit-learn."""
+        evaluated = self.splits.get("validation", self.splits["train"])
+        return replace(self.schema, usual=always_the_usual(self.task, self.splits["train"], evaluated))
 
 
 def load_own_files(
-    name: str, train_file: str | PathLike[str], validation_file: str | PathLike[str]
+    name: str,
+    train_file: str | PathLike[str],
+    validation_file: str | PathLike[str] | None = None,
+    test_file: str | PathLike[str] | None = None,
+    choices: Choices | None = None,
 ) -> "tuple[Task, DatasetDict]":
-    """Return a task and its rows from two files.
+    """Return a task and its rows from files; what is ambiguous is said in a warning.
 
-    With the name of a known task the files hold that task's columns, and labels and metrics are its own. With
-    any other name the task is told from the training file: the column `label` holds classes (words or whole
-    numbers), or scores where a number has a decimal point; the texts are all other columns, one or two,
-    `idx`, `id` and `index` left aside. Metrics are accuracy, and with two classes F1 of the second; for
-    scores Pearson's and Spearman's correlation.
-
-    Args:
-        name: A known task, or a name of one's own.
-        train_file: A file with one of `FORMATS`.
-        validation_file: Another one; it may have another format.
-
-    Returns:
-        The task, and its rows as `load_task` returns them.
-
-    Raises:
-        ConfigurationError: A file that cannot be read, columns that are missing or too many, a label that is
-            empty or unknown; names the file, the row and what was expected.
+    See `read_own_files`, which also returns the schema.
 
     Examples:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "train.csv").write_text("text,label\\ngood,yes\\nbad,no\\n")
-        >>> _ = (folder / "dev.jsonl").write_text('{"text": "fine", "label": "yes"}')
+        >>> dev = '{"text": "fine", "label": "yes"}\\n{"text": "poor", "label": "no"}'
+        >>> _ = (folder / "dev.jsonl").write_text(dev)
         >>> task, rows = load_own_files("reviews", folder / "train.csv", folder / "dev.jsonl")
         >>> task.columns, task.labels, rows["validation"]["label"][:]
-        (('text',), ('no', 'yes'), [1])
+        (('text',), ('no', 'yes'), [1, 0])
     """
-    from datasets import DatasetDict
-
-    from finetune_common.data.loading import as_dataset
-
-    paths = {"train": Path(train_file), "validation": Path(validation_file)}
-    files = {split: read_columns(path) for split, path in paths.items()}
-    task = _known(TASKS[name]) if name in TASKS else _told_from(name, files["train"], paths["train"])
-    task = replace(task, rows={split: len(next(iter(file.values()))) for split, file in files.items()})
-    chosen = {split: _columns(task, file, paths[split]) for split, file in files.items()}
-    rows = {split: as_dataset(task, columns) for split, columns in chosen.items()}
-    return task, DatasetDict(rows)  # type: ignore[call-overload]
+    found = read_own_files(name, train_file, validation_file, test_file, choices)
+    for question in found.schema.questions:
+        warnings.warn(question, stacklevel=2)
+    return found.task, found.datasets()
 
 
-def _known(task: Task) -> Task:
-    """Return a known task with one evaluation set."""
+def read_own_files(
+    name: str,
+    train_file: str | PathLike[str],
+    validation_file: str | PathLike[str] | None = None,
+    test_file: str | PathLike[str] | None = None,
+    choices: Choices | None = None,
+    *,
+    strict: bool = False,
+) -> OwnRows:
+    """Read a task from files: csv, tsv, json, jsonl, parquet or arrow, also gzipped.
+
+    With the name of a known task the files hold that task's columns, and labels and metrics are its own. With
+    any other name the task is told from the training file: see `choose_columns`, `tell_kind` and
+    `tell_labels`. Nothing heavy is imported for text files.
+
+    Args:
+        name: A known task, or a name of one's own.
+        train_file: A file with one of `FORMATS`.
+        validation_file: Another one, of any format; without it `choices.validation_share` is needed.
+        test_file: Rows that nothing is chosen by.
+        choices: What is decided; the rest is told from the files.
+        strict: Refuse what is ambiguous, instead of noting it in `schema.questions`.
+
+    Raises:
+        ConfigurationError: A file or a column that is not there, labels that are missing or unknown; one line
+            of at most 400 characters with the rows' lines and the remedy.
+
+    Examples:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "tickets.csv"
+        >>> lines = "".join(f"{i},late {i},{'ab'[i % 2]}\\n" for i in range(20))
+        >>> _ = file.write_text(",text,label\\n" + lines)
+        >>> found = read_own_files("tickets", file, choices=Choices(validation_share=0.2))
+        >>> found.schema.aside, len(found.splits["validation"]["text"])
+        ({'Unnamed: 0': 'an index, for it has no name of its own'}, 4)
+    """
+    choices = choices or Choices()
+    paths = {"train": train_file, "validation": validation_file, "test": test_file}
+    given = {split: path for split, path in paths.items() if path is not None}
+    for path in given.values():
+        if not Path(path).exists():
+            raise refusal(path, "No such file: give a readable file")
+    if ("validation" in given) == (choices.validation_share is not None):
+        raise refusal(
+            train_file,
+            "two sources of rows to evaluate on: give a validation file or a validation share"
+            if "validation" in given
+            else "no rows to evaluate on: give --validation-file FILE, or --validation-share 0.1 for a "
+            "part of this file",
+        )
+    return read_own_tables(
+        name, {split: read_table(path, choices) for split, path in given.items()}, choices, strict=strict
+    )
+
+
+def read_own_tables(
+    name: str, tables: Mapping[str, Table], choices: Choices | None = None, *, strict: bool = False
+) -> OwnRows:
+    """Tell a task from tables, `train` among them; see `read_own_files`."""
+    choices = choices or Choices()
+    known = TASKS.get(name)
+    if known is not None and choices.kind not in (None, known.kind):
+        raise ConfigurationError(
+            f"--kind {choices.kind}: task {name!r} is known and has {known.kind}: leave it out"
+        )
+    columns = choose_columns(tables["train"], choices, known)
+    if known is None:
+        roles = dict.fromkeys(tables, columns)
+    else:  # each file may have the hub's names or the official ones
+        roles = {split: choose_columns(table, choices, known) for split, table in tables.items()}
+    tables, unlabelled_rows = _labelled(tables, roles, choices)
+    labels = known_labels(known) if known else tell_labels(tables, columns.label, choices)
+    questions = (*columns.questions, *labels.questions)
+    if strict and questions:
+        raise refusal("to decide", questions[0])
+    task = _task(name, known, columns, labels, choices)
+    splits = {split: _rows(task, roles[split], labels, table) for split, table in tables.items()}
+    files = {split: Path(table.name).name for split, table in tables.items()}
+    if choices.validation_share is not None:
+        splits, files = _split(task, splits, files, choices.validation_share)
+    task = replace(task, rows={split: len(rows["idx"]) for split, rows in splits.items()})
+    schema = _schema(task, columns, labels, splits, files, unlabelled_rows, questions)
+    return OwnRows(task, splits, schema)
+
+
+def _labelled(
+    tables: Mapping[str, Table], roles: Mapping[str, Columns], choices: Choices
+) -> tuple[dict[str, Table], dict[str, int]]:
+    """Return the tables without the rows that have no label, and how many those were."""
+    kept, left_out = {}, {}
+    for split, table in tables.items():
+        columns = roles[split]
+        table.require(columns.texts, "--text-columns")
+        table.require([columns.label], "--label-column")
+        named_by_the_file(table, columns.label)
+        rows = unlabelled(table, columns.label)
+        if rows and not choices.drop_unlabelled:
+            raise refusal(
+                table.name,
+                f"labels missing in {counted(rows)}: {table.where(rows)}; --drop-unlabelled leaves them out",
+            )
+        if len(rows) == len(table):
+            raise refusal(
+                table.name, f"no row has a label in column {cut(columns.label)}: --label-column names another"
+            )
+        kept[split], left_out[split] = table.without(rows) if rows else table, len(rows)
+    return kept, left_out
+
+
+def _task(name: str, known: Task | None, columns: Columns, labels: Labels, choices: Choices) -> Task:
+    if known is not None:
+        task = _with_one_evaluation_set(known)
+    else:
+        several = labels.kind.name == "labels"
+        told = {"official_label": columns.label, "label_range": (-inf, inf), "several": several}
+        task = Task(name, columns.texts, labels.names, (), "", {}, **told)
+    metrics = metrics_of(task, choices.metric)
+    return replace(task, metrics=metrics, primary=choices.metric or metrics[0])
+
+
+def _with_one_evaluation_set(task: Task) -> Task:
     metrics = tuple(
         dict.fromkeys(name.removesuffix("_matched").removesuffix("_mismatched") for name in task.metrics)
     )
     return replace(task, evaluation=("validation",), metrics=metrics, primary=metrics[0])
 
 
-def _told_from(name: str, file: Columns, path: Path) -> Task:
-    """Tell columns, labels and metrics from a training file."""
-    if LABEL not in file:
-        raise ConfigurationError(
-            f"{path}: no column 'label' among {', '.join(file)}: rename the one that holds the label"
-        )
-    texts = tuple(column for column in file if column not in (LABEL, *NUMBERS))
-    if len(texts) not in (1, 2):
-        raise ConfigurationError(
-            f"{path}: {len(texts)} columns beside the label ({', '.join(texts)}): leave the one or two that "
-            "hold text"
-        )
-    labels = [_text(value) for value in file[LABEL] if value not in (None, "")]
-    if any("." in label and _is_number(label) for label in labels):
-        return Task(name, texts, (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-inf, inf))
-    whole = all(label.removeprefix("-").isdigit() for label in labels)
-    classes = tuple(sorted(set(labels), key=int if whole else str))
-    if len(classes) < 2:
-        raise ConfigurationError(
-            f"{path}: every label is {', '.join(classes) or 'empty'}: a task needs two classes, or scores "
-            "with a decimal point"
-        )
-    metrics = ("accuracy", "f1") if len(classes) == 2 else ("accuracy",)
-    return Task(name, texts, classes, metrics, "accuracy", {})
+def _rows(task: Task, columns: Columns, labels: Labels, table: Table) -> Rows:
+    texts = {name: _texts(table, of) for name, of in zip(task.columns, columns.texts, strict=True)}
+    return {**texts, "label": labels.encode(table, columns.label), "idx": list(range(len(table)))}
 
 
-def _columns(task: Task, file: Columns, path: Path) -> Columns:
-    """Pick a task's columns from a file; labels become class indices or numbers."""
-    known = task.name in TASKS
-    official = task.official_columns or task.columns
-    found = {
-        name: _named(file, path, (name, other)) for name, other in zip(task.columns, official, strict=True)
-    }
-    for name, texts in found.items():
-        if wrong := [number for number, text in enumerate(texts, 1) if not isinstance(text, str)]:
-            raise ConfigurationError(
-                f"{path} row {wrong[0]}: {name} is {texts[wrong[0] - 1]!r}: expected text"
+def _texts(table: Table, column: str) -> list[str]:
+    values = ["" if value is None else value for value in table.columns[column]]
+    for allowed, what in (
+        (lambda v: isinstance(v, str), "text"),
+        (well_formed, "whole characters (half of one is there)"),
+    ):
+        if wrong := [row for row, value in enumerate(values) if not allowed(value)]:
+            raise refusal(
+                table.name,
+                f"column {cut(column)} is {cut(values[wrong[0]])} in {counted(wrong)}: "
+                f"{table.where(wrong)}; expected {what}",
             )
-    classes = {str(index): index for index in range(len(task.labels))} if known else {}
-    classes |= {name: index for index, name in enumerate(task.labels)}
-    labels = _named(file, path, (LABEL, task.official_label))
-    parsed = [_label(task, classes, value, f"{path} row {number}") for number, value in enumerate(labels, 1)]
-    return {**found, "label": parsed, "idx": list(range(len(labels)))}
+    if not any(value and not value.isspace() for value in values):
+        raise refusal(table.name, f"column {cut(column)} is empty in every row: --text-columns names another")
+    return values
 
 
-def _label(task: Task, classes: dict[str, int], value: Any, place: str) -> float | int:
-    text = _text(value)
-    if not task.regression:
-        if text not in classes:
-            raise ConfigurationError(f"{place}: label {text!r}: allowed is {', '.join(classes)}")
-        return classes[text]
-    low, high = task.label_range
-    if not _is_number(text) or not low <= float(text) <= high:
-        raise ConfigurationError(f"{place}: label {text!r}: allowed is a number in [{low:g}, {high:g}]")
-    return float(text)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _named(file: Columns, path: Path, names: Sequence[str]) -> list[Any]:
-    for name in names:
-        if name in file:
-            return file[name]
-    wanted = " or ".join(map(repr, dict.fromkeys(names)))
-    raise ConfigurationError(f"{path}: no column {wanted} among {', '.join(file)}")
-
-
-def read_columns(path: Path) -> Columns:
-    """Return the columns of a file as they are there: text from csv and tsv, typed values from the others."""
-    if path.suffix not in FORMATS:
-        raise ConfigurationError(
-            f"{path}: the name ends in {path.suffix!r}: give one of {', '.join(FORMATS)}"
+def _split(
+    task: Task, splits: dict[str, Rows], files: dict[str, str], share: float
+) -> tuple[dict[str, Rows], dict[str, str]]:
+    rows = splits["train"]
+    texts = list(zip(*(rows[name] for name in task.columns), strict=True))
+    if task.regression:
+        classes = [0] * len(texts)
+    else:
+        classes = [tuple(label) if task.several else label for label in rows["label"]]
+    kept, taken = stratified(texts, classes, share)
+    if not kept or not taken:
+        raise refusal(
+            files["train"],
+            f"{len(texts):,} rows with too few different texts to split by --validation-share {share:g}: "
+            "give a validation file",
         )
-    try:
-        if path.suffix == ".parquet":
-            columns = _parquet(path)
-        elif path.suffix in (".csv", ".tsv"):
-            columns = _separated(path)
-        else:
-            columns = _from_rows(_json_rows(path), path)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path}: {error.strerror or 'cannot be read'}: give a readable file"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8 (byte {error.start})") from None
-    if not columns or not next(iter(columns.values())):
-        raise ConfigurationError(f"{path}: no rows")
-    return columns
+    picked = {
+        split: {column: [values[row] for row in part] for column, values in rows.items()}
+        for split, part in (("train", kept), ("validation", taken))
+    }
+    return {**picked, **{s: r for s, r in splits.items() if s != "train"}}, {
+        "train": files["train"],
+        "validation": files["train"],
+        **{s: f for s, f in files.items() if s != "train"},
+    }
 
 
-def _parquet(path: Path) -> Columns:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        return parquet.read_table(path).to_pydict()
-    except pa.ArrowInvalid as error:
-        raise ConfigurationError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
-
-
-def _separated(path: Path) -> Columns:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter="," if path.suffix == ".csv" else "\t")
-        header = next(lines, [])
-        rows = []
-        for cells in lines:
-            if cells and len(cells) != len(header):
-                raise ConfigurationError(
-                    f"{path} line {lines.line_num}: {len(cells)} cells, expected {len(header)} "
-                    f"({', '.join(header)})"
-                )
-            rows += [cells] if cells else []
-    return {name: [cells[at] for cells in rows] for at, name in enumerate(header)}
-
-
-def _json_rows(path: Path) -> Iterable[Any]:
-    text = path.read_text(encoding="utf-8-sig")
-    as_list = path.suffix == ".json" and text.lstrip().startswith("[")
-    pieces = [text] if as_list else text.split("\n")
-    rows: list[Any] = []
-    for number, piece in enumerate(pieces, 1):
-        try:
-            found = json.loads(piece) if piece.strip() else []
-        except ValueError as error:
-            raise ConfigurationError(f"{path} line {number}: not JSON: {error}") from None
-        rows += found if isinstance(found, list) else [found]
-    return rows
-
-
-def _from_rows(rows: Iterable[Any], path: Path) -> Columns:
-    columns: Columns = {}
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or (columns and row.keys() != columns.keys()):
-            expected = f"the columns {', '.join(columns)}" if columns else "{column: value}"
-            raise ConfigurationError(f"{path} row {number}: expected {expected}, found {str(row)[:80]}")
-        for name, value in row.items():
-            columns.setdefault(name, []).append(value)
-    return columns
+def _schema(
+    task: Task,
+    columns: Columns,
+    labels: Labels,
+    splits: Mapping[str, Rows],
+    files: Mapping[str, str],
+    unlabelled_rows: Mapping[str, int],
+    questions: tuple[str, ...],
+) -> Schema:
+    texts, classes = count_texts(task, splits), count_labels(task, splits)
+    sources = {
+        split: Source(
+            files[split],
+            len(rows["idx"]),
+            unlabelled=unlabelled_rows.get(split, 0),
+            labels=classes.get(split, {}),
+            **texts[split],
+        )
+        for split, rows in splits.items()
+    }
+    return Schema(
+        task.name, sources, columns.texts, columns.label, labels.kind.name, labels.kind.because, task.labels,
+        task.metrics, task.primary, columns.aside, questions=questions,
+    )  # fmt: skip

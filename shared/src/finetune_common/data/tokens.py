@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_common.data.content import fingerprint, rows_digest
 from finetune_common.errors import ConfigurationError, check_number
 from finetune_common.tasks import Task, get_task
 
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["default_cache_dir", "tokenize"]
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 2048
+_DIGESTS = "digests.json"
 
 
 def default_cache_dir() -> Path:
@@ -35,13 +38,16 @@ def tokenize(
     task: str | Task,
     max_length: int,
     cache_dir: str | PathLike[str] | None = None,
+    *,
+    content: Mapping[str, Any] | None = None,
 ) -> "DatasetDict":
     """Return the splits as token ids, from disk when the same was tokenised before.
 
     Pairs are truncated longest first, nothing is padded. The columns are `input_ids`, `attention_mask`,
-    `token_type_ids` (when the tokenizer gives them), `labels` and `idx`. The name on disk is a hash of the
-    task's name and version, every text and label, the tokenizer's whole state and `max_length`; the folder
-    appears whole or not at all, and two processes may write it at once.
+    `token_type_ids` (when the tokenizer gives them), `labels` (zeros and ones for several labels a row) and
+    `idx`. The name on disk is a hash of the task's name and version, every text and label, the tokenizer's
+    whole state and `max_length`; the folder appears whole or not at all, two processes may write it at once,
+    and one that is damaged is made anew.
 
     Args:
         data: Split → rows, as from `load_task`.
@@ -49,10 +55,11 @@ def tokenize(
         task: The task or its name.
         max_length: The most tokens a row keeps, special tokens included.
         cache_dir: Where to keep the result; by default `finetune_common.data.default_cache_dir()`.
+        content: `fingerprint(task, data)`, where it is known already.
 
     Raises:
         ConfigurationError: A slow tokenizer, `max_length` outside what it allows, a folder that cannot be
-            written or read.
+            written.
     """
     task = get_task(task)
     if not tokenizer.is_fast:
@@ -63,27 +70,39 @@ def tokenize(
         if not len(rows):
             raise ConfigurationError(f"{task.name}: {split} has no rows to tokenise")
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    folder = root / f"{task.name}-{_key(data, tokenizer, task, max_length)[:32]}"
-    if not folder.is_dir():
-        try:
+    folder = root / f"{_safe(task.name)}-{_key(data, tokenizer, task, max_length, content)[:32]}"
+    try:
+        if folder.is_dir() and not _is_whole(folder, list(data)):
+            _remove(folder)
+        if not folder.is_dir():
             _write(folder, data, tokenizer, task, max_length)
-        except OSError as error:
-            raise ConfigurationError(
-                f"{root}: tokenised data cannot be written ({error.strerror}); "
-                f"FINETUNE_CACHE names another folder"
-            ) from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"{root}: tokenised data cannot be written ({error.strerror}); "
+            f"FINETUNE_CACHE names another folder"
+        ) from error
     return _read(folder, list(data))
 
 
+def _safe(name: str) -> str:
+    """Return a part of a file name: the cache stays within its folder whatever a task is called."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:40] or "task"
+
+
 def _key(
-    data: "Mapping[str, Dataset]", tokenizer: "PreTrainedTokenizerBase", task: Task, max_length: int
+    data: "Mapping[str, Dataset]",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    max_length: int,
+    content: Mapping[str, Any] | None,
 ) -> str:
-    digest = sha256(json.dumps([_FORMAT, task.name, task.version, max_length]).encode())
+    digest = sha256(
+        json.dumps([_FORMAT, task.name, task.version, task.labels, task.kind, max_length]).encode()
+    )
     digest.update(_tokenizer_state(tokenizer).encode())
+    digest.update(json.dumps(content or fingerprint(task, data), sort_keys=True).encode())
     for split, rows in data.items():
-        digest.update(json.dumps([split, len(rows)]).encode())
-        for chunk in rows.select_columns([*task.columns, "label", "idx"]).iter(_CHUNK):
-            digest.update(json.dumps(chunk).encode())
+        digest.update(json.dumps([split, rows_digest(rows, ["idx"])]).encode())
     return digest.hexdigest()
 
 
@@ -112,6 +131,8 @@ def _write(folder: Path, data: "Mapping[str, Dataset]", tokenizer: Any, task: Ta
                 writer.write_batch(first)
                 for batch in batches:
                     writer.write_batch(batch)
+        digests = {file.name: _digest(file) for file in unfinished.glob("*.arrow")}
+        (unfinished / _DIGESTS).write_text(json.dumps(digests))
         try:
             unfinished.rename(folder)
         except OSError:
@@ -124,8 +145,10 @@ def _write(folder: Path, data: "Mapping[str, Dataset]", tokenizer: Any, task: Ta
 def _encode(rows: Any, tokenizer: Any, task: Task, max_length: int) -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
 
+    from finetune_common.metrics import multi_hot
+
     types = {"input_ids": pa.int32(), "attention_mask": pa.int8(), "token_type_ids": pa.int8()}
-    label_type = pa.float32() if task.regression else pa.int64()
+    label_type = pa.float32() if task.regression else pa.list_(pa.int8()) if task.several else pa.int64()
     for chunk in rows.iter(_CHUNK):
         encoded = tokenizer(*(chunk[name] for name in task.columns), truncation=True, max_length=max_length)
         columns = {
@@ -133,17 +156,38 @@ def _encode(rows: Any, tokenizer: Any, task: Task, max_length: int) -> "Iterator
             for name, kind in types.items()
             if name in encoded
         }
-        columns["labels"] = pa.array(chunk["label"], type=label_type)
+        labels = multi_hot(chunk["label"], task.num_labels).tolist() if task.several else chunk["label"]
+        columns["labels"] = pa.array(labels, type=label_type)
         columns["idx"] = pa.array(chunk["idx"], type=pa.int32())
         yield pa.RecordBatch.from_pydict(columns)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
+
+
+def _is_whole(folder: Path, splits: list[str]) -> bool:
+    """Say whether the files of these splits are as they were written."""
+    try:
+        digests = json.loads((folder / _DIGESTS).read_text())
+        return all(digests[f"{split}.arrow"] == _digest(folder / f"{split}.arrow") for split in splits)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """Move a folder out of the way at once, then delete it; another process may do the same."""
+    away = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.rename(away / "damaged")
+    except FileNotFoundError:
+        pass
+    finally:
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def _read(folder: Path, splits: list[str]) -> "DatasetDict":
     from datasets import Dataset, DatasetDict
 
-    try:
-        return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits})
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{folder}: tokenised data cannot be read ({error}); delete that folder"
-        ) from error
+    return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits})

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.tasks import get_task
+from glue_harness.config.own_rows import CHOICES, DATASET, FILES, check_sources, digest_of
 
 __all__ = ["LIST_SLOTS", "SLOTS", "RunConfig"]
 
@@ -23,8 +24,11 @@ ELSEWHERE = ("output_dir", "device", "num_workers", "offline", "overwrite", "sha
 
 OPTIONAL = (
     "model_config",
-    "train_file",
-    "validation_file",
+    *FILES,
+    *DATASET,
+    *CHOICES,
+    "metric",
+    "max_eval_samples",
     "decay_all",
     "early_stopping",
     "early_stopping_delta",
@@ -45,12 +49,25 @@ class RunConfig:
         output_dir: Folder of this run; a run started again there continues.
         model_config: Fields of the model's configuration to change (`--model.classifier_dropout 0.2`).
         data_dir: Folder in the official GLUE layout; without it, data come from the hub.
-        train_file: Rows of one's own (csv, tsv, json, jsonl, parquet); the task may then have any name.
+        train_file: Rows of one's own (csv, tsv, json, jsonl, parquet, arrow, also gzipped).
         validation_file: Rows to evaluate on, with a train_file.
+        test_file: Rows that are scored once, at the end, with a train_file.
+        dataset: Rows of a dataset of the hub, by its name there, or of a folder.
+        dataset_config: Which configuration of the dataset.
+        text_columns: The column of text, or two with a comma between them.
+        label_column: The column of the label.
+        kind: Whether labels are classes, any number of labels a row, or scores; by default told from them.
+        metric: The primary metric, any scikit-learn scorer; by default the first of the task's.
+        delimiter: What stands between the cells of csv and tsv files; one character, or tab.
+        encoding: Encoding of text files; by default UTF-8.
+        label_spelling: Whether labels that differ by case or blanks only are exact, or one (fold).
+        drop_unlabelled: Leave out rows without a label.
+        validation_share: Share of the training rows to evaluate on, where there is no file for it.
         seed: Seed of weights, data order and dropout.
         epochs: Passes over the training rows, fractions allowed.
         max_steps: Optimizer steps in all; overrides epochs.
         max_train_samples: Train on the first rows of the seeded shuffle only.
+        max_eval_samples: Evaluate on so many rows only, the same for every seed.
         batch_size: Rows of a micro-batch on one device.
         accumulate: Micro-batches in an optimizer step.
         max_length: Tokens to which a text is truncated.
@@ -91,10 +108,23 @@ class RunConfig:
     data_dir: str | None = None
     train_file: str | None = None
     validation_file: str | None = None
+    test_file: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    text_columns: list[str] | str | None = None
+    label_column: str | None = None
+    kind: Literal["classes", "labels", "regression"] | None = None
+    metric: str | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
+    label_spelling: Literal["exact", "fold"] | None = None
+    drop_unlabelled: bool = False
+    validation_share: float | None = None
     seed: int = 42
     epochs: float = 3.0
     max_steps: int | None = None
     max_train_samples: int | None = None
+    max_eval_samples: int | None = None
     batch_size: int = 32
     accumulate: int = 1
     max_length: int = 128
@@ -135,7 +165,8 @@ class RunConfig:
         for name in ("batch_size", "accumulate", "log_every"):
             check_number(name, getattr(self, name), at_least=1)
         check_number("max_length", self.max_length, at_least=4)
-        for name in ("max_steps", "max_train_samples", "eval_every", "save_every", "early_stopping"):
+        counts = ("max_steps", "max_train_samples", "max_eval_samples", "eval_every", "save_every")
+        for name in (*counts, "early_stopping"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), at_least=1)
         for name in ("warmup", "max_grad_norm", "weight_decay", "num_workers", "early_stopping_delta"):
@@ -155,21 +186,30 @@ class RunConfig:
             raise ConfigurationError("output_dir is empty: give --output-dir a folder, e.g. runs/rte")
 
     def _check_data(self) -> None:
-        if (self.train_file is None) != (self.validation_file is None):
-            given, missing = ("train", "validation") if self.train_file else ("validation", "train")
-            raise ConfigurationError(f"--{given}-file without --{missing}-file: give both")
-        if self.train_file is None:
+        if isinstance(self.text_columns, str):
+            names = [name.strip() for name in self.text_columns.split(",")]
+            object.__setattr__(self, "text_columns", names)
+        check_sources(vars(self))
+        if not self.own:
             get_task(self.task)
-        elif self.data_dir is not None:
-            raise ConfigurationError("--data-dir and --train-file are two sources of rows: give one of them")
+
+    @property
+    def own(self) -> bool:
+        """Whether the rows are one's own, from files or a dataset, rather than those of a known task."""
+        return self.train_file is not None or self.dataset is not None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data: what `config.yaml` holds."""
         return json.loads(json.dumps(asdict(self)))
 
     def identity(self) -> dict[str, Any]:
-        """Return the part that decides the numbers; two runs with equal identity are the same run."""
-        return identity_of(self.as_dict())
+        """Return the part that decides the numbers; two runs with equal identity are the same run.
+
+        Of files of one's own it is the content of their rows, which are read for it.
+        """
+        settings = self.as_dict()
+        rows = {"rows": digest_of(settings)} if self.train_file is not None else {}
+        return identity_of(settings) | rows
 
     @property
     def hash(self) -> str:
@@ -179,9 +219,15 @@ class RunConfig:
 
 
 def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of plain settings that decides the numbers; what is optional and unused is left out."""
-    unused = [key for key in OPTIONAL if not settings.get(key)]
-    return {key: value for key, value in settings.items() if key not in (*ELSEWHERE, *unused)}
+    """Return the part of plain settings that decides the numbers; what is optional and unused is left out.
+
+    Where rows lie is left out, and how files of one's own were read: what was read counts.
+    """
+    left_out = [*ELSEWHERE, *(key for key in OPTIONAL if not settings.get(key)), *FILES]
+    if settings.get("train_file"):
+        left_out += CHOICES
+    kept = {key: value for key, value in settings.items() if key not in left_out}
+    return kept | dict.fromkeys(kept.keys() & {"data_dir"})
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:

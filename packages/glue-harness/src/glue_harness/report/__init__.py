@@ -11,6 +11,7 @@ from pathlib import Path
 
 from glue_harness.console import console_for_reading
 from glue_harness.files import writing
+from glue_harness.report.classes import class_tables, narrow, write_class_tables
 from glue_harness.report.contents import gather
 from glue_harness.report.render import print_table
 from glue_harness.report.tables import tables_of, write_tables
@@ -60,7 +61,8 @@ def report(
     Args:
         folder: Holds runs, at any depth.
         output_dir: Receives `index.html`, `summary.{csv,md,tex}`, `comparison.{csv,md,tex}` where there is a
-            baseline, `averages.{csv,md,tex}` where a setting has all tasks, and `figures/`.
+            baseline, `averages.{csv,md,tex}` where a setting has all tasks, `classes-<task>.{csv,md,tex}`
+            for classes of one's own, and `figures/`.
         protocol: How the runs of a setting become one number: `mean`, `median`, `best-lr` or `best`.
         evaluation: Which evaluation of a run counts, `last` or `best`.
         test: How settings are compared, `permutation` or `wilcoxon`.
@@ -94,9 +96,13 @@ def report(
         tables = tables_of(contents)
         for name, table in tables.items():
             print_table(table, console, f"{name}.csv")
-        files = write_tables(contents, tables, output_dir)
+        of_classes = class_tables(contents)
+        for name, table in of_classes.items():
+            print_table(narrow(table), console, f"{name}.csv")
+        files = write_tables(contents, tables, output_dir) + write_class_tables(of_classes, output_dir)
         console.print(f"tables: {', '.join(map(str, files))}", soft_wrap=True)
         figures = draw_figures(contents, output_dir / "figures", executor)
     console.print(f"charts: {', '.join(str(figure.png) for figure in figures)}", soft_wrap=True)
-    page = write_page(contents, tables, figures, output_dir, folder.resolve().name)
+    shown = tables | {name: narrow(table) for name, table in of_classes.items()}
+    page = write_page(contents, shown, figures, output_dir, folder.resolve().name)
     console.print(f"page: {page}", soft_wrap=True)

@@ -151,7 +151,7 @@ def write_page(
 
     Args:
         contents: The report.
-        tables: From `tables_of`: their notes, and the averages.
+        tables: From `tables_of` and `class_tables`: their notes, the averages, and the classes.
         figures: From `draw_figures`: embedded with their texts.
         output_dir: Exists.
         title: Heading of the page.
@@ -170,7 +170,9 @@ def write_page(
         title=escape(title),
         lead=escape(lead),
         notes="".join(f"<li>{escape(note)}</li>" for note in notes),
-        averages=_as_html(tables["averages"]) if "averages" in tables else "",
+        averages="".join(
+            _as_html(table) for name, table in tables.items() if name.startswith(("averages", "classes-"))
+        ),
         figures=f"<h2>Charts</h2><div id=charts>{''.join(map(_picture, figures))}</div>" if figures else "",
         data=_embedded(page_data(contents)),
     )

@@ -41,6 +41,8 @@ def flatten(result: Result) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, value in {**result["settings"], **result["slots"]}.items():
+        if key == "data_dir":  # where rows lie; what they are is `rows`, for rows of one's own
+            continue
         choices = [value] if isinstance(value, dict) else value
         if key == "model_config":
             flat |= _options(key, value)

@@ -132,7 +132,7 @@ def create(
         ConfigurationError: Something cannot be loaded, with the remedy.
     """
     methods = methods or build_methods(config)
-    tokenizer = tokenizer or load_tokenizer(config.model)
+    tokenizer = tokenizer or load_tokenizer(config.model, config.model_config.get("pad_token_id"))
     run = Run(config, methods, torch.nn.Module(), task or task_of(config), tokenizer)
     adaptation: Any = methods.adaptation
     base = base_model(run)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from finetune_common.data.schema import Schema
 from finetune_common.tasks import GLUE_TASKS, Task
 from glue_harness.run.records import ADAPTER
 
@@ -35,7 +36,7 @@ CARD = """---
 One run with one seed. Settings may have been chosen on the rows that it is evaluated on. On other kinds of
 text it can do worse; it has the biases of the base model and of the rows.
 
-## Training
+{data}## Training
 
 {training}
 
@@ -81,7 +82,7 @@ def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
     front["metrics"] = list(scores)
     if base == result["model"] != "demo":
         front["base_model"] = base
-    if task.name in GLUE_TASKS and "train_file" not in result["settings"]:
+    if task.name in GLUE_TASKS and not (result.get("data") or {}).get("schema"):
         data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": task.evaluation[0]}
         told = [{"type": name, "value": value} for name, value in scores.items()]
         found = {"task": {"type": "text-classification"}, "dataset": data, "metrics": told}
@@ -105,6 +106,12 @@ def _methods(chosen: Any) -> str:
         options = (f" {key}={json.dumps(value)}" for key, value in method.items() if key != "name")
         told.append(method["name"] + "".join(options))
     return ", ".join(told) or "none"
+
+
+def _data(result: Mapping[str, Any]) -> str:
+    """Return what rows of one's own were read as."""
+    schema = (result.get("data") or {}).get("schema")
+    return f"## Data\n\n```text\n{Schema.from_dict(schema)}\n```\n\n" if schema else ""
 
 
 def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart", "code"]) -> str:
@@ -142,5 +149,6 @@ def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart
         columns=", ".join(task.columns),
         use=use if form != "apart" else APART.format(base=base, adapter=ADAPTER, example=plain),
         results=_table({"evaluated on": ", ".join(task.evaluation), **scores}),
+        data=_data(result),
         training=_table(training),
     )

@@ -69,8 +69,10 @@ def run(
             methods = build_methods(config)
             if processes.sharded:
                 methods.check_sharded()
-            tokenizer = load_tokenizer(config.model)
+            tokenizer = load_tokenizer(config.model, config.model_config.get("pad_token_id"))
         data = processes.by_turns(lambda: Data.load(config, tokenizer))
+        with processes.together():
+            folder.begin_with(data)
         stack.enter_context(flushed_denormals())
         stack.enter_context(processes.or_lost())
         with Progress(config, folder.leads and not quiet) as progress:

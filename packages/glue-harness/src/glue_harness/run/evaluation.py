@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from finetune_common.data import evaluation_batches
-from finetune_common.metrics import compute_metrics
+from finetune_common.metrics import class_report, compute_metrics
 from finetune_common.tasks import Task
 from glue_harness.run.plan import Data
 from glue_harness.run.processes import Processes
 
-__all__ = ["Evaluation", "History", "evaluate"]
+__all__ = ["Evaluation", "History", "evaluate", "evaluate_test"]
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,36 @@ class Evaluation:
     metrics: dict[str, float]
     scores: dict[str, np.ndarray]
 
-    def rows(self, task: Task, datasets: Any) -> Iterator[tuple[Any, ...]]:
-        """Yield index, label, prediction and scores, as `predictions.tsv` shows them."""
+    def rows(self, data: Data) -> Iterator[tuple[Any, ...]]:
+        """Yield index, label, prediction, scores and texts, as `predictions.tsv` shows them."""
+        task = data.task
         for split, scores in self.scores.items():
             prefix = f"{split.removeprefix('validation_')}-" if len(self.scores) > 1 else ""
-            for index, label, row in zip(
-                datasets[split]["idx"], datasets[split]["labels"], scores, strict=True
-            ):
-                said = f"{row[0]:.9g}" if task.regression else task.labels[int(row.argmax())]
-                truth = f"{label:.6g}" if task.regression else task.labels[int(label)]
-                yield f"{prefix}{index}", truth, said, " ".join(f"{value:.9g}" for value in row)
+            rows = data.datasets[split]
+            texts = zip(*(data.texts[split][name] for name in task.columns), strict=True)
+            for index, label, row, text in zip(rows["idx"], rows["labels"], scores, texts, strict=True):
+                if task.several:
+                    said, truth = (_named(task, chosen) for chosen in (row > 0, label))
+                elif task.regression:
+                    said, truth = f"{row[0]:.9g}", f"{label:.6g}"
+                else:
+                    said, truth = task.labels[int(row.argmax())], task.labels[int(label)]
+                shown = [" ".join(part.split()) for part in text]
+                yield f"{prefix}{index}", truth, said, " ".join(f"{value:.9g}" for value in row), *shown
+
+    def of_classes(self, data: Data) -> dict[str, Any]:
+        """Return, for each evaluation set, what became of each class "
+        "(`finetune_common.metrics.class_report`)."""
+        if data.task.regression:
+            return {}
+        return {
+            split: class_report(data.task, scores, np.asarray(data.datasets[split]["labels"]))
+            for split, scores in self.scores.items()
+        }
+
+
+def _named(task: Task, chosen: Any) -> str:
+    return "|".join(name for name, yes in zip(task.labels, chosen, strict=True) if yes)
 
 
 @dataclass
@@ -138,3 +158,13 @@ def evaluate(
         )
     model.train(training)
     return Evaluation(metrics, scores)
+
+
+def evaluate_test(
+    model: torch.nn.Module, data: Data, batch_size: int, processes: Processes
+) -> dict[str, float] | None:
+    """Score a model on the rows that nothing was chosen by, where a run has some; see `evaluate`."""
+    if "test" not in data.datasets:
+        return None
+    task = replace(data.task, evaluation=("test",))
+    return evaluate(model, replace(data, task=task), batch_size, processes).metrics

@@ -75,14 +75,15 @@ def _unloadable(model: str, error: Exception) -> ConfigurationError:
     )
 
 
-def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
-    """Return the model's fast tokenizer, with a padding token.
+def load_tokenizer(model: str, pad_token_id: int | None = None) -> transformers.PreTrainedTokenizerBase:
+    """Return the model's fast tokenizer, with a padding token: its own, or the one that ends a text.
 
     Args:
         model: Hub name, folder of a model or of a run, or `demo`.
+        pad_token_id: The token to pad with, where the tokenizer has neither.
 
     Raises:
-        ConfigurationError: Nothing that can be loaded.
+        ConfigurationError: Nothing that can be loaded, or no token to pad with.
     """
     if model == "demo":
         from finetune_common.demo import demo_tokenizer
@@ -102,7 +103,13 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
             f"--model {model}: no tokenizer in this folder: expected one of {', '.join(names)}"
         )
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        named = None if pad_token_id is None else tokenizer.convert_ids_to_tokens(pad_token_id)
+        tokenizer.pad_token = named or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigurationError(
+            f"--model {model}: its tokenizer has neither a padding token nor one that ends a text: "
+            "--model.pad_token_id 0 pads with token 0, for instance"
+        )
     return tokenizer
 
 
@@ -254,7 +261,7 @@ def labels_of(task: Task) -> dict[str, Any]:
     if task.regression:
         return {"num_labels": 1, "problem_type": "regression"}
     return {
-        "problem_type": "single_label_classification",
+        "problem_type": "multi_label_classification" if task.several else "single_label_classification",
         "id2label": dict(enumerate(task.labels)),
         "label2id": {name: number for number, name in enumerate(task.labels)},
     }

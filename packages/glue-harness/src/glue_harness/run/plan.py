@@ -16,15 +16,20 @@ from torch.utils.data import DataLoader
 
 from finetune_common.data import (
     Collator,
+    Schema,
     epoch_batches,
-    load_own_files,
+    fingerprint,
     load_task,
     make_loader,
+    token_facts,
     token_lengths,
     tokenize,
 )
+from finetune_common.errors import ConfigurationError
+from finetune_common.metrics import metrics_of
 from finetune_common.tasks import TASKS, Task, get_task
 from glue_harness.config.fields import RunConfig
+from glue_harness.config.own_rows import own_rows
 from glue_harness.run.processes import Processes
 
 __all__ = ["Data", "MicroBatch", "Plan", "load_rows", "task_of"]
@@ -32,7 +37,17 @@ __all__ = ["Data", "MicroBatch", "Plan", "load_rows", "task_of"]
 
 def task_of(config: RunConfig) -> Task:
     """Return a run's task; that of rows of one's own is read off them."""
-    return get_task(config.task) if config.train_file is None else load_rows(config)[0]
+    if config.own:
+        return own_rows(config.as_dict()).task
+    task = get_task(config.task)
+    if config.metric is None or config.metric == task.primary:
+        return task
+    if len(task.evaluation) > 1:
+        raise ConfigurationError(
+            f"--metric {config.metric}: {task.name} is evaluated on {len(task.evaluation)} sets, by its "
+            "own metrics"
+        )
+    return replace(task, metrics=metrics_of(task, config.metric), primary=config.metric)
 
 
 def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
@@ -43,15 +58,24 @@ def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
         folder: Its folder, with `result.json`.
         described: The configuration of its model, which names the labels.
     """
-    if config.train_file is None:
+    if not config.own and config.metric is None:
         return get_task(config.task)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
     if config.task in TASKS:
         return replace(TASKS[config.task], evaluation=("validation",), **judged)
     names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
-    unbounded = (-math.inf, math.inf)
-    return Task(config.task, tuple(result["columns"]), names, **judged, rows={}, label_range=unbounded)
+    schema = (result.get("data") or {}).get("schema") or {}
+    return Task(
+        config.task,
+        tuple(result["columns"]),
+        names,
+        rows={},
+        label_range=(-math.inf, math.inf),
+        official_label=schema.get("label_column", "label"),
+        several=described.problem_type == "multi_label_classification",
+        **judged,
+    )
 
 
 def task_told(name: str, described: Any) -> Task:
@@ -61,49 +85,85 @@ def task_told(name: str, described: Any) -> Task:
         name: What it is called.
         described: The configuration.
     """
-    if described.problem_type == "regression" or described.num_labels == 1:
+    several = described.problem_type == "multi_label_classification"
+    if described.problem_type == "regression" or (described.num_labels == 1 and not several):
         return Task(name, (), (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-math.inf, math.inf))
     labels = tuple(str(label) for _, label in sorted(described.id2label.items()))
-    return Task(name, (), labels, ("accuracy", "f1") if len(labels) == 2 else ("accuracy",), "accuracy", {})
+    told = Task(name, (), labels, (), "", {}, several=several)
+    metrics = metrics_of(told)
+    return replace(told, metrics=metrics, primary=metrics[0])
 
 
 def load_rows(config: RunConfig) -> tuple[Task, Any]:
     """Return a run's task and its splits, from the files that it names or from where the task's are."""
-    if config.train_file is not None and config.validation_file is not None:
-        return load_own_files(config.task, config.train_file, config.validation_file)
-    task = get_task(config.task)
+    task = task_of(config)
+    if config.own:
+        return task, own_rows(config.as_dict()).datasets()
     return task, load_task(task, data_dir=config.data_dir)
 
 
 @dataclass
 class Data:
-    """The tokenised splits of a task."""
+    """The tokenised splits of a task.
+
+    Attributes:
+        task: The task.
+        datasets: Split → tokens and labels.
+        lengths: Split → tokens of each row.
+        collator: Makes batches.
+        texts: Split → text columns, of the splits that are scored.
+        content: What identifies the rows (`finetune_common.data.fingerprint`).
+        schema: What rows of one's own were read as.
+    """
 
     task: Task
     datasets: Any
     lengths: dict[str, np.ndarray]
     collator: Collator
+    texts: dict[str, Any] = field(default_factory=dict)
+    content: dict[str, Any] = field(default_factory=dict)
+    schema: Schema | None = None
 
     @classmethod
     def load(cls, config: RunConfig, tokenizer: Any) -> Data:
-        """Load and tokenise; take the first rows of the seeded shuffle where a run wants fewer."""
+        """Load and tokenise; take the first rows of a seeded shuffle where a run wants fewer.
+
+        Rows to train on are drawn by the run's seed; those to evaluate on are the same for every seed.
+        """
         task, raw = load_rows(config)
-        datasets = tokenize(raw, tokenizer, task, config.max_length)
-        if config.max_train_samples is not None:
-            rows = (
-                datasets["train"]
-                .shuffle(seed=config.seed)
-                .select(range(min(config.max_train_samples, len(datasets["train"]))))
-            )
-            datasets["train"] = rows
+        content = fingerprint(task, raw)
+        schema = None
+        if config.own:
+            schema = own_rows(config.as_dict()).with_scores_of_no_model()
+            schema = schema.with_tokens(token_facts(raw["train"], tokenizer, task, config.max_length))
+        datasets = tokenize(raw, tokenizer, task, config.max_length, content=content)
+        texts = {}
+        for split in datasets:
+            count = config.max_train_samples if split == "train" else config.max_eval_samples
+            if count is not None and (split == "train" or count < len(datasets[split])):
+                seed = config.seed if split == "train" else 0
+                datasets[split] = _some(datasets[split], seed, count)
+                raw[split] = _some(raw[split], seed, count)
+            if split != "train":
+                texts[str(split)] = raw[split].select_columns(list(task.columns))
         lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
-        return cls(task, datasets, lengths, Collator(tokenizer, task, pad_to_multiple_of=pad_to))
+        collator = Collator(tokenizer, task, pad_to_multiple_of=pad_to)
+        return cls(task, datasets, lengths, collator, texts, content, schema)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run notes of its rows, as plain data."""
+        return {"content": self.content, "schema": self.schema.as_dict() if self.schema else None}
 
     def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> DataLoader:
         """Return a loader of these batches of rows, pinned where a GPU waits for them."""
         pinned = torch.cuda.is_available()
         return make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
+
+
+def _some(rows: Any, seed: int, count: int) -> Any:
+    return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
 
 
 class MicroBatch(NamedTuple):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
 
+from finetune_common.data.content import changed_rows
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig, difference, identity_of
+from glue_harness.config.own_rows import own_rows
 from glue_harness.files import whole, writing
+
+if TYPE_CHECKING:
+    from glue_harness.run.plan import Data
 
 __all__ = [
     "ADAPTER",
@@ -130,11 +135,12 @@ class RunFolder:
         if self._config.overwrite:
             for kept in (self.checkpoints, self.path / MODEL, self.path / ADAPTER):
                 shutil.rmtree(kept, ignore_errors=True)
-            for name in ("result.json", "config.yaml", "metrics.jsonl", "predictions.tsv", TRACKER):
+            written = ("result.json", "config.yaml", "data.json", "metrics.jsonl", "predictions.tsv")
+            for name in (*written, TRACKER):
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
             there = _whole(file, lambda text: dict(yaml.safe_load(text).items()))
-            if differs := difference(self._config.identity(), identity_of(there)):
+            if differs := difference(identity_of(self._config.as_dict()), identity_of(there)):
                 raise ConfigurationError(
                     f"--output-dir {self.path} holds a different run: {differs}; "
                     "choose another folder or --overwrite"
@@ -142,18 +148,52 @@ class RunFolder:
         else:  # whatever began here left nothing to continue
             write_whole(file, yaml.safe_dump(self._config.as_dict(), sort_keys=False))
 
+    def begin_with(self, data: Data) -> None:
+        """Note in `data.json` what the run trains on, and print what rows of one's own were read as.
+
+        Raises:
+            ConfigurationError: The run began with other rows; says what changed.
+        """
+        if not self.leads:
+            return
+        file = self.path / "data.json"
+        if self.checkpoints.exists() and file.exists():
+            self._check_rows(data.content)
+        else:
+            write_whole(file, json.dumps(data.record, indent=1) + "\n")
+            if data.schema is not None:
+                print(data.schema, flush=True)
+
+    def _check_rows(self, content: Mapping[str, Any]) -> None:
+        before = _whole(self.path / "data.json", json.loads)
+        if differs := changed_rows(before["content"], content):
+            sources = (before["schema"] or {}).get("sources", {})
+            split, _, rest = differs.partition(" ")
+            named = f"{sources[split]['file']} {rest}" if split in sources else differs
+            raise ConfigurationError(
+                f"--output-dir {self.path}: the rows have changed since the run began: {named}; "
+                "choose another folder or --overwrite"
+            )
+
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, else None."""
         file = self.path / "result.json"
-        return _whole(file, _result) if file.exists() else None
+        if not file.exists():
+            return None
+        if self._config.own and (self.path / "data.json").exists():
+            self._check_rows(own_rows(self._config.as_dict()).content())
+        return _whole(file, _result)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`: from now on the run is finished."""
         write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
-    def write_predictions(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Write `predictions.tsv`: index, label, prediction, scores."""
-        lines = ["index\tlabel\tprediction\tscores", *("\t".join(map(str, row)) for row in rows)]
+    def write_predictions(self, rows: Iterable[tuple[Any, ...]], texts: Sequence[str]) -> None:
+        """Write `predictions.tsv`: index, label, prediction, scores, and a column for each text."""
+        lines = [
+            "\t".join(["index", "label", "prediction", "scores", *texts]),
+            *("\t".join(map(str, row)) for row in rows),
+        ]
         write_whole(self.path / "predictions.tsv", "\n".join(lines) + "\n")
 
     def keep_metrics(self, last_step: int) -> None:

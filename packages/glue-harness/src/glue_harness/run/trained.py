@@ -58,7 +58,7 @@ def leave(training: Training) -> dict[str, Any]:
     """
     result = training.result()
     if training.folder.leads and training.evaluation is not None:
-        training.folder.write_predictions(training.evaluation.rows(training.task, training.data.datasets))
+        training.folder.write_predictions(training.evaluation.rows(training.data), training.task.columns)
         # with shards the leader has a part of the weights, and the checkpoint has them whole
         run = open_run(training.folder.path) if training.processes.sharded else training.run
         leave_model(run, training.folder.path, result)

@@ -112,7 +112,7 @@ class _Reporter:
         made = Evaluation.make(self._parent, self._trial, entry, self._point)
         made.write(self._search, folder)
         if training.evaluation is not None:
-            training.folder.write_predictions(training.evaluation.rows(training.task, training.data.datasets))
+            training.folder.write_predictions(training.evaluation.rows(training.data), training.task.columns)
         write_whole(folder / RESULT_SO_FAR, json.dumps(training.result(), indent=2) + "\n")
         origin = self._parent.trial if self._parent else self._trial
         self._parent = made

@@ -1,0 +1,127 @@
+"""Rows of one's own, as a run's options say: read once a process, known by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_common.data.choices import Choices
+from finetune_common.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from finetune_common.data.own_files import OwnRows
+
+__all__ = ["CHOICES", "DATASET", "FILES", "check_sources", "choices_of", "digest_of", "own_rows"]
+
+FILES = ("train_file", "validation_file", "test_file")
+"""Options that name files of rows."""
+
+CHOICES = (
+    *("text_columns", "label_column", "kind", "delimiter", "encoding", "label_spelling"),
+    *("drop_unlabelled", "validation_share"),
+)
+"""Options that say how such rows are read."""
+
+DATASET = ("dataset", "dataset_config")
+"""Options that name rows of the hub."""
+
+
+def choices_of(settings: Mapping[str, Any]) -> Choices:
+    """Return how a run's settings want rows of one's own to be read."""
+    given = {name: settings[name] for name in (*CHOICES, "metric") if settings.get(name)}
+    return Choices(**given)
+
+
+def check_sources(settings: Mapping[str, Any]) -> None:
+    """Refuse options about rows that contradict each other, before anything is read.
+
+    Raises:
+        ConfigurationError: Two sources of rows, or options that need another one.
+    """
+    given = [name for name in ("data_dir", "train_file", "dataset") if settings[name] is not None]
+    if len(given) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
+        raise ConfigurationError(f"{first} and {second} are two sources of rows: give one of them")
+    choices = choices_of(settings)
+    if settings["dataset_config"] is not None and settings["dataset"] is None:
+        raise ConfigurationError("--dataset-config without --dataset: give both")
+    if settings["train_file"] is None:
+        for name in FILES[1:]:
+            if settings[name] is not None:
+                raise ConfigurationError(f"--{name.replace('_', '-')} without --train-file: give both")
+    elif (settings["validation_file"] is None) == (choices.validation_share is None):
+        raise ConfigurationError(
+            "--train-file without --validation-file: give both, or --validation-share 0.1 for a part of it"
+            if choices.validation_share is None
+            else "--validation-file and --validation-share are two sources of rows: give one of them"
+        )
+    if settings["train_file"] is None and settings["dataset"] is None:
+        for name in CHOICES:
+            if settings[name]:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigurationError(
+                    f"{option} is for rows of one's own: give --train-file or --dataset too"
+                )
+
+
+def own_rows(settings: Mapping[str, Any]) -> OwnRows:
+    """Read the rows of one's own that a run's settings name; what is ambiguous is refused.
+
+    Files that did not change since are not read again by the same process.
+
+    Raises:
+        ConfigurationError: One line that says what cannot be read or is to be decided.
+    """
+    files = tuple(settings[name] for name in FILES)
+    states = tuple(_state(file) for file in files)
+    return _read(
+        settings["task"], files, states, settings["dataset"], settings["dataset_config"], choices_of(settings)
+    )
+
+
+def _state(file: str | None) -> tuple[int, int] | None:
+    try:
+        found = Path(file).stat() if file is not None else None
+    except (OSError, ValueError):
+        return None
+    return (found.st_mtime_ns, found.st_size) if found is not None else None
+
+
+@lru_cache(maxsize=2)
+def _read(
+    task: str,
+    files: tuple[str | None, ...],
+    states: tuple[tuple[int, int] | None, ...],
+    dataset: str | None,
+    config: str | None,
+    choices: Choices,
+) -> OwnRows:
+    from finetune_common.data import read_dataset, read_own_files, read_own_tables
+
+    if dataset is None:
+        train, validation, test = files
+        assert train is not None
+        return read_own_files(task, train, validation, test, choices, strict=True)
+    tables = read_dataset(dataset, config)
+    if "validation" not in tables and choices.validation_share is None:
+        raise ConfigurationError(
+            f"--dataset {dataset}: has no rows to choose by, only {' and '.join(tables)}: "
+            "--validation-share 0.1 takes a part of train"
+        )
+    if "validation" in tables and choices.validation_share is not None:
+        raise ConfigurationError(f"--dataset {dataset}: has a validation split: leave --validation-share out")
+    return read_own_tables(task, tables, choices, strict=True)
+
+
+@lru_cache(maxsize=8)
+def _digest(rows: OwnRows) -> str:
+    return sha256(dumps(rows.content(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """Return twelve hexadecimal digits of a hash of the rows that a run's settings name."""
+    return _digest(own_rows(settings))

@@ -1,0 +1,106 @@
+"""What became of each class in the best setting of a task: which were confused, precision and recall."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glue_harness.report.aggregate import Row
+from glue_harness.report.contents import Contents
+from glue_harness.report.render import Cell, Table, as_latex, as_markdown
+from glue_harness.run.records import write_whole
+
+__all__ = ["class_tables", "narrow", "write_class_tables"]
+
+SHOWN = 12
+"""With more classes, which were confused stands in the csv file alone: the table would be too wide."""
+
+
+def class_tables(contents: Contents) -> dict[str, Table]:
+    """Return a table a task of one's own that has classes: its best setting, all seeds together.
+
+    Args:
+        contents: The report.
+
+    Returns:
+        `classes-<task>` → table. A row is what is true, a column what was predicted.
+    """
+    by_folder = {result["folder"]: result for result in contents.results}
+    tables: dict[str, Table] = {}
+    for row in contents.rows:  # the best setting of a task comes first
+        name = f"classes-{''.join(c if c.isalnum() or c in '-_' else '-' for c in row.task)}"
+        found = [_of(by_folder[folder]) for folder in row.runs]
+        if name not in tables and found and all(found):
+            tables[name] = _table(row, [one for one in found if one])
+    return tables
+
+
+def _of(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    own = (result.get("data") or {}).get("schema")
+    return next(iter((result.get("classes") or {}).values()), None) if own else None
+
+
+def _table(row: Row, found: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(found[0]["classes"])
+    means = {
+        name: [np.mean([one["classes"][name][key] for one in found]) for key in ("precision", "recall", "f1")]
+        for name in names
+    }
+    counts = {name: sum(one["classes"][name]["rows"] for one in found) for name in names}
+    columns = {"true": False}
+    matrix = None
+    if all("confusion" in one for one in found):
+        matrix = np.sum([one["confusion"] for one in found], axis=0)
+        columns |= {f"as {name}": True for name in names}
+    columns |= {"precision": True, "recall": True, "F1": True, "rows": True}
+    rows = []
+    for at, name in enumerate(names):
+        cells = [Cell(name)]
+        if matrix is not None:
+            cells += [Cell(f"{count:,}", bold=at == other) for other, count in enumerate(matrix[at])]
+        cells += [Cell(f"{value:.3f}") for value in means[name]] + [Cell(f"{counts[name]:,}")]
+        rows.append(cells)
+    seeds = f"{len(found)} runs together" if len(found) > 1 else "one run"
+    return Table(f"{row.task}: what became of each class ({row.setting}, {seeds})", columns, rows)
+
+
+def narrow(table: Table) -> Table:
+    """Return a table that fits a screen: with many classes without the counts of who was taken for whom."""
+    counts = [number for number, name in enumerate(table.columns) if name.startswith("as ")]
+    if len(counts) <= SHOWN:
+        return table
+    kept = [number for number in range(len(table.columns)) if number not in counts]
+    names = list(table.columns)
+    return Table(
+        table.title,
+        {names[number]: table.columns[names[number]] for number in kept},
+        [[row[number] for number in kept] for row in table.rows],
+    )
+
+
+def write_class_tables(tables: Mapping[str, Table], output_dir: Path) -> list[Path]:
+    """Write each table as csv, and as md and tex what of it fits a page.
+
+    Args:
+        tables: From `class_tables`.
+        output_dir: Exists.
+
+    Returns:
+        The files.
+    """
+    files = []
+    for name, table in tables.items():
+        written = io.StringIO(newline="")
+        writer = csv.writer(written, lineterminator="\n")
+        writer.writerows([list(table.columns), *([cell.text for cell in row] for row in table.rows)])
+        shown = narrow(table)
+        texts = {"csv": written.getvalue(), "md": as_markdown(shown), "tex": as_latex(shown)}
+        for ending, text in texts.items():
+            files.append(output_dir / f"{name}.{ending}")
+            write_whole(files[-1], text)
+    return files

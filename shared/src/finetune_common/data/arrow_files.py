@@ -1,0 +1,90 @@
+"""Read parquet and arrow files; pyarrow is imported when one is read."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from finetune_common.data.messages import cut, listed, refusal
+from finetune_common.data.tables import Table, flatten
+
+__all__ = ["read_arrow", "read_parquet", "table_of"]
+
+
+def read_parquet(path: Path, stream: BinaryIO) -> Table:
+    """Return the columns of a parquet file.
+
+    Raises:
+        ConfigurationError: Not a parquet file, or one with two columns of one name.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        found = parquet.read_table(pa.BufferReader(stream.read()))
+    except (pa.ArrowException, OSError) as error:
+        raise refusal(path, f"not a parquet file: {' '.join(str(error).split())[:160]}") from None
+    return table_of(str(path), found)
+
+
+def read_arrow(path: Path, stream: BinaryIO) -> Table:
+    """Return the columns of an arrow file, in the form of a file or of a stream.
+
+    Raises:
+        ConfigurationError: Not an arrow file, or one with two columns of one name.
+    """
+    import pyarrow as pa
+
+    data = stream.read()
+    try:
+        with (pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream)(data) as reader:
+            found = reader.read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise refusal(path, f"not an arrow file: {' '.join(str(error).split())[:160]}") from None
+    return table_of(str(path), found)
+
+
+def table_of(name: str, found: Any) -> Table:
+    """Return an arrow table's columns as Python values, nested fields by their way, names of classes kept."""
+    if twice := [name for name, count in Counter(found.column_names).items() if count > 1]:
+        raise refusal(name, f"several columns named {listed(map(cut, twice), 80)}: give each its own name")
+    import pyarrow as pa
+
+    columns: dict[str, list[Any]] = {}
+    for column in found.column_names:
+        values = _values(name, column, found[column])
+        if pa.types.is_struct(found.schema.field(column).type):
+            rows = [flatten({column: value if value is not None else {}}) for value in values]
+            names = dict.fromkeys(inner for row in rows for inner in row)
+            values_by_name = {inner: [row.get(inner) for row in rows] for inner in names}
+        else:
+            values_by_name = {column: values}
+        if common := columns.keys() & values_by_name.keys():
+            raise refusal(name, f"the field {cut(min(common))} is there twice: give each its own name")
+        columns |= values_by_name
+    return Table(name, columns, range(1, found.num_rows + 1), "row", _classes(found.schema.metadata or {}))
+
+
+def _values(name: str, column: str, values: Any) -> list[Any]:
+    try:
+        return values.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is none, a date that Python has not
+        raise refusal(
+            name,
+            f"column {cut(column)} cannot be read: {' '.join(str(error).split())[:120]}: write it anew as "
+            "text",
+        ) from None
+
+
+def _classes(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+    """Return the names of classes that `datasets` writes beside the columns."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        found = {}
+        for column, feature in features.items():
+            inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
+            if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
+                found[column] = tuple(map(str, inner["names"]))
+        return found
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return {}

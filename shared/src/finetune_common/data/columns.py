@@ -1,0 +1,173 @@
+"""Which columns of a file are text, which one is the label, which are neither, and what is to be asked."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from finetune_common.data.choices import Choices
+from finetune_common.data.messages import cut, listed, refusal
+from finetune_common.data.separated import UNNAMED
+from finetune_common.data.tables import Table
+from finetune_common.data.values import MISSING, NUMBER, is_missing
+from finetune_common.tasks import TASKS, Task
+
+__all__ = ["Columns", "choose_columns"]
+
+NUMBERING = ("id", "idx", "index")
+"""Names of columns that number rows, whatever they hold."""
+
+RESERVED = ("idx", "label")
+"""Names that a task's rows have beside the texts."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The roles of a file's columns.
+
+    Attributes:
+        texts: One column, or two for pairs.
+        label: The column of the label.
+        aside: The others → why they are left aside.
+        questions: What is ambiguous, and what is done unless an option says otherwise.
+    """
+
+    texts: tuple[str, ...]
+    label: str
+    aside: dict[str, str] = field(default_factory=dict)
+    questions: tuple[str, ...] = ()
+
+
+def choose_columns(table: Table, choices: Choices, task: Task | None = None) -> Columns:
+    """Tell the roles of a training file's columns; what `choices` names is taken as it is.
+
+    A known task has its own columns. Otherwise the label is the column `label` or `labels`, and the text is
+    the column that holds words. Numbers, dates and what looks like an index are left aside. Two columns that
+    hold words are asked about, unless a GLUE task has a pair of these names.
+
+    Raises:
+        ConfigurationError: A column that is not there, none or more than two that hold words.
+    """
+    label = _label(table, choices, task)
+    if task is not None:
+        texts = choices.text_columns or _known_texts(table, task)
+        if len(texts) != len(task.columns):
+            raise refusal(
+                table.name, f"--text-columns names {len(texts)} columns, {task.name} has {len(task.columns)}"
+            )
+        aside = {name: "not used" for name in table.columns if name not in (*texts, label)}
+        return Columns(table.require(texts, "--text-columns"), label, aside)
+    others = [name for name in table.columns if name != label]
+    if choices.text_columns:
+        texts = table.require(choices.text_columns, "--text-columns")
+        if clash := [name for name in texts if name in RESERVED]:
+            raise refusal(
+                table.name, f"a column of text cannot be called {clash[0]!r} here: rename it in the file"
+            )
+        return Columns(texts, label, {name: "not used" for name in others if name not in texts})
+    aside = {name: why for name in others if (why := _no_text(name, table.columns[name]))}
+    words = [name for name in others if name not in aside]
+    if not words:
+        raise refusal(
+            table.name,
+            f"no column holds words beside the label {cut(label)}: "
+            f"{listed(_described(aside), 160) or 'there is no other'}; "
+            "--text-columns NAME takes one all the same",
+        )
+    if len(words) > 2:
+        raise refusal(
+            table.name,
+            f"{len(words)} columns could be the text: {listed(words)}: give one, or two for pairs, "
+            "as --text-columns NAME,NAME",
+        )
+    pairs = {known.columns for known in TASKS.values()}
+    if len(words) == 1 or tuple(words) in pairs or tuple(words[::-1]) in pairs:
+        pair = tuple(words) if len(words) == 1 or tuple(words) in pairs else tuple(words[::-1])
+        return Columns(pair, label, aside)
+    question = (
+        f"{table.name}: {cut(words[0])} and {cut(words[1])} could both be the text, or a pair of texts: "
+        "taken as a pair; "
+        f"--text-columns {words[0]},{words[1]} says so, --text-columns {words[0]} takes one"
+    )
+    return Columns(tuple(words), label, aside, (question,))
+
+
+def _described(aside: dict[str, str]) -> list[str]:
+    return [f"{name[:40]} ({why})" for name, why in aside.items()]
+
+
+def _label(table: Table, choices: Choices, task: Task | None) -> str:
+    if choices.label_column is not None:
+        return table.require([choices.label_column], "--label-column")[0]
+    names = dict.fromkeys(("label", task.official_label) if task else ("label", "labels"))
+    for name in names:
+        if name in table.columns:
+            return name
+    alike = [column for column in table.columns if column.casefold() in names]
+    if len(alike) == 1:
+        return alike[0]
+    raise refusal(
+        table.name,
+        f"no column {' or '.join(map(repr, names))} among {listed(table.columns)}: --label-column NAME "
+        "says which holds "
+        "the label",
+    )
+
+
+def _known_texts(table: Table, task: Task) -> tuple[str, ...]:
+    texts = []
+    for name, other in zip(task.columns, task.official_columns or task.columns, strict=True):
+        if found := [column for column in (name, other) if column in table.columns]:
+            texts.append(found[0])
+        else:
+            wanted = " or ".join(map(repr, dict.fromkeys((name, other))))
+            raise refusal(
+                table.name,
+                f"no column {wanted} among {listed(table.columns)}: --text-columns says which hold the texts",
+            )
+    return tuple(texts)
+
+
+def _no_text(name: str, values: list[Any]) -> str:
+    """Say why a column cannot be the text; nothing where it can."""
+    if name.startswith((UNNAMED, "__index_level_")):
+        return "an index, for it has no name of its own"
+    if name.casefold() in NUMBERING:
+        return "an index, by its name"
+    if any(_holds_words(value) for value in values):
+        return ""
+    filled = [value for value in values if not is_missing(value)]
+    if not filled:
+        return "empty"
+    if all(isinstance(value, list) for value in filled):
+        return "lists"
+    texts = [str(value).strip() for value in filled]
+    if all(NUMBER.fullmatch(text) for text in texts):
+        return "an index, for it counts the rows" if _counts(texts) else "numbers"
+    return "dates" if all(map(_is_date, texts)) else "no letters"
+
+
+def _holds_words(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    text = value.strip()
+    if text.isdigit() or not any(map(str.isalpha, text)):
+        return False
+    return text not in MISSING and not NUMBER.fullmatch(text) and not _is_date(text)
+
+
+def _is_date(text: str) -> bool:
+    if len(text) > 40 or not text[:1].isdigit():
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _counts(texts: list[str]) -> bool:
+    """Say whether whole numbers run through consecutive values, each once."""
+    if not all(text.isascii() and text.isdigit() and len(text) < 16 for text in texts):
+        return False
+    numbers = set(map(int, texts))
+    return len(numbers) == len(texts) == max(numbers) - min(numbers) + 1

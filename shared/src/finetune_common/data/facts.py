@@ -1,0 +1,95 @@
+"""What is counted of rows before training: classes, empty texts, duplicates, rows in two splits."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from finetune_common.tasks import Task
+
+__all__ = ["always_the_usual", "count_labels", "count_texts"]
+
+Rows = Mapping[str, list[Any]]
+
+
+def _texts(task: Task, rows: Rows) -> Iterator[tuple[str, ...]]:
+    return zip(*(rows[name] for name in task.columns), strict=True)
+
+
+def count_texts(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, int]]:
+    """Count, for each split, empty texts, rows whose texts came before in it, and rows that training has too.
+
+    Examples:
+        >>> task = Task("mine", ("text",), ("no", "yes"), ("accuracy",), "accuracy", {})
+        >>> found = count_texts(task, {"train": {"text": ["a", "", "a"]}, "validation": {"text": ["a", "b"]}})
+        >>> found["train"], found["validation"]
+        ({'empty': 1, 'duplicates': 1, 'in_train': 0}, {'empty': 0, 'duplicates': 0, 'in_train': 1})
+    """
+    trained = {hash(row) for row in _texts(task, splits["train"])} if "train" in splits else set()
+    counts = {}
+    for split, rows in splits.items():
+        own: set[int] = set()
+        empty = total = common = 0
+        for row in _texts(task, rows):
+            key = hash(row)
+            total += 1
+            empty += any(not text or text.isspace() for text in row)
+            common += split != "train" and key in trained
+            own.add(key)
+        counts[split] = {"empty": empty, "duplicates": total - len(own), "in_train": common}
+    return counts
+
+
+def count_labels(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, int]]:
+    """Count the rows of each class, in the order of the classes; rows without a public label are left out."""
+    if task.regression:
+        return {}
+    found = {}
+    for split, rows in splits.items():
+        labels = rows["label"]
+        counts = (
+            Counter(index for indices in labels for index in indices) if task.several else Counter(labels)
+        )
+        found[split] = {name: counts[index] for index, name in enumerate(task.labels)}
+    return found
+
+
+def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> dict[str, Any]:
+    """Score an answer that needs no model: the commonest class, the labels that most rows have, or the mean.
+
+    Returns:
+        `answer`, and `metrics` on the evaluated rows; of scores also their `spread`, the root of the mean
+        squared error of the answer.
+    """
+    import numpy as np
+
+    from finetune_common.metrics import compute_metrics, multi_hot
+
+    labels, truth = train["label"], evaluated["label"]
+    if task.regression:
+        mean = float(np.mean(labels))
+        spread = float(np.sqrt(np.mean((np.asarray(truth) - mean) ** 2)))
+        return {
+            "answer": mean,
+            "metrics": _quiet(compute_metrics, task, np.full(len(truth), mean), truth),
+            "spread": spread,
+        }
+    if task.several:
+        share = multi_hot(labels, task.num_labels).mean(axis=0)
+        answer = [task.labels[i] for i in np.flatnonzero(share >= 0.5)]
+        scores = np.tile(share - 0.5, (len(truth), 1))
+        return {
+            "answer": answer,
+            "metrics": _quiet(compute_metrics, task, scores, multi_hot(truth, task.num_labels)),
+        }
+    usual = Counter(labels).most_common(1)[0][0]
+    scores = np.tile(np.eye(task.num_labels)[usual], (len(truth), 1))
+    return {"answer": task.labels[usual], "metrics": _quiet(compute_metrics, task, scores, truth)}
+
+
+def _quiet(compute: Any, task: Task, predictions: Any, labels: Any) -> dict[str, float]:
+    """Compute metrics of a constant answer, of which some are undefined, without a warning for each."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return compute(task, predictions, labels, task.evaluation[0])

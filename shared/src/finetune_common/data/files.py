@@ -1,0 +1,102 @@
+"""Read a file of any format, compressed or not, into a table."""
+
+import gzip
+import io
+import zlib
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from finetune_common.data.arrow_files import read_arrow, read_parquet
+from finetune_common.data.choices import Choices
+from finetune_common.data.json_files import read_json, read_json_lines
+from finetune_common.data.messages import cut, refusal
+from finetune_common.data.separated import read_separated
+from finetune_common.data.tables import Table
+
+__all__ = ["FORMATS", "read_table"]
+
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
+"""Endings of the files that can be read, in any case, each also with `.gz` after it."""
+
+
+def read_table(path: str | PathLike[str], choices: Choices | None = None) -> Table:
+    """Return the columns of a file and the places of its rows.
+
+    Args:
+        path: A file with one of `FORMATS`.
+        choices: Says delimiter and encoding of text files.
+
+    Raises:
+        ConfigurationError: A file that cannot be read, or without rows: the place and the remedy.
+
+    Examples:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "TRAIN.CSV"
+        >>> _ = file.write_text('text,label\\n"two\\nlines",yes\\none,no\\n')
+        >>> table = read_table(file)
+        >>> table.columns["label"], table.where([1])
+        (['yes', 'no'], 'line 4')
+    """
+    path, choices = Path(path), choices or Choices()
+    endings = [ending.lower() for ending in path.suffixes[-2:]]
+    packed = endings[-1:] == [".gz"]
+    ending = endings[-2] if packed and len(endings) > 1 else endings[-1] if endings and not packed else ""
+    if ending not in FORMATS:
+        raise refusal(
+            path,
+            f"the name ends in {cut(path.suffix)}: give one of {', '.join(FORMATS)}, or one of them with .gz",
+        )
+    reason = ""
+    try:
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            table = _read(path, ending, cast(BinaryIO, stream), choices)
+    except UnicodeError as error:
+        raise _not_decoded(path, packed, choices.encoding, error) from None
+    except (gzip.BadGzipFile, zlib.error, EOFError):
+        reason = "is no whole gzip file: compress it anew, or take .gz off its name"
+    except OSError as error:
+        reason = f"{error.strerror or 'cannot be read'}: give a readable file"
+    except ValueError:
+        if "\0" not in str(path):
+            raise
+        reason = "no such file: give a readable file"
+    if reason:
+        raise refusal(path, reason)
+    if not table.columns or not len(table):
+        raise refusal(path, "no rows: a header and at least one row are needed")
+    for name in table.columns:
+        if not name.isascii() and name != name.encode(errors="replace").decode():
+            raise refusal(path, f"the column {cut(name)} has half of a character in its name: write it anew")
+    return table
+
+
+def _read(path: Path, ending: str, stream: BinaryIO, choices: Choices) -> Table:
+    if ending in (".parquet", ".arrow"):
+        return (read_parquet if ending == ".parquet" else read_arrow)(path, stream)
+    encoding = choices.encoding.lower().replace("_", "-")
+    encoding = "utf-8-sig" if encoding in ("utf-8", "utf8") else encoding
+    with io.TextIOWrapper(stream, encoding, newline="") as text:
+        if ending in (".csv", ".tsv"):
+            delimiter = choices.delimiter or ("," if ending == ".csv" else "\t")
+            return read_separated(path, text, delimiter, choices)
+        return read_json(path, text) if ending == ".json" else read_json_lines(path, text)
+
+
+def _not_decoded(path: Path, packed: bool, encoding: str, error: UnicodeError) -> ValueError:
+    """Say on which line of the file a byte is no text."""
+    line, before, at = "", b"", -1
+    with gzip.open(path) if packed else path.open("rb") as stream:
+        data = cast(BinaryIO, stream).read()
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as found:
+        before, at = data[: found.start], found.start
+    except UnicodeError:
+        pass
+    if at >= 0:
+        lines = before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
+        line = f"line {lines}: byte {data[at]:#04x} "
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    like = "utf-16, which its first bytes look like" if wide else "cp1252 or utf-16"
+    return refusal(path, f"{line}is no {encoding.upper()}: --encoding names another one, for instance {like}")

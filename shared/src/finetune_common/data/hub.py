@@ -1,0 +1,56 @@
+"""A dataset of the hub, or a local folder that `datasets` reads, as tables of one's own."""
+
+import warnings
+from typing import Any
+
+from finetune_common.data.messages import refusal
+
+__all__ = ["read_dataset"]
+
+VALIDATION = ("validation", "valid", "dev", "val")
+"""What datasets call the rows to choose by."""
+
+
+def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
+    """Return the tables of a dataset's train, validation and test splits, those that it has.
+
+    With `HF_DATASETS_OFFLINE=1` it is found where an earlier call left it.
+
+    Args:
+        name: On the hub (`imdb`, `owner/name`), or a folder.
+        config: One of its configurations, where it has several.
+
+    Raises:
+        ConfigurationError: It cannot be loaded, or has no training split.
+    """
+    from datasets import load_dataset
+
+    from finetune_common.data.arrow_files import table_of
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found: Any = load_dataset(name, config)
+    except Exception as error:  # whatever failed, offline cache or network or configuration
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise refusal(
+            f"--dataset {name}",
+            f"cannot be loaded ({reason}): check name and --dataset-config, or run 'glue-harness prepare' "
+            "where there "
+            "is a network",
+        ) from None
+    if "train" not in found:
+        raise refusal(f"--dataset {name}", f"has no train split, but {', '.join(map(str, found))}")
+    tables = {}
+    for split, names in (("train", ("train",)), ("validation", VALIDATION), ("test", ("test",))):
+        own = next((other for other in names if other in found), None)
+        if own is not None:
+            rows = found[own]
+            tables[split] = table_of(f"{name} {own}", rows.with_format("arrow")[:])
+            tables[split].classes |= _classes(rows.features)
+    return tables
+
+
+def _classes(features: Any) -> dict[str, tuple[str, ...]]:
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: tuple(feature.names) for name, feature in inner.items() if getattr(feature, "names", None)}

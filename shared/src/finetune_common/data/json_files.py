@@ -1,0 +1,128 @@
+"""Read json and jsonl files: a list of rows, or a row a line."""
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from finetune_common.data.messages import counted, cut, numbered, refusal
+from finetune_common.data.tables import Table, flatten
+
+__all__ = ["read_json", "read_json_lines"]
+
+BLANKS = " \t\r\n"
+
+
+def read_json_lines(path: Path, file: TextIOWrapper) -> Table:
+    """Return the columns of a file with a row a line; blank lines mean nothing.
+
+    Raises:
+        ConfigurationError: A line that is not JSON, or holds no `{column: value}`.
+    """
+    return _table(path, _lines(path, file))
+
+
+def read_json(path: Path, file: TextIOWrapper) -> Table:
+    """Return the columns of a file that holds a list of rows, or a row a line.
+
+    Raises:
+        ConfigurationError: Not JSON, or something else than rows.
+    """
+    text = file.read()
+    if not text.lstrip(BLANKS).startswith("["):
+        return _table(path, _lines(path, text.split("\n")))
+    return _table(path, _elements(path, text))
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {cut(twice)} stands twice in one object")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
+
+
+def _decode(path: Path, text: str, start: int, line: int) -> tuple[Any, int]:
+    try:
+        return DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise refusal(
+            path, f"line {line + error.lineno - 1 - text.count(chr(10), 0, start)}: not JSON: {error.msg}"
+        ) from None
+    except ValueError as error:
+        raise refusal(path, f"line {line}: not JSON: {str(error)[:120]}") from None
+    except RecursionError:
+        raise refusal(path, f"line {line}: nested too deeply: give rows of plain values") from None
+
+
+def _lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, 1):
+        text = line.strip(BLANKS)
+        if text:
+            value, end = _decode(path, text, 0, number)
+            if end < len(text):
+                raise refusal(path, f"line {number}: not JSON: more follows after the first value")
+            yield number, value
+
+
+def _elements(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield the elements of a list, each with its line, which reading the list as a whole does not tell."""
+    at, line, counted = _skip(text, 0) + 1, 1, 0
+
+    def line_at(position: int) -> int:
+        nonlocal line, counted
+        line, counted = line + text.count("\n", counted, position), position
+        return line
+
+    at = _skip(text, at)
+    closed = at < len(text) and text[at] == "]"
+    while not closed:
+        number = line_at(at)
+        value, at = _decode(path, text, at, number)
+        yield number, value
+        at = _skip(text, at)
+        sign = text[at : at + 1]
+        if sign not in (",", "]"):
+            raise refusal(path, f"line {line_at(at)}: not JSON: expected ',' or ']' after a row")
+        closed = sign == "]"
+        at = _skip(text, at + 1)
+    at = _skip(text, at + 1 if text[at : at + 1] == "]" else at)
+    if at < len(text):
+        raise refusal(path, f"line {line_at(at)}: not JSON: more follows after the list")
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in BLANKS:
+        at += 1
+    return at
+
+
+def _table(path: Path, rows: Iterable[tuple[int, Any]]) -> Table:
+    columns: dict[str, list[Any]] = {}
+    places, wrong = array("Q"), array("Q")
+    for line, row in rows:
+        if not isinstance(row, dict):
+            wrong.append(line)
+            continue
+        try:
+            flat = flatten(row)
+        except KeyError as error:
+            raise refusal(path, f"line {line}: the field {cut(error.args[0])} stands there twice") from None
+        for name in flat:
+            if name not in columns:
+                columns[name] = [None] * len(places)
+        for name, values in columns.items():
+            values.append(flat.get(name))
+        places.append(line)
+    if wrong:
+        raise refusal(
+            path,
+            f"{counted(wrong)} without {{column: value}}: {numbered('line', wrong)}; give one object a row",
+        )
+    return Table(str(path), columns, places)

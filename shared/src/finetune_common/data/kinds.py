@@ -1,0 +1,168 @@
+"""Tell from its labels what kind of task it is: classes, several labels a row, or a number."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_common.data.messages import counted, cut, listed, refusal
+from finetune_common.data.tables import Table
+from finetune_common.data.values import DECIMAL_COMMA, NUMBER, WHOLE, as_list, finite, spelled
+
+__all__ = ["Kind", "as_written", "tell_kind"]
+
+FEW = 20
+"""More different whole numbers than this could be scores as well as classes."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What kind of task it is, why, and what is to be asked about it.
+
+    Attributes:
+        name: `classes`, `labels` or `regression`.
+        because: Why, as a reader of the file would say it.
+        question: The choice to make where it is ambiguous; empty otherwise.
+        as_whole: Class names are whole numbers that the file writes with a point: `1.0` is class 1.
+    """
+
+    name: str
+    because: str
+    question: str = ""
+    as_whole: bool = False
+
+
+def as_written(column: str) -> str:
+    """Return how a message calls a column."""
+    return f"column {cut(column)}"
+
+
+def tell_kind(table: Table, column: str, given: str | None = None) -> Kind:
+    """Tell the kind from a training file's labels, none of which is missing.
+
+    Lists are labels, words are classes, numbers with a fraction are scores. Whole numbers are classes while
+    they are few, or run from 0 or 1 without a gap; more of them, or ones that are written with a point, as
+    pandas does after a gap, are asked about.
+
+    Args:
+        table: The training file.
+        column: The column of the label.
+        given: The kind that a user named.
+
+    Raises:
+        ConfigurationError: Lists in some rows only, or numbers with a decimal comma.
+    """
+    values = table.columns[column]
+    lists = [row for row, value in enumerate(values) if isinstance(value, list)]
+    if given is not None:
+        if lists and given != "labels":
+            raise refusal(
+                table.name,
+                f"--kind {given}: {as_written(column)} holds lists: {table.where(lists)}; --kind labels "
+                "takes them",
+            )
+        whole = given == "classes" and not lists and _are_whole(Counter(map(spelled, values)))
+        return Kind(given, "as --kind says", as_whole=whole)
+    if lists and len(lists) < len(values):
+        raise refusal(
+            table.name,
+            f"{as_written(column)} holds lists in {len(lists):,} of {len(values):,} rows: "
+            f"{table.where(lists)}; "
+            "--kind labels takes the others as lists of one label",
+        )
+    if column in table.classes:
+        return Kind("labels" if lists else "classes", "the file names its classes")
+    if lists or all(as_list(value) is not None for value in dict.fromkeys(values)):
+        return Kind("labels", "each label is a list")
+    counts = Counter(map(spelled, values))
+    words = [text for text in counts if not NUMBER.fullmatch(text.strip())]
+    if words and len(words) < len(counts):
+        _refuse_a_mixture(table, column, counts, words)
+    if words:
+        return _words(table, column, counts)
+    return _numbers(table, column, counts)
+
+
+def _refuse_a_mixture(table: Table, column: str, counts: Counter[str], words: list[str]) -> None:
+    """Refuse words among numbers with a fraction, which are scores; words among whole numbers are classes."""
+    numbers = [finite(text) for text in counts]
+    if any(number is not None and not number.is_integer() for number in numbers):
+        rows = [row for row, value in enumerate(table.columns[column]) if spelled(value) in words]
+        raise refusal(
+            table.name,
+            f"{as_written(column)} holds scores, but {cut(words[0])} in {counted(rows)}: "
+            f"{table.where(rows)}; empty such cells (--drop-unlabelled), or --kind classes takes all as "
+            "words",
+        )
+
+
+def _words(table: Table, column: str, counts: Counter[str]) -> Kind:
+    if all(DECIMAL_COMMA.fullmatch(text.strip()) for text in counts):
+        raise refusal(
+            table.name,
+            f"{as_written(column)} holds numbers with a comma, such as {cut(next(iter(counts)))}: write a "
+            "point, "
+            "or --kind classes takes them as words",
+        )
+    if len(counts) > FEW and 2 * len(counts) > len(table):
+        return Kind(
+            "classes",
+            "labels are words",
+            f"{table.name}: {as_written(column)} has {len(counts):,} different values in {len(table):,} "
+            "rows, taken as "
+            "classes: --label-column names another column, --kind classes says so",
+        )
+    return Kind("classes", "labels are words")
+
+
+def _are_whole(counts: Counter[str]) -> bool:
+    numbers = [finite(text) for text in counts]
+    return all(number is not None and number.is_integer() for number in numbers) and not _are_written_whole(
+        counts
+    )
+
+
+def _are_written_whole(counts: Counter[str]) -> bool:
+    return all(WHOLE.fullmatch(text.strip()) for text in counts)
+
+
+def _numbers(table: Table, column: str, counts: Counter[str]) -> Kind:
+    if any(number is not None and not number.is_integer() for number in map(finite, counts)):
+        return Kind("regression", "labels are numbers with a fraction")
+    found = f"{len(counts):,} different whole numbers"
+    by_size: list[str] = sorted(counts, key=lambda text: (len(text), text))
+    examples = listed(by_size, 40)
+    choice = "--kind classes or --kind regression decides"
+    if not _are_written_whole(counts):
+        name = "classes" if len(counts) <= FEW else "regression"
+        question = (
+            f"{table.name}: {as_written(column)} holds {examples}, whole numbers written with a point or "
+            "an exponent, "
+            f"which could be classes or scores: taken as {name}; {choice}"
+        )
+        return Kind(name, f"{found}, written with a point", question, as_whole=name == "classes")
+    numbers = sorted(int(text) for text in counts if len(text) < 400)
+    steady = (
+        len(numbers) == len(counts) and numbers[0] in (0, 1) and numbers[-1] - numbers[0] + 1 == len(numbers)
+    )
+    if len(counts) <= FEW or (steady and 2 * len(counts) <= len(table)):
+        return Kind("classes", f"{found}; --kind regression takes them as scores")
+    question = (
+        f"{table.name}: {as_written(column)} holds {found} ({examples}) in {len(table):,} rows, which "
+        "could be classes or "
+        f"scores: taken as classes; {choice}"
+    )
+    return Kind("classes", found, question)
+
+
+def parts(value: Any, separator: str = "") -> list[str]:
+    """Return the labels of one row: of a list, of a list written as text, or of text with separators.
+
+    Examples:
+        >>> parts(["x", 1]), parts("['x']"), parts("x | y", "|"), parts("x, y")
+        (['x', '1'], ['x'], ['x', 'y'], ['x, y'])
+    """
+    found = as_list(value)
+    if found is None:
+        text = spelled(value)
+        found = text.split(separator) if separator else [text]
+    return [text for text in dict.fromkeys(spelled(part).strip() for part in found) if text]

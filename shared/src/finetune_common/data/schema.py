@@ -1,0 +1,152 @@
+"""What the rows of a task are read as: printed before training, kept with the result."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from finetune_common.data.messages import listed
+
+__all__ = ["Schema", "Source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split: where its rows come from, and what is counted of them.
+
+    Attributes:
+        file: The file's name, without its folder.
+        rows: How many are used.
+        unlabelled: How many were left out for they have no label.
+        empty: Rows with an empty text.
+        duplicates: Rows whose texts came before in this split.
+        in_train: Rows whose texts the training rows have too.
+        labels: Class → rows; empty for scores.
+    """
+
+    file: str
+    rows: int
+    unlabelled: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    in_train: int = 0
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How the files of a task are read, and what was found in them.
+
+    `str(schema)` is a block for people, `as_dict()` is plain data.
+
+    Attributes:
+        task: The task's name.
+        sources: Split → its file and counts.
+        text_columns: One, or two for pairs.
+        label_column: The column of the label.
+        kind: `classes`, `labels` or `regression`.
+        because: Why it is of that kind.
+        classes: Names of the classes in the order of their indices.
+        metrics: What an evaluation yields.
+        primary: The metric that the best checkpoint is chosen by.
+        aside: Column → why it is not used.
+        usual: The score of an answer that needs no model.
+        tokens: Length of the rows in tokens, once a tokenizer is known.
+        questions: What was ambiguous and how it was taken.
+    """
+
+    task: str
+    sources: Mapping[str, Source]
+    text_columns: tuple[str, ...]
+    label_column: str
+    kind: str
+    because: str
+    classes: tuple[str, ...]
+    metrics: tuple[str, ...]
+    primary: str
+    aside: Mapping[str, str] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    questions: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, as `result.json` holds it."""
+        found = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Schema":
+        """Return the schema that `as_dict` made into plain data."""
+        sources = {split: Source(**source) for split, source in plain["sources"].items()}
+        names = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
+        return cls(**{**plain, **names, "sources": sources})
+
+    def with_tokens(self, tokens: Mapping[str, Any]) -> "Schema":
+        """Return the schema with the length of its rows in tokens, as `token_facts` measures it."""
+        return replace(self, tokens=tokens)
+
+    def __str__(self) -> str:
+        lines = [f"{self.task}: {self.kind}, {self.because}"]
+        for split, source in self.sources.items():
+            lines.append(f"  {split:<11} {source.rows:,} rows of {source.file}{_counts(source)}")
+        lines.append(f"  {'text':<11} {', '.join(self.text_columns)}")
+        lines.append(f"  {'label':<11} {self.label_column}")
+        if self.aside:
+            lines.append(
+                f"  {'left aside':<11} {listed((f'{name} ({why})' for name, why in self.aside.items()), 300)}"
+            )
+        lines += self._class_lines()
+        lines.append(
+            f"  {'metrics':<11} "
+            f"{', '.join(f'{m} (primary)' if m == self.primary else m for m in self.metrics)}"
+        )
+        if self.usual:
+            lines.append(f"  {'no model':<11} {self._usual()}")
+        if self.tokens:
+            lines.append(f"  {'tokens':<11} {_tokens(self.tokens)}")
+        lines += [f"  {'to decide':<11} {question}" for question in self.questions]
+        return "\n".join(lines)
+
+    def _class_lines(self, most: int = 20) -> list[str]:
+        if not self.classes:
+            return []
+        splits = list(self.sources)
+        lines = [f"  {'classes':<11} {len(self.classes)}, rows in {' / '.join(splits)}"]
+        width = max(len(name[:40]) for name in self.classes[:most])
+        for name in self.classes[:most]:
+            counts = " / ".join(f"{source.labels.get(name, 0):,}" for source in self.sources.values())
+            lines.append(f"    {name[:40]:<{width}}  {counts}")
+        if (rest := len(self.classes) - most) > 0:
+            lines.append(f"    and {rest:,} more")
+        return lines
+
+    def _usual(self) -> str:
+        answer = self.usual["answer"]
+        if self.kind == "regression":
+            return f"always the mean, {answer:.4g}: root mean squared error {self.usual['spread']:.4g}"
+        said = listed(answer) or "no label" if isinstance(answer, list) else answer[:60]
+        return f"always {said}: " + ", ".join(
+            f"{name} {value:.4f}" for name, value in self.usual["metrics"].items()
+        )
+
+
+def _counts(source: Source) -> str:
+    said = [
+        f"{count:,} {what}"
+        for count, what in (
+            (source.unlabelled, "without a label left out"),
+            (source.empty, "with an empty text"),
+            (source.duplicates, "duplicates"),
+            (source.in_train, "also in train"),
+        )
+        if count
+    ]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _tokens(tokens: Mapping[str, Any]) -> str:
+    return (
+        f"median {tokens['median']}, 95 % have at most {tokens['most']}, {100 * tokens['truncated']:.1f} "
+        "% longer than "
+        f"{tokens['max_length']} and truncated"
+        + (f" (of {tokens['rows']:,} rows)" if tokens["sampled"] else "")
+    )

@@ -1,0 +1,146 @@
+"""Read csv and tsv files: a header, quotes by ", rows of equal width."""
+
+import csv
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from finetune_common.data.choices import Choices
+from finetune_common.data.messages import cut, listed, numbered, refusal
+from finetune_common.data.tables import Table
+
+__all__ = ["read_separated"]
+
+UNNAMED = "Unnamed: "
+"""How a column without a name is called, as pandas does."""
+
+OTHERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
+"""Delimiters that are proposed where the given one parts nothing."""
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def read_separated(path: Path, file: TextIO, delimiter: str, choices: Choices) -> Table:
+    """Return the columns of a csv or tsv file; blank lines mean nothing.
+
+    Args:
+        path: For messages.
+        file: Opened with `newline=""`.
+        delimiter: What stands between cells.
+        choices: Columns that are named there have to be in the header.
+
+    Raises:
+        ConfigurationError: Rows of another width than the header, two columns of one name, an open quote.
+    """
+    lines = csv.reader(file, delimiter=delimiter, strict=True)
+    begin, places, wrong = 0, array("Q"), array("Q")
+    header: list[str] = []
+    rows: list[list[str]] = []
+    columns: list[list[str]] = []
+    with _cells_of_any_length():
+        while True:
+            try:
+                cells = next(lines, None)
+            except csv.Error as error:
+                raise refusal(
+                    path, f'line {begin + 1}: not separated by {_called(delimiter)} with quotes by ": {error}'
+                ) from None
+            if cells is None:
+                break
+            if not header:
+                header = _header(path, cells, begin + 1)
+                columns = [[] for _ in header]
+                _check_named(path, header, choices)
+            elif cells and len(cells) != len(header):
+                wrong.append(begin + 1)
+            elif cells:
+                places.append(begin + 1)
+                rows.append(cells)
+                if len(rows) == 4096:
+                    _move(rows, columns)
+            begin = lines.line_num
+    _move(rows, columns)
+    if wrong:
+        raise refusal(
+            path,
+            f"{len(wrong):,} of {len(wrong) + len(places):,} rows do not have the header's {len(header)} "
+            "cells "
+            f"({listed(header, 80)}): {numbered('line', wrong)}; "
+            f"{_propose(header, delimiter) or 'quote a cell that holds the delimiter'}",
+        )
+    if len(header) == 1 and (proposal := _propose(header, delimiter)):
+        raise refusal(path, f"line 1 is one cell, {cut(header[0])}: {proposal}")
+    for name, values in zip(header, columns, strict=True):
+        _check_quotes(path, name, values, places)
+    return Table(str(path), dict(zip(header, columns, strict=True)), places)
+
+
+def _move(rows: list[list[str]], columns: list[list[str]]) -> None:
+    """Move rows to the columns; where cells repeat, as a label's do, each is kept once."""
+    for target, cells in zip(columns, zip(*rows, strict=True), strict=False):
+        own = {cell: cell for cell in cells}
+        target += map(own.__getitem__, cells) if 2 * len(own) < len(cells) else cells
+    rows.clear()
+
+
+def _check_named(path: Path, header: list[str], choices: Choices) -> None:
+    """Refuse a header without the columns that were named, before a long file is read."""
+    empty = Table(str(path), {name: [] for name in header}, [])
+    if len(header) > 1:
+        empty.require(choices.text_columns, "--text-columns")
+        empty.require([choices.label_column] if choices.label_column else [], "--label-column")
+
+
+def _called(delimiter: str) -> str:
+    return "tabulators" if delimiter == "\t" else repr(delimiter)
+
+
+def _header(path: Path, cells: list[str], line: int) -> list[str]:
+    if not cells:
+        return []
+    named = [cell.strip().removeprefix("\ufeff") for cell in cells]
+    own = UNNAMED if not any(name.startswith(UNNAMED) for name in named) else f"{UNNAMED}here "
+    names = [name or f"{own}{at}" for at, name in enumerate(named)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise refusal(
+            path,
+            f"line {line}: {len(names)} columns, several named {listed(map(cut, twice), 80)}: give each "
+            "its own name",
+        )
+    return names
+
+
+def _propose(header: list[str], delimiter: str) -> str:
+    found = [
+        said for other, said in OTHERS.items() if other != delimiter and any(other in name for name in header)
+    ]
+    return f"--delimiter names another one, such as {found[0]}" if found else ""
+
+
+def _check_quotes(path: Path, name: str, values: list[str], places: "array[int]") -> None:
+    """Refuse cells that were quoted by ' instead of ": their doubled quotes would stay in the text."""
+    found = [
+        place
+        for value, place in zip(values, places, strict=True)
+        if len(value) > 3
+        and value[0] == value[-1] == "'"
+        and "''" in value[1:-1]
+        and "'" not in value[1:-1].replace("''", "")
+    ]
+    if found:
+        raise refusal(
+            path,
+            f"{len(found):,} cells of {cut(name)} look quoted by ' instead of \": {numbered('line', found)}; "
+            'write the file with quotes by "',
+        )

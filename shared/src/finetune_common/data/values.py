@@ -1,0 +1,90 @@
+"""What single values mean: missing, a number, text, a list of labels."""
+
+import ast
+import json
+import re
+from math import isfinite, isnan
+from typing import Any
+
+__all__ = ["NUMBER", "as_list", "finite", "is_missing", "spelled", "well_formed"]
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
+"""A number as files write it: no blanks, no separators of thousands, no words."""
+
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+"""A whole number without point or exponent."""
+
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+"""A number with a comma where a point is expected."""
+
+MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT")
+"""What pandas writes for a value that is not there. `None`, `NA` and `null` are words of people too."""
+
+
+def is_missing(value: Any) -> bool:
+    """Say whether a value is not there: null, blank, or not a number.
+
+    Examples:
+        >>> [is_missing(value) for value in (None, " ", float("nan"), "<NA>", 0, "none", [])]
+        [True, True, True, True, False, False, False]
+    """
+    if isinstance(value, str):
+        return not value or value.isspace() or value in MISSING
+    return value is None or (isinstance(value, float) and isnan(value))
+
+
+def spelled(value: Any) -> str:
+    """Return a label as text, truth values in JSON's words.
+
+    Examples:
+        >>> spelled(True), spelled(2.0), spelled(" late ")
+        ('true', '2.0', ' late ')
+    """
+    if isinstance(value, str):
+        return value
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def finite(text: str) -> float | None:
+    """Return the finite number that a text is, with room in 32 bits, else nothing.
+
+    Examples:
+        >>> finite("1e-3"), finite("1_000"), finite("1e39"), finite("²")
+        (0.001, None, None, None)
+    """
+    text = text.strip()
+    if len(text) > 400 or not NUMBER.fullmatch(text):
+        return None
+    number = float(text)
+    return number if isfinite(number) and abs(number) < 3.4e38 else None
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """Return the list that a value is, or that its text writes in JSON or Python, else nothing.
+
+    Examples:
+        >>> as_list("['x', 'y']"), as_list('["x"]'), as_list("[sic] late"), as_list([1])
+        (['x', 'y'], ['x'], None, [1])
+    """
+    if isinstance(value, list | tuple):
+        return list(value)
+    text = value.strip() if isinstance(value, str) else ""
+    if not (text.startswith("[") and text.endswith("]")) or len(text) > 100_000:
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and not any(isinstance(part, list | dict) for part in found):
+            return found
+    return None
+
+
+def well_formed(text: str) -> bool:
+    """Say whether a text can be written as UTF-8; half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

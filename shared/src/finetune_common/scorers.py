@@ -1,0 +1,132 @@
+"""Metrics by their names in scikit-learn, computed by its own scorers; greater is better in all of them."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+
+__all__ = ["check_fits", "scorer_of"]
+
+
+def scorer_of(name: str) -> Any:
+    """Return `score(kind, scores, labels)` of a scikit-learn scorer.
+
+    Args:
+        name: As in `sklearn.metrics.get_scorer_names()`, or of a function `sklearn.metrics.<name>` that ends
+            in `_score`. Errors and losses are scorers with `neg_` before them.
+
+    Raises:
+        ConfigurationError: No scorer has that name.
+
+    Examples:
+        >>> score = scorer_of("balanced_accuracy")
+        >>> score("classes", np.eye(2)[[0, 0, 1, 1]], np.array([0, 0, 0, 1]))
+        0.8333333333333333
+    """
+    from sklearn import metrics
+
+    known = metrics.get_scorer_names()
+    function = getattr(metrics, name, None)
+    if name in known:
+        scorer: Any = metrics.get_scorer(name)
+    elif callable(function) and name.endswith(("_score", "_corrcoef")):
+        scorer = metrics.make_scorer(function)
+    else:
+        raise ConfigurationError(f"metric {name!r} is unknown: {did_you_mean(name, known)}"[:400])
+
+    def score(kind: str, scores: np.ndarray, labels: np.ndarray) -> float:
+        model = _Regressor(scores) if kind == "regression" else _Classifier(scores, several=kind == "labels")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is undefined is said once, by compute_metrics
+            return float(scorer(model, np.zeros((len(labels), 1)), labels))
+
+    return score
+
+
+def _answers() -> tuple[type, type]:
+    """Return two estimators that answer what they were given: what a scorer wants to ask."""
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+
+    class Classifier(ClassifierMixin, BaseEstimator):
+        def __init__(self, scores: np.ndarray, several: bool) -> None:
+            self.scores, self.several = scores, several
+            self.classes_ = [np.arange(2)] * scores.shape[1] if several else np.arange(scores.shape[1])
+
+        def predict(self, rows: Any) -> np.ndarray:
+            return (self.scores > 0).astype(int) if self.several else self.scores.argmax(axis=1)
+
+        def predict_proba(self, rows: Any) -> np.ndarray:
+            if self.several:
+                return 1 / (1 + np.exp(-self.scores))
+            shifted = np.exp(self.scores - self.scores.max(axis=1, keepdims=True))
+            return shifted / shifted.sum(axis=1, keepdims=True)
+
+        def decision_function(self, rows: Any) -> np.ndarray:
+            two = not self.several and self.scores.shape[1] == 2
+            return self.scores[:, 1] - self.scores[:, 0] if two else self.scores
+
+    class Regressor(RegressorMixin, BaseEstimator):
+        def __init__(self, scores: np.ndarray) -> None:
+            self.scores = scores
+
+        def predict(self, rows: Any) -> np.ndarray:
+            return self.scores
+
+    return Classifier, Regressor
+
+
+def _Classifier(scores: np.ndarray, *, several: bool) -> Any:
+    return _answers()[0](scores, several)
+
+
+def _Regressor(scores: np.ndarray) -> Any:
+    return _answers()[1](scores)
+
+
+def check_fits(name: str, kind: str, classes: int) -> None:
+    """Refuse a scorer that is not made for a kind of task, by trying it.
+
+    Metrics of classes refuse numbers with a fraction, metrics of numbers do not; metrics of clusters do not
+    see which number was predicted.
+
+    Raises:
+        ConfigurationError: It does not fit, or there is none of that name.
+
+    Examples:
+        >>> check_fits("f1_macro", "classes", 3)
+        >>> check_fits("r2", "classes", 3)
+        Traceback (most recent call last):
+        finetune_common.errors.ConfigurationError: metric 'r2' is for numbers, the task has classes
+    """
+    score, random = scorer_of(name), np.random.default_rng(0)
+    numbers = 1 + random.random((3, 24))
+    try:
+        found = [score("regression", guess, numbers[2]) for guess in numbers[:2]]
+    except (ValueError, AttributeError, TypeError):
+        found = []
+    if kind == "regression":
+        if len(set(found)) < 2:
+            raise ConfigurationError(
+                f"metric {name!r} is not one of numbers: give r2, neg_mean_absolute_error or another"
+            )
+        return
+    if found:
+        raise ConfigurationError(f"metric {name!r} is for numbers, the task has {kind}")
+    labels = np.arange(max(24, 2 * classes)) % classes
+    truth = np.eye(classes, dtype=int)[labels] if kind == "labels" else labels
+    try:
+        score(kind, random.standard_normal((len(truth), classes)), truth)
+    except (ValueError, AttributeError, TypeError) as error:
+        from sklearn.metrics import get_scorer_names
+
+        reason = " ".join(str(error).split()).partition(". ")[0][:120]
+        others = [other for other in get_scorer_names() if other.startswith(f"{name}_")] or [
+            "f1_macro",
+            "accuracy",
+        ]
+        what = f"{classes} {'labels' if kind == 'labels' else 'classes'}"
+        raise ConfigurationError(
+            f"metric {name!r} does not fit {what} ({reason}): give {' or '.join(others[:4])}"
+        ) from None
