@@ -108,8 +108,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     write_rows(folder)
     cases: dict[str, dict[str, Any]] = {}
 
-    def add(name: str, cut: int | None = None, dies: bool = False, into: str = "", **settings: Any) -> None:
-        cases[name] = {"settings": configured(folder, into or name, **settings), "cut": cut, "dies": dies}
+    def add(name: str, cut: int | None = None, into: str = "", ends: str = "", **settings: Any) -> None:
+        own = configured(folder, into or name, **settings)
+        cases[name] = {"settings": own, "cut": cut, "dies": ends == "dies", "asked": ends == "asked"}
 
     for name, settings in SLOTS.items():
         add(f"ddp {name}", **settings)
@@ -127,11 +128,15 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     add("fsdp cut", cut=2, sharding="fsdp", **CUT | SLOTS["sage"])
     alone(folder, "grown", cut=2, **CUT | SLOTS["sage"])
     add("grown", batch_size=8, **CUT | SLOTS["sage"])
+    for name, settings in {"ddp": RUNNING, "fsdp": RUNNING | {"sharding": "fsdp"}}.items():
+        add(f"{name} asked", ends="asked", **settings | {"save_every": 100})
+        add(f"{name} goes on", into=f"{name} asked", **settings | {"save_every": 100})
+    add("ddp running", **RUNNING)
     add("fsdp microbatch", sharding="fsdp", **AGNI)
     for name in ("sampled layers", "curvature"):
         add(f"fsdp {name}", sharding="fsdp", **REPLICATED[name])
     add("fsdp widths", sharding="fsdp", **WIDTHS)
-    add("ddp dies", dies=True, **CUT | SLOTS["sage"])
+    add("ddp dies", ends="dies", **CUT | SLOTS["sage"])
     (folder / "cases.json").write_text(json.dumps(cases))
     worker = Path(__file__).with_name("two_processes_runs.py")
     options = ("--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
@@ -227,6 +232,18 @@ def test_sharded_state_of_noise_is_kept_whole(launched: Launched) -> None:
     assert launched.reports["fsdp running continued"][0]["ended"] == "finished"
     assert np.array_equal(
         scores(launched.folder / "fsdp running"), scores(launched.folder / "fsdp running cut")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_asked_to_stop_all_end_after_the_same_step(launched: Launched, kind: str) -> None:
+    """One process gets the signal; both save, say the same, and go on to the same numbers."""
+    told = [report["ended"] for report in launched.reports[f"{kind} asked"]]
+    assert told == ["stopped by SIGTERM after step 2, saved: the same command continues"] * 2
+    assert [report["ended"] for report in launched.reports[f"{kind} goes on"]] == ["finished"] * 2
+    assert np.array_equal(
+        scores(launched.folder / f"{kind} running"), scores(launched.folder / f"{kind} asked")
     )
 
 

@@ -18,6 +18,7 @@ from finetune_common.errors import ConfigurationError
 from glue_harness import parse_mapping, run
 from glue_harness.run import checkpoint
 from glue_harness.run.loop import Training
+from glue_harness.stopping import Stopped
 
 
 class CutOffError(Exception):
@@ -30,10 +31,11 @@ class Observer:
     Args:
         cut: Step after which the run stops.
         dies: Whether the second process is killed after the first evaluation.
+        asked: Whether the second process is then asked to stop.
     """
 
-    def __init__(self, cut: int | None = None, dies: bool = False) -> None:
-        self.cut, self.dies = cut, dies
+    def __init__(self, cut: int | None = None, dies: bool = False, asked: bool = False) -> None:
+        self.cut, self.dies, self.asked = cut, dies, asked
         self.seen: dict[str, Any] = {}
 
     def __call__(self, training: Training) -> None:
@@ -51,13 +53,15 @@ class Observer:
         self.seen = {"processes": gather_object([mine]), "elements": sum(p.numel() for p in parameters)}
         if self.dies and training.processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.asked and training.processes.rank == 1 and len(training.history.entries) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         if training.step == self.cut:
             raise CutOffError
 
 
 def do(name: str, case: dict[str, Any]) -> dict[str, Any]:
     """Do one run and say how it ended."""
-    observer = Observer(case.get("cut"), case.get("dies", False))
+    observer = Observer(case.get("cut"), case.get("dies", False), case.get("asked", False))
     ended = "finished"
     try:
         run(parse_mapping(case["settings"]), observer)
@@ -65,6 +69,8 @@ def do(name: str, case: dict[str, Any]) -> dict[str, Any]:
         ended = "cut off"
     except ConfigurationError as error:
         ended = f"refused: {error}"
+    except Stopped as stopped:
+        ended = str(stopped)
     except SystemExit:
         ended = "left"
     return {"name": name, "process": int(os.environ["RANK"]), "ended": ended, "seen": observer.seen}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -168,23 +169,28 @@ def test_asha_with_tpe_writes_failures_down_and_finds_the_best_of_the_others(ray
 
 
 @pytest.mark.slow
-def test_a_search_killed_twice_ends_with_every_trial(tmp_path):
-    """kill -9 to the program: the same command continues, and what was evaluated is found again."""
+def test_a_search_killed_and_asked_to_stop_ends_with_every_trial(tmp_path):
+    """The same command continues, and what was evaluated is found again; trials asked to stop are saved."""
     pytest.importorskip("ray")
     spec, folder = write(tmp_path, base=BASE, space=SPACE), tmp_path / "found"
     command = [sys.executable, "-m", "glue_harness", "search", str(spec), "--output-dir", str(folder)]
     command += ["--trials", "3", "--jobs", "2"]
     seen: dict[str, bytes] = {}
     with (tmp_path / "log").open("wb") as log:
-        for number in (2, 4):
+        for number, ends_by in ((2, signal.SIGTERM), (4, signal.SIGKILL)):
             program = subprocess.Popen(command, stdout=log, stderr=log)
             end = time.monotonic() + 240
             while len(list(folder.glob("evaluations/*.json"))) < number:
                 assert time.monotonic() < end
                 assert program.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.1)
-            program.kill()
-            program.wait()
+            program.send_signal(ends_by)
+            assert program.wait(120) == (143 if ends_by == signal.SIGTERM else -9)
+            if ends_by == signal.SIGTERM:
+                said = (tmp_path / "log").read_text().splitlines()[-1]
+                assert said == "glue-harness: stopped by SIGTERM: the same command continues"
+                assert (folder / ".stop").exists()
+                assert not list(folder.glob("trials/*/error.txt"))
             seen |= {path.name: path.read_bytes() for path in folder.glob("evaluations/*.json")}
         assert subprocess.call(command, stdout=log, stderr=log) == 0, (tmp_path / "log").read_text()
     report = json.loads((folder / "search.json").read_text())

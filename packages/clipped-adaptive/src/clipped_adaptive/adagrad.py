@@ -39,6 +39,8 @@ class ClippedAdaGrad(ClippedAdaptive):
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
+        skip_nonfinite: Where a gradient is not finite skip its "group" or the whole "step", and count it in
+            the group's `skipped`; the host then waits for the gradients. None: it is taken as it is.
 
     Raises:
         ConfigurationError: A setting out of range or unknown, or delay without an initial value.
@@ -78,6 +80,7 @@ class ClippedAdaGrad(ClippedAdaptive):
         fused: bool | None = None,
         maximize: bool = False,
         stochastic_rounding: bool = False,
+        skip_nonfinite: str | None = None,
     ):
         super().__init__(
             params,
@@ -96,6 +99,7 @@ class ClippedAdaGrad(ClippedAdaptive):
             fused=fused,
             maximize=maximize,
             stochastic_rounding=stochastic_rounding,
+            skip_nonfinite=skip_nonfinite,
         )
 
     def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:

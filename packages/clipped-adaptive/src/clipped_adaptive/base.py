@@ -239,8 +239,13 @@ class ClippedAdaptive(ClippedOptimizer):
         """Return the one second moment, in the dtype and on the device of another number."""
         old = first_of(self.state, self.state, "second_moment")
         initial = self.param_groups[0][self.initial]
-        return like.new_full((), initial) if old is None else old.to(like.device, like.dtype, copy=True)
+        return (
+            like.new_full((), initial)
+            if old is None
+            else old.to(like.device, like.dtype, copy=True).reshape(())
+        )
 
     def _keep_second_moment(self, value: Tensor) -> None:
         dtype = arithmetic_dtype(self.param_groups[0]["params"][0].dtype)
-        replicate(self.state, "second_moment", [(self.state, value.to(dtype))])
+        # of one dimension: torch's tools look for a device among the tensors that have one
+        replicate(self.state, "second_moment", [(self.state, value.to(dtype).reshape(1))])

@@ -112,6 +112,7 @@ class SageAdam(SageOptimizer):
         fused: bool | None = None,
         maximize: bool = False,
         stochastic_rounding: bool = False,
+        skip_nonfinite: str | None = None,
     ):
         super().__init__(
             params,
@@ -129,6 +130,7 @@ class SageAdam(SageOptimizer):
             fused=fused,
             maximize=maximize,
             stochastic_rounding=stochastic_rounding,
+            skip_nonfinite=skip_nonfinite,
         )
 
     def check_group(self, group: Mapping[str, Any]) -> None:

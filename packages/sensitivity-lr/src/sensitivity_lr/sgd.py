@@ -35,6 +35,8 @@ class SageSGD(SageOptimizer):
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
+        skip_nonfinite: Where a gradient is not finite skip its "group" or the whole "step", and count it in
+            the group's `skipped`; the host then waits for the gradients. None: it is taken as it is.
 
     Raises:
         ConfigurationError: A setting out of range, or `nesterov` without momentum.
@@ -66,6 +68,7 @@ class SageSGD(SageOptimizer):
         fused: bool | None = None,
         maximize: bool = False,
         stochastic_rounding: bool = False,
+        skip_nonfinite: str | None = None,
     ):
         super().__init__(
             params,
@@ -82,6 +85,7 @@ class SageSGD(SageOptimizer):
             fused=fused,
             maximize=maximize,
             stochastic_rounding=stochastic_rounding,
+            skip_nonfinite=skip_nonfinite,
         )
 
     def check_group(self, group: Mapping[str, Any]) -> None:

@@ -80,4 +80,5 @@ def restored(param: Tensor, name: str, value: Any, per_element: bool) -> Any:
         return value
     if per_element:
         return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)).copy_(value)
-    return value.detach().to(param.device, copy=True)
+    whole = value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[attr-defined]
+    return whole.detach().to(param.device, copy=True)

@@ -10,7 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from finetune_common.errors import ConfigurationError, check_number, did_you_mean
+from finetune_common.errors import ConfigurationError, check_choice, check_number, did_you_mean
+from finetune_common.optim.norms import whole_norms
 from finetune_common.optim.rows import shard_index, write_back
 from finetune_common.optim.run import Row, Rule, run
 from finetune_common.optim.state import StatefulOptimizer
@@ -68,6 +69,9 @@ class ElementwiseOptimizer(StatefulOptimizer):
         maximize: Step along the gradient. A setting of a group.
         stochastic_rounding: Round bfloat16 parameters up or down at random so that small steps are not lost
             on average. The random bits depend on step, parameter and element only. A setting of a group.
+        skip_nonfinite: Where a gradient is not finite skip its "group" or the whole "step", and count it in
+            the group's `skipped`; the host then waits for the gradients. None: it is taken as it is. A
+            setting of a group.
 
     Raises:
         ConfigurationError: A setting out of range, both `foreach` and `fused`, a complex parameter; at a
@@ -107,12 +111,20 @@ class ElementwiseOptimizer(StatefulOptimizer):
         fused: bool | None = None,
         maximize: bool = False,
         stochastic_rounding: bool = False,
+        skip_nonfinite: str | None = None,
     ):
         if foreach and fused:
             raise ConfigurationError("foreach=True and fused=True exclude each other: leave one of them out")
         self.foreach, self.fused = foreach, fused
         super().__init__(
-            params, {**defaults, "maximize": maximize, "stochastic_rounding": stochastic_rounding}
+            params,
+            {
+                **defaults,
+                "maximize": maximize,
+                "stochastic_rounding": stochastic_rounding,
+                "skip_nonfinite": skip_nonfinite,
+                "skipped": 0,
+            },
         )
 
     def rule(self, group: Mapping[str, Any]) -> tuple[Callable[..., tuple[Any, ...]], Mapping[str, Any]]:
@@ -159,6 +171,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
                 f"lr has shape {tuple(lr.shape)}: give a number or a tensor with one element"
             )
         check_number("lr", float(lr) if isinstance(lr, Tensor) else lr, at_least=0)
+        check_choice("skip_nonfinite", group["skip_nonfinite"], (None, "group", "step"))
         self.check_group(group)
 
     @torch.no_grad()
@@ -229,6 +242,8 @@ class ElementwiseOptimizer(StatefulOptimizer):
                     rest = [*(state[name] for name in initial), *inputs]
                     found.append((position, index, param, _placed(grad, param), rest))
             first += len(group["params"])
+        skipped = self._skipped({position for position, *_ in found}, found)
+        found = [own for own in found if own[0] not in skipped]
         steps = self.count([param for _, _, param, *_ in found])
         batches: dict[tuple[Any, ...], Batch] = {}
         for step, (position, index, param, grad, rest) in zip(steps, found, strict=True):
@@ -242,6 +257,19 @@ class ElementwiseOptimizer(StatefulOptimizer):
             batch.rows.append(row)
             batch.indices.append(index)
         return list(batches.values())
+
+    def _skipped(self, positions: set[int], found: list[Any]) -> set[int]:
+        """Return the groups that skip this step, by option, for a gradient that is not finite; count them."""
+        options = [group["skip_nonfinite"] for group in self.param_groups]
+        if not found or not any(options):
+            return set()
+        finite = whole_norms([grad for _, _, _, grad, _ in found]).isfinite().tolist()
+        skipped = {own[0] for own, good in zip(found, finite, strict=True) if not good and options[own[0]]}
+        if any(options[position] == "step" for position in skipped):
+            skipped = positions
+        for position in skipped:
+            self.param_groups[position]["skipped"] += 1
+        return skipped
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "foreach": self.foreach, "fused": self.fused}

@@ -26,7 +26,7 @@ from glue_harness.search.records import (
     read_evaluations,
 )
 from glue_harness.search.spec import SearchSpec, read_search
-from glue_harness.stopping import Stopped
+from glue_harness.stopping import Stopped, stop_on_signals
 from glue_harness.sweep.state import ERROR
 
 if TYPE_CHECKING:
@@ -123,12 +123,16 @@ def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], 
     if retry_failed:
         for error in folder.glob(f"{TRIALS}/*/{ERROR}"):
             error.unlink()
-    with connected(jobs) as share:
+    with connected(jobs) as share, stop_on_signals() as request:
         begun = tuner(spec, folder, share, **asked, retry_failed=retry_failed)
         try:
             grid = begun.fit()
-        except (Stopped, KeyboardInterrupt):
+        except BaseException as error:
+            if not request.number and not isinstance(error, KeyboardInterrupt):
+                raise
             stop_trials(folder)
+            if request.number:  # Ray may have made another error of it
+                raise Stopped(request.number) from None
             raise
         results = [grid[number] for number in range(len(grid))]
         best = _best(results, spec.metric)

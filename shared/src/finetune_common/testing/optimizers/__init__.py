@@ -84,6 +84,13 @@ def check_optimizer(
 ) -> list[Any]:
     """Return the checks of an optimizer, for `pytest.mark.parametrize`; each is called without arguments.
 
+    They repeat what torch's own suite asks of its optimizers: lists equal the loop, states survive files,
+    copies, hooks and older versions, a learning rate may be a tensor, closures, groups, maximize, parameters
+    without gradient, complex ones refused, schedulers, accumulation in compiled code. Not repeated:
+    `capturable` and `differentiable`, which these optimizers do not offer (a step reads nothing from a GPU,
+    but counts steps on the CPU), and sparse gradients, which are refused. Beyond torch's: an independent
+    reference, zeros that move, squares that overflow, FSDP2 and its checkpoints, and the number of calls.
+
     Args:
         cls: The optimizer's class, or a function with its signature: (params, **settings).
         cases: The table.

@@ -204,7 +204,7 @@ def takes_few_calls(cls: Factory, case: OptimizerCase) -> None:
         params = [nn.Parameter(torch.ones(shapes[i % 5])) for i in range(393)]
         optimizer = cls(params, **{path: True}, **case.settings)
         with _on_a_gpu() as calls:
-            for _ in range(3):
+            for _ in range(2):
                 for param in params:
                     param.grad = torch.ones_like(param)
                 calls.names.clear()
