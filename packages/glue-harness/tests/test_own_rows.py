@@ -1,6 +1,7 @@
 """Rows of one's own through a run: what is printed, kept and refused, and what makes two runs the same."""
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -267,3 +268,38 @@ def test_seeds_of_one_setting_are_one_row_wherever_their_files_lay(train, files,
     other = {"train_file": str(tmp_path / "data-2/train.csv")}
     train("runs/other", **files | other, seed=3, max_steps=1)
     assert sorted(row.seeds for row in summarise(read_results(tmp_path / "runs"))) == [(1, 2), (3,)]
+
+
+def test_new_rows_are_predicted_and_scored_by_the_run_s_label_column(harness, train, tmp_path):
+    rows = [
+        {"ticket": {"text": f"The {WORDS[row % 3]} {row}."}, "tags": ["even"] * (row % 2 == 0) + ["all"]}
+        for row in range(40)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    own = {"task": "tags", "train_file": str(file), "validation_share": 0.25, "label_column": "tags"}
+    train(**own, text_columns="ticket.text", max_steps=2)
+    file.unlink()  # a finished run does not need its rows
+    new = tmp_path / "new.jsonl.gz"
+    new.write_bytes(gzip.compress("\n".join(map(json.dumps, rows[:5])).encode()))
+    said = harness("predict", tmp_path / "run", new, "--output", tmp_path / "out.jsonl")
+    assert said.status == 0, said.err
+    assert "5 rows in" in said.err
+    assert "f1_micro" in said.err
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for row in found:
+        assert row["label"] == [name for name in ("all", "even") if row[f"score_{name}"] > 0.5]
+
+
+def test_a_sweep_of_own_rows_has_the_same_folders_wherever_the_rows_lie(tmp_path):
+    from glue_harness.sweep.spec import read_spec
+
+    names = []
+    for place in ("here", "there"):
+        file = write(tmp_path / place / "train.csv", 24)
+        spec = tmp_path / f"{place}.yaml"
+        base = f"{{task: own, model: demo, train_file: {file}, validation_share: 0.25, text_columns: [text]}}"
+        spec.write_text(f"base: {base}\ngrid: {{metric: [accuracy, f1_macro], seed: [1, 2]}}\n")
+        names.append([run.name for run in read_spec(spec, tmp_path / "sweep")])
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 4
