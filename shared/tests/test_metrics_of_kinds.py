@@ -60,7 +60,7 @@ def test_metrics_of_numbers_by_hand(metric, expected):
 
 def test_a_threshold_free_metric_sees_the_scores():
     # of the four pairs of a positive and a negative, three are in order
-    scores = [[0.0, 0.1], [0.0, 0.8], [0.0, 0.3], [0.0, 0.9]]
+    scores = [[0.5, 0.1], [0.5, 0.8], [0.5, 0.3], [0.5, 0.9]]
     assert compute_metrics(task(2, "roc_auc"), scores, [0, 0, 1, 1])["roc_auc"] == 0.75
     probabilities = np.log([[0.9, 0.1], [0.4, 0.6]])
     expected = (np.log(0.9) + np.log(0.6)) / 2
