@@ -5,6 +5,12 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sensitivity_lr import Sage, SageSGD
 
@@ -108,3 +114,66 @@ def test_a_closure_reaches_the_other_optimizer():
 
     assert optimizer.step(closure).item() == 1.0
     assert param.item() == pytest.approx(1 - 3 * 0.1 * 2)
+
+
+BASES = {
+    "adamw": lambda params: torch.optim.AdamW(params, lr=0.01),
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("flatten", [False, True])
+def test_torchs_checkpoint_tools_carry_both_optimizers_and_share_no_memory(base, flatten):
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = Sage(base(model.parameters()))
+    train(optimizer, [*model.parameters()], range(2))
+    saved, twin = get_optimizer_state_dict(model, optimizer, options=options), deepcopy(model)
+    other = Sage(base(twin.parameters()))
+    set_optimizer_state_dict(twin, other, saved, options=options)
+    for own, its in ((model, optimizer), (twin, other)):
+        train(its, [*own.parameters()], range(2, 4))
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_groups_stay_one_whoever_loads_a_state():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = Sage(torch.optim.AdamW([param], lr=0.01))
+    for loading in (optimizer.base, optimizer):
+        loading.load_state_dict(deepcopy(loading.state_dict()))
+        assert optimizer.param_groups is optimizer.base.param_groups
+        assert optimizer.state is optimizer.base.state
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(optimizer, [param], range(2))
+    assert torch.equal(param, torch.ones(3))
+
+
+def test_hooks_change_what_is_loaded_and_global_step_hooks_are_called_once():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = Sage(torch.optim.AdamW([param], lr=0.01))
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: state["param_groups"][0].update(lr=0.002))
+    optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
+    assert optimizer.base.param_groups[0]["lr"] == 0.002
+    seen = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: seen.append("before")),
+        register_optimizer_step_post_hook(lambda *_: seen.append("after")),
+    ]
+    train(optimizer, [param], range(2))
+    for handle in handles:
+        handle.remove()
+    train(optimizer, [param], range(1))
+    assert seen == ["before", "after"] * 2
+
+
+def test_one_cycle_cycles_the_momentum_of_the_other_optimizer():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = Sage(torch.optim.AdamW([param], lr=0.01))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4)
+    before = optimizer.base.param_groups[0]["betas"]
+    train(optimizer, [param], range(1))
+    schedule.step()
+    assert optimizer.base.param_groups[0]["betas"] != before

@@ -93,10 +93,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
         per_element = self.per_element()
         for param, received in self.__dict__.get("_received", {}).items():
-            own = {name: value for name, value in received.items() if self.owns(name)}
-            self.state[param] |= {
-                name: restored(param, name, value, name in per_element) for name, value in own.items()
-            }
+            own = self.state[param]
+            for name, value in received.items():
+                if self.owns(name):
+                    own[name] = restored(param, name, value, name in per_element)
+                elif isinstance(own.get(name), Tensor):
+                    own[name] = own[name].clone()  # torch's own loading shares memory where nothing is cast
         self._forget()
 
     def _forget(self) -> None:
