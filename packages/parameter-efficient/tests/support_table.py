@@ -78,6 +78,8 @@ def verdict(model: nn.Module, config: Config) -> str:
         adapt(model, config)
     except ConfigurationError as error:
         return str(error)
+    except Exception as error:
+        return f"WRONG: {type(error).__name__} in adapt"
     try:
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         with torch.no_grad():
@@ -94,6 +96,8 @@ def verdict(model: nn.Module, config: Config) -> str:
         if moved - trained.keys() or still:
             return f"INERT OR LOOSE: {[*(moved - trained.keys()), *still][0]}"
         return "yes"
+    except Exception as error:
+        return f"WRONG: {type(error).__name__} in a step"
     finally:
         model.zero_grad()
         remove(model)
@@ -145,10 +149,9 @@ def main() -> None:
             found = row(kind, cls)
             if found is not None:
                 rows[cls.__name__] = found
-        (results / f"{task}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        text = f"<!-- made by {Path(__file__).name} -->\n\n" + markdown(task, rows)
-        (results / f"{task}.md").write_text(text, encoding="utf-8")
-        print(text.splitlines()[6])
+                (results / f"{task}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                text = f"<!-- made by {Path(__file__).name} -->\n\n" + markdown(task, rows)
+                (results / f"{task}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

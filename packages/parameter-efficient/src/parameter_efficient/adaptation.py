@@ -75,14 +75,17 @@ def _prepared(found: Found, config: Config, record: Record) -> None:
             record.attachments.append(attachment)
     if config.pooling == "mean":
         record.attachments.append(MeanPooling(model, found.encoder(), found.inputs))
+    if config.new_tokens:
+        ids = found.inputs["input_ids"].clone()
+        ids[..., 0] = found.model.get_input_embeddings().num_embeddings - 1  # type: ignore[operator]
+        found.inputs["input_ids"] = ids
+        record.attachments.append(NewTokens(model, config.new_tokens, config.dtype))
     inside = {id(p) for stack in found.stacks for m in stack.blocks.values() for p in m.parameters()}
     before = [p for p in model.parameters() if id(p) not in inside | {id(getattr(*place)) for place in head}]
     for first in found.first_layers():
         record.attachments.append(FrozenInput(first, before))
     record.attachments.append(InPlace(head))
     record.attachments.append(InPlace(also_trained(model, config.also_train)))
-    if config.new_tokens:
-        record.attachments.append(NewTokens(model, config.new_tokens, config.dtype))
     trained = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
     if not trained:
         raise ConfigurationError(

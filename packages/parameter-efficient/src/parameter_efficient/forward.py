@@ -128,10 +128,16 @@ def _run(model: Any, inputs: Mapping[str, Any]) -> Any:
     try:
         return _called(model, inputs)
     except Exception:
-        # A head that looks for the last token needs values.
-        if not valueless(model) or getattr(model, "base_model", model) is model:
+        if not valueless(model) or "input_ids" not in inputs:
             raise
-        return _called(model.base_model, inputs)
+    # A head that looks for the last token needs values, and so does a mask of two dimensions.
+    ids = inputs["input_ids"]
+    mask = ids.new_ones(1, 1, ids.shape[-1], ids.shape[-1], dtype=torch.bool)
+    base = getattr(model, "base_model", model)
+    try:
+        return _called(base, inputs)
+    except Exception:
+        return _called(base, {**inputs, "attention_mask": mask})
 
 
 def _called(model: nn.Module, inputs: Mapping[str, Any]) -> Any:

@@ -24,7 +24,7 @@ from parameter_efficient.configs import (
 from parameter_efficient.found import Found
 from parameter_efficient.low_rank import LowRank
 from parameter_efficient.pooling import Truncation
-from parameter_efficient.prefixes import attach_prefix
+from parameter_efficient.prefixes import attach_prefixes
 from parameter_efficient.quantised import Differentiable, check_quantised
 from parameter_efficient.targets import matching, named_targets
 
@@ -92,7 +92,7 @@ def attach(found: Found, config: Config, generator: Generator) -> Iterator[Attac
         chunked = bool(getattr(getattr(model, "config", None), "chunk_size_feed_forward", 0))
         yield from (attach_adapter(layer, config, generator, chunked) for layer in layers)
     elif isinstance(config, PrefixTuning):
-        yield from (attach_prefix(layer, config, generator, model, found.inputs) for layer in layers)
+        yield from attach_prefixes(layers, config, generator, model, found.inputs)
     elif isinstance(config, LoRA):
         if isinstance(config, QLoRA):
             check_quantised(model, config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from parameter_efficient.blocks import width_out
 from parameter_efficient.configs import PrefixTuning
 from parameter_efficient.forward import outputs_of, undisturbed
 
-__all__ = ["Prefix", "attach_prefix", "implementation_of"]
+__all__ = ["Prefix", "attach_prefixes", "implementation_of"]
 
 NAME = "prefix_tuning"
 
@@ -161,11 +161,13 @@ class _Lengthened:
         return F.pad(scores, (self.prefix.length, 0)) if isinstance(scores, Tensor) else scores
 
 
-def _asked(layer: Layer, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, tuple[int, int]] | None:
-    """Return the module of a layer that asks the table for its attention to its own tokens, and widths.
+def _asked(
+    layers: list[Layer], model: Any, inputs: Mapping[str, Any]
+) -> dict[str, tuple[Any, tuple[int, int]]]:
+    """Return, by layer, the module that asks the table for its attention to its own tokens, and widths.
 
-    The widths are those of a token's keys and values, seen in a forward pass: with several queries a key
-    (or one key for all), they are narrower than the model.
+    The widths are those of a token's keys and values, seen in a forward pass: where several queries share a
+    key, they are narrower than the model.
     """
     from transformers import AttentionInterface
 
@@ -173,38 +175,64 @@ def _asked(layer: Layer, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, tu
 
     def note(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen[id(module)] = (key.shape[1] * key.shape[3], value.shape[1] * value.shape[3])
-        return value.new_zeros(*query.shape[:1], query.shape[2], query.shape[1], value.shape[3]), None
+        return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
-    key_name = next(iter(layer.play("k"))).removeprefix(f"{layer.name}.")
     AttentionInterface.register(NAME, note)
     with undisturbed(model):
-        modules = [m for m in layer.module.modules() if hasattr(m, "config")]
-        for module in modules:
+        for module in {
+            id(m): m for layer in layers for m in layer.module.modules() if hasattr(m, "config")
+        }.values():
             _OwnConfiguration(module)
         outputs_of(model, inputs)
-    own = [
-        m for m in modules if id(m) in seen and any(key_name.endswith(n) and n for n, _ in m.named_modules())
-    ]
-    return (own[0], seen[id(own[0])]) if len(own) == 1 else None
+    found = {}
+    for layer in layers:
+        key = layer.one("k")
+        own = [
+            m for m in layer.module.modules() if id(m) in seen and any(inner is key for inner in m.modules())
+        ]
+        if len(own) == 1:
+            found[layer.name] = (own[0], seen[id(own[0])])
+    return found
 
 
-def attach_prefix(
-    layer: Layer, config: PrefixTuning, generator: torch.Generator, model: Any, inputs: Mapping[str, Any]
-) -> Prefix:
-    """Put a prefix into a layer's attention.
+def attach_prefixes(
+    layers: list[Layer],
+    config: PrefixTuning,
+    generator: torch.Generator,
+    model: Any,
+    inputs: Mapping[str, Any],
+) -> Iterator[Prefix]:
+    """Put a prefix into the attention of layers; yields each once it is there.
 
     Raises:
         ConfigurationError: The model's attention takes no longer keys.
     """
+    own = [layer for layer in layers if not hasattr(_owner(layer), "disentangled_attention_bias")]
+    asked = _asked(own, model, inputs) if own else {}
+    for layer in layers:
+        yield _attach(layer, config, generator, model, asked.get(layer.name))
+
+
+def _owner(layer: Layer) -> Any:
+    """Return the module that holds the key projection."""
+    name = next(iter(layer.play("k"))).removeprefix(f"{layer.name}.").rpartition(".")[0]
+    return layer.module.get_submodule(name)
+
+
+def _attach(
+    layer: Layer,
+    config: PrefixTuning,
+    generator: torch.Generator,
+    model: Any,
+    asked: tuple[Any, tuple[int, int]] | None,
+) -> Prefix:
     from transformers import AttentionInterface
 
-    key, value = layer.one("k"), layer.one("v")
-    name = next(iter(layer.roles["k"])).removeprefix(f"{layer.name}.").rpartition(".")[0]
-    attention: Any = layer.module.get_submodule(name)
+    key, value, attention = layer.one("k"), layer.one("v"), _owner(layer)
     by_itself = key is not value and hasattr(attention, "disentangled_attention_bias")
     if by_itself:
         widths = width_out(key), width_out(value)
-    elif (asked := _asked(layer, model, inputs)) is not None:
+    elif asked is not None:
         attention, widths = asked
     else:
         raise ConfigurationError(

@@ -29,7 +29,13 @@ def _gradients(
             torch.randn(one.shape, generator=torch.Generator().manual_seed(7)).to(one) for one in outputs
         ]
         total = torch.stack([(w * one).sum() for w, one in zip(weights, outputs, strict=True)]).sum()
-        return list(torch.autograd.grad(total, trained, allow_unused=True))
+        try:
+            return list(torch.autograd.grad(total, trained, allow_unused=True))
+        except Exception as error:
+            raise ConfigurationError(
+                f"{type(model).__name__} has no backward pass in evaluation mode "
+                f"({' '.join(str(error).split())[:120]}): pass probe=False to adapt it unproved"
+            ) from error
 
 
 def _silent(names: list[str], model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:

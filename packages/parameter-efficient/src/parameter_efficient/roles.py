@@ -134,8 +134,10 @@ def _attention(flow: Flow, edges: Edges, o: str) -> dict[str, str] | None:
         constant[name] = torch.allclose(
             flow.run({v: torch.ones_like, name: _other(6)})[o][0], plain, atol=1e-4
         )
-    queries = [name for name in own if constant[name]] or own
     keys = [name for name in mixing if name not in silent]
+    queries = [name for name in own if constant[name]] or (own if keys else [])
+    if not keys and len(queries) < len(own):
+        raise UnsureError(f"{v} holds keys and values in one, and {own[0]} is a gate beside it")
     k = _one(keys, "k") if keys else v
     q = _one(queries, "q") if queries else k
     if keys and not queries and width_out(flow.nodes[k]) < 2 * width_out(flow.nodes[v]):
