@@ -42,6 +42,12 @@ def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) ->
             if not isinstance(total, Tensor):
                 return set()
             gradients = torch.autograd.grad(total, outside, allow_unused=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ConfigurationError(
+                f"{type(model).__name__} has no backward pass in evaluation mode ({reason}), and its head is "
+                "not found: pass head='none' and name what trains in also_train"
+            ) from error
         finally:
             for parameter, flag in zip(outside, flags, strict=True):
                 parameter.requires_grad_(flag)
