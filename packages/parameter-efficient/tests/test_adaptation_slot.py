@@ -1,7 +1,6 @@
 """The slot: names, options from plain data, refusals."""
 
 import dataclasses
-import importlib.util
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from small_transformers import classifier
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import HOLDERS, find
-from parameter_efficient import LoRA, QLoRA, trainable_parameters
+from parameter_efficient import LoRA, QLoRA, slots, trainable_parameters
 from parameter_efficient.slots import QLoRAMethod
 
 NAMES = HOLDERS["adaptation"]["parameter-efficient"].split()
@@ -35,10 +34,16 @@ def test_every_method_adapts_a_model(name):
     assert 0 < counted.trainable < counted.total
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is not None and torch.cuda.is_available(),
-    reason="quantisation can run here",
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [
+        (None, "needs bitsandbytes, which is not installed"),
+        ("0.48.2", "needs bitsandbytes 0.49 or newer, not 0.48.2"),
+    ],
 )
-def test_qlora_says_what_is_missing():
-    with pytest.raises(ConfigurationError, match=r"needs (bitsandbytes|a CUDA device).*lora"):
+def test_qlora_says_what_is_missing(installed, message, monkeypatch):
+    monkeypatch.setattr(slots, "find_spec", lambda name: installed)
+    monkeypatch.setattr(slots, "version", lambda name: installed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigurationError, match=f"{message}.*lora"):
         QLoRAMethod(QLoRA()).load_kwargs()

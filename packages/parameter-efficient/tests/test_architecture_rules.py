@@ -25,7 +25,14 @@ from parameter_efficient import (
     trainable_parameters,
     unmerge,
 )
-from parameter_efficient.architecture import find_architecture
+from parameter_efficient.architecture import Architecture
+from parameter_efficient.found import Found
+
+
+def find_architecture(model) -> Architecture:
+    [found] = Found(model, "encoder", None).architectures
+    return found
+
 
 ROLES = {"q", "k", "v", "o", "ffn_in", "ffn_out", "attention_norm", "ffn_norm"}
 
@@ -246,23 +253,25 @@ def in_the_last_layer(config):
 
 
 def test_a_matrix_that_peft_does_not_know_leaves_no_low_rank_update_behind():
-    class Conv1D(torch.nn.Module):
-        weight = torch.nn.Parameter(torch.zeros(32, 16))
-
     model = classifier("gpt2")
-    model.transformer.h[1].mlp.c_fc = Conv1D()
     names = list(model.state_dict())
     with pytest.raises(ValueError, match="not supported"):
-        adapt(model, LoRA(targets=["q", "ffn_in"]))
+        adapt(model, LoRA(targets=["q", "ln_1"]))
     assert list(model.state_dict()) == names
     assert not hasattr(model, "peft_config")
 
 
-def test_unsupported_architecture_says_what_was_looked_for():
+def test_a_model_without_like_blocks_says_what_to_pass():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    example = {"input": torch.ones(1, 2)}
+    with pytest.raises(ConfigurationError, match=r"Sequential cannot be run.*pass example="):
+        adapt(model, BitFit())
     with pytest.raises(
-        ConfigurationError, match=r"Sequential is not supported.*bert, roberta.*looked for q: "
+        ConfigurationError, match=r"Sequential is not supported: it has no list of like blocks"
     ):
-        adapt(torch.nn.Sequential(torch.nn.Linear(2, 2)), BitFit())
+        adapt(model, BitFit(), example=example)
+    adapted = adapt(model, LoRA(targets=["0"], rank=1), example=example)
+    assert trainable_parameters(adapted).trainable == 4
 
 
 @pytest.mark.parametrize(
@@ -272,11 +281,16 @@ def test_unsupported_architecture_says_what_was_looked_for():
         (lambda: BottleneckAdapter(activation="tan"), "did you mean 'tanh'"),
         (lambda: BottleneckAdapter(dropout=1.0), "dropout"),
         (lambda: LoRA(rank=0), "rank"),
-        (lambda: LoRA(targets=("query",)), "targets='query' is unknown: choose from q, k"),
+        (lambda: LoRA(targets="query"), "targets='query' cannot be used: give a list"),
+        (lambda: LoRA(targets=("q(",)), "is no regular expression"),
         (lambda: LoRA(targets=()), "targets is empty"),
         (lambda: LoRA(init="zero"), "init"),
         (lambda: PrefixTuning(length=0), "length"),
-        (lambda: BitFit(biases=["bias"]), "biases"),
+        (lambda: BitFit(biases=[]), "biases is empty"),
+        (lambda: HeadOnly(head="last"), "head"),
+        (lambda: LoRA(also_train="norms"), "also_train='norms' cannot be used"),
+        (lambda: LoRA(new_tokens=-1), "new_tokens"),
+        (lambda: LoRA(stack="left"), "stack"),
         (lambda: FFNTuning(layers=[]), r"layers=\(\)"),
         (lambda: FFNTuning(layers=[1.5]), "layers"),
         (lambda: FFNTuning(layers="last"), "layers='last'"),
@@ -285,7 +299,7 @@ def test_unsupported_architecture_says_what_was_looked_for():
         (lambda: HeadOnly(encoder_layers=0), "encoder_layers"),
         (lambda: QLoRA(quant_type="nf8"), "quant_type"),
         (lambda: Fusion(), "fusion of nothing"),
-        (lambda: Fusion(lora=LoRA(seed=3)), "lora has a pooling or a seed of its own"),
+        (lambda: Fusion(lora=LoRA(seed=3)), "lora has a seed of its own"),
     ],
 )
 def test_configurations_validate_themselves(make, message):

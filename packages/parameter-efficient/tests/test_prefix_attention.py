@@ -15,14 +15,20 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient import Fusion, LoRA, PrefixTuning, adapt, remove
-from parameter_efficient.architecture import find_architecture
+from parameter_efficient.found import Found
 
 SCALES = {"t5": 1.0, "deberta-v2": 1 / math.sqrt(8 * 3)}
 
 
+def layers(kind: type, config: Any) -> list[dict[str, str]]:
+    """Names of q and o in every layer, from a model that is not adapted."""
+    [found] = Found(kind(config), "encoder", None).architectures
+    return [{role: next(iter(layer.roles[role])) for role in "qo"} for layer in found.layers]
+
+
 def observed(model: nn.Module, number: int) -> tuple[Tensor, Tensor]:
     """Query and context of a layer, (batch, tokens, heads, width of a head) each."""
-    layer = find_architecture(model).layers[number]
+    layer = layers(type(model), model.config)[number]
     seen: dict[str, Tensor] = {}
 
     def query(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -32,8 +38,8 @@ def observed(model: nn.Module, number: int) -> tuple[Tensor, Tensor]:
         seen["c"] = args[0]
 
     handles = [
-        layer.one("q").register_forward_hook(query),
-        layer.one("o").register_forward_pre_hook(context),
+        model.get_submodule(layer["q"]).register_forward_hook(query),
+        model.get_submodule(layer["o"]).register_forward_pre_hook(context),
     ]
     with torch.no_grad():
         model(**batch())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,23 +11,17 @@ from torch import nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.accounting import trainable_parameters
-from parameter_efficient.adapters import attach_adapter
-from parameter_efficient.architecture import Architecture, Layer, find_architecture, is_projection
-from parameter_efficient.attachment import Attachment, InPlace
-from parameter_efficient.configs import (
-    BitFit,
-    BottleneckAdapter,
-    Config,
-    FFNTuning,
-    Fusion,
-    HeadOnly,
-    LoRA,
-    PrefixTuning,
-    QLoRA,
-)
-from parameter_efficient.heads import FrozenInput, MeanPooling, Truncation, head_parameters
+from parameter_efficient.attachment import Attachment, InPlace, Resident
+from parameter_efficient.configs import Config, PrefixTuning
+from parameter_efficient.forward import valueless
+from parameter_efficient.found import Found
+from parameter_efficient.heads import FrozenInput, head_parameters
 from parameter_efficient.low_rank import LowRank
-from parameter_efficient.prefixes import attach_prefix
+from parameter_efficient.methods import also_trained, attach
+from parameter_efficient.new_tokens import NewTokens
+from parameter_efficient.pooling import MeanPooling
+from parameter_efficient.prefixes import implementation_of
+from parameter_efficient.probe import check_that_all_acts
 
 __all__ = ["Record", "adapt", "merge", "record_of", "remove", "unmerge"]
 
@@ -66,78 +60,76 @@ def record_of(model: nn.Module) -> Record:
     return record
 
 
-def _biases(layer: Layer, config: BitFit) -> list[tuple[nn.Module, str]]:
-    if config.biases == "all":
-        modules = {
-            id(m): m for m in layer.module.modules() if isinstance(getattr(m, "bias", None), nn.Parameter)
-        }
-    else:
-        modules = {id(m): m for role in config.biases for m in layer.roles[role].values()}
-        modules = {key: m for key, m in modules.items() if is_projection(m) or hasattr(m, "bias")}
-    return [(module, "bias") for module in modules.values()]
-
-
-def _feed_forward(layer: Layer, config: FFNTuning) -> list[tuple[nn.Module, str]]:
-    roles = ["ffn_in", "ffn_out"]
-    if config.include_attention_output:
-        roles += ["o", "attention_norm", "ffn_norm"]
-    modules = [module for role in roles for module in layer.roles[role].values()]
-    return [(module, name) for module in modules for name, _ in module.named_parameters(recurse=False)]
-
-
-def _attach(
-    model: Any, config: Config, architecture: Architecture, generator: torch.Generator
-) -> Iterator[Attachment]:
-    """Change a model in one way; yields each change once it is made."""
-    if isinstance(config, HeadOnly):
-        if config.encoder_layers is not None:
-            yield Truncation(model, architecture, config.encoder_layers)
-        return
-    layers = architecture.select(config.layers)  # type: ignore[attr-defined]
-    if isinstance(config, BottleneckAdapter):
-        chunked = bool(getattr(model.config, "chunk_size_feed_forward", 0))
-        yield from (attach_adapter(layer, config, generator, chunked) for layer in layers)
-    elif isinstance(config, PrefixTuning):
-        yield from (attach_prefix(layer, config, generator, model) for layer in layers)
-    elif isinstance(config, LoRA):
-        if isinstance(config, QLoRA):
-            _check_quantised(model)
-        yield LowRank(model, layers, config, generator)
-    elif isinstance(config, BitFit):
-        yield InPlace(place for layer in layers for place in _biases(layer, config))
-    elif isinstance(config, FFNTuning):
-        yield InPlace(place for layer in layers for place in _feed_forward(layer, config))
-    else:
-        raise ConfigurationError(f"{type(config).__name__} is no method: see parameter_efficient.configs")
-
-
-def _check_quantised(model: nn.Module) -> None:
-    if not getattr(model, "is_loaded_in_4bit", False):
+def _prepared(found: Found, config: Config, record: Record) -> None:
+    """Make all changes; each is in the record once it is made."""
+    model = found.model
+    if any(isinstance(part, PrefixTuning) for part in config.parts):
+        implementation_of(getattr(model, "config", None))
+    generator = torch.Generator().manual_seed(
+        torch.initial_seed() % 2**63 if config.seed is None else config.seed
+    )
+    common = {f.name: getattr(config, f.name) for f in fields(Config)}
+    head = head_parameters(model, found.stacks, found.inputs, config.head)
+    for part in config.parts:
+        for attachment in attach(found, replace(part, **common), generator):
+            record.attachments.append(attachment)
+    if config.pooling == "mean":
+        record.attachments.append(MeanPooling(model, found.encoder(), found.inputs))
+    if config.new_tokens:
+        ids = found.inputs["input_ids"].clone()
+        ids[..., 0] = found.model.get_input_embeddings().num_embeddings - 1  # type: ignore[operator]
+        found.inputs["input_ids"] = ids
+        record.attachments.append(NewTokens(model, config.new_tokens, config.dtype))
+    inside = {id(p) for stack in found.stacks for m in stack.blocks.values() for p in m.parameters()}
+    before = [p for p in model.parameters() if id(p) not in inside | {id(getattr(*place)) for place in head}]
+    for first in found.first_layers():
+        record.attachments.append(FrozenInput(first, before))
+    record.attachments.append(InPlace(head))
+    record.attachments.append(InPlace(also_trained(model, config.also_train)))
+    trained = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
+    if not trained:
         raise ConfigurationError(
-            "qlora needs a model that was loaded in 4 bits: pass from_pretrained what QLoRAMethod(config)"
-            ".load_kwargs() returns, or use lora"
+            f"nothing of {type(model).__name__} would train: a language model's head is its "
+            "vocabulary, which stays "
+            "frozen unless head='train'; or use another method"
         )
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
-def adapt(model: Model, config: Config, *, dry_run: bool = False) -> Model:
+def adapt(
+    model: Model,
+    config: Config,
+    *,
+    dry_run: bool = False,
+    example: Mapping[str, Any] | None = None,
+    probe: bool = True,
+) -> Model:
     """Change a model so that only what `config` names, and the head, trains.
 
     The model itself is changed and returned. Its other parameters are frozen, so that the backward pass ends
     at the lowest layer that trains. What trains in place (the head, biases, feed-forward blocks) is copied
-    first, for `remove`. New parameters have the device and dtype of their layer and are drawn from a
-    generator of their own; the global random stream does not move.
+    first, for `remove`. New parameters are in float32 at least, on the device of their layer, and are drawn
+    from a generator of their own; the global random stream does not move.
+
+    Which matrix plays which role is found by structure (`find_architecture`), on a forward pass of a few
+    tokens. Then a probe proves that everything that trains gets a gradient.
 
     Args:
-        model: A transformer of a kind that `find_architecture` knows, with or without a head.
+        model: A transformer, with or without a head.
         config: One of the dataclasses of this package.
-        dry_run: Print what would train, and leave the model as it is.
+        dry_run: Print what was found and what would train, and leave the model as it is.
+        example: Keyword arguments of the model's forward pass (a row is enough); made up from its
+            configuration where left out.
+        probe: Whether to prove that all acts: one more forward and backward pass of the same row.
 
     Returns:
         The same model.
 
     Raises:
-        ConfigurationError: A layer or an architecture that is not there, or the model or a part of it is
-            adapted already. The model is left as it was.
+        ConfigurationError: A layer or a role that is not there or not sure; something that would train and
+            change nothing; or the model or a part of it is adapted already. The model is left as it was.
 
     Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -150,33 +142,23 @@ def adapt(model: Model, config: Config, *, dry_run: bool = False) -> Model:
          'bert.pooler.dense.weight', 'bert.pooler.dense.bias', 'classifier.weight', 'classifier.bias']
     """
     for module in model.modules():
-        if RECORD in vars(module):
+        if RECORD in vars(module) or isinstance(module, Resident) or hasattr(module, "lora_A"):
             raise ConfigurationError(
                 f"this {type(module).__name__} is adapted already: remove(model) first, or use Fusion for "
                 "several methods"
             )
-    architecture = find_architecture(model)
-    generator = torch.Generator().manual_seed(
-        torch.initial_seed() % 2**63 if config.seed is None else config.seed
-    )
+    found = Found(model, config.stack, example)
     record = Record(config, [], [(p, p.requires_grad) for p in model.parameters()])
     setattr(model, RECORD, record)
     try:
-        for part in config.parts if isinstance(config, Fusion) else (config,):
-            for attachment in _attach(model, part, architecture, generator):
-                record.attachments.append(attachment)
-        if config.pooling == "mean":
-            record.attachments.append(MeanPooling(model, architecture))
-        record.attachments.append(FrozenInput(architecture))
-        record.attachments.append(InPlace(head_parameters(model)))
-        model.requires_grad_(False)
-        for attachment in record.attachments:
-            for parameter in attachment.parameters():
-                parameter.requires_grad_(True)
+        _prepared(found, config, record)
+        if probe and not valueless(model):
+            check_that_all_acts(model, found.inputs)
     except BaseException:
         remove(model)
         raise
     if dry_run:
+        print(found)
         print(trainable_parameters(model))
         remove(model)
     return model
@@ -207,24 +189,34 @@ def remove(model: Model) -> Model:
     return model
 
 
-def merge(model: Model) -> Model:
+def merge(model: Model, *, safe: bool = True) -> Model:
     """Fold an adaptation into the model's own weights: same output, no extra module, no extra time.
 
-    LoRA becomes W' = W + (α/r) B A; biases, feed-forward blocks and the head are in the weights anyway. A
-    copy of the changed matrices is kept for `unmerge`.
+    LoRA becomes W' = W + (α/r) B A; biases, feed-forward blocks and the head are in the weights anyway, and a
+    depth that was cut is written into the configuration. A copy of the changed matrices is kept for
+    `unmerge`.
+
+    Args:
+        model: An adapted model.
+        safe: Refuse where a merged matrix would hold a number that is not finite.
 
     Raises:
-        ConfigurationError: An adapter, a prefix or mean pooling, which no weights can hold.
+        ConfigurationError: An adapter, a prefix, mean pooling or made biases, which the model's own format
+            cannot hold; or numbers that are not finite. The model is as it was.
     """
     record = record_of(model)
     if record.merged:
         raise ConfigurationError("this adaptation is merged already: unmerge(model) takes it back")
-    for attachment in record.attachments:
-        if type(attachment).merge is not LowRank.merge:
-            attachment.merge()
-    for attachment in record.attachments:
-        if isinstance(attachment, LowRank):
-            attachment.merge()
+    done: list[Attachment] = []
+    try:
+        # LoRA last: what cannot be merged refuses before a matrix is changed.
+        for attachment in sorted(record.attachments, key=lambda one: isinstance(one, LowRank)):
+            attachment.merge(safe) if isinstance(attachment, LowRank) else attachment.merge()
+            done.append(attachment)
+    except BaseException:
+        for attachment in reversed(done):
+            attachment.unmerge()
+        raise
     record.merged = True
     return model
 

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.architecture import Layer
-from parameter_efficient.attachment import Resident, place_of
+from parameter_efficient.attachment import Resident, place_of_new
+from parameter_efficient.blocks import is_projection, width_out
 from parameter_efficient.configs import BottleneckAdapter
+from parameter_efficient.forward import first_tensor
 
-__all__ = ["Adapter", "attach_adapter"]
+__all__ = ["Adapter", "attach_adapter", "attach_behind"]
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -46,17 +48,18 @@ class Adapter(Resident):
                 zero.zero_()
 
     def update(self, h: Tensor) -> Tensor:
-        """Return what is added to h: s · dropout(U φ(D h + b_D) + b_U)."""
+        """Return what is added to h, in the adapter's own dtype: s · dropout(U φ(D h + b_D) + b_U)."""
+        h = h.to(self.down.weight.dtype)
         return self.scaling * self.dropout(self.up(self.activation(self.down(h))))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Return a(h), of h's shape (…, d)."""
+        """Return a(h), of h's shape (…, d) and dtype."""
         adapted = h + self.update(h)
-        return adapted if self.norm is None else self.norm(adapted)
+        return (adapted if self.norm is None else self.norm(adapted.to(self.norm.weight.dtype))).to(h.dtype)
 
     def difference(self, h: Tensor) -> Tensor:
         """Return a(h) - h."""
-        return self.update(h) if self.norm is None else self.forward(h) - h
+        return self.update(h).to(h.dtype) if self.norm is None else self.forward(h) - h
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook: a(output) in the place of the output."""
@@ -64,18 +67,20 @@ class Adapter(Resident):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of a sub-layer's first module: what it takes is h."""
-        self._pending = self.difference(args[0] if args else kwargs["hidden_states"])
+        self._pending = self.difference(first_tensor((args, kwargs)))  # type: ignore[arg-type]
 
     def join(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook of a sub-layer's last module: a(h) - h is added to the output."""
-        return _replaced(output, _first(output) + self._leave())
+        hidden = _first(output)
+        return _replaced(output, hidden + self._leave().view_as(hidden).to(hidden.dtype))
 
     def exchange(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Forward pre-hook of the norm behind the sub-layer: the residual h becomes a(h); opt flattens h."""
-        return (args[0] + self._leave().view_as(args[0]), *args[1:])
+        return (args[0] + self._leave().view_as(args[0]).to(args[0].dtype), *args[1:])
 
     def _leave(self) -> Tensor:
         pending, self._pending = self._pending, None
+        assert pending is not None  # the sub-layer's first module was called
         return pending
 
 
@@ -97,36 +102,49 @@ def attach_adapter(
         config: What.
         generator: Draws its parameters.
         chunked: Whether the model runs its feed-forward blocks in chunks.
+
+    Raises:
+        ConfigurationError: It is not sure where the sub-layer ends, or its blocks are chunked.
     """
-    if config.parallel and chunked and not layer.norm_first:
+    if config.position not in layer.sublayers:
+        raise ConfigurationError(
+            f"position={config.position!r}: where this sub-layer of {layer.name} "
+            f"({type(layer.module).__name__}) "
+            "ends is not sure: give targets, the modules behind which an adapter shall stand"
+        )
+    sublayer = layer.sublayers[config.position]
+    if config.parallel and chunked and sublayer.norm:
         raise ConfigurationError(
             "parallel=true does not work with chunked feed-forward blocks: set chunk_size_feed_forward=0 "
             "in the model's configuration, or use parallel=false"
         )
-    norm = layer.one(f"{config.position}_norm")
-    first, last = _ends(layer, config.position)
-    adapter = Adapter(norm.weight.shape[0], config, generator, _place(layer, config))
+    entry, end = (layer.module.get_submodule(name) for name in (sublayer.entry, sublayer.exit))
+    norm = layer.module.get_submodule(sublayer.norm) if sublayer.norm else None
+    adapter = Adapter(layer.width, config, generator, place_of_new(config.dtype, end, layer.module))
     adapter.settle(layer.module, f"{config.position}_adapter")
     if config.parallel:
-        adapter.act_through(first.register_forward_pre_hook(adapter.enter, with_kwargs=True))
-    if config.parallel and not layer.norm_first:
+        adapter.act_through(entry.register_forward_pre_hook(adapter.enter, with_kwargs=True))
+    if not config.parallel:
+        adapter.act_through((norm or end).register_forward_hook(adapter.after))
+    elif norm is not None:
         adapter.act_through(norm.register_forward_pre_hook(adapter.exchange))
-    elif config.parallel:
-        adapter.act_through(last.register_forward_hook(adapter.join))
     else:
-        adapter.act_through((last if layer.norm_first else norm).register_forward_hook(adapter.after))
+        adapter.act_through(end.register_forward_hook(adapter.join))
     return adapter
 
 
-def _ends(layer: Layer, position: str) -> tuple[nn.Module, nn.Module]:
-    """Return a sub-layer's first and last module: one and the same where it is a block of its own."""
-    if position in layer.roles:
-        return layer.one(position), layer.one(position)
-    return layer.one("ffn_in"), layer.one("ffn_out")
-
-
-def _place(layer: Layer, config: BottleneckAdapter) -> dict[str, Any]:
-    """Return device and dtype of h: t5 in float16 has float32 behind its feed-forward block."""
-    if config.parallel or not layer.norm_first:
-        return place_of(layer.module)
-    return place_of(layer.one("ffn_out" if config.position == "ffn" else "o"), layer.module)
+def attach_behind(
+    model: nn.Module, name: str, module: nn.Module, config: BottleneckAdapter, generator: torch.Generator
+) -> Adapter:
+    """Put an adapter behind a module that is given by name."""
+    weight = getattr(module, "weight", None)
+    if not is_projection(module) and weight is None:
+        raise ConfigurationError(
+            f"targets: {name} ({type(module).__name__}) has no width of its own: name a matrix or a norm"
+        )
+    width = width_out(module) if is_projection(module) else weight.numel()  # type: ignore[union-attr]
+    adapter = Adapter(width, config, generator, place_of_new(config.dtype, module))
+    parent, _, attribute = name.rpartition(".")
+    adapter.settle(model.get_submodule(parent), f"{attribute}_adapter")
+    adapter.act_through(module.register_forward_hook(adapter.after))
+    return adapter

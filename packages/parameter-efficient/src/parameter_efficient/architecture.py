@@ -1,53 +1,25 @@
-"""Where a transformer keeps its layers, and what is what in them: rules over names and types of modules.
+"""Where a transformer keeps its layers, and what is what in them: found by structure.
 
-A rule is a pattern for a module's name within its layer. One table serves every architecture that names its
-modules in one of the known ways, and a model that none fits is refused with what was looked for.
+The longest list of like blocks is the body (`blocks`); what plays which role in a block is told by what flows
+where (`flow`, `roles`). Names are hints where that leaves a choice.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from finetune_common.errors import ConfigurationError
+from parameter_efficient.blocks import Stack
+from parameter_efficient.flow import Call, Flow
+from parameter_efficient.forward import outputs_of, undisturbed
+from parameter_efficient.roles import Roles, SubLayer, UnsureError, find_roles
 
-__all__ = ["Architecture", "Layer", "find_architecture", "is_projection"]
-
-# bert, roberta, electra | deberta-v2 | albert | distilbert | bart | t5 | gpt2
-PROJECTIONS = {
-    "q": r"attention\.self\.query(_proj)?|attention\.query|attention\.q_lin|self_attn\.q_proj"
-    r"|layer\.0\.SelfAttention\.q|attn\.c_attn",
-    "k": r"attention\.self\.key(_proj)?|attention\.key|attention\.k_lin|self_attn\.k_proj"
-    r"|layer\.0\.SelfAttention\.k|attn\.c_attn",
-    "v": r"attention\.self\.value(_proj)?|attention\.value|attention\.v_lin|self_attn\.v_proj"
-    r"|layer\.0\.SelfAttention\.v|attn\.c_attn",
-    "o": r"attention\.output\.dense|attention\.dense|attention\.out_lin|self_attn\.out_proj"
-    r"|layer\.0\.SelfAttention\.o|attn\.c_proj",
-    "ffn_in": r"intermediate\.dense|ffn|ffn\.lin1|fc1|layer\.1\.DenseReluDense\.wi(_[01])?|mlp\.c_fc",
-    "ffn_out": r"output\.dense|ffn_output|ffn\.lin2|fc2|layer\.1\.DenseReluDense\.wo|mlp\.c_proj",
-}
-NORMS = {
-    "attention_norm": r"attention\.output\.LayerNorm|attention\.LayerNorm|sa_layer_norm|self_attn_layer_norm"
-    r"|layer\.0\.layer_norm|ln_1",
-    "ffn_norm": r"output\.LayerNorm|full_layer_layer_norm|output_layer_norm|final_layer_norm"
-    r"|layer\.1\.layer_norm|ln_2",
-}
-BLOCKS = {
-    "attention": r"attention|self_attn|layer\.0\.SelfAttention|attn",
-    "ffn": r"layer\.1\.DenseReluDense|mlp",
-}
-FINAL_NORM = r"(final_)?layer_norm|ln_f"
-WITHIN_GROUP = r"(?:albert_layers\.0\.)?"
-REQUIRED = ("q", "k", "v", "o", "ffn_in", "ffn_out", "ffn_norm", "attention")
-
-
-def is_projection(module: nn.Module) -> bool:
-    """Return whether a module multiplies by a matrix: `nn.Linear` and its 4-bit forms, or `Conv1D`."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+__all__ = ["Architecture", "Layer", "call_counts", "find_architecture"]
 
 
 @dataclass
@@ -57,18 +29,33 @@ class Layer:
     Args:
         name: Its name in the model.
         module: Itself.
-        norm_first: Whether norms come before the sub-layers (gpt2, t5).
         roles: Role → the modules that play it, by their names in the model.
+        sublayers: "attention" and "ffn" → where an adapter can stand, by names in the layer.
+        width: Features of a token between layers.
     """
 
     name: str
     module: nn.Module
-    norm_first: bool
     roles: dict[str, dict[str, nn.Module]]
+    sublayers: dict[str, SubLayer]
+    width: int
+
+    def play(self, role: str) -> dict[str, nn.Module]:
+        """Return the modules of a role.
+
+        Raises:
+            ConfigurationError: None has it.
+        """
+        if role not in self.roles:
+            raise ConfigurationError(
+                f"{role}: no module of {self.name} ({type(self.module).__name__}) plays this role; found are "
+                f"{', '.join(self.roles)}: choose among them, or give names of modules as targets"
+            )
+        return self.roles[role]
 
     def one(self, role: str) -> Any:
         """Return the first module of a role."""
-        return next(iter(self.roles[role].values()))
+        return next(iter(self.play(role).values()))
 
 
 @dataclass
@@ -77,27 +64,30 @@ class Architecture:
 
     Args:
         kind: Class name of the model, for messages.
-        container: Name of the module that holds the list of layers.
-        attribute: Name of that list in it.
+        stack: Where they are.
         layers: The layers, in order.
         shared: Whether some of them are used several times (albert).
+        refusal: Why roles in them cannot be told; "" where they are.
     """
 
     kind: str
-    container: str
-    attribute: str
+    stack: Stack
     layers: list[Layer]
     shared: bool
+    refusal: str = ""
 
-    def select(self, layers: tuple[int, ...] | str) -> list[Layer]:
+    def select(self, layers: tuple[int, ...] | str, *, roles: bool = True) -> list[Layer]:
         """Return chosen layers in the model's order, each once.
 
         Args:
             layers: Numbers from 0, or from the end (-1); or "all".
+            roles: Whether their roles have to be known.
 
         Raises:
-            ConfigurationError: No such layer, or a choice among layers that are one.
+            ConfigurationError: No such layer, or a choice among layers that are one, or roles not known.
         """
+        if roles and self.refusal:
+            raise ConfigurationError(self.refusal)
         if layers == "all":
             return self.layers
         if self.shared:
@@ -115,59 +105,142 @@ class Architecture:
         return [self.layers[number] for number in sorted({int(number) % depth for number in layers})]
 
 
-def _roles(layer: nn.Module, name: str) -> dict[str, dict[str, nn.Module]]:
-    """Find what plays which role in a layer."""
-    found: dict[str, dict[str, nn.Module]] = {}
-    for relative, module in layer.named_modules():
-        patterns = PROJECTIONS if is_projection(module) else NORMS | BLOCKS
-        for role, pattern in patterns.items():
-            if re.fullmatch(f"{WITHIN_GROUP}(?:{pattern})", relative):
-                found.setdefault(role, {})[f"{name}.{relative}"] = module
-    return found
+def _shape_of(block: nn.Module) -> tuple[Any, ...]:
+    """Return what blocks of one kind have in common; norms and activations may differ in nothing else."""
+    matrices = tuple((n, tuple(p.shape)) for n, p in block.named_parameters())
+    return type(block), tuple((n, type(m)) for n, m in block.named_modules()), matrices
 
 
-def _norm_first(layer: nn.Module, container: nn.Module) -> bool:
-    """Return whether norms come first: such a model has one more behind its last layer, or says so (opt)."""
-    behind_the_last = any(re.fullmatch(FINAL_NORM, name) for name, _ in container.named_children())
-    return getattr(layer, "do_layer_norm_before", behind_the_last)
+def _first_calls(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> tuple[dict[str, Call], int]:
+    """Return the first call of each block, and how often the most used one is called."""
+    calls: dict[str, Call] = {}
+    counts: Counter[int] = Counter()
+
+    def note_call(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            counts[id(module)] += 1
+            calls.setdefault(name, Call(args, kwargs, {}))
+
+        return hook
+
+    def note_tuple(block: str, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, tuple) and block in calls:
+                calls[block].tuples[name] = output  # type: ignore[index]
+
+        return hook
+
+    with undisturbed(model):
+        for name, block in stack.blocks.items():
+            block.register_forward_pre_hook(note_call(name), with_kwargs=True)
+            for inner, module in block.named_modules():
+                module.register_forward_hook(note_tuple(name, inner))
+        outputs_of(model, inputs)
+    return calls, max(counts.values(), default=0)
 
 
-def _stacks(model: nn.Module) -> Iterator[tuple[str, list[Layer]]]:
-    """Yield every list of modules that are all layers by the rules, outermost first."""
-    for name, modules in model.named_modules():
-        if not isinstance(modules, nn.ModuleList) or not len(modules):
-            continue
-        container = model.get_submodule(name.rpartition(".")[0])
-        layers = []
-        for number, module in enumerate(modules):
-            roles = _roles(module, f"{name}.{number}")
-            if set(REQUIRED) <= set(roles):
-                layers.append(Layer(f"{name}.{number}", module, _norm_first(module, container), roles))
-        if len(layers) == len(modules):
-            yield name, layers
+_KNOWN: dict[Any, Roles] = {}
+"""Roles by kind of block, configuration and shapes of the inputs: weights do not matter for them."""
 
 
-def find_architecture(model: nn.Module) -> Architecture:
-    """Find the layers of a model: of its encoder, where it has a decoder too.
+def _analysed(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> tuple[list[Roles], bool]:
+    """Find the roles in each block of a stack, and whether blocks are used several times."""
+    calls, most = _first_calls(model, stack, inputs)
+    if not calls:
+        raise UnsureError("its layers take no part in a forward pass")
+    config = str(getattr(model, "config", ""))
+    shapes = [(name, getattr(value, "shape", value)) for name, value in inputs.items()]
+    kinds = {name: (type(model), config, str(shapes), _shape_of(m)) for name, m in stack.blocks.items()}
+    for name, block in stack.blocks.items():
+        if name in calls and kinds[name] not in _KNOWN:
+            try:
+                _KNOWN[kinds[name]] = find_roles(Flow(block, calls[name]))
+            except UnsureError as error:
+                raise UnsureError(f"{type(block).__name__}: {error}") from None
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+                raise UnsureError(f"{type(block).__name__} does not run by itself ({reason})") from error
+    return [_KNOWN[kind] for kind in kinds.values()], most > 1
+
+
+def call_counts(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Return how often each block is called in a forward pass, in the order of the first calls."""
+    counts: dict[str, int] = {}
+    with undisturbed(model):
+        for stack in stacks:
+            for name, block in stack.blocks.items():
+                block.register_forward_pre_hook(
+                    lambda *_, n=name: counts.__setitem__(n, counts.get(n, 0) + 1)
+                )
+        outputs_of(model, inputs)
+    return counts
+
+
+def _layers(stack: Stack, roles: list[Roles]) -> list[Layer]:
+    layers = []
+    for (name, block), own in zip(stack.blocks.items(), roles, strict=True):
+        named = {
+            role: {f"{name}.{module}": block.get_submodule(module) for module in modules}
+            for role, modules in own.modules.items()
+        }
+        layers.append(Layer(name, block, named, own.sublayers, own.width))
+    return layers
+
+
+def find_architecture(
+    model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any], *, stack: str = "encoder"
+) -> list[Architecture]:
+    """Find the roles in a model's layers.
+
+    Args:
+        model: The model; it is run, and left as it was.
+        stacks: Its lists of like blocks, from `find_stacks`.
+        inputs: Of a forward pass, from `working_inputs`.
+        stack: Of a model with an encoder and a decoder: encoder, decoder or both.
+
+    Returns:
+        One architecture, or two. Where roles cannot be told, `refusal` says why, in one line.
 
     Raises:
-        ConfigurationError: No list of layers that the rules know.
+        ConfigurationError: No list of like blocks.
 
     Examples:
         >>> from transformers import BertConfig, BertModel
+        >>> from parameter_efficient.blocks import find_stacks
+        >>> from parameter_efficient.forward import working_inputs
         >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-        >>> found = find_architecture(BertModel(BertConfig(num_hidden_layers=3, **sizes)))
+        >>> model = BertModel(BertConfig(num_hidden_layers=3, **sizes))
+        >>> [found] = find_architecture(model, find_stacks(model), working_inputs(model))
         >>> [layer.name for layer in found.select((-1, 0))]
         ['encoder.layer.0', 'encoder.layer.2']
+        >>> list(found.layers[0].roles["o"])
+        ['encoder.layer.0.attention.output.dense']
     """
-    kind, config = type(model).__name__, getattr(model, "config", None)
-    for name, layers in _stacks(model):
-        container, _, attribute = name.rpartition(".")
-        depth = getattr(config, "num_hidden_layers", len(layers))
-        shared = getattr(config, "num_hidden_groups", depth) < depth
-        return Architecture(kind, container, attribute, layers, shared)
-    looked_for = "; ".join(f"{role}: {PROJECTIONS[role]}" for role in ("q", "ffn_in"))
-    raise ConfigurationError(
-        f"{kind} is not supported: no list of layers was found in it whose modules are named like those of "
-        f"bert, roberta, albert, distilbert, electra, deberta-v2, t5, bart or gpt2 (looked for {looked_for})"
-    )
+    kind = type(model).__name__
+    if not stacks:
+        raise ConfigurationError(
+            f"{kind} is not supported: it has no list of like blocks with at least four matrices each; give "
+            "names of modules as targets, or train the head alone"
+        )
+    found = [_architecture(model, one, inputs) for one in stacks]
+    sure = [one for one in found if not one.refusal] or found
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or len(sure) == 1:
+        return sure[:1]
+    decoders = [one for one in sure if any("cross_v" in layer.roles for layer in one.layers)]
+    encoders = [one for one in sure if one not in decoders]
+    return {"encoder": encoders[:1], "decoder": decoders[:1], "both": [*encoders[:1], *decoders[:1]]}[stack]
+
+
+def _architecture(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> Architecture:
+    kind = type(model).__name__
+    try:
+        roles, shared = _analysed(model, stack, inputs)
+    except UnsureError as error:
+        refusal = (
+            f"{kind} is not supported: the roles of its matrices are not sure ({error}); give "
+            "names of modules as "
+            "targets, or train the head alone"
+        )
+        plain = [Layer(name, block, {}, {}, 0) for name, block in stack.blocks.items()]
+        return Architecture(kind, stack, plain, False, refusal)
+    return Architecture(kind, stack, _layers(stack, roles), shared)

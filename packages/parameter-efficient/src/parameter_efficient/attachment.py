@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
+from parameter_efficient.blocks import width_out
 
-__all__ = ["Attachment", "InPlace", "Outside", "Resident", "place_of"]
+__all__ = ["Attachment", "InPlace", "Outside", "Place", "Resident", "place_of", "place_of_new"]
+
+Place = tuple[nn.Module, str]
+"""A parameter: the module that holds it, and its name there."""
 
 
 class Attachment:
@@ -39,6 +43,14 @@ def place_of(*modules: nn.Module) -> dict[str, Any]:
         if parameter.is_floating_point():
             return {"device": parameter.device, "dtype": parameter.dtype}
     raise ConfigurationError(f"{type(modules[-1]).__name__} has no floating-point parameter")
+
+
+def place_of_new(dtype: str, *modules: nn.Module) -> dict[str, Any]:
+    """Return device and dtype for parameters that are added: at least float32, unless dtype is "model"."""
+    place = place_of(*modules)
+    if dtype != "model" and place["dtype"].itemsize < 4:
+        place["dtype"] = torch.float32
+    return place
 
 
 class Outside:
@@ -114,8 +126,7 @@ class InPlace(Attachment):
         for module, attribute in where:
             parameter = getattr(module, attribute)
             if parameter is None:
-                weight: Any = module.weight
-                zeros = torch.zeros(weight.shape[0], device=weight.device, dtype=weight.dtype)
+                zeros = torch.zeros(width_out(module), **place_of(module))
                 setattr(module, attribute, nn.Parameter(zeros))
                 self._first.append((module, attribute, None))
             else:
@@ -135,4 +146,15 @@ class InPlace(Attachment):
                 getattr(module, attribute).grad = None
 
     def merge(self) -> None:
-        """Nothing is to be done: the change is in the weights."""
+        """Nothing is to be done: the change is in the weights.
+
+        Raises:
+            ConfigurationError: A bias was made, for which the model's own format has no place.
+        """
+        made = [module for module, _, first in self._first if first is None]
+        if made:
+            raise ConfigurationError(
+                f"{len(made)} biases that this model does not have were made "
+                f"({type(made[0]).__name__} first) and "
+                "cannot be merged: save_pretrained would lose them; keep the adaptation attached"
+            )

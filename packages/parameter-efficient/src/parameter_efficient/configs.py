@@ -11,6 +11,7 @@ from math import inf
 from typing import Literal
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from parameter_efficient.options import Config, Layers, check_patterns
 
 __all__ = [
     "METHODS",
@@ -25,57 +26,8 @@ __all__ = [
     "QLoRA",
 ]
 
-Layers = tuple[int, ...] | Literal["all"]
-Projection = Literal["q", "k", "v", "o", "ffn_in", "ffn_out"]
-Biased = Literal["q", "k", "v", "o", "ffn_in", "ffn_out", "attention_norm", "ffn_norm"]
-
-POOLINGS = ("cls", "mean")
 ACTIVATIONS = ("tanh", "relu", "gelu", "silu")
-PROJECTIONS = ("q", "k", "v", "o", "ffn_in", "ffn_out")
-BIASED = (*PROJECTIONS, "attention_norm", "ffn_norm")
 INITIALISATIONS = ("kaiming", "normal", "random")
-
-
-@dataclass(frozen=True)
-class Config:
-    """What every method has.
-
-    Args:
-        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
-            padding, in its place).
-        seed: Seed of the new parameters, at least 0; null for torch's initial seed, which a run sets. Global
-            random numbers are not drawn.
-    """
-
-    pooling: Literal["cls", "mean"] = "cls"
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("pooling", self.pooling, POOLINGS)
-        if self.seed is not None:
-            check_number("seed", self.seed, at_least=0, below=2**63)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-        if hasattr(self, "layers"):
-            _check_layers(self.layers)  # type: ignore[attr-defined]
-
-
-def _check_layers(layers: object) -> None:
-    numbers = isinstance(layers, tuple) and all(type(number) is int for number in layers)
-    if layers != "all" and not (numbers and layers):
-        raise ConfigurationError(
-            f"layers={layers!r} cannot be used: give a list of layer numbers (from 0, or from the end: -1), "
-            "or 'all'"
-        )
-
-
-def _check_names(field: str, names: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-    if not names:
-        raise ConfigurationError(f"{field} is empty: choose from {', '.join(allowed)}")
-    for name in names:
-        check_choice(field, name, allowed)
 
 
 @dataclass(frozen=True)
@@ -84,9 +36,6 @@ class HeadOnly(Config):
 
     Args:
         encoder_layers: Use only the first so many layers and drop the rest; null for all.
-        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
-            padding, in its place).
-        seed: Unused: this method has no new parameters.
 
     Examples:
         >>> HeadOnly(encoder_layers=6).pooling
@@ -116,6 +65,8 @@ class BottleneckAdapter(Config):
         layers: Layers to adapt, from 0, or from the end (-1); or all.
         bottleneck: Width r, at least 1.
         position: Sub-layer: ffn or attention.
+        targets: Instead of a position: modules behind each of which an adapter stands, by the ends of their
+            names or regular expressions.
         parallel: Beside the sub-layer instead of behind it.
         activation: φ: tanh, relu, gelu or silu.
         layer_norm: Whether LN is there. With it, output differs from the base model's from the start; without
@@ -123,9 +74,6 @@ class BottleneckAdapter(Config):
         scaling: s, above 0.
         dropout: Share of the update's elements that are dropped in training, in [0, 1).
         init_std: Standard deviation of D at the start, at least 0.
-        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
-            padding, in its place).
-        seed: Seed of D, at least 0; null for torch's initial seed, which a run sets.
 
     Examples:
         >>> BottleneckAdapter(layers=[5], bottleneck=1).layers
@@ -138,6 +86,7 @@ class BottleneckAdapter(Config):
     layers: Layers = "all"
     bottleneck: int = 16
     position: Literal["ffn", "attention"] = "ffn"
+    targets: tuple[str, ...] = ()
     parallel: bool = False
     activation: Literal["tanh", "relu", "gelu", "silu"] = "tanh"
     layer_norm: bool = True
@@ -153,6 +102,8 @@ class BottleneckAdapter(Config):
         check_number("scaling", self.scaling, above=0, below=inf)
         check_number("dropout", self.dropout, at_least=0, below=1)
         check_number("init_std", self.init_std, at_least=0, below=inf)
+        if self.targets and self.parallel:
+            raise ConfigurationError("parallel=true needs a position, not targets: leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -164,17 +115,15 @@ class LoRA(Config):
     Args:
         layers: Layers to adapt, from 0, or from the end (-1); or all.
         rank: r, at least 1.
-        targets: Matrices: any of q, k, v, o, ffn_in, ffn_out. Where a model keeps q, k and v in one matrix
-            (gpt2), any of them means all three.
+        targets: Matrices: roles (q, k, v, o, ffn_in, ffn_gate, ffn_out, cross_q, cross_k, cross_v, cross_o),
+            ends of names (q_proj), or regular expressions for whole names. Where a model keeps q, k and v in
+            one matrix (gpt2), any of them means all three; ffn_in includes a gate.
         alpha: α, above 0; null for α = r (no scaling).
         dropout: Share of the inputs of A that are dropped in training, in [0, 1).
         init: kaiming (A uniform as peft has it, B = 0), normal (A ~ N(0, 1), B = 0) or random (A and B
             uniform: output differs from the base model's from the start).
         rslora: Scale by α/√r (Kalajdzievski 2023, arXiv 2312.03732).
         dora: Train the norms of W's rows beside their directions (Liu et al. 2024, arXiv 2402.09353).
-        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
-            padding, in its place).
-        seed: Seed of A and B, at least 0; null for torch's initial seed, which a run sets.
 
     Examples:
         >>> LoRA(layers=[10], rank=1, targets=["q", "k"], init="normal").targets
@@ -183,7 +132,7 @@ class LoRA(Config):
 
     layers: Layers = "all"
     rank: int = 8
-    targets: tuple[Projection, ...] = ("q", "v")
+    targets: tuple[str, ...] = ("q", "v")
     alpha: float | None = None
     dropout: float = 0.0
     init: Literal["kaiming", "normal", "random"] = "kaiming"
@@ -193,7 +142,10 @@ class LoRA(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("rank", self.rank, at_least=1)
-        _check_names("targets", self.targets, PROJECTIONS)
+        if not self.targets:
+            raise ConfigurationError(
+                "targets is empty: give roles (q, k, v, o, ffn_in, ffn_out) or names of modules"
+            )
         if self.alpha is not None:
             check_number("alpha", self.alpha, above=0, below=inf)
         check_number("dropout", self.dropout, at_least=0, below=1)
@@ -204,31 +156,21 @@ class LoRA(Config):
 class QLoRA(LoRA):
     """LoRA on a base model whose weights were loaded in 4 bits (Dettmers et al. 2023, arXiv 2305.14314).
 
-    Needs bitsandbytes and a CUDA device. `adapt` wants a model that was loaded with the arguments that the
-    slot's `load_kwargs()` returns.
+    Needs bitsandbytes, on a GPU or (0.49 and newer) a CPU. `adapt` wants a model that was loaded with the
+    arguments that the slot's `load_kwargs()` returns.
 
     Args:
-        layers: Layers to adapt, from 0, or from the end (-1); or all.
-        rank: r, at least 1.
-        targets: Matrices: any of q, k, v, o, ffn_in, ffn_out.
-        alpha: α, above 0; null for α = r (no scaling).
-        dropout: Share of the inputs of A that are dropped in training, in [0, 1).
-        init: kaiming, normal or random, as for lora.
-        rslora: Scale by α/√r.
-        dora: Train the norms of W's rows beside their directions.
-        quant_type: The 4-bit format: nf4 or fp4.
-        double_quant: Quantise the scales as well.
-        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
-            padding, in its place).
-        seed: Seed of A and B, at least 0; null for torch's initial seed, which a run sets.
+        quant_type: Format of the base weights: nf4 or fp4 (4 bits), or int8 (LLM.int8, Dettmers et al. 2022,
+            arXiv 2208.07339).
+        double_quant: Quantise the scales of 4-bit weights as well.
     """
 
-    quant_type: Literal["nf4", "fp4"] = "nf4"
+    quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
     double_quant: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("quant_type", self.quant_type, ("nf4", "fp4"))
+        check_choice("quant_type", self.quant_type, ("nf4", "fp4", "int8"))
 
 
 @dataclass(frozen=True)
@@ -242,9 +184,6 @@ class PrefixTuning(Config):
         layers: Layers to adapt, from 0, or from the end (-1); or all.
         length: n, keys and values to prepend, at least 1.
         init_std: Standard deviation of both at the start, at least 0.
-        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
-            padding, in its place).
-        seed: Seed of keys and values, at least 0; null for torch's initial seed, which a run sets.
     """
 
     layers: Layers = "all"
@@ -263,20 +202,22 @@ class BitFit(Config):
 
     Args:
         layers: Layers to adapt, from 0, or from the end (-1); or all.
-        biases: Any of q, k, v, o, ffn_in, ffn_out, attention_norm, ffn_norm; or all (every bias that a layer
-            has). Where a projection has none (t5), it gets one that begins at 0.
-        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
-            padding, in its place).
-        seed: Unused: nothing is random.
+        biases: Roles (q, k, v, o, ffn_in, ffn_out, attention_norm, ffn_norm), ends of names or regular
+            expressions of modules; or all (every bias that a layer has). Where a projection has none (t5,
+            llama), it gets one that begins at 0.
     """
 
     layers: Layers = "all"
-    biases: tuple[Biased, ...] | Literal["all"] = ("q", "ffn_in")
+    biases: tuple[str, ...] | Literal["all"] = ("q", "ffn_in")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.biases != "all":
-            _check_names("biases", self.biases, BIASED)
+            check_patterns("biases", self.biases)
+            if not self.biases:
+                raise ConfigurationError(
+                    "biases is empty: give roles (q, k, v, o, ffn_in, …), names, or 'all'"
+                )
 
 
 @dataclass(frozen=True)
@@ -287,13 +228,13 @@ class FFNTuning(Config):
         layers: Layers to adapt, from 0, or from the end (-1); or all.
         include_attention_output: Train the attention's output projection and both norms as well: what the
             released code did under this name.
-        pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
-            padding, in its place).
-        seed: Unused: nothing is random.
+        targets: Instead of the feed-forward block: modules that train, by the ends of their names or regular
+            expressions.
     """
 
     layers: Layers = "all"
     include_attention_output: bool = False
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -306,8 +247,6 @@ class Fusion(Config):
         prefix: A prefix, or null.
         bitfit: Biases, or null.
         ffn: Feed-forward blocks, or null.
-        pooling: What the head reads: cls or mean; for all of them.
-        seed: Seed of all new parameters, at least 0; null for torch's initial seed, which a run sets.
 
     Examples:
         >>> both = Fusion(adapter=BottleneckAdapter(layers=[5]), lora=LoRA(layers=[10]))
@@ -328,10 +267,9 @@ class Fusion(Config):
             if isinstance(part, Mapping):
                 part = kind(**part)
                 object.__setattr__(self, name, part)
-            if part is not None and (part.pooling, part.seed) != ("cls", None):
-                raise ConfigurationError(
-                    f"{name} has a pooling or a seed of its own: give them to the fusion, for all its parts"
-                )
+            own = [f.name for f in fields(Config) if part is not None and getattr(part, f.name) != f.default]
+            if own:
+                raise ConfigurationError(f"{name} has a {own[0]} of its own: give it to the whole fusion")
         if not self.parts:
             raise ConfigurationError(f"a fusion of nothing: give at least one of {', '.join(PARTS)}")
 

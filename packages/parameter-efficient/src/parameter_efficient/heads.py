@@ -1,59 +1,139 @@
-"""Both ends of the encoder: what enters its first layer, and what the head reads."""
+"""The end of a model that computes what it says, and the beginning that feeds its layers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.architecture import Architecture
-from parameter_efficient.attachment import Attachment, Outside
+from parameter_efficient.attachment import Attachment, Place
+from parameter_efficient.blocks import Stack
+from parameter_efficient.forward import logits_of, undisturbed, valueless
 
-__all__ = ["FrozenInput", "MeanPooling", "Truncation", "head_parameters"]
-
-FIRST_TOKEN = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
-"""What the names of models end with whose heads read the first token, if they read one alone."""
+__all__ = ["FrozenInput", "head_parameters"]
 
 
-def head_parameters(model: Any) -> list[tuple[nn.Module, str]]:
-    """Return the head's parameters: those outside of the base model, and the base model's pooler.
+def _detached(module: nn.Module, args: Any, output: Any) -> Any:
+    return (
+        tree_map_only(Tensor, torch.Tensor.detach, output)
+        if isinstance(output, tuple | list)
+        else output.detach()
+    )
+
+
+def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) -> set[int]:
+    """Return the parameters behind the blocks: those whose gradient passes no block."""
+    blocks = [block for stack in stacks for block in stack.blocks.values()]
+    within = {id(parameter) for block in blocks for parameter in block.parameters()}
+    outside = [p for p in model.parameters() if id(p) not in within and p.is_floating_point()]
+    flags = [p.requires_grad for p in outside]
+    with undisturbed(model), torch.enable_grad():
+        for block in blocks:
+            block.register_forward_hook(_detached)
+        for parameter in outside:
+            parameter.requires_grad_(True)
+        try:
+            logits = [one for one in logits_of(model, inputs) if one.requires_grad]
+            total = sum(one.float().sum() for one in logits) if logits else None
+            if not isinstance(total, Tensor):
+                return set()
+            gradients = torch.autograd.grad(total, outside, allow_unused=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ConfigurationError(
+                f"{type(model).__name__} has no backward pass in evaluation mode ({reason}), and its head is "
+                "not found: pass head='none' and name what trains in also_train"
+            ) from error
+        finally:
+            for parameter, flag in zip(outside, flags, strict=True):
+                parameter.requires_grad_(flag)
+    return {id(p) for p, gradient in zip(outside, gradients, strict=True) if gradient is not None}
+
+
+def _body(model: Any, stacks: list[Stack]) -> list[nn.Module]:
+    """Return what is no head: the base model, or, where none is named, what the blocks lie in."""
+    base = getattr(model, "base_model", model)
+    if base is not model:
+        return [base]
+    return [model.get_submodule(stack.container) for stack in stacks if stack.container]
+
+
+def _has_head(model: Any) -> bool:
+    """Return whether a model of which only shapes are known is more than its base model."""
+    return getattr(model, "base_model", model) is not model
+
+
+def head_parameters(
+    model: Any, stacks: list[Stack], inputs: Mapping[str, Any], choice: str | None
+) -> list[Place]:
+    """Return the head's parameters: those behind the blocks and outside of the base model, and its pooler.
+
+    Args:
+        model: The model.
+        stacks: Its blocks.
+        inputs: Of a forward pass.
+        choice: train, none, or null: train, and none for a language model.
 
     Returns:
-        Module and attribute of each; nothing for a bare encoder.
+        Module and attribute of each; nothing for a model that gives no logits.
+
+    Raises:
+        ConfigurationError: The head is quantised, and could not train.
     """
-    base = model.base_model if hasattr(model, "base_model") else model
-    if base is model:
+    vocabulary = getattr(model, "get_output_embeddings", lambda: None)()
+    if choice == "none" or (choice is None and vocabulary is not None):
         return []
-    pooler = getattr(base, "pooler", None)
-    outside = {id(parameter) for parameter in base.parameters()}
-    if isinstance(pooler, nn.Module):
-        outside -= {id(parameter) for parameter in pooler.parameters()}
-    return [
-        (module, name)
+    body = _body(model, stacks)
+    if valueless(model):
+        behind = {id(p) for p in model.parameters()} if _has_head(model) else set()
+    else:
+        behind = _behind(model, stacks, inputs) if body else set()
+    poolers = [m for part in body for name, m in part.named_modules() if "pool" in name.rpartition(".")[2]]
+    inner = {id(p) for part in body for p in part.parameters()}
+    inner -= {id(p) for pooler in poolers for p in pooler.parameters()}
+    places = {
+        (module, name): parameter
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if id(parameter) not in outside
-    ]
+    }
+    if behind:
+        for (module, name), parameter in places.items():
+            if not parameter.is_floating_point() and id(parameter) not in inner:
+                raise ConfigurationError(
+                    f"the head's {type(module).__name__}.{name} is quantised and cannot train: "
+                    "name its module in "
+                    "llm_int8_skip_modules when the model is loaded"
+                )
+    own = {id(p) for p in vocabulary.parameters()} if vocabulary is not None else set()
+    return [place for place, p in places.items() if id(p) in own or (id(p) in behind and id(p) not in inner)]
 
 
 class FrozenInput(Attachment):
-    """No gradient leaves the first layer towards the embeddings, which are frozen.
+    """No gradient leaves the first layer towards the embeddings, as long as they are frozen.
 
     Activation checkpointing makes the embeddings' output require a gradient, and the backward pass would run
     through every frozen layer.
 
     Args:
-        architecture: Its first layer is watched; not where layers are shared: it is a later one as well.
+        first: The first layer.
+        before: Parameters that may lie before it.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
-        first = architecture.layers[0].module
-        self._handles = [] if architecture.shared else [first.register_forward_pre_hook(self._cut)]
+    def __init__(self, first: nn.Module, before: Iterable[nn.Parameter]) -> None:
+        self._before = list(before)
+        self._handles = [first.register_forward_pre_hook(self._cut, with_kwargs=True)]
 
-    def _cut(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].detach(), *args[1:])
+    def _cut(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if any(parameter.requires_grad for parameter in self._before):
+            return None
+        if args:
+            return (args[0].detach(), *args[1:]), kwargs
+        first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        return args, {**kwargs, first: kwargs[first].detach()}
 
     def detach(self) -> None:
         """Let gradients through again."""
@@ -62,95 +142,3 @@ class FrozenInput(Attachment):
 
     def merge(self) -> None:
         """Nothing is to be done: the output does not depend on it."""
-
-
-class Truncation(Attachment):
-    """Only the first layers of a model are used.
-
-    Args:
-        model: The model.
-        architecture: Its layers.
-        depth: How many of them stay.
-    """
-
-    def __init__(self, model: Any, architecture: Architecture, depth: int) -> None:
-        if architecture.shared:
-            raise ConfigurationError(
-                f"encoder_layers={depth}: {architecture.kind} uses the same weights in every layer and "
-                "cannot be cut: leave it out"
-            )
-        if depth > len(architecture.layers):
-            raise ConfigurationError(
-                f"encoder_layers={depth}: {architecture.kind} has {len(architecture.layers)} layers: give 1 "
-                f"to {len(architecture.layers)}, or leave it out"
-            )
-        self._layers = getattr(model.get_submodule(architecture.container), architecture.attribute)
-        self._rest = Outside(self._layers[depth:], self._layers[0])
-        del self._layers[depth:]
-
-    def detach(self) -> None:
-        """Use all layers again."""
-        self._rest.catch_up()
-        self._layers.extend(self._rest.part)
-
-    def merge(self) -> None:
-        """Nothing is to be done: the layers are gone."""
-
-
-def _reads_the_first_token(model: Any) -> bool:
-    """Return whether a model's head reads the first token: one that is called score reads the last."""
-    classifies = any(kind.__name__.endswith(FIRST_TOKEN) for kind in type(model).__mro__)
-    return classifies and not model.config.is_encoder_decoder and not hasattr(model, "score")
-
-
-class MeanPooling(Attachment):
-    """The head reads the mean of all tokens that are no padding, where it expects the first token's state.
-
-    Args:
-        model: A classifier whose head reads the first token.
-        architecture: Its layers.
-    """
-
-    def __init__(self, model: Any, architecture: Architecture) -> None:
-        base = model.base_model
-        if not _reads_the_first_token(model):
-            raise ConfigurationError(
-                f"pooling='mean' needs a classifier whose head reads the first token, which "
-                f"{architecture.kind} is not: use pooling='cls'"
-            )
-        self._mask: Tensor | None = None
-        self._handles = [
-            base.register_forward_pre_hook(self._keep_mask, with_kwargs=True),
-            model.get_submodule(architecture.container).register_forward_hook(self._exchange),
-        ]
-
-    def _keep_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if self._mask is not None and self._mask.ndim != 2:
-            raise ConfigurationError(
-                f"pooling='mean' needs an attention mask of shape (batch, tokens), not "
-                f"{tuple(self._mask.shape)}"
-            )
-
-    def _exchange(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        hidden = output["last_hidden_state"]
-        mask = torch.ones(hidden.shape[:2], device=hidden.device) if self._mask is None else self._mask
-        self._mask = None
-        weights = mask.to(hidden.dtype)[..., None]
-        mean = (hidden * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-        pooled = torch.cat([mean, hidden[:, 1:]], dim=1)
-        output["last_hidden_state"] = pooled
-        if output.get("hidden_states") is not None:
-            output["hidden_states"] = (*output["hidden_states"][:-1], pooled)
-        return output
-
-    def detach(self) -> None:
-        """Let the head read the first token again."""
-        for handle in self._handles:
-            handle.remove()
-
-    def merge(self) -> None:
-        """Refuse: no weights hold it."""
-        raise ConfigurationError(
-            "pooling='mean' cannot be merged: no weights of the model hold it; keep it attached"
-        )

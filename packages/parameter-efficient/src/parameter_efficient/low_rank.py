@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.architecture import Layer
-from parameter_efficient.attachment import Attachment, Outside
+from parameter_efficient.attachment import Attachment, Outside, place_of_new
+from parameter_efficient.blocks import is_experts
 from parameter_efficient.configs import LoRA
 
 __all__ = ["LowRank"]
@@ -24,21 +24,22 @@ class LowRank(Attachment):
 
     Args:
         model: The model.
-        layers: Its layers to adapt.
+        targets: Its matrices to adapt, by name.
         config: What.
         generator: Draws A and B.
     """
 
     def __init__(
-        self, model: nn.Module, layers: list[Layer], config: LoRA, generator: torch.Generator
+        self, model: nn.Module, targets: Mapping[str, nn.Module], config: LoRA, generator: torch.Generator
     ) -> None:
         self._model = model
-        targets = {
-            name: module
-            for layer in layers
-            for role in config.targets
-            for name, module in layer.roles[role].items()
-        }
+        stacked = [name for name, module in targets.items() if is_experts(module)]
+        if stacked:
+            raise ConfigurationError(
+                f"{stacked[0]} ({type(targets[stacked[0]]).__name__}) holds the matrices of its "
+                "experts in one, on "
+                "which there is no LoRA here: choose q, k, v, o, or ffn-only for the experts"
+            )
         try:
             self._inject(config, targets)
         except BaseException:
@@ -51,8 +52,11 @@ class LowRank(Attachment):
         for layer in self._layers.values():
             _initialise(layer, config, generator)
             layer.train(model.training)
+        for parameter in self.parameters():
+            place = place_of_new(config.dtype, *self._layers.values())
+            parameter.data = parameter.data.to(**place)
 
-    def _inject(self, config: LoRA, targets: dict[str, nn.Module]) -> None:
+    def _inject(self, config: LoRA, targets: Mapping[str, nn.Module]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         alpha = config.alpha
@@ -79,7 +83,7 @@ class LowRank(Attachment):
                 if isinstance(module, nn.Module):
                     yield from module.parameters()
 
-    def _exchange(self, modules: dict[str, nn.Module]) -> None:
+    def _exchange(self, modules: Mapping[str, nn.Module]) -> None:
         for name, module in modules.items():
             parent, _, attribute = name.rpartition(".")
             setattr(self._model.get_submodule(parent), attribute, module)
@@ -89,11 +93,24 @@ class LowRank(Attachment):
         self._exchange({name: layer.get_base_layer() for name, layer in self._layers.items()})
         del self._model.peft_config
 
-    def merge(self) -> None:
-        """Add the updates to the matrices."""
-        for layer in self._layers.values():
-            if not layer.get_base_layer().weight.is_floating_point():
-                raise ConfigurationError("LoRA on 4-bit weights cannot be merged: they would be rounded anew")
+    def merge(self, safe: bool = True) -> None:
+        """Add the updates to the matrices.
+
+        Args:
+            safe: Refuse where that gives a number that is not finite; no matrix is changed then.
+        """
+        for name, layer in self._layers.items():
+            weight = layer.get_base_layer().weight
+            if not weight.is_floating_point():
+                raise ConfigurationError(
+                    "LoRA on quantised weights cannot be merged: they would be rounded anew"
+                )
+            if safe and not bool((weight + layer.get_delta_weight(ADAPTER).to(weight)).isfinite().all()):
+                raise ConfigurationError(
+                    f"merging {name} gives numbers that are not finite: training has diverged; "
+                    "take an earlier "
+                    "checkpoint, or remove(model)"
+                )
         for name, layer in self._layers.items():
             self._before[name] = layer.get_base_layer().weight.detach().clone()
             layer.merge()

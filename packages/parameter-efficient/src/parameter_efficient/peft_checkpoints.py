@@ -7,10 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.architecture import PROJECTIONS, find_architecture
 from parameter_efficient.configs import LoRA
 from parameter_efficient.low_rank import ADAPTER
 
@@ -28,8 +27,8 @@ def _refused(folder: Path, reason: str) -> ConfigurationError:
     )
 
 
-def read_peft(model: nn.Module, folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
-    """Read a peft LoRA checkpoint for a base model.
+def read_peft(folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
+    """Read a peft LoRA checkpoint.
 
     Returns:
         The configuration, and the tensors by the names that they have in the adapted model.
@@ -59,31 +58,12 @@ def read_peft(model: nn.Module, folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
             adapted.add(module)
             name = f"{module}.{part}.{ADAPTER}.weight"
         tensors[name] = tensor
-    layers, roles, depth = _covered(model, folder, adapted)
     config = LoRA(
-        layers="all" if len(layers) == depth else tuple(layers),
         rank=described["r"],
-        targets=tuple(roles),  # type: ignore[arg-type]
+        targets=tuple(sorted(re.escape(name) for name in adapted)),
         alpha=described["lora_alpha"],
         dropout=described["lora_dropout"],
         rslora=described.get("use_rslora", False),
         dora=described.get("use_dora", False),
     )
     return config, tensors
-
-
-def _covered(model: nn.Module, folder: Path, adapted: set[str]) -> tuple[list[int], list[str], int]:
-    """Return which layers and which of their matrices a set of modules makes up, and the depth."""
-    architecture = find_architecture(model)
-    layers, roles, covered = [], [], set()
-    for number, layer in enumerate(architecture.layers):
-        own = {role: set(layer.roles[role]) for role in PROJECTIONS}
-        hit = [role for role, names in own.items() if names & adapted]
-        if hit:
-            layers.append(number)
-            roles += [role for role in hit if role not in roles]
-            covered |= set().union(*(own[role] for role in hit))
-    expected = {name for n in layers for role in roles for name in architecture.layers[n].roles[role]}
-    if not adapted or covered != adapted or expected != adapted:
-        raise _refused(folder, "it adapts other matrices than whole roles in whole layers")
-    return layers, roles, len(architecture.layers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,19 +18,21 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.architecture import Layer
-from parameter_efficient.attachment import Resident, place_of
+from parameter_efficient.attachment import Resident, place_of_new
+from parameter_efficient.blocks import width_out
 from parameter_efficient.configs import PrefixTuning
+from parameter_efficient.forward import outputs_of, undisturbed
 
-__all__ = ["Prefix", "attach_prefix"]
+__all__ = ["Prefix", "attach_prefixes", "implementation_of"]
 
 NAME = "prefix_tuning"
 
 
 class Prefix(Resident):
-    """Keys and values, each of shape (n, width of all heads).
+    """Keys and values of shapes (n, width of all key heads) and (n, width of all value heads).
 
     Args:
-        width: Elements of a token's key.
+        widths: Elements of a token's key, and of its value.
         config: Everything else.
         generator: Draws them.
         place: Device and dtype.
@@ -40,17 +43,17 @@ class Prefix(Resident):
 
     def __init__(
         self,
-        width: int,
+        widths: tuple[int, int],
         config: PrefixTuning,
         generator: torch.Generator,
         place: dict[str, Any],
         model_config: Any,
     ) -> None:
         super().__init__()
-        drawn = torch.randn(2, config.length, width, generator=generator) * config.init_std
+        keys, values = (torch.randn(config.length, n, generator=generator) * config.init_std for n in widths)
         self.model_config = model_config
-        self.keys = nn.Parameter(drawn[0].to(**place).clone())
-        self.values = nn.Parameter(drawn[1].to(**place).clone())
+        self.keys = nn.Parameter(keys.to(**place))
+        self.values = nn.Parameter(values.to(**place))
 
     @property
     def length(self) -> int:
@@ -80,7 +83,7 @@ class _OwnConfiguration:
         self.attention.config = self.shared
 
 
-def _implementation(model_config: Any) -> str:
+def implementation_of(model_config: Any) -> str:
     """Return the name of a model's attention function now: `set_attn_implementation` changes it."""
     name = getattr(model_config, "_attn_implementation", None) or "eager"
     if name not in ("eager", "sdpa") and "flash" not in name:
@@ -91,7 +94,12 @@ def _implementation(model_config: Any) -> str:
 
 
 def _prefixed_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Prepend, and hand on to the function of the model's own choice."""
     from transformers import AttentionInterface
@@ -99,12 +107,12 @@ def _prefixed_attention(
     prefix: Prefix = module.prefix
     own = sys.modules[type(module).__module__]
     eager: Any = getattr(own, "eager_attention_forward", None)
-    implementation = _implementation(prefix.model_config)
+    implementation = implementation_of(prefix.model_config)
     function = AttentionInterface().get_interface(implementation, eager)
     tokens, queries = key.shape[2], query.shape[2]
     if attention_mask is not None:
         attention_mask = prefix.open_mask(attention_mask)
-    elif implementation == "sdpa" and module.is_causal and queries > 1:
+    elif implementation == "sdpa" and getattr(module, "is_causal", False) and queries > 1:
         causal = torch.ones(1, 1, queries, tokens, dtype=torch.bool, device=key.device).tril(tokens - queries)
         attention_mask = prefix.open_mask(causal)
     if kwargs.get("position_bias") is not None:
@@ -153,26 +161,87 @@ class _Lengthened:
         return F.pad(scores, (self.prefix.length, 0)) if isinstance(scores, Tensor) else scores
 
 
-def attach_prefix(layer: Layer, config: PrefixTuning, generator: torch.Generator, model: Any) -> Prefix:
-    """Put a prefix into a layer's attention.
+def _asked(
+    layers: list[Layer], model: Any, inputs: Mapping[str, Any]
+) -> dict[str, tuple[Any, tuple[int, int]]]:
+    """Return, by layer, the module that asks the table for its attention to its own tokens, and widths.
+
+    The widths are those of a token's keys and values, seen in a forward pass: where several queries share a
+    key, they are narrower than the model.
+    """
+    from transformers import AttentionInterface
+
+    seen: dict[int, tuple[int, int]] = {}
+
+    def note(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen[id(module)] = (key.shape[1] * key.shape[3], value.shape[1] * value.shape[3])
+        return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+    AttentionInterface.register(NAME, note)
+    with undisturbed(model):
+        for module in {
+            id(m): m for layer in layers for m in layer.module.modules() if hasattr(m, "config")
+        }.values():
+            _OwnConfiguration(module)
+        outputs_of(model, inputs)
+    found = {}
+    for layer in layers:
+        key = layer.one("k")
+        own = [
+            m for m in layer.module.modules() if id(m) in seen and any(inner is key for inner in m.modules())
+        ]
+        if len(own) == 1:
+            found[layer.name] = (own[0], seen[id(own[0])])
+    return found
+
+
+def attach_prefixes(
+    layers: list[Layer],
+    config: PrefixTuning,
+    generator: torch.Generator,
+    model: Any,
+    inputs: Mapping[str, Any],
+) -> Iterator[Prefix]:
+    """Put a prefix into the attention of layers; yields each once it is there.
 
     Raises:
         ConfigurationError: The model's attention takes no longer keys.
     """
+    own = [layer for layer in layers if not hasattr(_owner(layer), "disentangled_attention_bias")]
+    asked = _asked(own, model, inputs) if own else {}
+    for layer in layers:
+        yield _attach(layer, config, generator, model, asked.get(layer.name))
+
+
+def _owner(layer: Layer) -> Any:
+    """Return the module that holds the key projection."""
+    name = next(iter(layer.play("k"))).removeprefix(f"{layer.name}.").rpartition(".")[0]
+    return layer.module.get_submodule(name)
+
+
+def _attach(
+    layer: Layer,
+    config: PrefixTuning,
+    generator: torch.Generator,
+    model: Any,
+    asked: tuple[Any, tuple[int, int]] | None,
+) -> Prefix:
     from transformers import AttentionInterface
 
-    attention = _computes_attention(layer)
-    by_itself = not hasattr(attention, "config")
-    if by_itself and not hasattr(attention, "disentangled_attention_bias"):
+    key, value, attention = layer.one("k"), layer.one("v"), _owner(layer)
+    by_itself = key is not value and hasattr(attention, "disentangled_attention_bias")
+    if by_itself:
+        widths = width_out(key), width_out(value)
+    elif asked is not None:
+        attention, widths = asked
+    else:
         raise ConfigurationError(
             f"a prefix does not work with {type(model).__name__}, whose attention asks no table for its "
             "function: use another method"
         )
     model_config = model.config if by_itself else attention.config
-    _implementation(model_config)
-    key, value = layer.one("k"), layer.one("v")
-    width = attention.embed_dim if key is value else key.weight.shape[0]
-    prefix = Prefix(width, config, generator, place_of(layer.module), model_config)
+    implementation_of(model_config)
+    prefix = Prefix(widths, config, generator, place_of_new(config.dtype, layer.module), model_config)
     prefix.settle(attention, "prefix")
     if by_itself:
         # By name: LoRA may have put a longer way in the place of a projection.
@@ -182,9 +251,3 @@ def attach_prefix(layer: Layer, config: PrefixTuning, generator: torch.Generator
         AttentionInterface.register(NAME, _prefixed_attention)
         prefix.act_through(_OwnConfiguration(attention))
     return prefix
-
-
-def _computes_attention(layer: Layer) -> Any:
-    """Return the module that owns the key projection."""
-    name = next(iter(layer.roles["k"])).removeprefix(f"{layer.name}.").rpartition(".")[0]
-    return layer.module.get_submodule(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,8 +34,11 @@ __all__ = [
     "QLoRAMethod",
 ]
 
-HEADS = ("pooler", "pooler.dense", "pre_classifier", "classifier", "classification_head", "score")
-"""Modules that train whole, and so are not quantised."""
+HEADS = (
+    *("pooler", "pooler.dense", "pre_classifier", "classifier", "classification_head", "score"),
+    *("head", "projector", "qa_outputs", "lm_head", "sequence_summary", "dense_classifier"),
+)
+"""Names of modules that train whole, and so are not quantised; `adapt` refuses a head that was."""
 
 
 class _Method:
@@ -104,7 +108,7 @@ class QLoRAMethod(_Method):
         """Return the quantisation that `from_pretrained` takes.
 
         Raises:
-            ConfigurationError: bitsandbytes or a CUDA device is missing.
+            ConfigurationError: bitsandbytes is missing, or too old for a machine without a GPU.
         """
         if find_spec("bitsandbytes") is None:
             raise ConfigurationError(
@@ -113,21 +117,30 @@ class QLoRAMethod(_Method):
             )
         import torch
 
-        if not torch.cuda.is_available():
+        on_gpu = torch.cuda.is_available()
+        found = version("bitsandbytes")
+        if not on_gpu and tuple(map(int, found.split(".")[:2])) < (0, 49):
             raise ConfigurationError(
-                "adaptation 'qlora' needs a CUDA device, and there is none here: use --adaptation lora"
+                "adaptation 'qlora' on a machine without a GPU needs bitsandbytes 0.49 or newer, "
+                f"not {found}: "
+                "update it, or use --adaptation lora"
             )
         from transformers import BitsAndBytesConfig
 
-        compute = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        compute = torch.float32
+        if on_gpu:
+            compute = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        four_bits = self.options.quant_type != "int8"
         quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=self.options.quant_type,
-            bnb_4bit_use_double_quant=self.options.double_quant,
+            load_in_4bit=four_bits,
+            load_in_8bit=not four_bits,
+            bnb_4bit_quant_type=self.options.quant_type if four_bits else "nf4",
+            bnb_4bit_use_double_quant=self.options.double_quant and four_bits,
             bnb_4bit_compute_dtype=compute,
             llm_int8_skip_modules=list(HEADS),
         )
-        return {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
+        device = torch.cuda.current_device() if on_gpu else "cpu"
+        return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 class PrefixTuningMethod(_Method):

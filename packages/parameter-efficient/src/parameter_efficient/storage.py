@@ -1,11 +1,14 @@
 """Keep an adaptation: what changed, and how, in two small files.
 
-`adaptation.json` holds the configuration, `adaptation.safetensors` the parameters that train, head included.
+`adaptation.json` holds the configuration and a fingerprint of the base model, `adaptation.safetensors` the
+parameters that train: head and what was unfrozen by hand included.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +18,14 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.adaptation import adapt, record_of, remove
+from parameter_efficient.attachment import InPlace
 from parameter_efficient.configs import METHODS, Config
+from parameter_efficient.fingerprint import difference, fingerprint
 from parameter_efficient.peft_checkpoints import PEFT_CONFIG, read_peft
 
 __all__ = ["load_adaptation", "save_adaptation"]
 
-CONFIG, WEIGHTS, SCHEMA = "adaptation.json", "adaptation.safetensors", 1
+CONFIG, WEIGHTS, SCHEMA = "adaptation.json", "adaptation.safetensors", 2
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -50,28 +55,36 @@ def save_adaptation(model: nn.Module, folder: str | Path) -> None:
             f"{frozen} of the {len(own)} tensors of this adaptation have requires_grad=False and would be "
             "missing from the file: save before they are frozen, or let them require gradients again"
         )
+    trained = _trained(model)
+    known = {id(parameter) for parameter in own}
     [method] = [name for name, kind in METHODS.items() if kind is type(record.config)]
     described = {
         "schema": SCHEMA,
         "model": type(model).__name__,
         "method": method,
         "config": asdict(record.config),
+        "also": [name for name, parameter in trained.items() if id(parameter) not in known],
+        "base": fingerprint(model, trained),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: parameter.detach().contiguous() for name, parameter in _trained(model).items()}
+    tensors = {name: parameter.detach().contiguous() for name, parameter in trained.items()}
     save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
-def load_adaptation(model: Model, folder: str | Path) -> Model:
+def load_adaptation(
+    model: Model, folder: str | Path, *, strict: bool = True, example: Mapping[str, Any] | None = None
+) -> Model:
     """Adapt a fresh base model as a saved one was, and load what it had learned: same output, bit for bit.
 
-    A folder that peft's `save_pretrained` wrote works too, if it holds LoRA on matrices that `LoRA` knows.
+    A folder that peft's `save_pretrained` wrote works too, if it holds LoRA.
 
     Args:
         model: The base model, not adapted.
         folder: What `save_adaptation` wrote.
+        strict: Refuse a base that is not the one that it was made on; false warns.
+        example: Keyword arguments of the model's forward pass, as for `adapt`.
 
     Returns:
         The same model, adapted.
@@ -80,21 +93,33 @@ def load_adaptation(model: Model, folder: str | Path) -> Model:
         ConfigurationError: No adaptation there, a damaged one, or one of another model.
     """
     folder = Path(folder)
+    described: dict[str, Any] = {}
     if not (folder / CONFIG).exists() and (folder / PEFT_CONFIG).exists():
-        config, tensors = read_peft(model, folder)
-        return _filled(adapt(model, config), tensors, folder, only_some=True)
-    config, tensors = _read(folder)
-    return _filled(adapt(model, config), tensors, folder)
+        config, tensors = read_peft(folder)
+        also = None
+    else:
+        described, config, tensors = _read(folder)
+        also = described.get("also", [])
+    adapt(model, config, example=example)
+    try:
+        _unfreeze(model, tensors.keys() if also is None else also)
+        if "base" in described:
+            _check_base(model, described["base"], folder, strict)
+        _fill(model, tensors, folder, only_some=also is None)
+    except BaseException:
+        remove(model)
+        raise
+    return model
 
 
-def _read(folder: Path) -> tuple[Config, dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[dict[str, Any], Config, dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         described: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-        return METHODS[described["method"]](**described["config"]), tensors
+        return described, METHODS[described["method"]](**described["config"]), tensors
     except FileNotFoundError as error:
         raise ConfigurationError(
             f"{folder}: no {Path(error.filename or WEIGHTS).name} in it; give a folder that save_adaptation "
@@ -105,7 +130,27 @@ def _read(folder: Path) -> tuple[Config, dict[str, Tensor]]:
         raise ConfigurationError(f"{folder}: this adaptation is damaged ({reason}): save it again") from None
 
 
-def _filled(model: Model, tensors: dict[str, Tensor], folder: Path, only_some: bool = False) -> Model:
+def _unfreeze(model: nn.Module, names: Iterable[str]) -> None:
+    """Let parameters of the model train that had been unfrozen by hand; `remove` restores them."""
+    parameters = dict(model.named_parameters())
+    frozen = [name for name in names if name in parameters and not parameters[name].requires_grad]
+    places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in frozen]
+    record_of(model).attachments.append(InPlace(places))
+    for name in frozen:
+        parameters[name].requires_grad_(True)
+
+
+def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, strict: bool) -> None:
+    differs = difference(saved, fingerprint(model, _trained(model)))
+    if not differs:
+        return
+    message = f"{folder}: this {type(model).__name__} has {differs}"
+    if strict:
+        raise ConfigurationError(f"{message}; load that base, or pass strict=False")
+    warnings.warn(f"{message}; outputs will differ", stacklevel=3)
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path, only_some: bool) -> None:
     """Copy tensors into the parameters that train; names and shapes have to fit."""
     trained = _trained(model)
     missing = [] if only_some else sorted(trained.keys() - tensors.keys())
@@ -114,7 +159,6 @@ def _filled(model: Model, tensors: dict[str, Tensor], folder: Path, only_some: b
         name for name in sorted(tensors.keys() & trained.keys()) if tensors[name].shape != trained[name].shape
     ]
     if wrong:
-        remove(model)
         raise ConfigurationError(
             f"{folder}: it does not fit this {type(model).__name__}: {len(wrong)} tensors are missing, left "
             f"over or of another shape, {wrong[0]!r} first; load it onto the kind of model that "
@@ -123,4 +167,3 @@ def _filled(model: Model, tensors: dict[str, Tensor], folder: Path, only_some: b
     with torch.no_grad():
         for name, tensor in tensors.items():
             trained[name].copy_(tensor)
-    return model

@@ -1,0 +1,103 @@
+"""Where a model keeps its like blocks, and what multiplies by a matrix in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Stack", "find_stacks", "is_experts", "is_projection", "matrices_of", "width_out"]
+
+FEWEST = 4
+"""Matrices in a block at least: q, k and v in one, o, and two of the feed-forward block."""
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Return whether a module holds the matrices of several experts, stacked."""
+    stacked = [p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3]
+    return len(stacked) > 1 and len(set(stacked)) == 1
+
+
+def is_projection(module: Any) -> bool:
+    """Return whether a module multiplies by a matrix: `nn.Linear`, quantised or not, `Conv1D`, stacked."""
+    if isinstance(getattr(module, "out_features", None), int) and hasattr(module, "in_features"):
+        return True
+    own = dict(module.named_parameters(recurse=False))
+    weight = own.get("weight")
+    if type(module).__name__ == "Conv1D":
+        return True
+    return weight is not None and weight.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+
+
+def width_out(module: Any) -> int:
+    """Return how many features a projection gives."""
+    if isinstance(getattr(module, "out_features", None), int):
+        return module.out_features
+    return module.nf if hasattr(module, "nf") else module.weight.shape[1]
+
+
+def matrices_of(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the projections and stacks of experts in a block, by their names in it."""
+    return {name: m for name, m in block.named_modules() if is_projection(m) or is_experts(m)}
+
+
+@dataclass
+class Stack:
+    """Like blocks that follow each other.
+
+    Args:
+        container: Name of the module that holds the list, or the list of lists.
+        attribute: Name of that list in it.
+        blocks: The blocks, by their names in the model, in order.
+    """
+
+    container: str
+    attribute: str
+    blocks: dict[str, nn.Module]
+
+
+def _flat(name: str, entry: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield an entry of a list, or, where it holds a list of like blocks, those."""
+    inner = [
+        (n, m)
+        for n, m in entry.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) and _alike(list(m))
+    ]
+    if not inner:
+        yield name, entry
+    for prefix, modules in inner:
+        for number, module in enumerate(modules):
+            yield from _flat(".".join(part for part in (name, prefix, str(number)) if part), module)
+
+
+def _alike(modules: list[nn.Module]) -> bool:
+    """Return whether modules are blocks of one class that are large enough for attention and feed-forward."""
+    return len({type(m) for m in modules}) == 1 and all(len(matrices_of(m)) >= FEWEST for m in modules)
+
+
+def find_stacks(model: nn.Module) -> list[Stack]:
+    """Return the lists of like blocks of a model, the one with most parameters first.
+
+    Examples:
+        >>> from transformers import BertConfig, BertModel
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+        >>> [stack] = find_stacks(BertModel(BertConfig(num_hidden_layers=2, **sizes)))
+        >>> list(stack.blocks)
+        ['encoder.layer.0', 'encoder.layer.1']
+    """
+    stacks: list[Stack] = []
+    for name, modules in model.named_modules():
+        inside = any(name.startswith(f"{block}.") for stack in stacks for block in stack.blocks)
+        within = any(name.startswith(f"{s.container}.{s.attribute}.".lstrip(".")) for s in stacks)
+        if not isinstance(modules, nn.ModuleList) or not len(modules) or inside or within:
+            continue
+        entries = list(modules)
+        nested = all(isinstance(entry, nn.ModuleList) for entry in entries)
+        if nested or _alike(entries):
+            found = [pair for n, m in enumerate(entries) for pair in _flat(f"{name}.{n}", m)]
+            if found and _alike([module for _, module in found]):
+                container, _, attribute = name.rpartition(".")
+                stacks.append(Stack(container, attribute, dict(found)))
+    return sorted(stacks, key=lambda s: -sum(p.numel() for m in s.blocks.values() for p in m.parameters()))

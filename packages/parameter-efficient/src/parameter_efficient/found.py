@@ -1,0 +1,107 @@
+"""What is known about a model before it is adapted, found when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient.architecture import Architecture, Layer, call_counts, find_architecture
+from parameter_efficient.blocks import Stack, find_stacks
+from parameter_efficient.forward import undisturbed, working_inputs
+from parameter_efficient.targets import ROLES
+
+__all__ = ["Found"]
+
+
+class Found:
+    """A model's blocks, inputs, and, if asked for, the roles of its matrices.
+
+    Args:
+        model: The model.
+        stack: encoder, decoder or both.
+        example: Keyword arguments of its forward pass, or null.
+    """
+
+    def __init__(self, model: nn.Module, stack: str, example: Mapping[str, Any] | None) -> None:
+        self.model, self._stack, self._example = model, stack, example
+        self.stacks: list[Stack] = find_stacks(model)
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """Return keyword arguments of a forward pass that works."""
+        with undisturbed(self.model):
+            return working_inputs(self.model, self._example)
+
+    @cached_property
+    def architectures(self) -> list[Architecture]:
+        """Return the layers to adapt, with their roles."""
+        return find_architecture(self.model, self.stacks, self.inputs, stack=self._stack)
+
+    @cached_property
+    def _calls(self) -> dict[str, int]:
+        return call_counts(self.model, self.stacks, self.inputs)
+
+    def _used(self) -> list[Stack]:
+        """Return the stacks that take part in a forward pass."""
+        return [stack for stack in self.stacks if any(self._calls.get(name) for name in stack.blocks)]
+
+    def shared(self) -> bool:
+        """Return whether blocks are used several times in a forward pass."""
+        return max(self._calls.values(), default=0) > 1
+
+    def encoder(self) -> Stack:
+        """Return the stack that is run first.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        used = self._used()
+        if not used:
+            raise ConfigurationError(
+                f"{type(self.model).__name__} has no list of like blocks that could be cut"
+            )
+        order = list(self._calls)
+        return min(used, key=lambda stack: min(order.index(name) for name in stack.blocks if name in order))
+
+    def first_layers(self) -> list[nn.Module]:
+        """Return the blocks that read embeddings: the first, and a decoder's; none where blocks repeat."""
+        used = self._used()
+        if self.shared() or not used:
+            return []
+        both = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        return [next(iter(stack.blocks.values())) for stack in (used if both else [self.encoder()])]
+
+    def layers(self, config: Any) -> list[Layer]:
+        """Return the layers that a configuration chooses; all that is known where it gives names only.
+
+        Raises:
+            ConfigurationError: No such layer, or roles are needed and not sure.
+        """
+        wanted = getattr(config, "targets", ()) or getattr(config, "biases", ())
+        named = bool(wanted) and wanted != "all" and not set(wanted) & set(ROLES)
+        if named and config.layers == "all":
+            return []
+        if named:
+            plain = [
+                Architecture(type(self.model).__name__, s, _plain(s), self.shared()) for s in self._used()[:1]
+            ]
+            return [layer for one in plain for layer in one.select(config.layers)]
+        return [layer for one in self.architectures for layer in one.select(config.layers)]
+
+    def __str__(self) -> str:
+        lines = [type(self.model).__name__]
+        for layer in [layer for one in self.architectures for layer in one.layers]:
+            lines.append(layer.name)
+            for role, modules in layer.roles.items():
+                for name, module in modules.items():
+                    shapes = ["x".join(map(str, p.shape)) for p in module.parameters(recurse=False)]
+                    lines.append(f"  {role:<15}{name.removeprefix(layer.name + '.')}  {' '.join(shapes)}")
+        return "\n".join(lines + [one.refusal for one in self.architectures if one.refusal])
+
+
+def _plain(stack: Stack) -> list[Layer]:
+    return [Layer(name, block, {}, {}, 0) for name, block in stack.blocks.items()]

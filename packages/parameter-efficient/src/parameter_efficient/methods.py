@@ -1,0 +1,106 @@
+"""How each configuration changes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Generator, nn
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient.adapters import attach_adapter, attach_behind
+from parameter_efficient.architecture import Layer
+from parameter_efficient.attachment import Attachment, InPlace, Place
+from parameter_efficient.configs import (
+    BitFit,
+    BottleneckAdapter,
+    Config,
+    FFNTuning,
+    HeadOnly,
+    LoRA,
+    PrefixTuning,
+    QLoRA,
+)
+from parameter_efficient.found import Found
+from parameter_efficient.low_rank import LowRank
+from parameter_efficient.pooling import Truncation
+from parameter_efficient.prefixes import attach_prefixes
+from parameter_efficient.quantised import Differentiable, check_quantised
+from parameter_efficient.targets import matching, named_targets
+
+__all__ = ["also_trained", "attach"]
+
+
+def _biases(model: nn.Module, layers: list[Layer], config: BitFit) -> list[Place]:
+    if config.biases == "all":
+        modules = {id(m): m for layer in layers for m in layer.module.modules()}
+        found = [m for m in modules.values() if isinstance(getattr(m, "bias", None), nn.Parameter)]
+    else:
+        named = named_targets(model, config.biases, layers, "biases")
+        found = [m for m in {id(m): m for m in named.values()}.values() if hasattr(m, "bias")]
+    if not found:
+        raise ConfigurationError(
+            f"biases={config.biases!r}: no module of {type(model).__name__} that is meant has a bias"
+        )
+    return [(module, "bias") for module in found]
+
+
+def _own(modules: Iterable[nn.Module]) -> list[Place]:
+    return [(module, name) for module in modules for name, _ in module.named_parameters(recurse=False)]
+
+
+def _feed_forward(model: nn.Module, layers: list[Layer], config: FFNTuning) -> list[Place]:
+    roles = ["ffn_in", "ffn_out"]
+    if config.include_attention_output:
+        roles += ["o", "attention_norm", "ffn_norm"]
+    modules = named_targets(model, config.targets or roles, layers)
+    places = _own({id(m): m for m in modules.values()}.values())
+    frozen = [module for module, name in places if not getattr(module, name).is_floating_point()]
+    if frozen:
+        raise ConfigurationError(
+            f"{type(frozen[0]).__name__} is quantised and cannot train itself: use qlora"
+        )
+    return places
+
+
+def also_trained(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
+    """Return what `also_train` names: norms, modules with all that is in them, parameters."""
+    found: dict[Place, None] = {}
+    for pattern in patterns:
+        if pattern == "norms":
+            inner = [m for m in model.modules() if "norm" in type(m).__name__.lower()]
+        else:
+            inner = [
+                m for module in matching(model, [pattern], "also_train").values() for m in module.modules()
+            ]
+        found |= dict.fromkeys(_own(inner))
+    return list(found)
+
+
+def attach(found: Found, config: Config, generator: Generator) -> Iterator[Attachment]:
+    """Change a model in one way; yields each change once it is made."""
+    model: Any = found.model
+    if isinstance(config, HeadOnly):
+        if config.encoder_layers is not None:
+            yield Truncation(model, found.encoder(), config.encoder_layers, found.shared())
+        return
+    layers = found.layers(config)
+    if isinstance(config, BottleneckAdapter) and config.targets:
+        named = matching(model, config.targets, "targets", [layer.name for layer in layers] or [""])
+        yield from (attach_behind(model, name, module, config, generator) for name, module in named.items())
+    elif isinstance(config, BottleneckAdapter):
+        chunked = bool(getattr(getattr(model, "config", None), "chunk_size_feed_forward", 0))
+        yield from (attach_adapter(layer, config, generator, chunked) for layer in layers)
+    elif isinstance(config, PrefixTuning):
+        yield from attach_prefixes(layers, config, generator, model, found.inputs)
+    elif isinstance(config, LoRA):
+        if isinstance(config, QLoRA):
+            check_quantised(model, config)
+            yield Differentiable(model)
+        yield LowRank(model, named_targets(model, config.targets, layers), config, generator)
+    elif isinstance(config, BitFit):
+        yield InPlace(_biases(model, layers, config))
+    elif isinstance(config, FFNTuning):
+        yield InPlace(_feed_forward(model, layers, config))
+    else:
+        raise ConfigurationError(f"{type(config).__name__} is no method: see parameter_efficient.configs")

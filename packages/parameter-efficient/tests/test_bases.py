@@ -1,0 +1,177 @@
+"""What an adaptation knows about its base: fingerprints, precision, vocabularies, quantised weights."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from small_transformers import batch, classifier, disturb, logits
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient import (
+    BottleneckAdapter,
+    HeadOnly,
+    LoRA,
+    PrefixTuning,
+    QLoRA,
+    adapt,
+    load_adaptation,
+    merge,
+    remove,
+    save_adaptation,
+    unmerge,
+)
+from parameter_efficient.slots import QLoRAMethod
+
+
+def moved(model, factor=1.5):
+    with torch.no_grad():
+        model.bert.encoder.layer[0].intermediate.dense.weight.mul_(factor)
+    return model
+
+
+def test_another_base_is_refused_or_warned_of_and_the_same_in_other_precision_is_not(tmp_path):
+    save_adaptation(disturb(adapt(classifier("bert"), LoRA())), tmp_path)
+    other = moved(classifier("bert"))
+    base = logits(other)
+    with pytest.raises(ConfigurationError, match=r"other numbers in bert\.encoder.*strict=False"):
+        load_adaptation(other, tmp_path)
+    assert torch.equal(logits(other), base)
+    with pytest.warns(UserWarning, match="other numbers in"):
+        load_adaptation(other, tmp_path, strict=False)
+    load_adaptation(classifier("bert").bfloat16(), tmp_path)
+    with pytest.raises(ConfigurationError, match="of other names or shapes"):
+        load_adaptation(classifier("bert", num_hidden_layers=3), tmp_path)
+
+
+@pytest.mark.parametrize("names", [("LayerNorm",), ("word_embeddings",)])
+def test_what_was_unfrozen_by_hand_is_saved_loaded_and_taken_back(names, tmp_path):
+    model = adapt(classifier("bert"), LoRA())
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in names):
+            parameter.requires_grad_(True)
+    disturb(model).zero_grad()
+    model(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    save_adaptation(model, tmp_path)
+    fresh = classifier("bert")
+    base = logits(fresh)
+    assert torch.equal(logits(load_adaptation(fresh, tmp_path)), logits(model))
+    assert torch.equal(logits(remove(fresh)), base)
+
+
+@pytest.mark.parametrize("pattern", ["norms", "attention.output", r"bert\.embeddings"])
+def test_also_train_trains_saves_and_loads(pattern, tmp_path):
+    model = disturb(adapt(classifier("bert"), LoRA(also_train=[pattern])))
+    names = [n for n, p in model.named_parameters() if p.requires_grad and "lora" not in n]
+    part = {"norms": "LayerNorm", r"bert\.embeddings": "bert.embeddings"}.get(pattern, pattern)
+    assert any(part in name for name in names)
+    save_adaptation(model, tmp_path)
+    assert torch.equal(logits(load_adaptation(classifier("bert"), tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_new_rows_of_a_longer_vocabulary_train(tied, tmp_path):
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "tie_word_embeddings": tied}
+
+    def base():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+            model.resize_token_embeddings(53, mean_resizing=False)
+            return model
+
+    model, ids = base(), torch.tensor([[3, 51, 52, 7]])
+    before = model(input_ids=ids).logits
+    adapt(model, LoRA(new_tokens=3))
+    torch.testing.assert_close(model(input_ids=ids).logits, before)
+    first = model.get_input_embeddings().weight.detach().clone()
+    disturb(model)(input_ids=ids, labels=ids).loss.backward()
+    rows = [p for n, p in model.named_parameters() if "new_tokens" in n]
+    assert [tuple(p.shape) for p in rows] == [(3, 16)]
+    assert rows[0].grad.abs().sum(1).gt(0).tolist() == ([True] * 3 if tied else [False, True, True])
+    assert torch.equal(model.get_input_embeddings().weight, first)
+    save_adaptation(model, tmp_path)
+    after = model(input_ids=ids).logits
+    assert torch.equal(load_adaptation(base(), tmp_path)(input_ids=ids).logits, after)
+    torch.testing.assert_close(merge(model)(input_ids=ids).logits, after)
+    assert torch.equal(unmerge(model).get_input_embeddings().weight, first)
+    with pytest.raises(ConfigurationError, match="new_tokens=99: the vocabulary has 53 tokens"):
+        adapt(base(), LoRA(new_tokens=99))
+
+
+@pytest.mark.parametrize("method", [LoRA(init="random"), BottleneckAdapter(), PrefixTuning()])
+def test_a_small_step_moves_what_was_added_to_a_bfloat16_base(method):
+    model = adapt(classifier("bert").bfloat16(), method)
+    added = {
+        n: p.detach().clone()
+        for n, p in model.named_parameters()
+        if p.requires_grad and p.dtype == torch.float32
+    }
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0)
+    for _ in range(3):
+        model(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+        optimizer.step()
+    now = dict(model.named_parameters())
+    share = sum((now[n] != p).sum() for n, p in added.items()) / sum(p.numel() for p in added.values())
+    assert share > 0.9
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_merging_numbers_that_are_not_finite_is_refused_and_changes_no_matrix(value):
+    model = disturb(adapt(classifier("bert"), LoRA()))
+    last = [p for n, p in model.named_parameters() if "lora_B" in n][-1]
+    last.data[0, 0] = value
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigurationError, match="not finite"):
+        merge(model)
+    assert all(torch.equal(weights[n], v) or "lora" in n for n, v in model.state_dict().items())
+    merge(model, safe=False)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5", "distilbert"])
+def test_a_merged_cut_loads_as_it_is(architecture, tmp_path):
+    model = classifier(architecture)
+    old = copy.deepcopy(vars(model.config))
+    adapt(model, HeadOnly(encoder_layers=1))
+    merge(model).save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again), logits(model))
+    remove(model)
+    assert vars(model.config) == old
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_quantised_bases_train_on_a_cpu_and_load_to_the_same_logits(kind, bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    sizes = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 128, "pad_token_id": 1}
+    make = {
+        "bert": transformers.BertForSequenceClassification,
+        "llama": transformers.LlamaForSequenceClassification,
+    }[kind]
+    make(make.config_class(**sizes)).save_pretrained(tmp_path / "base")
+    config = QLoRA(rank=4, quant_type=bits)
+
+    def load():
+        return make.from_pretrained(tmp_path / "base", **QLoRAMethod(config).load_kwargs())
+
+    model = adapt(load(), config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(6):
+        loss = model(**batch(), labels=torch.tensor([0, 1, 0])).loss
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        logits(model.eval())  # an evaluation between the steps
+        model.train()
+    assert losses[-1] < losses[0]
+    save_adaptation(model.eval(), tmp_path / "kept")
+    assert torch.equal(logits(load_adaptation(load().eval(), tmp_path / "kept")), logits(model))
+    with pytest.raises(ConfigurationError, match="cannot be merged"):
+        merge(model)
