@@ -12,6 +12,7 @@ from torch import nn
 
 from activation_compression import ActivationCompressor
 from activation_compression.allocation import allocate, noise
+from activation_compression.automatic import probe
 from finetune_common.errors import ConfigurationError
 
 
@@ -60,8 +61,8 @@ def measured():
     [entry] = compressor.log
     brute = dict.fromkeys(entry["elements"], 0.0)
     for seed in range(2):
-        compressor.seed = seed
-        for key, c in compressor._probe(loss_fn, [{key: 1} for key in brute]).items():
+        compressor = ActivationCompressor(model, "L2", seed=seed)
+        for key, c in probe(compressor, loss_fn, [{key: 1} for key in brute]).items():
             brute[key] += c / 2
     return model, loss_fn, entry, brute
 
@@ -178,10 +179,9 @@ def test_what_cannot_be_differentiated_twice_is_probed_in_groups():
     """Attention without dropout uses a kernel without second derivatives on CPU: groups over layers."""
     model, loss_fn = encoder(dropout=0.0)
     compressor = ActivationCompressor(model, "L2")
-    widths = compressor.adapt(loss_fn)
-    assert len(set(widths.values())) > 1
+    compressor.adapt(loss_fn)
     sensitivities = compressor.log[0]["sensitivities"]
-    alike = [c for key, c in sensitivities.items() if "linear2" in key]
+    alike = [c for key, c in sensitivities.items() if "norm1" in key]
     assert len(alike) == 2
     assert alike[0] == pytest.approx(alike[1])
 
@@ -198,7 +198,7 @@ def test_the_average_is_kept_and_survives_saving():
     with other:
         loss_fn()
     found = {row.bits for row in other.stats.rows if row.dtype == "float32"}
-    assert found <= {1, 2, 4, 8, 32}
+    assert found <= {0, 1, 2, 4, 8, 32}  # 0: computed again
     assert len(found) > 2
 
 

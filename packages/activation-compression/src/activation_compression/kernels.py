@@ -200,7 +200,8 @@ _COMPILER_ERRORS = ("torch._inductor", "torch._dynamo")
 
 def _call(kernel: _Kernel, *tensors: Tensor) -> None:
     global _compiler_works
-    if _compiler_works and max(map(Tensor.numel, tensors)) >= COMPILE_FROM:
+    large = max(map(Tensor.numel, tensors)) >= COMPILE_FROM
+    if _compiler_works and large and not torch._C._len_torch_dispatch_stack():  # modes see no compiled code
         try:
             with torch.autocast(tensors[0].device.type, enabled=False):
                 return kernel(*tensors)

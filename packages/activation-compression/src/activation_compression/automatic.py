@@ -1,0 +1,115 @@
+"""Automatic precision: measure how much each tensor's rounding moves the gradient, and assign widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from activation_compression.allocation import allocate
+from activation_compression.sensitivity import (
+    Adjoint,
+    distance,
+    frozen,
+    gradient,
+    leaves,
+    like_groups,
+    over_processes,
+    preserved,
+    probed,
+    shares,
+    total_over_processes,
+)
+from finetune_common.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from activation_compression.compressor import ActivationCompressor
+
+__all__ = ["assigned", "probe"]
+
+TRIALS = 2
+"""Gradients by which an allocation is judged."""
+APART = 2**30
+"""Tensors between the random numbers of two trials."""
+
+
+def assigned(compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], probes: int) -> dict[str, Any]:
+    """Return sensitivities, elements, least widths, and the widths of the best of three allocations."""
+    sensitivities, elements, least = over_processes(*_measure(compressor, loss_fn, probes))
+    average = compressor.level.bits
+    alike = dict.fromkeys(elements, compressor.store.widest())
+    careful = allocate(sensitivities, elements, average, least)
+    free = allocate(sensitivities, elements, average)
+    candidates = [careful] + [w for w in (free, alike) if w != careful]
+    widths = _best_of(compressor, loss_fn, candidates)
+    return {"sensitivities": sensitivities, "elements": elements, "least": least, "widths": widths}
+
+
+def _measure(
+    compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], probes: int
+) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
+    """Return each tensor's sensitivity, elements and least width."""
+    adjoint = Adjoint()
+    measuring = compressor.with_level("L1.1")
+    measuring.observer = adjoint.saw
+    generator = torch.Generator().manual_seed(compressor.store.seed + len(compressor.log))
+    with preserved(compressor.model), torch.enable_grad():
+        with measuring:
+            loss = loss_fn()
+        if not adjoint.elements:
+            raise ConfigurationError("loss_fn saved nothing that can be compressed: is it within a context?")
+        try:
+            gradients = gradient(loss, compressor.model, create_graph=True)
+            with frozen(leaves(loss)):
+                measured = adjoint.measure(gradients, generator, probes)
+            return measured, adjoint.elements, adjoint.least
+        except RuntimeError as error:
+            if "is not implemented" not in str(error) and "once_differentiable" not in str(error):
+                raise
+    del loss
+    found = probe(compressor, loss_fn, like_groups(adjoint.elements))
+    return found, adjoint.elements, adjoint.least
+
+
+def _best_of(
+    compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], candidates: Sequence[dict[str, int]]
+) -> dict[str, int]:
+    """Return the widths with which the gradient comes closest to the plain one; all processes agree."""
+
+    def gradients(level: str, widths: dict[str, int], draw: int = 0) -> list[Tensor]:
+        trial = compressor.with_level(level)
+        trial.widths, trial.store.drawn = widths, draw * APART
+        return _gradient(trial, loss_fn)
+
+    if len(candidates) == 1:
+        return candidates[0]
+    plain = gradients("L0", {})
+    errors = [
+        sum(distance(gradients("L1", widths, draw), plain) for draw in range(TRIALS)) for widths in candidates
+    ]
+    summed = total_over_processes(errors)
+    return candidates[summed.index(min(summed))]
+
+
+def probe(
+    compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], groups: list[dict[str, int]]
+) -> dict[str, float]:
+    """Measure groups of tensors by rounding each anew: one forward and backward pass for each group."""
+
+    def gradients(group: frozenset[str]) -> list[Tensor]:
+        trial = compressor.with_level("L1")
+        trial.store.reseeded = group
+        return _gradient(trial, loss_fn)
+
+    found = probed(gradients, [frozenset(group) for group in groups], bits=4)
+    return {k: c for total, group in zip(found, groups, strict=True) for k, c in shares(total, group).items()}
+
+
+def _gradient(compressor: ActivationCompressor, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
+    """Return the gradient of a loss whose forward pass is compressed, and leave no trace."""
+    with preserved(compressor.model), torch.enable_grad():
+        with compressor:
+            loss = loss_fn()
+        return gradient(loss, compressor.model)
