@@ -1,10 +1,10 @@
-"""Fused attention: its output and its log-sum-exp follow from the very q, k and v that backward reads beside them.
+"""Fused attention: its output and log-sum-exp follow from the very q, k and v that backward reads.
 
     P = exp(scale · q kᵀ + mask - ℓ),   ℓ = log Σ_j exp(scale · q·k_j + mask_j),   o = P v
     ∂L/∂S = P ∘ (∂L/∂P - D),   D = rowsum(∂L/∂o ∘ o)
 
-With rounded q and k and the ℓ of the exact ones, probabilities would not sum to one: with wide scores they exceed it by
-orders of magnitude. With rounded v and the exact o the two terms of the last line would not cancel.
+With rounded q and k and the ℓ of the exact ones, probabilities would not sum to one: with wide scores they
+exceed it by orders of magnitude. With rounded v and the exact o the last line would not cancel.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activation_compression.derivations import DEEPEST, Inputs, Missing, Recipe
+from activation_compression.derivations import DEEPEST, Inputs, Missing
 from activation_compression.formulas import Node
+from activation_compression.recipe import Recipe
 
 __all__ = ["attended"]
 

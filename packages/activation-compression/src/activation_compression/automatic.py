@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from activation_compression.agreement import over_processes, total_over_processes
 from activation_compression.allocation import allocate
+from activation_compression.formulas import Formula
+from activation_compression.levels import Level
 from activation_compression.sensitivity import (
     Adjoint,
     distance,
@@ -16,16 +19,13 @@ from activation_compression.sensitivity import (
     gradient,
     leaves,
     like_groups,
-    over_processes,
     preserved,
     probed,
     shares,
-    total_over_processes,
 )
+from activation_compression.store import Store
+from activation_compression.stored import Saved
 from finetune_common.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from activation_compression.compressor import ActivationCompressor
 
 __all__ = ["assigned", "probe"]
 
@@ -35,7 +35,23 @@ APART = 2**30
 """Tensors between the random numbers of two trials."""
 
 
-def assigned(compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], probes: int) -> dict[str, Any]:
+class Compressor(Protocol):
+    """What is measured: an `ActivationCompressor`."""
+
+    level: Level
+    model: nn.Module
+    store: Store
+    log: list[dict[str, Any]]
+    observer: Callable[[Tensor, Saved, Formula], None] | None
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *error: object) -> None: ...
+    def with_level(self, level: str) -> Compressor:
+        """Return a compressor of the same model with these settings and another level."""
+        ...
+
+
+def assigned(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int) -> dict[str, Any]:
     """Return sensitivities, elements, least widths, and the widths of the best of three allocations."""
     sensitivities, elements, least = over_processes(*_measure(compressor, loss_fn, probes))
     average = compressor.level.bits
@@ -48,7 +64,7 @@ def assigned(compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], pr
 
 
 def _measure(
-    compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], probes: int
+    compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int
 ) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
     """Return each tensor's sensitivity, elements and least width."""
     adjoint = Adjoint()
@@ -74,13 +90,13 @@ def _measure(
 
 
 def _best_of(
-    compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], candidates: Sequence[dict[str, int]]
+    compressor: Compressor, loss_fn: Callable[[], Tensor], candidates: Sequence[dict[str, int]]
 ) -> dict[str, int]:
     """Return the widths with which the gradient comes closest to the plain one; all processes agree."""
 
     def gradients(level: str, widths: dict[str, int], draw: int = 0) -> list[Tensor]:
         trial = compressor.with_level(level)
-        trial.widths, trial.store.drawn = widths, draw * APART
+        trial.store.widths, trial.store.drawn = widths, draw * APART
         return _gradient(trial, loss_fn)
 
     if len(candidates) == 1:
@@ -94,7 +110,7 @@ def _best_of(
 
 
 def probe(
-    compressor: ActivationCompressor, loss_fn: Callable[[], Tensor], groups: list[dict[str, int]]
+    compressor: Compressor, loss_fn: Callable[[], Tensor], groups: list[dict[str, int]]
 ) -> dict[str, float]:
     """Measure groups of tensors by rounding each anew: one forward and backward pass for each group."""
 
@@ -107,7 +123,7 @@ def probe(
     return {k: c for total, group in zip(found, groups, strict=True) for k, c in shares(total, group).items()}
 
 
-def _gradient(compressor: ActivationCompressor, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
+def _gradient(compressor: Compressor, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
     """Return the gradient of a loss whose forward pass is compressed, and leave no trace."""
     with preserved(compressor.model), torch.enable_grad():
         with compressor:

@@ -77,7 +77,7 @@ SAMPLE = 8
 
 
 def sample(tensor: Tensor) -> tuple[float, ...]:
-    """Return a few values of a tensor, spread over its memory; none where reading them would wait for a device.
+    """Return a few values of a tensor, spread over its memory; none where reading would wait for a device.
 
     Examples:
         >>> import torch

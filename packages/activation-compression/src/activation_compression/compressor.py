@@ -36,16 +36,16 @@ class ActivationCompressor:
         h saved by an operation → Q_b(h),   E[Q_b(h)] = h,   ĝ = g(Q_b(h); θ)
 
     A context manager around forward passes, to be used any number of times; the backward pass may come
-    later, anywhere. A table (`activation_compression.formulas`) says of each operation and each value that it
-    saves whether the backward formula bears a rounded one; what the table does not know is kept exactly. What is a
-    cheap function of other stored values is not stored but computed again. Masks and gates take one bit,
-    exactly; parameters, buffers, statistics, inputs and small tensors are kept.
+    later, anywhere. A table (`activation_compression.formulas`) says of each operation and each value that
+    it saves whether the backward formula bears a rounded one; what the table does not know is kept exactly.
+    What is a cheap function of other stored values is not stored but computed again. Masks and gates take
+    one bit, exactly; parameters, buffers, statistics, inputs and small tensors are kept.
 
     Args:
         model: Its parameters and buffers are never compressed; its modules name the rows of `stats`.
-        level: L0 none; lossless: derived values, bits and narrow integers, the gradient equal bit for bit; L1,
-            L1.1, L1.2 fixed 4, 8, 2 bits; L2, L2.1, L2.2 automatic, 4, 3, 2 bits on average; L3 automatic 4
-            bits in host memory; swap host memory only; L4bit-swap 4 bits in host memory.
+        level: L0 none; lossless: no rounding, the gradient equal bit for bit; L1, L1.1, L1.2 fixed 4, 8, 2
+            bits; L2, L2.1, L2.2 automatic, 4, 3, 2 bits on average; L3 automatic 4 bits in host memory; swap
+            host memory only; L4bit-swap 4 bits in host memory.
         bits: Automatic precision with this average instead of the level's, in [1, 32].
         group_size: Elements that share a minimum and a step, at least 1.
         seed: Of the rounding, whose random numbers draw from no random stream.
@@ -107,7 +107,11 @@ class ActivationCompressor:
         self.stats = Statistics()
         self.log: list[dict[str, Any]] = []
         self.store = Store(self.level, derive, group_size, seed, min_elements, Formulas(formulas))
-        self._settings = {"group_size": group_size, "seed": seed, "min_elements": min_elements}
+        self._settings: dict[str, Any] = {
+            "group_size": group_size,
+            "seed": seed,
+            "min_elements": min_elements,
+        }
         self._settings |= {"exclude": self.exclude, "derive": derive, "formulas": formulas}
         self._names = {id(module): name for name, module in model.named_modules()}
         self._entered = local()
@@ -115,7 +119,7 @@ class ActivationCompressor:
 
     @property
     def widths(self) -> dict[str, int]:
-        """ "module:operation:number" → bits, where automatic precision has assigned them; 32 keeps a tensor."""
+        """Name → bits, where automatic precision has assigned them; 32 keeps a tensor."""
         return self.store.widths
 
     @widths.setter

@@ -1,137 +1,27 @@
 """Values that need not be stored: computed again from what is stored anyway.
 
-The graph is its own recipe. A node knows which operation made a tensor, what it saved of its inputs, and which
-nodes made them; so the forward operation can be run again. That is done where it is cheap: element by
-element, or along one axis. Linear maps are never run again, but for one: the logits of a vocabulary.
+The graph is its own recipe. A node knows which operation made a tensor, what it saved of its inputs, and
+which nodes made them; so the forward operation can be run again. That is done where it is cheap: element
+by element, or along one axis. Linear maps are never run again, but for one: the logits of a vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activation_compression.blocks import Layout
 from activation_compression.formulas import Node, is_vocabulary
-from activation_compression.stored import Held, Kept, Saved, StoredView
+from activation_compression.recipe import Recipe, noted
+from activation_compression.stored import Held, Kept, Saved
 
-__all__ = ["Derived", "Recipe", "Inputs", "Missing", "logarithms", "made_again", "note", "noted"]
+__all__ = ["Inputs", "Missing", "logarithms", "made_again"]
 
 DEEPEST = 4
-"""Computations, one upon another, until a value is stored after all: a chain never runs a whole layer again."""
-
-NOTES = "activation_compression"
-"""Where a node's `metadata` keeps what this package knows of it."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A computation of a value from others.
-
-    Attributes:
-        operation: Its name.
-        compute: The values of the sources → the value.
-        sources: What holds them.
-        repeats: Whether it is the very operation of the forward pass, so that exact sources give its exact result.
-    """
-
-    operation: str
-    compute: Callable[..., Tensor]
-    sources: tuple[Held, ...]
-    repeats: bool = True
-    is_value = True
-
-    @cached_property
-    def is_exact(self) -> bool:
-        """Whether the value is that of the forward pass bit for bit."""
-        return self.repeats and all(source.is_exact for source in self.sources)
-
-    @cached_property
-    def depth(self) -> int:
-        """Computations behind it, itself included; a view or a copy is none."""
-        return (self.operation != "copy") + max((source.depth for source in self.sources), default=0)
-
-    def open(self) -> Tensor:
-        """Return the value."""
-        return self.compute(*(source.open() for source in self.sources))
-
-    def use(self) -> None:
-        """Note that one more will open the sources in each backward pass."""
-        for source in self.sources:
-            source.use()
-
-    def views(self) -> list[StoredView]:
-        """Return the stored sources, also those of sources."""
-        found: list[StoredView] = []
-        for source in self.sources:
-            found += source.views() if isinstance(source, Recipe) else []
-            found += [source] if isinstance(source, StoredView) else []
-        return found
-
-    def back(self, slope: Tensor) -> list[tuple[StoredView, Tensor]]:
-        """Return ∂⟨value, slope⟩/∂source for every stored source, those of derived sources too."""
-        values = [source.open().detach() for source in self.sources]
-        with torch.enable_grad():
-            inputs = [value.requires_grad_(value.is_floating_point()) for value in values]
-            asked = [value for value in inputs if value.requires_grad]
-            made = self.compute(*inputs)
-            slopes = iter(torch.autograd.grad(made, asked, slope.to(made.dtype), allow_unused=True))
-        found: list[tuple[StoredView, Tensor]] = []
-        for source, value in zip(self.sources, inputs, strict=True):
-            own = next(slopes) if value.requires_grad else None
-            if own is None:
-                continue
-            if isinstance(source, StoredView):
-                found.append((source, own))
-            elif isinstance(source, Recipe):
-                found += source.back(own)
-        return found
-
-
-class Derived:
-    """The block of a tensor that is computed again; it takes no byte.
-
-    Args:
-        recipe: Computes the tensor.
-        like: The tensor, whose strides the block has.
-    """
-
-    bits = nbytes = 0
-
-    def __init__(self, recipe: Recipe, like: Tensor) -> None:
-        self.recipe = recipe
-        self.layout = Layout(tuple(like.shape), tuple(like.shape), like.stride())
-        self._dtype, self.count = like.dtype, like.numel()
-
-    @property
-    def source(self) -> str:
-        """The operation, and whose tensors it reads."""
-        names = dict.fromkeys(view.stored.name.rpartition(":")[0] for view in self.recipe.views())
-        return f"{self.recipe.operation} of {', '.join(names)}" if names else self.recipe.operation
-
-    def unpack(self) -> Tensor:
-        """Return the block."""
-        value = self.recipe.open()
-        if tuple(value.stride()) != self.layout.strides or value.dtype != self._dtype:
-            block = value.new_empty(self.count, dtype=self._dtype)
-            self.layout.view(block).copy_(value)
-            return block
-        return value.as_strided((self.count,), (1,), value.storage_offset())
-
-
-def note(node: Node, **facts: Any) -> None:
-    """Let a node know what its backward formula does not need: ε, the version of what it made, a few values."""
-    node.metadata.setdefault(NOTES, {}).update(facts)
-
-
-def noted(node: Node, fact: str, otherwise: Any = None) -> Any:
-    """Return what a node was let know."""
-    return node.metadata.get(NOTES, {}).get(fact, otherwise)
+"""Computations, one upon another, until a value is stored after all: no layer is run again."""
 
 
 def made_again(
@@ -213,8 +103,9 @@ RESULTS = {
     f"{name}Backward0": "result" for name in ("Tanh", "Sigmoid", "Softmax", "SafeSoftmax", "Exp", "Rsqrt")
 }
 RESULTS |= {
-    f"ScaledDotProduct{kind}AttentionBackward0": "output" for kind in ("Flash", "Efficient", "Cudnn")
-} | {"ScaledDotProductFlashAttentionForCpuBackward0": "output"}
+    f"ScaledDotProduct{kind}Backward0": "output"
+    for kind in ("FlashAttentionForCpu", "FlashAttention", "EfficientAttention", "CudnnAttention")
+}
 """Node → the name under which it saves its own first output."""
 
 Make = Callable[[Inputs], Recipe]
@@ -230,22 +121,22 @@ def _of_self(function: Callable[..., Tensor], *settings: str) -> Make:
     return make
 
 
-def _viewed(view: Callable[[Inputs, Tensor], Tensor]) -> Make:
+def _viewed(view: Callable[[_View, Tensor], Tensor]) -> Make:
     def make(inputs: Inputs) -> Recipe:
-        frozen = _Shape(inputs)
-        return Recipe("copy", lambda x: view(frozen, x), (inputs.edge(0),))  # type: ignore[arg-type]
+        frozen = _View(inputs)
+        return Recipe("copy", lambda x: view(frozen, x), (inputs.edge(0),))
 
     return make
 
 
-class _Shape:
+class _View:
     """The settings of a view, without the node."""
 
     def __init__(self, inputs: Inputs) -> None:
         node = inputs.node
         self.shape, self.dtype = inputs.shape, inputs.dtype
-        self.dims = getattr(node, "_saved_dims", None)
-        self.pair = getattr(node, "_saved_dim0", None), getattr(node, "_saved_dim1", None)
+        self.dims: tuple[int, ...] = tuple(map(_signed, getattr(node, "_saved_dims", ())))
+        self.pair = [_signed(getattr(node, f"_saved_dim{number}", 0)) for number in (0, 1)]
 
 
 def _signed(value: int) -> int:
@@ -384,17 +275,21 @@ RECIPES: dict[str, Make] = {
         "ToCopy": _cast,
         "Clone": _viewed(lambda node, x: x),
         **dict.fromkeys(
-            ["View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"],
+            ("View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"),
             _viewed(lambda node, x: x.reshape(node.shape)),
         ),
         "Expand": _viewed(lambda node, x: x.expand(node.shape)),
         "T": _viewed(lambda node, x: x.t()),
-        "Permute": _viewed(lambda node, x: x.permute([_signed(d) for d in node.dims])),
-        "Transpose": _viewed(lambda node, x: x.transpose(*map(_signed, node.pair))),
+        "Permute": _viewed(lambda node, x: x.permute(node.dims)),
+        "Transpose": _viewed(lambda node, x: x.transpose(*node.pair)),
     }.items()
 }
 """Node → how its first output is made."""
 COPIES = frozenset(
     f"{name}Backward0"
-    for name in "Slice ToCopy Clone View UnsafeView ReshapeAlias Unsqueeze Squeeze Expand T Permute Transpose".split()
+    for name in (
+        *("Slice", "ToCopy", "Clone", "View", "UnsafeView", "ReshapeAlias"),
+        *("Unsqueeze", "Squeeze", "Expand", "T", "Permute", "Transpose"),
+    )
 )
+"""Nodes that compute nothing."""

@@ -1,7 +1,7 @@
 """The table: what each backward formula does with each value that it saved.
 
-Whether a value may be rounded is a property of the formula that reads it. The formulas are public: torch ships them
-as `derivatives.yaml`. A name here is that of the node in the graph and of the value that it saved, as there.
+Whether a value may be rounded is a property of the formula that reads it. The formulas are public: torch
+ships them as `derivatives.yaml`. A name here is that of the node in the graph and of the value that it saved.
 **What the table does not know is kept exactly.** So a new operation costs memory and never correctness.
 """
 
@@ -195,16 +195,25 @@ FORMULAS = _rows(
 )
 """(node, saved value) → formula, or node → formula where a setting of the node decides."""
 
-_EVERY_INPUT = (
-    "Log Log2 Log10 Log1P Reciprocal Sqrt Rsqrt Logit Acos Asin Acosh Atanh Erfinv BinaryCrossEntropy"
-    " Xlogy Cdist LinalgVectorNorm CtcLoss Digamma Lgamma"
-).split()
-_SINGULAR = {f"{name}Backward0": 0 for name in _EVERY_INPUT} | {"DivBackward0": 1, "PowBackward0": 0}
+_SINGULAR = {
+    f"{name}Backward0": 0
+    for name in (
+        *("Log", "Log2", "Log10", "Log1P", "Logit", "BinaryCrossEntropy", "Xlogy", "CtcLoss"),
+        *("Reciprocal", "Sqrt", "Rsqrt", "Cdist", "LinalgVectorNorm", "Pow"),
+        *("Acos", "Asin", "Acosh", "Atanh", "Erfinv", "Digamma", "Lgamma"),
+    )
+} | {"DivBackward0": 1}
+"""Node → the number of its input near whose singular points the gradient grows without bound."""
+
 _PASSED_ON = frozenset(
     f"{name}Backward{number}"
-    for name in "Add Sub Rsub Neg Clamp ClampMin ClampMax View UnsafeView Unsqueeze Squeeze Expand Clone".split()
+    for name in (
+        *("Add", "Sub", "Rsub", "Neg", "Clamp", "ClampMin", "ClampMax"),
+        *("View", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "Clone"),
+    )
     for number in (0, 1)
 )
+"""Nodes whose output is as near to a singular point as their input."""
 
 
 def what_follows(node: Node, number: int) -> str:

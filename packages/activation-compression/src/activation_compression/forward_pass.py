@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 import torch.utils.checkpoint
@@ -15,9 +14,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from activation_compression.blocks import sample
-from activation_compression.derivations import RECIPES, note
+from activation_compression.derivations import RECIPES
 from activation_compression.formulas import EXACT, SMOOTH, Formula, Node, what_follows
 from activation_compression.operation import CurrentOperation, calling_module, producer, saved_values
+from activation_compression.recipe import note
 from activation_compression.regions import Regions
 from activation_compression.statistics import SavedTensor, Statistics
 from activation_compression.store import Store
@@ -172,8 +172,8 @@ class ForwardPass:
     def formula(self, value: str | int) -> Formula:
         """Return the formula of what no node saved: inputs of checkpointed regions may be rounded.
 
-        They stay exact where the region decides something from values, such as which expert a token goes to: it
-        would decide otherwise when it runs again.
+        They stay exact where the region decides something from values, such as which expert a token goes
+        to: it would decide otherwise when it runs again.
         """
         return SMOOTH if value == "region" and not self._regions.decides else EXACT
 

@@ -28,8 +28,8 @@ LAST = 2**63
 class CurrentOperation(TorchFunctionMode):
     """Know the torch function that is running, and what it saved once it has ended.
 
-    Within a torch function a tensor is saved before its node is known. When the function returns, the node is the
-    history of what it returned.
+    Within a torch function a tensor is saved before its node is known. When the function returns, the node is
+    the history of what it returned.
 
     Args:
         ended: Called with the nodes that are new, after each function that saved something.
@@ -123,7 +123,7 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def saved_values(node: Node) -> Iterator[tuple[Saved, str | int]]:
-    """Yield what a node saved through the hooks of this package, and its name; a number in a caller's own function."""
+    """Yield what a node saved through hooks of this package, and its name; a number in a caller's own."""
     for attribute in _names(type(node)):
         values = getattr(node, attribute)
         if isinstance(values, tuple):

@@ -1,12 +1,12 @@
-"""Checkpointed regions inside a forward pass: what they decide from values, and what a policy caches of them."""
+"""Checkpointed regions in a forward pass: what they decide from values, and what a policy caches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch._C._autograd import _top_saved_tensors_default_hooks  # pyright: ignore
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import _CachingTorchDispatchMode
@@ -20,8 +20,8 @@ __all__ = ["Regions"]
 class Regions:
     """The region that runs, and the caches of all.
 
-    A region keeps its inputs, and runs again in backward. While it runs, other hooks than those of the forward
-    pass are in charge.
+    A region keeps its inputs, and runs again in backward. While it runs, other hooks than those of the
+    forward pass are in charge.
 
     Args:
         pack: The hook of the forward pass.
@@ -40,7 +40,7 @@ class Regions:
 
     def look(self, operation: CurrentOperation) -> bool:
         """Look at a function that has ended; return whether it ran in the region."""
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        hooks = _top_saved_tensors_default_hooks(True)
         if hooks is not None and hooks[0] == self._pack:
             return False
         self.entered = True

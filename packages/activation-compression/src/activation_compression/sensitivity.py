@@ -13,17 +13,16 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from activation_compression.allocation import noise
 from activation_compression.blocks import Layout
-from activation_compression.derivations import Derived
 from activation_compression.formulas import Formula
 from activation_compression.quantizer import Codes
+from activation_compression.recipe import Derived
 from activation_compression.stored import Saved, Stored, StoredView
 from finetune_common.errors import ConfigurationError
 
@@ -34,11 +33,9 @@ __all__ = [
     "gradient",
     "leaves",
     "like_groups",
-    "over_processes",
     "preserved",
     "probed",
     "shares",
-    "total_over_processes",
 ]
 
 
@@ -71,7 +68,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 def leaves(loss: Tensor) -> list[Tensor]:
     """Return every leaf that a backward pass from a loss would reach, parameters of other models too."""
-    found, open_nodes, seen = [], [loss.grad_fn], set()
+    found, open_nodes, seen = [], [cast(Any, loss.grad_fn)], set()
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:
@@ -276,29 +273,3 @@ def shares(total: float, elements: Mapping[str, int]) -> dict[str, float]:
     """Split a group's sensitivity over its tensors by their elements."""
     whole = sum(elements.values())
     return {key: total * n / whole for key, n in elements.items()}
-
-
-def over_processes(
-    sensitivities: Mapping[str, float], elements: Mapping[str, int], least: Mapping[str, int]
-) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
-    """Return sums over all processes of the process group, if there is one: they then agree on the widths."""
-    measured = _of_all_processes((sensitivities, elements, least))
-    keys = dict.fromkeys(key for _, own, _ in measured for key in own)
-    return (
-        {key: sum(own.get(key, 0.0) for own, _, _ in measured) for key in keys},
-        {key: sum(own.get(key, 0) for _, own, _ in measured) for key in keys},
-        {key: max(own.get(key, 1) for *_, own in measured) for key in keys},
-    )
-
-
-def total_over_processes(values: Sequence[float]) -> list[float]:
-    """Return the sums of numbers over all processes of the process group, if there is one."""
-    return [sum(own) for own in zip(*_of_all_processes(values), strict=True)]
-
-
-def _of_all_processes(mine: Any) -> list[Any]:
-    found = [mine]
-    if dist.is_available() and dist.is_initialized():
-        found *= dist.get_world_size()
-        dist.all_gather_object(found, mine)
-    return found

@@ -1,4 +1,4 @@
-"""The store: which form a saved tensor takes, once for each piece of memory however many operations saved it."""
+"""The store: which form a saved tensor takes, once however many operations saved it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import prod
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -16,16 +16,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from activation_compression import kernels
 from activation_compression.attention import attended
 from activation_compression.blocks import Layout, as_block, fills_memory, sample
-from activation_compression.derivations import Derived, Recipe, logarithms, made_again, noted
+from activation_compression.derivations import logarithms, made_again
 from activation_compression.formulas import Formula, Formulas, Node
 from activation_compression.levels import WIDTHS, Level
 from activation_compression.offload import HostMemory, Plain
-from activation_compression.operation import made_of_parameter
+from activation_compression.operation import CurrentOperation, made_of_parameter
 from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags, pack_gate
+from activation_compression.recipe import Derived, Recipe, noted
 from activation_compression.stored import Alias, Content, Held, Kept, Nothing, Saved, Stored, StoredView
-
-if TYPE_CHECKING:
-    from activation_compression.forward_pass import ForwardPass
 
 __all__ = ["Store"]
 
@@ -45,6 +43,23 @@ class Form:
 
     kind: str
     detail: Any = None
+
+
+class Pass(Protocol):
+    """What a store asks of a forward pass; `ForwardPass` says what each of these does."""
+
+    @property
+    def operation(self) -> CurrentOperation: ...
+    def formula(self, value: str | int) -> Formula: ...
+    def place(self, saved: Saved) -> str: ...
+    def name(self, saved: Saved, key: Hashable) -> str: ...
+    def excludes(self, saved: Saved) -> bool: ...
+    def keeps(self, tensor: Tensor) -> bool: ...
+    def keep(self, saved: Saved, tensor: Tensor) -> bool: ...
+    def met(self, stored: Stored) -> bool: ...
+    def row_of(self, stored: Stored) -> None: ...
+    def recount(self, stored: Stored) -> None: ...
+    def count(self, saved: Saved, tensor: Tensor, bits: int, after: int, source: str = "") -> None: ...
 
 
 @dataclass
@@ -80,7 +95,7 @@ class Store:
         self._host = HostMemory() if self.level.offload else None
         self._keys: tuple[int, torch.device, Tensor] | None = None
 
-    def hold(self, saved: Saved, node: Node | None, value: str | int, this: ForwardPass) -> Held:
+    def hold(self, saved: Saved, node: Node | None, value: str | int, this: Pass) -> Held:
         """Return what holds a saved tensor until backward.
 
         Args:
@@ -117,7 +132,7 @@ class Store:
         formula: Formula,
         node: Node | None,
         value: str | int,
-        this: ForwardPass,
+        this: Pass,
     ) -> Form | None:
         """Return the form that a tensor takes; None to keep it."""
         level, unchanged = self.level, Form("unchanged") if self._host is not None else None
@@ -150,7 +165,8 @@ class Store:
             return unchanged
         if formula.kind == "logarithm":
             return Form("half") if self.derive and tensor.dtype == torch.float32 else unchanged
-        return Form("rounded", formula.finer) if formula.kind in ("linear", "smooth", "coupled") else unchanged
+        rounded = formula.kind in ("linear", "smooth", "coupled")
+        return Form("rounded", formula.finer) if rounded else unchanged
 
     def _again(self, tensor: Tensor, formula: Formula, node: Node | None) -> Recipe | None:
         """Return how to compute a tensor again, if that is as good as storing it."""
@@ -173,7 +189,7 @@ class Store:
             return recipe
         return None
 
-    def _keep(self, saved: Saved, tensor: Tensor, this: ForwardPass) -> Held:
+    def _keep(self, saved: Saved, tensor: Tensor, this: Pass) -> Held:
         """Keep a tensor; of a much larger storage a copy of its own, so that the storage can go."""
         storage = tensor.untyped_storage()
         own = tensor.element_size() * prod(
@@ -195,7 +211,7 @@ class Store:
             self._exact_for_all(tensor, this)
         return Kept(tensor)
 
-    def _exact_for_all(self, tensor: Tensor, this: ForwardPass) -> None:
+    def _exact_for_all(self, tensor: Tensor, this: Pass) -> None:
         """Let those who rounded a tensor before have it exactly, now that it is kept anyway."""
         block, _, place = as_block(tensor.detach())
         key = (tensor.untyped_storage()._cdata, place, tensor._version, tensor.dtype, "rounded")
@@ -209,7 +225,7 @@ class Store:
         view.use()
         return view
 
-    def _store(self, saved: Saved, tensor: Tensor, form: Form, this: ForwardPass) -> Held:
+    def _store(self, saved: Saved, tensor: Tensor, form: Form, this: Pass) -> Held:
         """Store a tensor in another form, or share what is stored."""
         storage, whole = tensor.untyped_storage(), tensor
         if form.kind == "derived" and tensor._is_view() and tensor._base is not None:
@@ -231,7 +247,7 @@ class Store:
         elif not this.met(stored):  # an earlier pass has stored it
             this.count(saved, tensor, stored.content.bits, stored.content.nbytes)
         if whole is not tensor:
-            offset = tensor.storage_offset() - whole.storage_offset()
+            offset = int(tensor.storage_offset()) - int(whole.storage_offset())
             kept = tuple(1 if s == 0 else n for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             layout = Layout(tuple(tensor.shape), kept, tensor.stride(), offset)
         if form.kind == "derived":

@@ -39,17 +39,22 @@ class Content(Protocol):
 
 
 class Held(Protocol):
-    """What stands for a saved tensor.
+    """What stands for a saved tensor."""
 
-    Attributes:
-        is_value: Whether `open` returns the tensor's values, rounded or not.
-        is_exact: Whether `open` returns them bit for bit, in the same strides.
-        depth: Computations, one upon another, behind `open`.
-    """
+    @property
+    def is_value(self) -> bool:
+        """Whether `open` returns the tensor's values, rounded or not."""
+        ...
 
-    is_value: bool
-    is_exact: bool
-    depth: int
+    @property
+    def is_exact(self) -> bool:
+        """Whether `open` returns them bit for bit, in the same strides."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Computations, one upon another, behind `open`."""
+        ...
 
     def open(self) -> Tensor:
         """Return the tensor."""
