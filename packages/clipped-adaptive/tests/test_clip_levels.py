@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clipped_adaptive import ClippedAdaGrad, ClippedAdam, ClippedSGD, RunningQuantile, layer_groups
-from clipped_adaptive.clipping import CLIPS
+from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError
 
 

@@ -1,6 +1,6 @@
 """Every clip mode × delay × norm of the three optimizers meets the contracts of an element-wise optimizer.
 
-The references are written from the equations in `clipped_adaptive.optimizers` (Algorithm 2 of
+The references are written from the equations in `clipped_adaptive.adam` and its neighbours (Algorithm 2 of
 arXiv 2406.04443 and its coordinate-wise form), in float64 NumPy over whole lists of tensors.
 """
 

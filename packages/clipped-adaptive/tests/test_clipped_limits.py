@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clipped_adaptive import ClippedAdaGrad, ClippedAdam, ClippedSGD
-from clipped_adaptive.clipping import CLIPS
+from clipped_adaptive.clips import CLIPS
 
 NEVER = [(clip, torch.inf) for clip in CLIPS] + [("none", 1.0)]
 PLAIN = {"foreach": False, "fused": False}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from clipped_adaptive import ALGORITHMS, ClippedAdaGrad, ClippedAdam, ClippedSGD, from_paper
-from clipped_adaptive.clipping import CLIPS
+from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError
 
 INITIAL = {ClippedAdam: "initial_second_moment", ClippedAdaGrad: "initial_accumulator"}

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from known_gradients import contribute
+from torch._inductor.exc import TritonMissing
 
+from finetune_common.compiled import function as compiling
 from noise_injection import AdaptiveGradientNoise, AnnealedGradientNoise, kernels
 
 SIZE = kernels.COMPILE_FROM + 37
@@ -33,15 +35,14 @@ def step(make):
     ids=["microbatch", "running"],
 )
 def test_compiled_equals_written(make, monkeypatch):
-    monkeypatch.setattr(kernels, "_compiler_works", True)
     compiled = step(make)
-    assert kernels._compiler_works, "the compiler failed"
-    monkeypatch.setattr(kernels, "_compiler_works", False)
+    assert all(kernels._compiled(kernel).usable for kernel in (kernels.add_microbatch, kernels.add_running))
+    monkeypatch.setattr(kernels, "COMPILE_FROM", 2**62)
     torch.testing.assert_close(compiled, step(make), rtol=1e-4, atol=1e-5)
 
 
 def test_blocks_continue_the_noise_where_the_last_one_ended(monkeypatch):
-    monkeypatch.setattr(kernels, "_compiler_works", False)
+    monkeypatch.setattr(kernels, "COMPILE_FROM", 2**62)
     keys, scale = torch.tensor([1, 2, 3], dtype=torch.int32), torch.ones(1)
     whole, parts = torch.zeros(1000), torch.zeros(1000)
     kernels.run(kernels.add_plain, [whole], scale, keys)
@@ -51,20 +52,21 @@ def test_blocks_continue_the_noise_where_the_last_one_ended(monkeypatch):
 
 
 def test_without_a_compiler_one_warning_and_the_same_noise(monkeypatch):
-    class InductorError(RuntimeError):
-        __module__ = "torch._inductor.exc"
+    def failing(function, **_):
+        def fail(*_):
+            raise TritonMissing(None)
 
-    def broken(*_):
-        raise InductorError("no C++ compiler")
+        return fail
 
-    monkeypatch.setattr(torch, "compile", lambda function, **_: broken)
-    monkeypatch.setattr(kernels, "_compiler_works", True)
-    kernels._compiled_or_eager.cache_clear()
-    with pytest.warns(RuntimeWarning, match="no working compiler") as caught:
+    monkeypatch.setattr(torch, "compile", failing)
+    monkeypatch.setattr(compiling, "_no_compiler", False)
+    kernels._compiled.cache_clear()
+    with pytest.warns(RuntimeWarning, match="gradient noise runs uncompiled.*no working compiler") as caught:
         fallen_back = step(lambda optimizer: AnnealedGradientNoise(optimizer, 0.1))
-    kernels._compiled_or_eager.cache_clear()
     assert len(caught) == 1
+    monkeypatch.setattr(kernels, "COMPILE_FROM", 2**62)
     torch.testing.assert_close(fallen_back, step(lambda optimizer: AnnealedGradientNoise(optimizer, 0.1)))
+    kernels._compiled.cache_clear()
 
 
 def test_sums_do_not_lose_digits():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from known_gradients import contribute, standard_normal
 
+from finetune_common.compiled import normal
 from noise_injection import AdaptiveGradientNoise, AnnealedGradientNoise
-from noise_injection.rules import normal
 
 N = 20_000
 CLASSES = [(0.1, 1.0), (1.0, 0.1), (-2.0, 3.0), (0.5, 1e-3)]  # mean and spread of the contributions

@@ -13,7 +13,7 @@ def _each(step):
     return reference
 
 
-def factor(theta, g, state, t, beta3, form, s, bias_corrected):
+def factor(theta, g, state, t, beta3, form, s, bias_corrected, legacy=False):
     sensitivity = np.abs(theta * g)
     state["I"] = beta3 * state.get("I", 0.0) + (1 - beta3) * sensitivity
     average = state["I"]
@@ -21,9 +21,10 @@ def factor(theta, g, state, t, beta3, form, s, bias_corrected):
         return (np.abs(sensitivity - average) + s) / (average + s)
     if bias_corrected:
         average = average / (1 - beta3**t)
-        if t == 1:
-            return np.zeros_like(theta)
-    return np.abs(sensitivity - average) / (average + s)
+    released = np.abs(sensitivity - average) / (average + s)
+    if bias_corrected and t == 1:
+        released = np.zeros_like(theta)
+    return released if legacy else np.where((sensitivity == 0) & (average == 0), 1.0, released)
 
 
 def _small(form, eps, sensitivity_eps):
@@ -33,7 +34,7 @@ def _small(form, eps, sensitivity_eps):
 
 
 def adamw(
-    lr, betas=(0.9, 0.999), beta3=0.75, eps=1e-6, weight_decay=0.01, form="released", sensitivity_eps=None,
+    lr, betas=(0.9, 0.999), beta3=0.75, eps=1e-6, weight_decay=0.01, form="paper", sensitivity_eps=None,
     legacy=False, sage=True,
 ):  # fmt: skip
     beta1, beta2 = betas
@@ -42,7 +43,7 @@ def adamw(
     def step(theta, g, state, t):
         state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * g
         state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * g**2
-        f = factor(theta, g, state, t, beta3, form, s, bias_corrected=True) if sage else 1.0
+        f = factor(theta, g, state, t, beta3, form, s, True, legacy) if sage else 1.0
         m_hat, correction = state["m"] / (1 - beta1**t), np.sqrt(1 - beta2**t)
         if legacy:
             theta = theta - f * lr * m_hat * correction / (np.sqrt(state["v"]) + eps)
@@ -53,7 +54,7 @@ def adamw(
 
 
 def adamax(
-    lr, betas=(0.9, 0.999), beta3=0.75, eps=1e-6, weight_decay=0.01, form="released", sensitivity_eps=None,
+    lr, betas=(0.9, 0.999), beta3=0.75, eps=1e-6, weight_decay=0.01, form="paper", sensitivity_eps=None,
     legacy=False, sage=True,
 ):  # fmt: skip
     beta1, beta2 = betas
@@ -62,7 +63,7 @@ def adamax(
     def step(theta, g, state, t):
         state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * g
         state["u"] = np.maximum(beta2 * state.get("u", 0.0), np.abs(g) + eps)
-        f = factor(theta, g, state, t, beta3, form, s, bias_corrected=False) if sage else 1.0
+        f = factor(theta, g, state, t, beta3, form, s, False, legacy) if sage else 1.0
         if legacy:
             return theta - lr * f * (state["m"] / (state["u"] + eps) + weight_decay * theta)
         return theta - lr * weight_decay * theta - f * lr / (1 - beta1**t) * state["m"] / state["u"]
@@ -76,7 +77,7 @@ def sgd(
     beta3=0.75,
     weight_decay=0.0,
     nesterov=False,
-    form="released",
+    form="paper",
     sensitivity_eps=None,
     sage=True,
 ):

@@ -61,8 +61,10 @@ def test_without_sage_it_is_torchs_optimizer_bit_for_bit(ours, theirs):
 
 @pytest.mark.parametrize("beta3", [0.6, 0.75, 0.85])
 def test_the_first_released_adamw_step_is_exactly_nothing(beta3):
-    before = optimized(lambda params: SageAdamW(params, lr=1.0), steps=0)
-    after = optimized(lambda params: SageAdamW(params, lr=1.0, beta3=beta3, weight_decay=0.0), steps=1)
+    def released(params):
+        return SageAdamW(params, lr=1.0, beta3=beta3, weight_decay=0.0, form="released")
+
+    before, after = optimized(released, steps=0), optimized(released, steps=1)
     for a, b in zip(before, after, strict=True):
         assert torch.equal(a, b)
 
@@ -119,10 +121,53 @@ def test_a_parameter_that_never_gets_a_gradient_stays_finite_and_unmoved():
         assert torch.equal(param.detach(), torch.tensor([1.0, 0.0, -1.0]))
 
 
+def moves_of_zeros(optimizer, params):
+    for step in range(3):
+        for param in params:
+            param.grad = torch.full_like(param, 1.0 + step)
+        optimizer.step()
+    return [bool(param.detach().any()) for param in params]
+
+
+@pytest.mark.parametrize("running", [{"fused": False}, {"foreach": True}], ids=["reference", "foreach"])
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_what_begins_at_zero_moves_and_stays_in_the_released_code_alone(form, running):
+    """LoRA's B, BitFit's offsets: |θ g| = 0, so the released factor is 0 / s."""
+    for cls in (SageAdamW, SageAdamax, SageSGD):
+        params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
+        assert moves_of_zeros(cls(params, lr=0.1, form=form, **running), params) == [True] * 3
+    params = [torch.nn.Parameter(torch.zeros(3))]
+    assert moves_of_zeros(Sage(torch.optim.SGD(params, lr=0.1), form=form, **running), params) == [True]
+    for cls in (SageAdamW, SageAdamax):
+        params = [torch.nn.Parameter(torch.zeros(3))]
+        assert moves_of_zeros(cls(params, lr=0.1, form=form, legacy=True, **running), params) == [
+            form == "paper"
+        ]
+
+
+def test_the_first_step_of_a_zero_is_the_base_optimizers():
+    for form in ("paper", "released"):
+        ours, theirs = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+        for param, optimizer in (
+            (ours, SageAdamW([ours], lr=0.1, form=form)),
+            (theirs, torch.optim.AdamW([theirs], lr=0.1, eps=1e-6)),
+        ):
+            param.grad = torch.tensor([1.0, -3.0])
+            optimizer.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def test_the_first_step_of_the_papers_form_is_three_times_the_base_optimizers():
+    param = torch.nn.Parameter(torch.ones(1))
+    param.grad = torch.ones(1)
+    SageAdamW([param], lr=0.1, weight_decay=0.0).step()
+    assert param.item() == pytest.approx(1 - 3 * 0.1, rel=1e-5)
+
+
 def test_weight_decay_follows_the_schedule_and_legacy_decay_does_not():
     for legacy, expected in ((False, 1 - 0.1 * 0.5), (True, 1 - 1.0 * 0.5)):
         param = torch.nn.Parameter(torch.tensor([1.0]))
-        optimizer = SageAdamW([param], lr=1.0, weight_decay=0.5, legacy=legacy)
+        optimizer = SageAdamW([param], lr=1.0, weight_decay=0.5, form="released", legacy=legacy)
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1)
         param.grad = torch.ones(1)
         optimizer.step()  # the factor is 0 at step 1: only the decay acts
@@ -134,7 +179,7 @@ def test_weight_decay_follows_the_schedule_and_legacy_decay_does_not():
     [
         (lambda p: SageAdamW(p, lr=0.1, beta3=1.0), "beta3=1.0"),
         (lambda p: SageAdamW(p, lr=0.1, betas=(0.9, 1.5)), "beta2=1.5"),
-        (lambda p: SageAdamW(p, lr=0.1, eps=0.0), "sensitivity_eps"),
+        (lambda p: SageAdamW(p, lr=0.1, eps=0.0, form="released"), "sensitivity_eps"),
         (lambda p: SageAdamW(p, lr=0.1, form="papr"), "did you mean 'paper'"),
         (lambda p: SageAdamW(p, lr=0.1, weight_decay=-1.0), "weight_decay=-1.0"),
         (lambda p: SageAdamW(p, lr=0.1, foreach=True, fused=True), "exclude each other"),

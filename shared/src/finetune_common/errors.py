@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from math import isnan
+from numbers import Real
 
 __all__ = ["ConfigurationError", "check_choice", "check_number", "did_you_mean"]
 
@@ -63,17 +64,22 @@ def check_number(
     below: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """Refuse a number outside its interval; NaN is always outside.
+    """Refuse what is no number, and a number outside its interval; NaN is always outside.
 
     Raises:
         ConfigurationError: Names the value and the legal interval.
 
     Examples:
         >>> check_number("beta3", 0.75, at_least=0, below=1)
+        >>> check_number("lr", "2e-4", above=0)
+        Traceback (most recent call last):
+        finetune_common.errors.ConfigurationError: lr='2e-4' is no number: give one (in YAML 2.0e-4, not 2e-4)
         >>> check_number("lr", -1.0, above=0)
         Traceback (most recent call last):
         finetune_common.errors.ConfigurationError: lr=-1.0 is out of range: allowed is (0, inf)
     """
+    if not isinstance(value, Real):
+        raise ConfigurationError(f"{name}={value!r} is no number: give one (in YAML 2.0e-4, not 2e-4)")
     legal = not isnan(value)
     legal &= above is None or value > above
     legal &= at_least is None or value >= at_least

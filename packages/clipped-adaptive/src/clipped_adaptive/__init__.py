@@ -7,10 +7,12 @@ from finetune_common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from clipped_adaptive import heavy_tails
+    from clipped_adaptive.adagrad import ClippedAdaGrad
+    from clipped_adaptive.adam import ClippedAdam
     from clipped_adaptive.algorithms import ALGORITHMS, from_paper
     from clipped_adaptive.clipping import ClipReport, RunningQuantile
     from clipped_adaptive.layers import layer_groups
-    from clipped_adaptive.optimizers import ClippedAdaGrad, ClippedAdam, ClippedSGD
+    from clipped_adaptive.sgd import ClippedSGD
 
 __all__ = [
     "ALGORITHMS",
@@ -29,9 +31,9 @@ _from_module = lazy_exports(
     {
         "ALGORITHMS": ".algorithms",
         "ClipReport": ".clipping",
-        "ClippedAdaGrad": ".optimizers",
-        "ClippedAdam": ".optimizers",
-        "ClippedSGD": ".optimizers",
+        "ClippedAdaGrad": ".adagrad",
+        "ClippedAdam": ".adam",
+        "ClippedSGD": ".sgd",
         "RunningQuantile": ".clipping",
         "from_paper": ".algorithms",
         "layer_groups": ".layers",

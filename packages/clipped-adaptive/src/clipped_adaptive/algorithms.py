@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipped_adaptive.optimizers import ClippedAdaGrad, ClippedAdam
+from clipped_adaptive.adagrad import ClippedAdaGrad
+from clipped_adaptive.adam import ClippedAdam
 from finetune_common.errors import check_choice
 
 __all__ = ["ALGORITHMS", "from_paper"]

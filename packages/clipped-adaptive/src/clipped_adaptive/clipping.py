@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 __all__ = [
-    "CLIPS",
     "ClipReport",
     "Level",
     "RunningQuantile",
@@ -20,9 +19,6 @@ __all__ = [
     "coefficients",
     "norms_by_unit",
 ]
-
-CLIPS = ("none", "global", "layer", "local", "elementwise")
-"""What shares a norm: nothing, all parameters of the optimizer, a layer, a tensor, an element."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,8 @@ class RunningQuantile:
         L_t = quantile_q(‖g_{t-1}‖, …, ‖g_{t-window}‖),    no clipping at the first step
 
     Each layer or tensor with a norm of its own (`clip="layer"`, `"local"`) has its own quantile. Norms that
-    are not finite are left out. The norms are kept on the device, in the optimizer's `state_dict`.
+    are not finite, or zero, are left out. The norms are kept on the device, in the state of each parameter
+    (`past_norms`).
 
     Args:
         q: The quantile, in (0, 1]; at 0.1 about nine steps in ten are clipped.
@@ -56,30 +53,25 @@ class RunningQuantile:
         check_number("q", self.q, above=0, at_most=1)
         check_number("window", self.window, at_least=1)
 
-    def level(self, norms: Tensor, labels: Sequence[int], units: int, state: dict[str, Any]) -> Tensor:
-        """Return this step's level of each unit and note its norm for later steps.
+    def levels(self, past: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this step's level of each unit, and the norms to remember.
 
         Args:
-            norms: One norm a unit that has a gradient.
-            labels: Which of all units they are.
-            units: How many units there are in all.
-            state: Where past norms are kept.
+            past: Past norms, (units, window), the newest last; NaN where there is none.
+            norms: This step's norm of each unit.
 
         Returns:
-            One level a norm; NaN, which clips nothing, where there is no past norm.
+            One level a unit: NaN, which clips nothing, where there is no past norm; and the new `past`.
+
+        Examples:
+            >>> past = torch.tensor([[torch.nan, 4.0]])
+            >>> RunningQuantile(0.5, window=2).levels(past, torch.tensor([2.0]))
+            (tensor([4.]), tensor([[4., 2.]]))
         """
-        past = state.get("past_norms")
-        if past is None or past.shape[0] != self.window:
-            past, state["clip_step"] = norms.new_full((self.window, 0), torch.nan), 0
-        if past.shape[1] < units:
-            past = torch.cat([past, past.new_full((self.window, units - past.shape[1]), torch.nan)], dim=1)
-        state["past_norms"] = past = past.to(norms.device, norms.dtype)
-        levels = torch.nanquantile(past, self.q, dim=0)
-        own = dict(zip(labels, norms.where(norms.isfinite(), torch.nan).unbind(), strict=True))
-        missing = norms.new_full((), torch.nan)
-        past[state["clip_step"] % self.window] = torch.stack([own.get(i, missing) for i in range(units)])
-        state["clip_step"] += 1
-        return _chosen(levels, labels)
+        levels = torch.nanquantile(past, self.q, dim=1)
+        norms = norms.to(past.dtype).unsqueeze(1)
+        moved = torch.cat([past[:, 1:], norms], dim=1)
+        return levels, torch.where(norms.isfinite() & (norms > 0), moved, past)
 
 
 Level = float | Callable[[int], float] | RunningQuantile

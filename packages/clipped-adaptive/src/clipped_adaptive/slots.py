@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ __all__ = [
     "TailsMonitor",
     "TailsOptions",
 ]
-
-CLIPS = ("none", "global", "layer", "local", "elementwise")
 
 
 @dataclass(frozen=True)

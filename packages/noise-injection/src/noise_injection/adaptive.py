@@ -12,7 +12,7 @@ from finetune_common.errors import ConfigurationError, check_choice, check_numbe
 from noise_injection.attachment import GradientNoise, Plan, Row, reach
 from noise_injection.microbatch import MicroBatchVariance
 from noise_injection.moments import EmaVariance, RunningVariance
-from noise_injection.slots import VARIANCES
+from noise_injection.variances import VARIANCES
 
 __all__ = ["AdaptiveGradientNoise"]
 

@@ -8,7 +8,6 @@ blocks that stay in the cache.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noise_injection.rules import add_noise, average, ema_variance, normal, welford
+from finetune_common.compiled import Compiled, normal
+from noise_injection.rules import add_noise, average, ema_variance, welford
 
 __all__ = ["add_adam", "add_ema", "add_microbatch", "add_plain", "add_running", "observe", "run", "sums"]
 
@@ -100,7 +100,7 @@ def sums(gradient: Tensor, mean: Tensor | None, dtype: torch.dtype) -> Tensor:
     if gradient.numel() == 0:
         return torch.zeros(1 if mean is None else 3, dtype=dtype, device=gradient.device)
     vectors = (gradient,) if mean is None else (gradient, mean)
-    products = row_products if gradient.numel() < COMPILE_FROM else _compiled_or_eager(row_products)
+    products = row_products if gradient.numel() < COMPILE_FROM else _compiled(row_products)
     whole = gradient.numel() // ROW * ROW
     parts = [products([v[:whole].view(-1, ROW) for v in vectors], dtype)] if whole else []
     if whole < gradient.numel():
@@ -128,36 +128,14 @@ def run(kernel: Kernel, tensors: Sequence[Tensor], numbers: Tensor, keys: Tensor
         keys: int32, three numbers; None for a kernel without noise.
     """
     count = tensors[0].numel()
-    large = count >= COMPILE_FROM and _compiler_works
+    large = count >= COMPILE_FROM and _compiled(kernel).usable
     block = LARGEST if large else max(BLOCK, count if tensors[0].device.type != "cpu" else 0)
-    call = _compiled_or_eager(kernel) if large else kernel
+    call = _compiled(kernel) if large else kernel
     for start in range(0, count, block):
         own = [tensor[start : start + block] for tensor in tensors] if count > block else tensors
         call(own, numbers, keys if keys is None or start == 0 else keys + keys.new_tensor([start, 0, 0]))
 
 
-_compiler_works = True
-
-
 @cache
-def _compiled_or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled = torch.compile(function, dynamic=True, fullgraph=True)
-
-    def call(*args: Any) -> Any:
-        global _compiler_works
-        if _compiler_works:
-            try:
-                return compiled(*args)
-            except RuntimeError as error:
-                if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-                    raise
-                _compiler_works = False
-                warnings.warn(
-                    "no working compiler: gradient noise runs several times slower; install a C++ compiler "
-                    f"(CPU) or triton (CUDA) ({type(error).__name__})",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-        return function(*args)
-
-    return call
+def _compiled(function: Callable[..., Any]) -> Compiled:
+    return Compiled(function, "gradient noise", dynamic=True)

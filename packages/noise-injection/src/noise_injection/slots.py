@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from noise_injection.variances import VARIANCES
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +26,6 @@ __all__ = [
     "NoOptions",
     "ReleasedAgniMethod",
 ]
-
-VARIANCES = ("microbatch", "running", "ema")
 
 
 @dataclass(frozen=True)

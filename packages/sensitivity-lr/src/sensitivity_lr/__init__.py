@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from finetune_common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from sensitivity_lr.adamax import SageAdamax
+    from sensitivity_lr.adamw import SageAdamW
     from sensitivity_lr.analysis import SensitivityTracker, pruned, sensitivity, sparsity_curve
     from sensitivity_lr.groups import sage_names, sage_param_groups
-    from sensitivity_lr.optimizers import SageAdamax, SageAdamW, SageSGD
+    from sensitivity_lr.sgd import SageSGD
     from sensitivity_lr.wrapper import Sage
 
 __all__ = [
@@ -27,9 +29,9 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "Sage": ".wrapper",
-        "SageAdamW": ".optimizers",
-        "SageAdamax": ".optimizers",
-        "SageSGD": ".optimizers",
+        "SageAdamW": ".adamw",
+        "SageAdamax": ".adamax",
+        "SageSGD": ".sgd",
         "SensitivityTracker": ".analysis",
         "pruned": ".analysis",
         "sage_names": ".groups",

@@ -17,6 +17,7 @@ from finetune_common.optim.ops import (
     addcmul,
     lerp,
     maximum,
+    sign,
     square_root,
 )
 
@@ -24,13 +25,24 @@ __all__ = ["adamax", "adamw", "rescale", "sage_factor", "sgd"]
 
 
 def sage_factor(
-    param: Value, grad: Value, sensitivity: Value, *, weight: Any, remainder: Any, s: Any, form: str
+    param: Value,
+    grad: Value,
+    sensitivity: Value,
+    *,
+    weight: Any,
+    remainder: Any,
+    s: Any,
+    form: str,
+    zeros_stay: bool = False,
 ) -> tuple[Value, Value]:
     """The factor of each coordinate's learning rate, and the new average sensitivity.
 
         I = |θ g|
         Î = β₃ Î + (1-β₃) I
         released: |I-Î| / (Î+s)        paper: (|I-Î|+s) / (Î+s)
+
+    A parameter that begins at zero has I = Î = 0. In the paper's form its factor is 1 at first; in the
+    released form it is 1 as well, unless `zeros_stay`: 0 then, for ever, as in the released code.
 
     It is computed as |I-Î| = β₃ |I-Î_old|, which is the same and loses no digits.
 
@@ -41,7 +53,8 @@ def sage_factor(
         weight: 1-β₃; (1-β₃)/(1-β₃ᵗ) makes Î the bias-corrected average.
         remainder: 1-weight.
         s: The small number, > 0.
-        form: "released" or "paper".
+        form: "paper" or "released".
+        zeros_stay: Whether a coordinate with I = Î = 0 has the factor 0 in the released form.
 
     Returns:
         The factor, at least 0 and (released) at most max(1, β₃/(1-β₃)); the new Î.
@@ -49,8 +62,10 @@ def sage_factor(
     Examples:
         >>> import torch
         >>> one, zero = torch.ones(1), torch.zeros(1)
-        >>> sage_factor(one, one, zero, weight=0.25, remainder=0.75, s=1e-12, form="released")
+        >>> sage_factor(one, one, zero, weight=0.25, remainder=0.75, s=1e-12, form="paper")
         (tensor([3.]), tensor([0.2500]))
+        >>> sage_factor(zero, one, zero, weight=0.25, remainder=0.75, s=1e-12, form="paper")
+        (tensor([1.]), tensor([0.]))
     """
     current = absolute(param * grad)
     variation = absolute(current - sensitivity)
@@ -58,6 +73,8 @@ def sage_factor(
     sensitivity = add_scaled(sensitivity * remainder, current, weight)
     if form == "paper":
         variation += s
+    elif not zeros_stay:
+        variation += (sign(sensitivity) - 1.0) * -s  # s where Î is 0, and nothing elsewhere
     variation /= sensitivity + s
     return variation, sensitivity
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune_common.errors import check_choice, check_number
+from sensitivity_lr.forms import FORMS
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,6 @@ __all__ = [
     "SensitivityOptions",
 ]
 
-FORMS = ("released", "paper")
-
 
 @dataclass(frozen=True)
 class SageAdamOptions:
@@ -33,8 +32,8 @@ class SageAdamOptions:
         betas: Decay of the first and the second moment, each in [0, 1).
         beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
         eps: Added to the denominator, at least 0.
-        form: The factor of the learning rate: released or paper.
-        legacy: Repeat the released code's decay and placement of eps.
+        form: The factor of the learning rate: paper or released.
+        legacy: Repeat the released code's decay and placement of eps; with form=released zeros stay zero.
         pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
     """
 
@@ -42,7 +41,7 @@ class SageAdamOptions:
     betas: tuple[float, float] = (0.9, 0.999)
     beta3: float = 0.75
     eps: float = 1e-6
-    form: str = "released"
+    form: str = "paper"
     legacy: bool = False
     pattern: str | None = None
 
@@ -62,7 +61,7 @@ class SageSGDOptions:
         momentum: Decay of the velocity, in [0, 1).
         nesterov: Nesterov's form of momentum.
         beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
-        form: The factor of the learning rate: released or paper.
+        form: The factor of the learning rate: paper or released.
         pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
     """
 
@@ -70,7 +69,7 @@ class SageSGDOptions:
     momentum: float = 0.9
     nesterov: bool = False
     beta3: float = 0.75
-    form: str = "released"
+    form: str = "paper"
     pattern: str | None = None
 
     def __post_init__(self) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from finetune_common.errors import ConfigurationError
 from finetune_common.optim import ElementwiseOptimizer, arithmetic_dtype
 from sensitivity_lr import rules
-from sensitivity_lr.optimizers import check_sage, sage_scalars
+from sensitivity_lr.base import branches, check_sage, sage_scalars
 
 __all__ = ["Sage"]
 
@@ -22,7 +23,7 @@ class Sage(ElementwiseOptimizer):
     """Scale the update of any optimizer, coordinate by coordinate, by the SAGE factor.
 
         I = |θ g|,   Î = β₃ Î + (1-β₃) I
-        released:  f = |I-Î| / (Î+s)        paper:  f = (|I-Î|+s) / (Î+s)
+        paper:  f = (|I-Î|+s) / (Î+s)        released:  f = |I-Î| / (Î+s), and 1 where I = Î = 0
         θ = θ_old + f · (θ_new - θ_old)
 
     θ_new is what the other optimizer makes of θ_old, weight decay included. It shares its parameter groups,
@@ -33,7 +34,7 @@ class Sage(ElementwiseOptimizer):
     Args:
         optimizer: The optimizer whose update is scaled; step the wrapper in its place.
         beta3: β₃ in [0, 1), decay of the average sensitivity; useful values are 0.6-0.9.
-        form: "released" or "paper".
+        form: "paper" or "released".
         sensitivity_eps: s; None means 1e-12.
         foreach: Run the scaling over lists of tensors.
         fused: Compile the scaling into one pass over memory; None does so where it pays.
@@ -52,12 +53,14 @@ class Sage(ElementwiseOptimizer):
     Source: Liang et al., "No Parameters Left Behind" (ICLR 2022, arXiv 2202.02664), Algorithm 1.
     """
 
+    counts_steps = False
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
         beta3: float = 0.75,
         *,
-        form: str = "released",
+        form: str = "paper",
         sensitivity_eps: float | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -67,22 +70,47 @@ class Sage(ElementwiseOptimizer):
         settings = {"beta3": beta3, "form": form, "sensitivity_eps": sensitivity_eps, "sage": True}
         for group in optimizer.param_groups:
             check_sage({**settings, **group}, EPS)
-        super().__init__(optimizer.param_groups, settings, foreach=foreach, fused=fused)
-        self.param_groups = optimizer.param_groups
+        state, groups = optimizer.state, optimizer.param_groups
+        super().__init__(groups, {**optimizer.defaults, **settings}, foreach=foreach, fused=fused)
+        optimizer.state, optimizer.param_groups = state, groups
+        self.defaults = {**self.defaults, **optimizer.defaults}
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The state of both optimizers: that of the other one, with `sensitivity`."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.base.state = state
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The groups of both optimizers."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to both optimizers."""
         check_sage({**self.defaults, **param_group}, EPS)
-        if any(param_group is group for group in self.base.param_groups):
-            torch.optim.Optimizer.add_param_group(self, param_group)
-        else:
-            self.base.add_param_group(param_group)
-            for name, value in self.defaults.items():
-                self.param_groups[-1].setdefault(name, value)
+        self.base.add_param_group(param_group)
+        for name, value in self.defaults.items():
+            self.param_groups[-1].setdefault(name, value)
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse settings that cannot be used."""
+        check_sage(group, EPS)
+
+    def owns(self, name: str) -> bool:
+        """The rest of the state comes back as the other optimizer has it."""
+        return name == "sensitivity"
 
     def rule(self, group: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
         """`rules.rescale`."""
-        return rules.rescale, {"form": group["form"]}
+        return rules.rescale, branches(group)
 
     def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         """Î."""
@@ -110,26 +138,33 @@ class Sage(ElementwiseOptimizer):
             for param in group["params"]
             if closure is not None or param.grad is not None
         }
-        loss = self.base.step(closure) if closure is not None else self.base.step()
+        with _hooks_of_all_optimizers_silenced():
+            loss = self.base.step(closure) if closure is not None else self.base.step()
         super().step()
         self._previous = {}
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of both optimizers."""
-        return {**super().state_dict(), "base": self.base.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state of both optimizers.
-
-        Raises:
-            ConfigurationError: The state is not that of a `Sage`.
-        """
-        if "base" not in state_dict:
-            raise ConfigurationError("this state has no 'base' entry: load what Sage.state_dict() returned")
-        self.base.load_state_dict(state_dict["base"])
-        super().load_state_dict(state_dict)
-        self.param_groups = self.base.param_groups
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "base": self.base, "_previous": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copy's attributes, or a loaded state, which the other optimizer completes in its way."""
+        if "base" in state:
+            self.base = state["base"]
+        loaded = {name: state[name] for name in ("state", "param_groups") if name in state}
+        self.base.__setstate__(loaded)
+        super().__setstate__({name: value for name, value in state.items() if name not in loaded})
+
+
+@contextmanager
+def _hooks_of_all_optimizers_silenced() -> Iterator[None]:
+    """Step the other optimizer without torch's global hooks: they were called for the wrapper's step."""
+    registries = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
+    kept = [dict(registry) for registry in registries]
+    for registry in registries:
+        registry.clear()
+    try:
+        yield
+    finally:
+        for registry, hooks in zip(registries, kept, strict=True):
+            registry.update(hooks)

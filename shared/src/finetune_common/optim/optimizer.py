@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from finetune_common.errors import ConfigurationError, check_number
-from finetune_common.optim.run import Row, Rule, arithmetic_dtype, run
+from finetune_common.errors import ConfigurationError, check_number, did_you_mean
+from finetune_common.optim.rows import shard_index, write_back
+from finetune_common.optim.run import Row, Rule, run
+from finetune_common.optim.state import StatefulOptimizer
 
-__all__ = ["Batch", "ElementwiseOptimizer", "flat_row", "whole_norms"]
+__all__ = ["Batch", "ElementwiseOptimizer"]
 
 FUSED_PAYS_FROM = 2**23
 """Parameters from which compiling pays within some hundred steps."""
@@ -40,7 +42,7 @@ class Batch:
     indices: list[int]
 
 
-class ElementwiseOptimizer(torch.optim.Optimizer):
+class ElementwiseOptimizer(StatefulOptimizer):
     """An optimizer that states its update once, as a pure function, and runs it in three ways.
 
     A subclass says what its rule is (`rule`), which state it keeps (`initial_state`), which numbers the
@@ -48,7 +50,8 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
     matter (norms), what is computed before the rule (`prepare`).
 
     State is float32 (float64 for float64 parameters) and stays so through `load_state_dict`; `step` is a
-    float32 number. State of the whole optimizer, if any, lives in `shared`.
+    float32 number on the CPU. All of it belongs to parameters, as torch's checkpoint tools expect: what an
+    optimizer keeps for all of them is repeated in the state of each, or is a setting of its groups.
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
@@ -64,6 +67,7 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
     Raises:
         ConfigurationError: A setting out of range, both `foreach` and `fused`, a complex parameter; at a
             step a sparse or complex gradient.
+        TypeError: An argument that the class does not have.
 
     Examples:
         >>> class SignDescent(ElementwiseOptimizer):
@@ -80,6 +84,14 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         >>> w.tolist()
         [0.5, -0.5]
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse an argument that the class does not have, by the name that the user knows."""
+        known = inspect.signature(cls.__init__).parameters
+        for name in kwargs:
+            if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+                raise TypeError(f"{cls.__name__} has no argument {name}: {did_you_mean(name, [*known][1:])}")
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -102,10 +114,6 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         """Return the update function of a group and its static settings, which must be hashable."""
         raise NotImplementedError
 
-    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
-        """Return state tensor → initial value, in the order of the rule's arguments."""
-        return {}
-
     def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
         """Return the numbers that the rule of a group needs at a step (from 1)."""
         raise NotImplementedError
@@ -125,31 +133,28 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         """Return what else the rule reads after the state, or None to leave the parameter alone."""
         return ()
 
-    @property
-    def shared(self) -> dict[str, Any]:
-        """State of the whole optimizer, saved with it: numbers and tensors by name."""
-        return self.state["shared"]  # type: ignore[index]
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see `torch.optim.Optimizer.add_param_group`.
 
         Raises:
             ConfigurationError: A setting out of range or a complex parameter.
         """
-        settings = {**self.defaults, **param_group}
-        lr = settings["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ConfigurationError(
-                f"lr has shape {tuple(lr.shape)}: give a number or a tensor with one element"
-            )
-        check_number("lr", float(lr), at_least=0)
-        self.check_group(settings)
+        self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         if any(param.is_complex() for param in self.param_groups[-1]["params"]):
             self.param_groups.pop()
             raise ConfigurationError(
                 "complex parameters are not supported: pass torch.view_as_real(parameter) as the parameter"
             )
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ConfigurationError(
+                f"lr has shape {tuple(lr.shape)}: give a number or a tensor with one element"
+            )
+        check_number("lr", float(lr) if isinstance(lr, Tensor) else lr, at_least=0)
+        self.check_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -160,12 +165,17 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
 
         Returns:
             The closure's loss, if any.
+
+        Raises:
+            ConfigurationError: A setting that was changed to something illegal; a sparse or complex gradient.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = list(self._batches())
+        for group in self.param_groups:
+            self._check(group)
+        batches = [batch for group in self._groups() for batch in self._batches(*group)]
         for batch, row_scalars in zip(batches, self.prepare(batches), strict=True):
             update, static = self.rule(batch.group)
             stochastic = batch.group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16
@@ -174,6 +184,8 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
                 row_scalars = {**row_scalars, "salt": _salts(batch)}
             scalars = {name: float(value) for name, value in self.scalars(batch.group, batch.step).items()}
             run(self._path(batch.rows[0][0].device), rule, batch.rows, scalars, row_scalars)
+            for param, row in zip(batch.params, batch.rows, strict=True):
+                write_back(param, row)
         return loss
 
     def _path(self, device: torch.device) -> str:
@@ -187,138 +199,56 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
         elements = sum(param.numel() for group in self.param_groups for param in group["params"])
         return device.type in ("cpu", "cuda") and elements >= FUSED_PAYS_FROM
 
-    def _batches(self) -> Iterator[Batch]:
+    def _groups(self) -> Iterator[tuple[dict[str, Any], list[_Found]]]:
+        """Yield each group with those of its parameters that take this step, their state complete."""
         first = 0
         for group in self.param_groups:
             initial = self.initial_state(group)
-            found = list(self._with_gradient(group, initial, first))
+            found = []
+            for index, param in enumerate(group["params"], first):
+                grad = param.grad
+                inputs = None if grad is None else self.inputs(group, param)
+                if grad is not None and inputs is not None:
+                    state = self.state_of(param, initial)
+                    found.append(
+                        (index, param, _placed(grad, param), [*(state[n] for n in initial), *inputs])
+                    )
             first += len(group["params"])
-            if not found:
-                continue
-            torch._foreach_add_([state["step"] for *_, state in found], 1)
-            batches: dict[tuple[Any, ...], Batch] = {}
-            for index, param, grad, inputs, state in found:
-                step = int(state["step"].item())
-                row = flat_row(param, grad, *[state[name] for name in initial], *inputs)
-                key = (step, row[0].dtype, row[1].dtype, row[0].device)
-                if key not in batches:
-                    batches[key] = Batch(group, step, [], [], [], [])
-                batch = batches[key]
-                batch.params.append(param)
-                batch.grads.append(grad)
-                batch.rows.append(row)
-                batch.indices.append(index)
-            yield from batches.values()
+            yield group, found
 
-    def _with_gradient(
-        self, group: dict[str, Any], initial: Mapping[str, float], first: int
-    ) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]]:
-        """Yield position, parameter, gradient, further inputs and state of each that takes this step."""
-        for index, param in enumerate(group["params"], first):
-            grad = param.grad
-            inputs = None if grad is None else self.inputs(group, param)
-            if grad is None or inputs is None:
-                continue
-            state = self.state[param]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                for name, value in initial.items():
-                    state[name] = torch.full_like(param, value, dtype=arithmetic_dtype(param.dtype))
-            yield index, param, grad, inputs, state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; every tensor keeps its own dtype and shares no memory with what was loaded."""
-        super().load_state_dict(state_dict)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for index, param in zip(saved, params, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
-                self.state[param][name] = _restored(param, name, value)
-        if "shared" in state_dict["state"]:
-            self.state["shared"] = deepcopy(state_dict["state"]["shared"])  # type: ignore[index]
+    def _batches(self, group: dict[str, Any], found: list[_Found]) -> Iterable[Batch]:
+        batches: dict[tuple[Any, ...], Batch] = {}
+        steps = self.count([param for _, param, *_ in found])
+        for step, (index, param, grad, state) in zip(steps, found, strict=True):
+            row = self._rows.row(param, grad, state)
+            key = (step, row[0].dtype, row[1].dtype, row[0].device)
+            if key not in batches:
+                batches[key] = Batch(group, step, [], [], [], [])
+            batch = batches[key]
+            batch.params.append(param)
+            batch.grads.append(grad)
+            batch.rows.append(row)
+            batch.indices.append(index)
+        return batches.values()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "foreach": self.foreach, "fused": self.fused}
 
 
-def flat_row(param: Tensor, grad: Tensor, *state: Tensor) -> Row:
-    """Return one-dimensional views of this process's part of a parameter, its gradient and its state.
-
-    The gradient is copied when it lies otherwise in memory than the parameter.
-
-    Raises:
-        ConfigurationError: A sparse or complex gradient, or a parameter with gaps in memory.
-    """
-    if grad.is_sparse or grad.is_complex():
-        kind = "sparse" if grad.is_sparse else "complex"
-        raise ConfigurationError(f"a {kind} gradient is not supported: use a dense real one (sparse=False)")
-    if hasattr(param, "to_local"):
-        if grad.placements != param.placements:  # type: ignore[attr-defined]
-            grad = grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
-        param, grad, *state = (tensor.to_local() for tensor in (param, grad, *state))  # type: ignore[attr-defined]
-    row = [param.detach(), grad, *state]
-    if all(tensor.is_contiguous() for tensor in row):
-        return [tensor.view(-1) for tensor in row]
-    if not param.is_contiguous() and param.stride() != torch.empty_like(param, device="meta").stride():
-        raise ConfigurationError(
-            f"a parameter of shape {tuple(param.shape)} has gaps in memory: make it contiguous"
-        )
-    if not _lies_like(grad, param):
-        grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
-    for tensor in state:
-        if not _lies_like(tensor, param):
-            tensor.data = torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
-    return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in (param.detach(), grad, *state)]
+_Found = tuple[int, Tensor, Tensor, list[Tensor]]
+"""Position, parameter, gradient and the rest of its row."""
 
 
-def _lies_like(tensor: Tensor, param: Tensor) -> bool:
-    return tensor.stride() == param.stride() or (tensor.is_contiguous() and param.is_contiguous())
-
-
-def whole_norms(tensors: list[Tensor]) -> Tensor:
-    """Return the Euclidean norm of each tensor, of the whole one where it is a DTensor.
-
-    Args:
-        tensors: Tensors on one device.
-
-    Returns:
-        One-dimensional, one norm a tensor, in the tensors' arithmetic dtype. No device synchronisation.
-
-    Examples:
-        >>> whole_norms([torch.tensor([3.0, 4.0]), torch.ones(4)])
-        tensor([5., 2.])
-    """
-    dtype = arithmetic_dtype(tensors[0].dtype)
-    if all(_is_plain(tensor) for tensor in tensors):
-        flat = [tensor.view(-1) for tensor in tensors]
-        return torch.stack([torch.dot(tensor, tensor) for tensor in flat]).sqrt_()
-    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
-    return torch.stack([getattr(norm, "full_tensor", lambda norm=norm: norm)() for norm in norms])
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a scalar product gives the norm: on a CPU it is twice as fast as a reduction."""
-    wide = tensor.dtype in (torch.float32, torch.float64)
-    return wide and tensor.device.type == "cpu" and tensor.is_contiguous() and not hasattr(tensor, "to_local")
+def _placed(grad: Any, param: Any) -> Tensor:
+    """Return a gradient, spread over processes as its parameter is."""
+    if hasattr(param, "placements") and grad.placements != param.placements:
+        return grad.redistribute(param.device_mesh, param.placements)
+    return grad
 
 
 def _salts(batch: Batch) -> Tensor:
-    shard = 0
-    param = batch.params[0]
-    if hasattr(param, "placements"):
-        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-        for dim, placement in enumerate(placements):
-            shard = shard * mesh.size(dim) + (mesh.get_local_rank(dim) if placement.is_shard() else 0)
-    salts = [hash((batch.step, index, shard)) % 2**31 for index in batch.indices]
+    salts = [
+        hash((batch.step, index, shard_index(param))) % 2**31
+        for index, param in zip(batch.indices, batch.params, strict=True)
+    ]
     return torch.tensor(salts, dtype=torch.int32, device=batch.rows[0][0].device)
-
-
-def _restored(param: Tensor, name: str, value: Any) -> Any:
-    if name == "step" or not isinstance(value, Tensor):
-        return deepcopy(value)
-    if value.shape != param.shape:
-        raise ConfigurationError(
-            f"the saved state has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}: load "
-            "the state of the same model"
-        )
-    return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)).copy_(value)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from finetune_common.compiled import random_bits, scramble
+
 __all__ = ["round_stochastically"]
 
 
@@ -25,11 +27,7 @@ def round_stochastically(value: Tensor, salt: int | Tensor, start: int = 0) -> T
         >>> bool((round_stochastically(x, salt=7).double().mean() - 1.001).abs() < 2e-4)
         True
     """
-    bits = (
-        torch.arange(start, start + value.numel(), dtype=torch.int32, device=value.device) * -1640531535
-        + salt
-    )
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 2146121005
-    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * -2073254261
-    noise = (bits >> 16) & 0xFFFF
+    position = torch.arange(start, start + value.numel(), dtype=torch.int32, device=value.device)
+    key = scramble(torch.as_tensor(salt, dtype=torch.int32, device=value.device))
+    noise = (random_bits(position, key, scramble(key)) >> 16) & 0xFFFF
     return ((value.view(torch.int32) + noise) & -65536).view(torch.float32).to(torch.bfloat16)

@@ -12,18 +12,16 @@ branches. Values beyond the returned ones leave the remaining state as it is.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune_common.compiled import Compiled
 from finetune_common.optim.ops import TensorList, assign
 from finetune_common.optim.rounding import round_stochastically
 
@@ -31,11 +29,13 @@ __all__ = ["PATHS", "Row", "Rule", "advance", "arithmetic_dtype", "run"]
 
 Row = list[Tensor]
 Scalars = Mapping[str, float]
-RowScalars = Mapping[str, Tensor]
+RowScalars = Mapping[str, Sequence[Tensor]]
 
 BLOCK = {"cpu": 2**17}
 """Elements that eager code handles at a time: temporaries stay in the caches of a CPU."""
 BLOCK_ELSEWHERE = 2**22
+LIST = 2**20
+"""Elements that one list holds on a CPU."""
 SMALL = 2**13
 """Rows of at most this many elements are joined: a compiled call costs as much as 10,000 elements."""
 TOGETHER = 4
@@ -64,7 +64,9 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+def run(
+    path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: Mapping[str, Tensor]
+) -> None:
     """Apply a rule to rows, in place.
 
     Args:
@@ -75,12 +77,15 @@ def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
         row_scalars: One-dimensional tensors with one number a row (norms, clipping coefficients), on the
             rows' device, by the rule's argument names. With a stochastic rule `salt` (int32) is among them.
     """
-    if any(row[0].numel() == 0 for row in rows):
-        kept = [i for i, row in enumerate(rows) if row[0].numel()]
-        rows = [rows[i] for i in kept]
-        row_scalars = {name: values[kept] for name, values in row_scalars.items()}
-    if rows:
-        PATHS[path](rule, rows, scalars, row_scalars)
+    own = {name: values.unbind() for name, values in row_scalars.items()}
+    kept = [i for i, row in enumerate(rows) if row[0].numel()]
+    if kept:
+        PATHS[path](rule, [rows[i] for i in kept], scalars, _chosen(own, kept))
+
+
+def _chosen(row_scalars: RowScalars, indices: Iterable[int]) -> dict[str, list[Tensor]]:
+    """Choose without an index tensor, for which a GPU would wait."""
+    return {name: [values[i] for i in indices] for name, values in row_scalars.items()}
 
 
 def advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: int = 0) -> None:
@@ -121,21 +126,18 @@ def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: R
 
 
 def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    block = BLOCK.get(rows[0][0].device.type, BLOCK_ELSEWHERE)
+    """Whole lists: on a GPU one a step, since calls decide; on a CPU what stays in the caches."""
+    on_cpu = rows[0][0].device.type == "cpu"
     order = sorted(range(len(rows)), key=lambda i: rows[i][0].numel())
-    rows = [rows[i] for i in order]
-    row_scalars = {name: values[order] for name, values in row_scalars.items()}
-    for indices in _lists([row[0].numel() for row in rows], block):
-        if len(indices) == 1:
-            [i] = indices
-            _reference(
-                rule, [rows[i]], scalars, {name: values[i : i + 1] for name, values in row_scalars.items()}
-            )
+    sizes = [rows[i][0].numel() for i in order]
+    for indices in _lists(sizes, LIST if on_cpu else sum(sizes)):
+        chosen = [order[i] for i in indices]
+        some, own = [rows[i] for i in chosen], _chosen(row_scalars, chosen)
+        if len(some) == 1:
+            _reference(rule, some, scalars, own)
         else:
-            own = {
-                name: _unbound(values[indices[0] : indices[-1] + 1]) for name, values in row_scalars.items()
-            }
-            advance(rule, _columns([rows[i] for i in indices]), {**scalars, **own})
+            columns = [TensorList(column) for column in zip(*some, strict=True)]
+            advance(rule, columns, {**scalars, **{name: TensorList(values) for name, values in own.items()}})
 
 
 def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
@@ -148,43 +150,32 @@ def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
     yield range(first, len(sizes))
 
 
-def _columns(rows: Sequence[Row]) -> list[TensorList]:
-    return [TensorList(column) for column in zip(*rows, strict=True)]
-
-
-def _unbound(values: Tensor) -> TensorList:
-    return TensorList(values.unbind())
-
-
 def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    eager = _reference if rows[0][0].device.type == "cpu" else _foreach
-    if not _compiler_works:
-        return eager(rule, rows, scalars, row_scalars)
-    try:
-        way = _fused_by_length if rows[0][0].device.type == "cpu" else _fused_at_once
-        way(rule, rows, scalars, row_scalars)
-    except Exception as error:
-        if not _is_about_the_compiler(error):
-            raise
-        _give_up_compiling(error)
-        eager(rule, rows, scalars, row_scalars)
+    way = _fused_by_length if rows[0][0].device.type == "cpu" else _fused_at_once
+    way(rule, rows, scalars, row_scalars)
 
 
 def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     """A few rows of one length a call, whatever the length: little to compile, and few calls."""
-    packed = _packed(rows, scalars)
+    names, packed = (rule, tuple(scalars), tuple(row_scalars)), _packed(rows, scalars)
 
-    def call(some: list[Row], own: list[list[Tensor]]) -> None:
-        kept_apart = some[0][0].dtype, some[0][1].dtype, len(some), some[0][0].numel() > 2 * SMALL
-        _compiled(rule, tuple(scalars), tuple(row_scalars), *kept_apart, dynamic=True)(some, packed, own)
+    def compiled(row: Row, count: int) -> Compiled:
+        return _compiled(*names, row[0].dtype, row[1].dtype, count, row[0].numel() > 2 * SMALL, dynamic=True)
 
     small = [] if rule.stochastic else [i for i, row in enumerate(rows) if row[0].numel() <= SMALL]
-    large = sorted(set(range(len(rows))) - set(small if len(small) > 1 else []))
-    for indices in _alike(large, rows):
-        call([rows[i] for i in indices], [[values[i] for i in indices] for values in row_scalars.values()])
-    if len(small) > 1:
+    if len(small) < 2 or not compiled(rows[small[0]], 1).usable:
+        small = []
+    for indices in _alike(sorted(set(range(len(rows))) - set(small)), rows):
+        some, step = [rows[i] for i in indices], compiled(rows[indices[0]], len(indices))
+        if step.usable:
+            step(some, packed, [*_chosen(row_scalars, indices).values()])
+        else:
+            _reference(rule, some, scalars, _chosen(row_scalars, indices))
+    if small:
         with _joined([rows[i] for i in small]) as (row, sizes):
-            call([row], [[values[small].repeat_interleave(sizes)] for values in row_scalars.values()])
+            chosen = _chosen(row_scalars, small).values()
+            own = [[torch.stack(values).repeat_interleave(sizes)] for values in chosen]
+            compiled(row, 1)([row], packed, own)
 
 
 def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
@@ -194,7 +185,11 @@ def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
     """
     lengths = tuple(row[0].numel() for row in rows)
     key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype, lengths)
-    _compiled(*key, dynamic=False)(list(rows), _packed(rows, scalars), list(row_scalars.values()))
+    step = _compiled(*key, dynamic=False)
+    if step.usable:
+        step(list(rows), _packed(rows, scalars), [torch.stack([*values]) for values in row_scalars.values()])
+    else:
+        _foreach(rule, rows, scalars, row_scalars)
 
 
 def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
@@ -227,7 +222,7 @@ def _joined(rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
 @cache
 def _compiled(
     rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any, dynamic: bool
-) -> Callable[[list[Row], Tensor, Sequence[Sequence[Tensor] | Tensor]], None]:
+) -> Compiled:
     """Compile a rule for a list of rows.
 
     Dtypes, numbers of rows and size classes are kept apart: compiled code is laid out (threads) for the
@@ -240,45 +235,7 @@ def _compiled(
             values = [given[i] for given in own]
             advance(rule, row, {**scalars, **dict(zip(row_names, values, strict=True))})
 
-    return _compile(step, rule, dynamic)
-
-
-def _compile(step: FunctionType, rule: Rule, dynamic: bool) -> Callable[..., None]:
-    name = f"{rule.update.__name__}_{next(_serial)}"
-    own_code = step.__code__.replace(co_name=name)  # torch counts recompilations by code object
-    function = FunctionType(own_code, step.__globals__, name, None, step.__closure__)
-    return torch.compile(function, dynamic=dynamic, fullgraph=True)
-
-
-_serial = count()
-_compiler_works = True
-_COMPILER_ERRORS = (
-    "InvalidCxxCompiler",
-    "CppCompileError",
-    "TritonMissing",
-    "Cannot find a working triton",
-    "Failed to find C compiler",
-    "Python.h",
-)
-
-
-def _is_about_the_compiler(error: BaseException | None) -> bool:
-    while error is not None:
-        if any(sign in f"{type(error).__name__}: {error}" for sign in _COMPILER_ERRORS):
-            return True
-        error = error.__cause__
-    return False
-
-
-def _give_up_compiling(error: Exception) -> None:
-    global _compiler_works
-    _compiler_works = False
-    warnings.warn(
-        "no working compiler for fused=True: the optimizer runs uncompiled, several times slower; "
-        f"install a C++ compiler (CPU) or triton (CUDA), or pass fused=False ({type(error).__name__})",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    return Compiled(step, "an optimizer with fused=True", name=rule.update.__name__, dynamic=dynamic)
 
 
 PATHS = {"reference": _reference, "foreach": _foreach, "fused": _fused}

@@ -1,0 +1,120 @@
+"""AdaGrad with gradient clipping inside the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from clipped_adaptive import rules
+from clipped_adaptive.base import ClippedAdaptive
+from clipped_adaptive.clipping import Level
+
+__all__ = ["ClippedAdaGrad"]
+
+
+class ClippedAdaGrad(ClippedAdaptive):
+    """AdaGrad on clipped gradients, with decoupled weight decay.
+
+        ĝ = clip(g),   b_t = b_{t-1} + η ĝ²
+        θ = (1 - lr λ) θ - lr · ĝ / (√b + ε),    b = b_t, or b_{t-1} with delay
+
+    With `norm` b is one number for the whole optimizer, fed with ‖ĝ‖² of all parameters together, and
+    repeated in the state of each (`second_moment`). The gradients in `.grad` stay as they are. The state
+    is (without `norm`) `accumulator`.
+
+    Args:
+        params: Parameters, (name, parameter) pairs, or groups of them.
+        lr: Learning rate ≥ 0, a number or a one-element tensor.
+        eps: ε ≥ 0, added to the root.
+        weight_decay: λ ≥ 0, decoupled: follows lr and its schedule.
+        clip: What shares a norm; see `ClippedAdam`.
+        max_norm: The level > 0: a number, a function of the step (from 1), or a `RunningQuantile`.
+        delay: Divide by the accumulator of the step before; needs an initial value.
+        eta: η > 0, weight of new squares in the accumulator.
+        initial_accumulator: b_0 ≥ 0, of the squared quantity (the square of the paper's b_0).
+        norm: One accumulator for the whole optimizer; all groups must agree on η, ε, delay, initial value.
+        foreach: Run over lists of tensors.
+        fused: Compile into one pass over memory; None does so where it pays.
+        maximize: Step along the gradient.
+        stochastic_rounding: Round bfloat16 parameters stochastically.
+
+    Raises:
+        ConfigurationError: A setting out of range or unknown, or delay without an initial value.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.nn.Parameter(torch.tensor([2.0]))
+        >>> optimizer = ClippedAdaGrad([x], lr=0.5, max_norm=0.5, norm=True, initial_accumulator=9)
+        >>> (x**2 / 2).backward()
+        >>> optimizer.step()  # 2 - 0.5·0.5/√(9 + 0.25)
+        >>> round(x.item(), 4)
+        1.9178
+
+    Source: Chezhegov et al., "Clipping Improves Adam-Norm and AdaGrad-Norm when the Noise Is Heavy-Tailed"
+    (ICML 2025, arXiv 2406.04443), Algorithm 2; η ≠ 1 is Clip-RAdaGradD of its first version. Differs from
+    the released code in that the delayed form steps along the current gradient.
+    """
+
+    initial = "initial_accumulator"
+    names_elsewhere: ClassVar[Mapping[str, str]] = {"sum": "accumulator"}
+    agreeing = ("eta", "eps", "delay", "initial_accumulator")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        *,
+        clip: str = "local",
+        max_norm: Level = 1.0,
+        delay: bool = False,
+        eta: float = 1.0,
+        initial_accumulator: float = 0.0,
+        norm: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        maximize: bool = False,
+        stochastic_rounding: bool = False,
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "delay": delay,
+                "eta": eta,
+                "initial_accumulator": initial_accumulator,
+            },
+            clip=clip,
+            max_norm=max_norm,
+            norm=norm,
+            foreach=foreach,
+            fused=fused,
+            maximize=maximize,
+            stochastic_rounding=stochastic_rounding,
+        )
+
+    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+        """b."""
+        return {} if self.norm else {"accumulator": group["initial_accumulator"]}
+
+    def rule(self, group: Mapping[str, Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+        """`rules.adagrad` or `rules.adagrad_norm`."""
+        return (rules.adagrad_norm, {}) if self.norm else (rules.adagrad, {"delay": group["delay"]})
+
+    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
+        """The numbers of the rule."""
+        lr = float(group["lr"])
+        second = {} if self.norm else {"weight": group["eta"], "eps": group["eps"]}
+        keep = 1 - lr * group["weight_decay"]
+        return {"step_size": lr, "keep": keep, **second, **self._element_level()}
+
+    def _denominator(self, squared_norm: Tensor) -> Tensor:
+        group, old = self.param_groups[0], self._second_moment(squared_norm)
+        new = old + group["eta"] * squared_norm
+        self._keep_second_moment(new)
+        return (old if group["delay"] else new).sqrt() + group["eps"]

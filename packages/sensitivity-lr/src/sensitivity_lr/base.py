@@ -1,0 +1,139 @@
+"""What the SAGE optimizers share: the settings of SAGE, `sage=False` groups, and the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.optim import ElementwiseOptimizer
+from sensitivity_lr.forms import FORMS
+
+__all__ = ["SageAdam", "SageOptimizer", "branches", "check_sage", "sage_scalars"]
+
+SMALLEST_S = 1e-37
+"""The small number has to be a normal float32."""
+
+
+def check_sage(group: Mapping[str, Any], eps: float) -> None:
+    """Refuse settings of a group that SAGE cannot use.
+
+    Args:
+        group: With `beta3`, `form`, `sensitivity_eps`.
+        eps: The base optimizer's ε, from which s comes.
+
+    Raises:
+        ConfigurationError: Names the value and the legal interval.
+    """
+    check_number("beta3", group["beta3"], at_least=0, below=1)
+    check_choice("form", group["form"], FORMS)
+    s = _small_number(group, eps)
+    if not s >= SMALLEST_S:
+        raise ConfigurationError(
+            f"sensitivity_eps={s!r} is out of range: give it a number of at least {SMALLEST_S}"
+        )
+
+
+def _small_number(group: Mapping[str, Any], eps: float) -> float:
+    if group["sensitivity_eps"] is not None:
+        return group["sensitivity_eps"]
+    return eps**2 if group["form"] == "released" else 1e-12
+
+
+def sage_scalars(
+    group: Mapping[str, Any], eps: float, correct_from_step: int | None = None
+) -> dict[str, float]:
+    """Return the numbers of `rules.sage_factor`.
+
+    Args:
+        group: With `beta3`, `form`, `sensitivity_eps`.
+        eps: The base optimizer's ε.
+        correct_from_step: The step t, where the released form has the bias-corrected average.
+    """
+    beta3 = group["beta3"]
+    corrected = correct_from_step is not None and group["form"] == "released"
+    weight = (1 - beta3) / (1 - beta3**correct_from_step) if corrected else 1 - beta3
+    return {"weight": weight, "remainder": 1 - weight, "s": _small_number(group, eps)}
+
+
+def branches(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that choose a branch of `rules.sage_factor`."""
+    if not group["sage"]:
+        return {}
+    zeros_stay = group["form"] == "released" and group.get("legacy", False)
+    return {"form": group["form"], "zeros_stay": zeros_stay}
+
+
+class SageOptimizer(ElementwiseOptimizer):
+    """What the three share: the settings of SAGE, `sage=False` groups, and the state."""
+
+    base_state: Callable[[Mapping[str, Any]], dict[str, float]]
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        form: str,
+        sensitivity_eps: float | None,
+        **running: Any,
+    ):
+        settings = {"form": form, "sensitivity_eps": sensitivity_eps, "sage": True}
+        super().__init__(params, {**defaults, **settings}, **running)
+
+    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+        """The state of the base, and Î where SAGE is on."""
+        return self.base_state(group) | ({"sensitivity": 0.0} if group["sage"] else {})
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse settings that cannot be used."""
+        check_number("weight_decay", group["weight_decay"], at_least=0)
+        check_choice("sage", group["sage"], (True, False))
+        if group["sage"]:
+            check_sage(group, group.get("eps", 1e-6))
+
+
+class SageAdam(SageOptimizer):
+    """What the two relatives of Adam share: their settings."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float = 0.75,
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        *,
+        form: str = "paper",
+        sensitivity_eps: float | None = None,
+        legacy: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        maximize: bool = False,
+        stochastic_rounding: bool = False,
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": tuple(betas),
+                "beta3": beta3,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "legacy": legacy,
+            },
+            form=form,
+            sensitivity_eps=sensitivity_eps,
+            foreach=foreach,
+            fused=fused,
+            maximize=maximize,
+            stochastic_rounding=stochastic_rounding,
+        )
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse settings that cannot be used."""
+        check_number("eps", group["eps"], at_least=0)
+        for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
+            check_number(name, beta, at_least=0, below=1)
+        super().check_group(group)

@@ -1,0 +1,165 @@
+"""Compile a function, or run it as written and say why."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from itertools import count
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+__all__ = ["Compiled"]
+
+
+class Compiled:
+    """A function of tensors that runs compiled where that works and pays, and as written elsewhere.
+
+    It runs as written
+
+    - on fewer than `pays_from` elements, and while another compiler traces it;
+    - inside a `TorchDispatchMode` (fake tensors, torch's FLOP counter): torch compiles nothing there, and
+      gives up on a function that was called there once;
+    - after `torch.compile` failed on it, which is told in one warning with the reason. A missing compiler
+      is the reason for all functions of the process, and told once.
+
+    Compiled code runs outside autocast. Each object compiles a code object of its own, since torch counts
+    recompilations by it.
+
+    Args:
+        function: What runs. It may change its tensors in place; compilation comes before the first change.
+        what: What the user calls it, for the warning: "gradient noise".
+        name: Tells apart, in torch's logs, what is made of one function; the function's name by default.
+        pays_from: Elements of the largest tensor argument from which a compiled call pays for itself.
+        dynamic: As for `torch.compile`: None makes sizes symbols when they change, True at once.
+        otherwise: What runs in the function's place where compiled code does not; `function` by default.
+
+    Examples:
+        >>> def double(x):
+        ...     x.mul_(2)
+        >>> x = torch.ones(3)
+        >>> Compiled(double, "doubling", pays_from=1_000)(x)
+        >>> x
+        tensor([2., 2., 2.])
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        what: str,
+        *,
+        name: str = "",
+        pays_from: int = 0,
+        dynamic: bool | None = None,
+        otherwise: Callable[..., Any] | None = None,
+    ) -> None:
+        self.function, self.what, self.name = function, what, name or function.__name__
+        self.pays_from, self.dynamic = pays_from, dynamic
+        self.otherwise = otherwise or function
+        self._failed = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether a large call would run compiled at this moment."""
+        return not (
+            self._failed or _no_compiler or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the function, compiled or as written."""
+        if not self.usable or (self.pays_from and _largest(args) < self.pays_from):
+            return self.otherwise(*args)
+        try:
+            with _without_autocast():
+                return self._compiled(*args)
+        except Exception as error:
+            if not _is_about_compiling(error):
+                raise
+            self._give_up(error)
+        return self.otherwise(*args)
+
+    @cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        plain = cast(FunctionType, self.function)
+        name = f"{self.name}_{next(_serial)}"
+        own = FunctionType(
+            plain.__code__.replace(co_name=name),
+            plain.__globals__,
+            name,
+            plain.__defaults__,
+            plain.__closure__,
+        )
+        own.__kwdefaults__ = plain.__kwdefaults__
+        return torch.compile(own, dynamic=self.dynamic, fullgraph=True)
+
+    def _give_up(self, error: BaseException) -> None:
+        global _no_compiler
+        self._failed = True
+        missing = _missing_compiler(error)
+        _no_compiler |= missing is not None
+        reason = missing or f"torch could not compile it ({_described(error)})"
+        if (self.what, reason) not in _told:
+            _told.add((self.what, reason))
+            message = f"{self.what} runs uncompiled, several times slower: {reason}"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+_serial = count()
+_no_compiler = False
+_told: set[tuple[str, str]] = set()
+
+_MISSING = (
+    "InvalidCxxCompiler",
+    "TritonMissing",
+    "Cannot find a working triton",
+    "Failed to find C compiler",
+    "Python.h",
+)
+"""What torch and triton say when there is no compiler, or no header to compile with."""
+
+
+def _missing_compiler(error: BaseException) -> str | None:
+    for cause in _causes(error):
+        if any(sign in f"{type(cause).__name__}: {cause}" for sign in _MISSING):
+            return (
+                f"no working compiler was found ({type(cause).__name__}); install a C++ compiler and "
+                "Python's headers (CPU) or triton (CUDA)"
+            )
+    return None
+
+
+def _is_about_compiling(error: BaseException) -> bool:
+    """Whether it arose in compiling; a function that is wrong in itself says so again as written."""
+    rooms = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+    if _missing_compiler(error) or "torch.compile" in str(error):
+        return True
+    return any(type(cause).__module__.startswith(rooms) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:200]
+
+
+def _largest(args: tuple[Any, ...]) -> int:
+    return max((arg.numel() for arg in args if isinstance(arg, Tensor)), default=0)
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -1,0 +1,83 @@
+"""What an optimizer takes from a saved state: checked before anything is written, exact afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune_common.errors import ConfigurationError
+from finetune_common.optim.run import arithmetic_dtype
+
+__all__ = ["checked_state", "restored"]
+
+WITHOUT = {"amsgrad": False, "dampening": 0, "lr_decay": 0}
+"""Settings of torch's optimizers that change the numbers and are unknown here → what is harmless."""
+
+
+def checked_state(
+    saved: Mapping[str, Any], params: Iterable[Tensor], per_element: Iterable[str], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a saved state in this optimizer's names.
+
+    Args:
+        saved: As from `state_dict()` of this optimizer, an older version of it, or torch's own.
+        params: The parameters it is for.
+        per_element: Names of state that has the parameter's shape.
+        names: Name of a state in torch's optimizer → name here, where they differ.
+
+    Raises:
+        ConfigurationError: A state of another model or of the whole optimizer, or a setting that this
+            optimizer does not have and that changes the numbers.
+    """
+    for group in saved["param_groups"]:
+        for setting, harmless in WITHOUT.items():
+            if group.get(setting, harmless) != harmless:
+                raise ConfigurationError(
+                    f"the saved state has {setting}={group[setting]!r}, which this optimizer does not know: "
+                    f"continue with the optimizer that wrote it, or set {setting}={harmless!r} in its groups"
+                )
+    ids = [index for group in saved["param_groups"] for index in group["params"]]
+    state = {}
+    for index, entries in saved["state"].items():
+        if index not in ids:
+            raise ConfigurationError(
+                f"the saved state has an entry {index!r} that belongs to no parameter: load the state of an "
+                "optimizer of torch or of this version"
+            )
+        state[index] = {names.get(name, name): v for name, v in entries.items() if not _is_nothing(v)}
+    expected = set(per_element)
+    for index, param in zip(ids, params, strict=False):
+        for name, value in state.get(index, {}).items():
+            if name in expected and isinstance(value, Tensor) and value.shape != param.shape:
+                raise ConfigurationError(
+                    f"the saved state has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}: "
+                    "load the state of the same model"
+                )
+    return {**saved, "state": state}
+
+
+def _is_nothing(value: Any) -> bool:
+    """torch's checkpoint tools put an empty dictionary where nothing was saved; old SGD states hold None."""
+    return value is None or (isinstance(value, dict) and not value)
+
+
+def restored(param: Tensor, name: str, value: Any, per_element: bool) -> Any:
+    """Return a saved value as this optimizer keeps it: exact, in memory of its own.
+
+    Args:
+        param: The parameter.
+        name: `step` becomes a float32 number on the CPU, whatever it was.
+        value: The value.
+        per_element: Whether it has the parameter's shape: it comes back in the arithmetic dtype, laid out
+            like the parameter; any other tensor as it is, on the parameter's device.
+    """
+    if name == "step":
+        return torch.as_tensor(value, dtype=torch.float32).detach().to("cpu", copy=True).reshape(())
+    if not isinstance(value, Tensor):
+        return value
+    if per_element:
+        return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)).copy_(value)
+    return value.detach().to(param.device, copy=True)

@@ -1,0 +1,120 @@
+"""The state of an optimizer: begun when it is needed, counted without reading, loaded without loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from finetune_common.optim.loading import checked_state, restored
+from finetune_common.optim.rows import Rows
+from finetune_common.optim.run import arithmetic_dtype
+
+__all__ = ["StatefulOptimizer"]
+
+
+class StatefulOptimizer(torch.optim.Optimizer):
+    """A torch optimizer whose state is complete when a step needs it, and survives files, copies and hooks.
+
+    All state belongs to parameters, as torch's checkpoint tools expect.
+    """
+
+    counts_steps: ClassVar[bool] = True
+    """Whether each parameter has a `step`; without it `scalars` is given 0."""
+    names_elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Name of a state in torch's optimizer of this kind → name here, where they differ."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._forget()
+        super().__init__(params, defaults)
+
+    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+        """Return state tensor → initial value, in the order of the rule's arguments."""
+        return {}
+
+    def per_element(self) -> set[str]:
+        """Return the names of state that has its parameter's shape."""
+        return {name for group in self.param_groups for name in self.initial_state(group)}
+
+    def owns(self, name: str) -> bool:
+        """Whether a state of this name is this optimizer's, and comes back exact when it is loaded."""
+        return True
+
+    def state_of(self, param: Tensor, initial: Mapping[str, float]) -> dict[str, Any]:
+        """Return the state of a parameter; what is missing begins now."""
+        state = self.state[param]
+        if self.counts_steps and "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+        for name, value in initial.items():
+            if name not in state:
+                state[name] = torch.full_like(param, value, dtype=arithmetic_dtype(param.dtype))
+        return state
+
+    def count(self, params: list[Tensor]) -> list[int]:
+        """Add one to the step of each parameter and return it; a step that nobody changed is not read."""
+        if not self.counts_steps or not params:
+            return [0] * len(params)
+        steps = [self.state[param]["step"] for param in params]
+        known = [self._known_steps.get(param, _NOTHING_KNOWN) for param in params]
+        before = [
+            value if tensor is step and version == step._version else int(step)
+            for step, (tensor, version, value) in zip(steps, known, strict=True)
+        ]
+        torch._foreach_add_(steps, 1)
+        after = [value + 1 for value in before]
+        for param, step, value in zip(params, steps, after, strict=True):
+            self._known_steps[param] = step, step._version, value
+        return after
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; every tensor keeps its own dtype and shares no memory with what was loaded.
+
+        A state of torch's own optimizer of that kind, and one from before a setting or a state existed, is
+        taken too: settings get their defaults, and missing state begins when it is first needed.
+
+        Raises:
+            ConfigurationError: The state of another model, or one with a setting that this optimizer does
+                not have and that changes the numbers. Nothing is written then.
+        """
+        handle = self.register_load_state_dict_pre_hook(_receive)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._received.clear()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        settings = {name: value for name, value in self.defaults.items() if name != "differentiable"}
+        for group in self.param_groups:  # torch alone has that default
+            for name, value in settings.items():
+                group.setdefault(name, value)
+        per_element = self.per_element()
+        for param, received in self.__dict__.get("_received", {}).items():
+            own = {name: value for name, value in received.items() if self.owns(name)}
+            self.state[param] |= {
+                name: restored(param, name, value, name in per_element) for name, value in own.items()
+            }
+        self._forget()
+
+    def _forget(self) -> None:
+        self._received: dict[Tensor, Mapping[str, Any]] = {}
+        self._known_steps: dict[Tensor, tuple[Any, int, int]] = {}
+        self._rows = Rows()
+
+
+_NOTHING_KNOWN = (None, 0, 0)
+
+
+def _receive(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Check a state after all other hooks, and keep it as it is: torch casts it to the parameters' dtype."""
+    assert isinstance(optimizer, StatefulOptimizer)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    saved = checked_state(saved, params, optimizer.per_element(), optimizer.names_elsewhere)
+    ids = [index for group in saved["param_groups"] for index in group["params"]]
+    optimizer._received = {
+        param: saved["state"].get(index, {}) for index, param in zip(ids, params, strict=False)
+    }
+    return saved

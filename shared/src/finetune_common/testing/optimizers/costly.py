@@ -1,0 +1,102 @@
+"""Compilation, accelerate and the Trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finetune_common.testing.optimizers.case import Factory, OptimizerCase
+from finetune_common.testing.optimizers.training import (
+    TOLERANCE,
+    assert_close,
+    assert_equal,
+    parameters,
+    tensors,
+    torch_may_deprecate_itself,
+    train,
+    trained,
+)
+
+__all__ = ["does_not_recompile", "fused_equals_reference", "works_in_accelerate", "works_in_trainer"]
+
+
+def fused_equals_reference(cls: Factory, case: OptimizerCase) -> None:
+    """Compiled code agrees with the reference, in float32 and bfloat16."""
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = trained(cls, 10, dtype, fused=False, foreach=False, **case.settings)
+        with torch_may_deprecate_itself():
+            actual = trained(cls, 10, dtype, fused=True, **case.settings)
+        assert_close(actual, expected, TOLERANCE[dtype])
+
+
+def does_not_recompile(cls: Factory, case: OptimizerCase) -> None:
+    """A hundred steps of a schedule run the code that the first two compiled."""
+    params = parameters()
+    optimizer = cls(params, fused=True, **case.settings)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+    for step in range(100):
+        with torch_may_deprecate_itself():
+            train(optimizer, params, [step])
+        schedule.step()
+        if step == 1:
+            compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled > 0
+
+
+def works_in_accelerate(cls: Factory, case: OptimizerCase) -> None:
+    """`prepare` keeps the state and its dtype, and training goes on as without."""
+    accelerate = pytest.importorskip("accelerate")
+    expected = trained(cls, 6, torch.bfloat16, **case.settings)
+    params = parameters(torch.bfloat16)
+    optimizer = cls(params, **case.settings)
+    train(optimizer, params, range(3))
+    prepared = accelerate.Accelerator(cpu=True).prepare(optimizer)
+    dtypes = {value.dtype for _, _, value in tensors(optimizer.state_dict())}
+    assert dtypes == {torch.float32}
+    train(prepared, params, range(3, 6))
+    assert_equal(params, expected)
+
+
+def works_in_trainer(cls: Factory, case: OptimizerCase) -> None:
+    """transformers' Trainer trains with it (`optimizers=`) as a plain loop does."""
+    transformers = pytest.importorskip("transformers")
+
+    class Regression(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            return {"loss": ((self.linear(x)[:, 0] - labels) ** 2).mean()}
+
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        {"x": torch.randn(3, generator=generator), "labels": torch.randn((), generator=generator)}
+        for _ in range(4)
+    ]
+    by_trainer, by_loop = Regression(), Regression()
+    arguments = transformers.TrainingArguments(
+        output_dir="unused",
+        max_steps=6,
+        per_device_train_batch_size=4,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+    )
+    optimizer = cls(by_trainer.parameters(), **case.settings)
+    trainer = transformers.Trainer(by_trainer, arguments, train_dataset=rows, optimizers=(optimizer, None))
+    trainer.train()
+    optimizer = cls(by_loop.parameters(), **case.settings)
+    x, labels = torch.stack([row["x"] for row in rows]), torch.stack([row["labels"] for row in rows])
+    for _ in range(6):
+        optimizer.zero_grad()
+        by_loop(x, labels)["loss"].backward()
+        optimizer.step()
+    assert_close(list(by_trainer.parameters()), list(by_loop.parameters()), 1e-4)
