@@ -52,25 +52,33 @@ class Compressor(Protocol):
 
 
 def assigned(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int) -> dict[str, Any]:
-    """Return sensitivities, elements, least widths, and the widths of the best of three allocations."""
-    sensitivities, elements, least = over_processes(*_measure(compressor, loss_fn, probes))
-    average = compressor.level.bits
-    alike = dict.fromkeys(elements, compressor.store.widest())
+    """Return sensitivities, elements, least widths, and the widths of the best of three allocations.
+
+    Tensors that get twice the bits at a fixed level count twice in the average: the bytes are those of the
+    fixed level.
+    """
+    sensitivities, elements, least, finer = _measure(compressor, loss_fn, probes)
+    sensitivities, elements, least = over_processes(sensitivities, elements, least)
+    widest = compressor.store.widest()
+    alike = {key: min(8, 2 * widest) if key in finer else widest for key in elements}
+    share = sum(elements[key] for key in finer) / sum(elements.values())
+    average = min(32.0, compressor.level.bits * (1 + share))
     careful = allocate(sensitivities, elements, average, least)
     free = allocate(sensitivities, elements, average)
     candidates = [careful] + [w for w in (free, alike) if w != careful]
     widths = _best_of(compressor, loss_fn, candidates)
-    return {"sensitivities": sensitivities, "elements": elements, "least": least, "widths": widths}
+    found = {"sensitivities": sensitivities, "elements": elements, "least": least}
+    return {**found, "average": average, "widths": widths}
 
 
 def _measure(
     compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int
-) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
-    """Return each tensor's sensitivity, elements and least width."""
+) -> tuple[dict[str, float], dict[str, int], dict[str, int], set[str]]:
+    """Return each tensor's sensitivity, elements and least width, and who gets twice the bits by default."""
     adjoint = Adjoint()
     measuring = compressor.with_level("L1.1")
-    measuring.observer = adjoint.saw
-    generator = torch.Generator().manual_seed(compressor.store.seed + len(compressor.log))
+    measuring.observer, measuring.store.alike = adjoint.saw, True
+    generator = torch.Generator().manual_seed(compressor.store.draws.seed + len(compressor.log))
     with preserved(compressor.model), torch.enable_grad():
         with measuring:
             loss = loss_fn()
@@ -80,13 +88,13 @@ def _measure(
             gradients = gradient(loss, compressor.model, create_graph=True)
             with frozen(leaves(loss)):
                 measured = adjoint.measure(gradients, generator, probes)
-            return measured, adjoint.elements, adjoint.least
+            return measured, adjoint.elements, adjoint.least, adjoint.finer
         except RuntimeError as error:
             if "is not implemented" not in str(error) and "once_differentiable" not in str(error):
                 raise
     del loss
     found = probe(compressor, loss_fn, like_groups(adjoint.elements))
-    return found, adjoint.elements, adjoint.least
+    return found, adjoint.elements, adjoint.least, adjoint.finer
 
 
 def _best_of(
@@ -96,7 +104,7 @@ def _best_of(
 
     def gradients(level: str, widths: dict[str, int], draw: int = 0) -> list[Tensor]:
         trial = compressor.with_level(level)
-        trial.store.widths, trial.store.drawn = widths, draw * APART
+        trial.store.widths, trial.store.draws.drawn = widths, draw * APART
         return _gradient(trial, loss_fn)
 
     if len(candidates) == 1:
@@ -116,7 +124,7 @@ def probe(
 
     def gradients(group: frozenset[str]) -> list[Tensor]:
         trial = compressor.with_level("L1")
-        trial.store.reseeded = group
+        trial.store.alike, trial.store.draws.reseeded = True, group
         return _gradient(trial, loss_fn)
 
     found = probed(gradients, [frozenset(group) for group in groups], bits=4)

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from activation_compression import kernels
 from activation_compression.automatic import assigned
+from activation_compression.draws import Draws
 from activation_compression.formulas import Formulas
 from activation_compression.forward_pass import ForwardPass, Observer
 from activation_compression.levels import find_level
@@ -106,7 +107,8 @@ class ActivationCompressor:
         self.exclude = tuple(exclude)
         self.stats = Statistics()
         self.log: list[dict[str, Any]] = []
-        self.store = Store(self.level, derive, group_size, seed, min_elements, Formulas(formulas))
+        self.store = Store(self.level, derive, group_size, Draws(seed), min_elements, Formulas(formulas))
+        self.store.alike = not derive
         self._settings: dict[str, Any] = {
             "group_size": group_size,
             "seed": seed,
@@ -198,11 +200,12 @@ class ActivationCompressor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many tensors were rounded, the widths, and the log of measurements."""
-        return {"drawn": self.store.drawn, "widths": dict(self.widths), "log": list(self.log)}
+        return {"drawn": self.store.draws.drawn, "widths": dict(self.widths), "log": list(self.log)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()` of another run."""
-        self.store.drawn, self.widths, self.log = state["drawn"], dict(state["widths"]), list(state["log"])
+        self.store.draws.drawn = state["drawn"]
+        self.widths, self.log = dict(state["widths"]), list(state["log"])
 
 
 def compress_activations(model: nn.Module, level: str = "L1", **settings: Any) -> ActivationCompressor:
@@ -219,5 +222,5 @@ def compress_activations(model: nn.Module, level: str = "L1", **settings: Any) -
         1.6
     """
     compressor = ActivationCompressor(model, level, **settings)
-    compressor.store.drawn = next(ONE_SHOTS) * TENSORS
+    compressor.store.draws.drawn = next(ONE_SHOTS) * TENSORS
     return compressor

@@ -35,7 +35,8 @@ class Formula:
             only together with other saved values.
         gate: Of a gate: node → the two numbers.
         bound: Of an index: node → the bound.
-        finer: Whether a rounded value gets twice the bits.
+        finer: Whether a rounded value gets twice the bits: q and k of fused attention, whose scores are
+            exponentiated; the inputs of layer normalisations, in which pre-trained models have outliers.
         wary: Whether a rounded value is wrong after all where what comes next is singular: p (1 - p) times
             1 / p, of which one p is rounded and the other is not.
     """
@@ -50,6 +51,8 @@ class Formula:
 LINEAR, SMOOTH, EXACT = Formula("linear"), Formula("smooth"), Formula("exact")
 LOGARITHM, SHAPE, COUPLED = Formula("logarithm"), Formula("shape"), Formula("coupled")
 FINER = Formula("linear", finer=True)
+OUTLIERS = Formula("smooth", finer=True)
+SQUARED = Formula("linear", finer=True, wary=True)
 FACTOR, RESULT = Formula("linear", wary=True), Formula("smooth", wary=True)
 
 DECLARABLE = {"linear": LINEAR, "smooth": SMOOTH, "exact": EXACT, "shape": SHAPE}
@@ -70,8 +73,8 @@ def _gate(low: float | str, high: float | str) -> Formula:
 def _power(node: Node) -> Formula:
     """x², x³, … are smooth in x; a root is not, nor is a negative power."""
     exponent = node._saved_exponent
-    if exponent == 2:
-        return FACTOR
+    if exponent == 2:  # of a normalisation by the root of the mean square, as a rule
+        return SQUARED
     return RESULT if exponent in (3, 4) else EXACT
 
 
@@ -113,17 +116,10 @@ def _rows(*groups: tuple[Iterable[str], Mapping[str, Entry]]) -> dict[tuple[str,
 
 
 _FUSED_ATTENTION = {"query": FINER, "key": FINER, "value": LINEAR, "output": COUPLED}
-_NORMS = [
-    "NativeLayerNorm",
-    "NativeGroupNorm",
-    "NativeBatchNorm",
-    "CudnnBatchNorm",
-    "MiopenBatchNorm",
-    "FusedRmsNorm",
-    "NativeBatchNormLegit",
-    "NativeBatchNormLegitBackward1",
-    "BatchNormWithUpdate",
-]
+_NORMS = (
+    *("NativeGroupNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"),
+    *("NativeBatchNormLegit", "NativeBatchNormLegitBackward1", "BatchNormWithUpdate"),
+)
 
 FORMULAS = _rows(
     # products: the gradient of each factor is linear in the other one
@@ -139,7 +135,7 @@ FORMULAS = _rows(
     (("Dot",), {"self": LINEAR, "tensor": LINEAR}),
     (("Addcmul",), {"tensor1": LINEAR, "tensor2": LINEAR}),
     (("GroupedMm",), {"self": LINEAR, "mat2": LINEAR}),
-    (("Lerp", "LerpBackward1"), {"self": LINEAR, "end": LINEAR, "weight": LINEAR}),
+    (("LerpBackward1",), {"self": LINEAR, "end": LINEAR, "weight": LINEAR}),
     (("Linear", "Convolution", "ConvolutionBackward1"), {"input": LINEAR, "weight": LINEAR}),
     (
         ("CudnnConvolution", "CudnnConvolutionTranspose", "MkldnnConvolution", "MpsConvolution"),
@@ -158,6 +154,7 @@ FORMULAS = _rows(
     (("LogSigmoid",), {"self": SMOOTH}),
     (("BinaryCrossEntropyWithLogits",), {"self": SMOOTH}),
     (_NORMS, {"input": SMOOTH}),
+    (("NativeLayerNorm", "FusedRmsNorm"), {"input": OUTLIERS}),
     # one bit: whether the gradient passes
     (("Relu",), {"result": _gate(0.0, math.inf)}),
     (("LeakyRelu",), {"self": _gate(0.0, math.inf)}),
@@ -205,6 +202,7 @@ _SINGULAR = {
 } | {"DivBackward0": 1}
 """Node → the number of its input near whose singular points the gradient grows without bound."""
 
+_LOGARITHMS = ("LogBackward0", "LogSoftmaxBackward0", "Log2Backward0", "Log1PBackward0")
 _PASSED_ON = frozenset(
     f"{name}Backward{number}"
     for name in (
@@ -229,6 +227,8 @@ def what_follows(node: Node, number: int) -> str:
     name = node.name()
     if name in _PASSED_ON:
         return "passed on"
+    if name == "MulBackward0" and (other := node.next_functions[1 - number][0]) is not None:
+        return "singular" if other.name() in _LOGARITHMS else "harmless"  # p log p
     if _SINGULAR.get(name) != number or (name == "PowBackward0" and _power(node) is not EXACT):
         return "harmless"
     return "singular"

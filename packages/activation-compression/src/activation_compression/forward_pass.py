@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from types import FrameType
 
 import torch
 import torch.utils.checkpoint
@@ -66,9 +67,13 @@ class ForwardPass:
 
     def pack(self, tensor: Tensor) -> Saved:
         """Take a tensor that autograd saves."""
+        with torch._C.DisableTorchFunction():
+            return self._pack(tensor, sys._getframe(1))
+
+    def _pack(self, tensor: Tensor, caller: FrameType) -> Saved:
         inside = self.operation.function is not None
         saved = Saved(tensor, self.operation.name or producer(tensor), None if inside else self._calling())
-        if not inside and sys._getframe(1).f_code.co_filename == torch.utils.checkpoint.__file__:
+        if not inside and caller.f_code.co_filename == torch.utils.checkpoint.__file__:
             self._settle_regions(ended=self._regions.entered)
             self._regions.inputs.append(saved)
         else:

@@ -47,8 +47,8 @@ class CurrentOperation(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a torch function, known while it runs."""
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():  # a compiled function: what it saves is exact
-            return func(*args, **kwargs)
+        if torch.compiler.is_compiling() or getattr(func, "__name__", "") == "__get__":
+            return func(*args, **kwargs)  # what a compiled function saves is exact; a property saves nothing
         self.function, self.arguments, self.settings = func, args, kwargs
         self._before()
         first = _get_sequence_nr()

@@ -98,6 +98,7 @@ class Adjoint:
     def __init__(self) -> None:
         self.elements: dict[str, int] = {}
         self.least: dict[str, int] = {}
+        self.finer: set[str] = set()
         self._places: dict[Any, dict[int, StoredView | None]] = {}
         self._waiting: dict[Stored, set[tuple[Any, int]]] = {}
         self._slopes: dict[Stored, Tensor] = {}
@@ -115,6 +116,8 @@ class Adjoint:
             return
         if isinstance(saved.held, StoredView) and (rounded := list(_rounded(saved.held))):
             place = saved.held
+            if formula.finer:
+                self.finer |= {stored.name for stored, _ in rounded}
             direct = formula.kind == "linear" and isinstance(place.stored.content, Codes)
             own = 1 if direct else 2
             for stored, codes in rounded:

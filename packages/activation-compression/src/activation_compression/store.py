@@ -17,19 +17,18 @@ from activation_compression import kernels
 from activation_compression.attention import attended
 from activation_compression.blocks import Layout, as_block, fills_memory, sample
 from activation_compression.derivations import logarithms, made_again
+from activation_compression.draws import Draws
 from activation_compression.formulas import Formula, Formulas, Node
 from activation_compression.levels import WIDTHS, Level
 from activation_compression.offload import HostMemory, Plain
 from activation_compression.operation import CurrentOperation, made_of_parameter
-from activation_compression.quantizer import FLOATING, Codes, Flags, keys_of, pack_flags, pack_gate
+from activation_compression.quantizer import FLOATING, Codes, Flags, pack_flags, pack_gate
 from activation_compression.recipe import Derived, Recipe, noted
 from activation_compression.stored import Alias, Content, Held, Kept, Nothing, Saved, Stored, StoredView
 
 __all__ = ["Store"]
 
 PLAIN_TYPES = (Tensor, nn.Parameter)
-KEYS = 1024
-"""Keys of random numbers that are made at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,30 +69,27 @@ class Store:
         level: How much is rounded.
         derive: Whether values that follow from others are computed again.
         group_size: Elements that share a minimum and a step.
-        seed: Of the rounding.
+        draws: Keys of the rounding.
         min_elements: Tensors with fewer elements are kept.
         formulas: How backward formulas read what they saved.
         widths: Name → bits, where automatic precision has assigned them.
-        drawn: Tensors that were rounded so far.
-        reseeded: Names that are rounded with other random numbers.
+        alike: Whether no tensor gets twice the bits of others.
     """
 
     level: Level
     derive: bool
     group_size: int
-    seed: int
+    draws: Draws
     min_elements: int
     formulas: Formulas
     widths: dict[str, int] = field(default_factory=dict)
-    drawn: int = 0
-    reseeded: frozenset[str] = frozenset()
+    alike: bool = False
 
     def __post_init__(self) -> None:
         self.own: set[int] = set()
         self.lock = Lock()
         self.table: WeakValueDictionary[Hashable, Stored] = WeakValueDictionary()
         self._host = HostMemory() if self.level.offload else None
-        self._keys: tuple[int, torch.device, Tensor] | None = None
 
     def hold(self, saved: Saved, node: Node | None, value: str | int, this: Pass) -> Held:
         """Return what holds a saved tensor until backward.
@@ -269,7 +265,7 @@ class Store:
             case "rounded" if (bits := self.width(name, form.detail)) == 16 and block.element_size() > 2:
                 content = Plain(block.to(torch.bfloat16), block.dtype)
             case "rounded" if bits <= 8:
-                content = Codes.pack(block, bits, self.group_size, self._next_keys(block, name))
+                content = Codes.pack(block, bits, self.group_size, self.draws.next(block, name))
             case "derived":
                 form.detail.use()
                 return Derived(form.detail, whole)
@@ -278,22 +274,11 @@ class Store:
     def width(self, name: str, finer: bool = False) -> int:
         """Return the bits for the tensor `module:operation:number`."""
         usual = 32 if self.level.bits > 8 else self.widest()
-        return self.widths.get(name, 2 * usual if finer and usual <= 8 else usual)
+        return self.widths.get(name, 2 * usual if finer and usual <= 8 and not self.alike else usual)
 
     def widest(self) -> int:
         """Return the largest quantised width that is no more than the level's average."""
         return max((width for width in WIDTHS if width <= self.level.bits), default=1)
-
-    def _next_keys(self, block: Tensor, name: str) -> Tensor | None:
-        if kernels.is_fake(block):
-            return None
-        first, index = divmod(self.drawn, KEYS)
-        if self._keys is None or self._keys[:2] != (first, block.device):
-            self._keys = (first, block.device, keys_of(self.seed, first * KEYS, KEYS, block.device))
-        self.drawn += 1
-        if name in self.reseeded:
-            return keys_of(self.seed + 1, self.drawn - 1, 1, block.device)[0]
-        return self._keys[2][index]
 
 
 def _fitting(bound: int, dtype: torch.dtype) -> torch.dtype | None:
