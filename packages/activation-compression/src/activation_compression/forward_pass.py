@@ -103,13 +103,13 @@ class ForwardPass:
         if self._waiting or self._wary:
             self._settle(nodes)
         result = operation.result
-        if isinstance(result, Tensor) and not result.is_nested and (node := result.grad_fn) is not None:
+        if isinstance(result, Tensor) and (node := result.grad_fn) is not None:
             self._note(result, node)
 
     def _note(self, result: Tensor, node: Node) -> None:
         """Let a node know what it takes to make its result again."""
         name, facts = node.name(), {}
-        if name in RECIPES and not result._is_view():
+        if name in RECIPES and not (result.is_nested or result.is_sparse or result._is_view()):
             if few := sample(result):
                 facts["sample"] = few
             if result._version:

@@ -80,7 +80,7 @@ class CurrentOperation(TorchFunctionMode):
     def tensors(self) -> list[Tensor]:
         """Return the tensors it was called with."""
         found = [*self.arguments, *self.settings.values()]
-        return [value for value in found if isinstance(value, Tensor)]
+        return [value for value in found if isinstance(value, Tensor) and value.layout == torch.strided]
 
     def custom_nodes(self) -> list[Node]:
         """Return the nodes of autograd functions of a caller that the arguments come from, views aside."""
