@@ -77,8 +77,8 @@ def test_fakes_account_exactly(make, level):
         (12, "L1.2", 16.4),
     ],
 )
-def test_bytes_of_bert_base(layers, level, ratio):
-    """Hidden 768, batch 16, length 128, attention by sdpa, dropout 0.1, in training on a CPU."""
+def test_bytes_of_bert_base_with_every_value_stored(layers, level, ratio):
+    """As published: hidden 768, batch 16, length 128, attention by sdpa, dropout 0.1, in training."""
     with FakeTensorMode():
         model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers)).train()
         batch = {
@@ -86,7 +86,7 @@ def test_bytes_of_bert_base(layers, level, ratio):
             "attention_mask": torch.ones(16, 1, 128, 128),
             "labels": torch.zeros(16, dtype=torch.long),
         }
-        with ActivationCompressor(model, level) as compressor:
+        with ActivationCompressor(model, level, derive=False) as compressor:
             loss = model(**batch).loss
         assert loss.requires_grad
         assert compressor.stats.ratio >= ratio

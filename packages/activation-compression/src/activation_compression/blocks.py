@@ -6,8 +6,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
-__all__ = ["Layout", "as_block"]
+__all__ = ["Layout", "as_block", "fills_memory", "sample"]
 
 
 @dataclass(frozen=True)
@@ -18,18 +19,20 @@ class Layout:
         shape: Of the tensor.
         kept: The shape without repetition: 1 where the tensor was expanded.
         strides: In the block, for `kept`.
+        offset: Of its first element in the block.
     """
 
     shape: tuple[int, ...]
     kept: tuple[int, ...]
     strides: tuple[int, ...]
+    offset: int = 0
 
     def view(self, block: Tensor) -> Tensor:
         """Return the tensor that a block holds."""
-        return block.as_strided(self.kept, self.strides, 0).expand(self.shape)
+        return block.as_strided(self.kept, self.strides, self.offset).expand(self.shape)
 
 
-def _fills_memory(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def fills_memory(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Return whether elements are the neighbours of one another in some order, without gap or overlap."""
     expected = 1
     for stride, length in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1):
@@ -60,10 +63,31 @@ def as_block(tensor: Tensor) -> tuple[Tensor, Layout, Hashable]:
     if kept != shape:
         tensor = tensor.as_strided(kept, strides, offset)
     place: Hashable = (offset, tensor.numel())
-    if not _fills_memory(kept, strides):
+    if not fills_memory(kept, strides):
         place = (offset, kept, strides)
         tensor = tensor.clone()
-        if not _fills_memory(kept, tensor.stride()):
+        if not fills_memory(kept, tensor.stride()):
             tensor = tensor.contiguous()
         strides, offset = tensor.stride(), tensor.storage_offset()
     return tensor.as_strided((tensor.numel(),), (1,), offset), Layout(shape, kept, strides), place
+
+
+SAMPLE = 8
+"""Values by which two states of a tensor are told apart."""
+
+
+def sample(tensor: Tensor) -> tuple[float, ...]:
+    """Return a few values of a tensor, spread over its memory; none where reading would wait for a device.
+
+    Examples:
+        >>> import torch
+        >>> sample(torch.arange(16.0))
+        (0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
+    """
+    if tensor.device.type != "cpu" or isinstance(tensor, FakeTensor) or not tensor.numel():
+        return ()
+    if not tensor.is_floating_point() or not fills_memory(tuple(tensor.shape), tensor.stride()):
+        return ()
+    count = min(SAMPLE, tensor.numel())
+    step = tensor.numel() // count
+    return tuple(tensor.detach().as_strided((count,), (step,), tensor.storage_offset()).tolist())

@@ -7,10 +7,8 @@ CPU both give the same bits.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cache
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from activation_compression import rules
+from finetune_common.compiled import Compiled
 
 __all__ = ["dequantize_into", "flags_into", "gate_into", "is_fake", "quantize_into", "unflag_into"]
 
@@ -53,7 +52,7 @@ def quantize_into(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int
         rest = torch.cat([x[whole:], x[-1:].expand(size - (x.numel() - whole))])
         tail = codes[groups * width :], low[groups:], step[groups:]
         keys = keys + keys.new_tensor([groups, 0])
-        _encode(bits, size, x.dtype).eager(rest, *tail, keys)
+        _encode(bits, size, x.dtype).function(rest, *tail, keys)
 
 
 def dequantize_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int) -> None:
@@ -66,7 +65,7 @@ def dequantize_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits:
         _call(decode, *rows, out[:whole].view(groups, size))
     if whole < out.numel():
         rest = out.new_empty(size)
-        decode.eager(codes[groups * width :], low[groups:], step[groups:], rest)
+        decode.function(codes[groups * width :], low[groups:], step[groups:], rest)
         out[whole:] = rest[: out.numel() - whole]
 
 
@@ -94,7 +93,7 @@ def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
         others += counts.sum()
     if whole < x.numel():
         counts = torch.empty(1, dtype=torch.int32, device=x.device)
-        _flags(x.dtype).eager(_filled(x[whole:]), low, high, codes[whole // 8 :], counts)
+        _flags(x.dtype).function(_filled(x[whole:]), low, high, codes[whole // 8 :], counts)
         others += counts.sum()
     return others
 
@@ -108,7 +107,7 @@ def gate_into(x: Tensor, codes: Tensor, low: float, high: float) -> None:
     if whole:
         _call(gate, x[:whole].view(groups, size), codes[: whole // 8].view(groups, -1))
     if whole < x.numel():
-        gate.eager(_filled(x[whole:]), codes[whole // 8 :])
+        gate.function(_filled(x[whole:]), codes[whole // 8 :])
 
 
 def unflag_into(out: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> None:
@@ -126,26 +125,8 @@ def unflag_into(out: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> None:
         )
     if whole < out.numel():
         rest = out.new_empty(size)
-        _unflag(out.dtype).eager(codes[whole // 8 :], low, high, rest)
+        _unflag(out.dtype).function(codes[whole // 8 :], low, high, rest)
         out[whole:] = rest[: out.numel() - whole]
-
-
-class _Kernel:
-    """A function in two forms. Each has a code object of its own: torch counts recompilations by it."""
-
-    def __init__(self, function: FunctionType, name: str) -> None:
-        code = function.__code__.replace(co_name=name)
-        self.eager: Function = function
-        own = FunctionType(code, function.__globals__, name, None, function.__closure__)
-        self.compiled: Function = torch.compile(own, fullgraph=True)
-
-    def __call__(self, *tensors: Tensor) -> None:
-        """Run compiled, for any number of groups; it is one symbol in all tensors, so that loops join."""
-        groups = len(tensors[0])
-        for tensor in tensors:
-            if tensor.ndim and len(tensor) == groups > 2:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        self.compiled(*tensors)
 
 
 def _name(*parts: Any) -> str:
@@ -153,65 +134,57 @@ def _name(*parts: Any) -> str:
 
 
 @cache
-def _encode(bits: int, size: int, dtype: torch.dtype) -> _Kernel:
+def _encode(bits: int, size: int, dtype: torch.dtype) -> Compiled:
     def encode(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor) -> None:
         for target, value in zip((codes, low, step), rules.encode(x, bits, size, keys), strict=True):
             target.copy_(value.view_as(target))
 
-    return _Kernel(encode, _name("encode", bits, size, dtype))  # type: ignore[arg-type]
+    return _kernel(encode, _name("encode", bits, size, dtype))
 
 
 @cache
-def _decode(bits: int, size: int, dtype: torch.dtype) -> _Kernel:
+def _decode(bits: int, size: int, dtype: torch.dtype) -> Compiled:
     def decode(codes: Tensor, low: Tensor, step: Tensor, out: Tensor) -> None:
         out.copy_(rules.decode(codes.view(-1), low, step, bits, size, dtype).view_as(out))
 
-    return _Kernel(decode, _name("decode", bits, size, dtype))  # type: ignore[arg-type]
+    return _kernel(decode, _name("decode", bits, size, dtype))
 
 
 @cache
-def _flags(dtype: torch.dtype) -> _Kernel:
+def _flags(dtype: torch.dtype) -> Compiled:
     def flags(x: Tensor, low: Tensor, high: Tensor, codes: Tensor, others: Tensor) -> None:
         for target, value in zip((codes, others), rules.encode_flags(x, low, high), strict=True):
             target.copy_(value.view_as(target))
 
-    return _Kernel(flags, _name("flags", dtype))  # type: ignore[arg-type]
+    return _kernel(flags, _name("flags", dtype))
 
 
 @cache
-def _gate(dtype: torch.dtype, low: float, high: float) -> _Kernel:
+def _gate(dtype: torch.dtype, low: float, high: float) -> Compiled:
     def gate(x: Tensor, codes: Tensor) -> None:
         codes.copy_(rules.encode_gate(x, low, high).view_as(codes))
 
-    return _Kernel(gate, _name("gate", dtype, low, high).replace(".", "_").replace("-", "m"))  # type: ignore[arg-type]
+    return _kernel(gate, _name("gate", dtype, low, high).replace(".", "_").replace("-", "m"))
 
 
 @cache
-def _unflag(dtype: torch.dtype) -> _Kernel:
+def _unflag(dtype: torch.dtype) -> Compiled:
     def unflag(codes: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:
         out.copy_(rules.decode_flags(codes, low, high).view_as(out))
 
-    return _Kernel(unflag, _name("unflag", dtype))  # type: ignore[arg-type]
+    return _kernel(unflag, _name("unflag", dtype))
 
 
-_compiler_works = True
-_COMPILER_ERRORS = ("torch._inductor", "torch._dynamo")
+def _kernel(function: Function, name: str) -> Compiled:
+    return Compiled(function, "activation compression", name=name)
 
 
-def _call(kernel: _Kernel, *tensors: Tensor) -> None:
-    global _compiler_works
-    if _compiler_works and max(map(Tensor.numel, tensors)) >= COMPILE_FROM:
-        try:
-            with torch.autocast(tensors[0].device.type, enabled=False):
-                return kernel(*tensors)
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(_COMPILER_ERRORS):
-                raise
-            _compiler_works = False
-            warnings.warn(
-                "no working compiler: activation compression runs several times slower; install a C++ "
-                f"compiler (CPU) or triton (CUDA) ({type(error).__name__})",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    kernel.eager(*tensors)
+def _call(kernel: Compiled, *tensors: Tensor) -> None:
+    """Run compiled from `COMPILE_FROM` elements on, for any number of groups: one symbol in all tensors."""
+    if max(map(Tensor.numel, tensors)) < COMPILE_FROM or not kernel.usable:
+        return kernel.function(*tensors)
+    groups = len(tensors[0])
+    for tensor in tensors:
+        if tensor.ndim and len(tensor) == groups > 2:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    kernel(*tensors)

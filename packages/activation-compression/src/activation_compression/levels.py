@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_common.errors import check_choice, check_number
+from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 __all__ = ["LEVELS", "WIDTHS", "Level", "find_level"]
 
@@ -20,15 +20,28 @@ class Level:
         bits: Bits an element, on average where `automatic`; 32 keeps tensors unchanged.
         automatic: Whether each tensor's width follows its effect on the gradient.
         offload: Whether what is stored waits in host memory.
+        lossless: Whether tensors change their form, and none is rounded.
     """
 
     bits: float
     automatic: bool = False
     offload: bool = False
+    lossless: bool = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether tensors are stored in another form at all."""
+        return self.automatic or self.lossless or self.bits <= 8
+
+    @property
+    def rounds(self) -> bool:
+        """Whether some tensors are rounded."""
+        return self.packs and not self.lossless
 
 
 LEVELS = {
     "L0": Level(32),
+    "lossless": Level(32, lossless=True),
     "L1": Level(4),
     "L1.1": Level(8),
     "L1.2": Level(2),
@@ -60,4 +73,8 @@ def find_level(name: str, bits: float | None = None) -> Level:
     if bits is None:
         return LEVELS[name]
     check_number("bits", bits, at_least=1, at_most=32)
+    if LEVELS[name].lossless:
+        raise ConfigurationError(
+            f"level {name!r} rounds nothing: leave bits={bits} out, or name another level"
+        )
     return Level(bits, automatic=True, offload=LEVELS[name].offload)

@@ -102,6 +102,7 @@ class HostContent:
         self._devices = [tensor.device for tensor in content.tensors]
         self._stream, self._before = stream, before
         self._arriving: list[Tensor] | None = None
+        self._opened = 0
         if stream is None:
             host = [tensor.clone() for tensor in content.tensors]
         else:
@@ -133,8 +134,9 @@ class HostContent:
             current.wait_stream(self._stream)
             for tensor in tensors:
                 tensor.record_stream(current)
+        self._opened += 1
         before = self._before() if self._before is not None else None
-        if before is not None:
+        if before is not None and before._opened < self._opened:  # tensors of a node open in any order
             before.fetch()
         return self._host.with_tensors(tensors).unpack()
 

@@ -1,89 +1,70 @@
-"""Which operation is saving a tensor, and which module called it."""
+"""Which operation saved a tensor, under which name, and which module called it."""
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import _get_sequence_nr
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["CurrentOperation", "calling_module"]
+from activation_compression.stored import Saved
 
-DROPOUT = frozenset(
-    [
-        "dropout",
-        "dropout_",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
-        "feature_dropout",
-        "feature_alpha_dropout",
-        "native_dropout",
-        "multi_head_attention_forward",
-    ]
-)
-ATTENTION = "scaled_dot_product_attention"
-GATES = {
-    "relu": (0.0, math.inf),
-    "relu_": (0.0, math.inf),
-    "leaky_relu": (0.0, math.inf),
-    "leaky_relu_": (0.0, math.inf),
-    "relu6": (0.0, 6.0),
-    "hardtanh": (-1.0, 1.0),
-    "hardtanh_": (-1.0, 1.0),
-}
-"""Operations whose backward pass asks for nothing but whether an element is strictly between two numbers."""
+__all__ = ["CurrentOperation", "calling_module", "made_of_parameter", "producer", "saved_values"]
 
-EXACT = frozenset(
-    [
-        *("amax", "amin", "aminmax", "max", "min", "maximum", "minimum", "fmax", "fmin"),
-        *("norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm", "cdist", "dist"),
-        *("abs", "absolute", "clamp", "clip", "clamp_min", "clamp_max", "threshold", "prelu", "rrelu"),
-        *("hardshrink", "softshrink", "hardsigmoid", "hardswish"),
-        *("l1_loss", "smooth_l1_loss", "huber_loss", "hinge_embedding_loss", "margin_ranking_loss"),
-        *("cross_entropy", "log_softmax", "logsumexp", "nll_loss"),
-    ]
-)
-"""Operations whose backward pass compares what they saved, or takes exponentials of it where masked scores of
--∞ are usual: what is rounded would be wrong there, not noisy."""
+Node = Any
+VIEWS = 3
+"""Views between an autograd function of a caller and the function that uses its result."""
 
-LINEAR = frozenset(
-    [
-        "linear",
-        "addmm",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-    ]
-)
-"""Operations whose saved input enters the gradient of their weight alone, and that linearly."""
+LAST = 2**63
+"""Above all numbers of nodes but those of leaves."""
 
 
 class CurrentOperation(TorchFunctionMode):
-    """Remember the torch function that is running: within it a tensor is saved."""
+    """Know the torch function that is running, and what it saved once it has ended.
 
-    def __init__(self) -> None:
+    Within a torch function a tensor is saved before its node is known. When the function returns, the node is
+    the history of what it returned.
+
+    Args:
+        ended: Called with the nodes that are new, after each function that saved something.
+        before: Called before each function.
+    """
+
+    def __init__(self, ended: Callable[[list[Node]], None], before: Callable[[], None]) -> None:
         super().__init__()
+        self._ended, self._before = ended, before
         self.function: Callable[..., Any] | None = None
         self.arguments: Sequence[Any] = ()
         self.settings: Mapping[str, Any] = {}
+        self.result: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a torch function, known while it runs."""
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling() or getattr(func, "__name__", "") == "__get__":
+            return func(*args, **kwargs)  # what a compiled function saves is exact; a property saves nothing
         self.function, self.arguments, self.settings = func, args, kwargs
+        self._before()
+        first = _get_sequence_nr()
         try:
-            return func(*args, **kwargs)
+            self.result = result = func(*args, **kwargs)
+            if _get_sequence_nr() > first:
+                self._ended(self._new_nodes(result, first))
+            return result
         finally:
-            self.function, self.arguments, self.settings = None, (), {}
+            self.function, self.arguments, self.settings, self.result = None, (), {}, None
+
+    def _new_nodes(self, result: Any, first: int) -> list[Node]:
+        """Return the nodes that a function made; an operation in place leaves them at its arguments."""
+        kinds = result if isinstance(result, Tensor) else tree_leaves(result)
+        found = new_nodes([kinds] if isinstance(kinds, Tensor) else kinds, first)
+        return found or new_nodes(self.tensors(), first)
 
     @property
     def name(self) -> str | None:
@@ -91,65 +72,66 @@ class CurrentOperation(TorchFunctionMode):
         return getattr(self.function, "__name__", None)
 
     @property
-    def needs_exact(self) -> bool:
-        """Whether it is one of `EXACT`, in place or not."""
-        return (self.name or "").strip("_") in EXACT
-
-    @property
-    def gate(self) -> tuple[float, float] | None:
-        """The two numbers of an operation in `GATES`."""
-        found = GATES.get(self.name or "")
-        if found is None or not str(self.name).startswith("hardtanh"):
-            return found
-        given = dict(zip(("min_val", "max_val"), self.arguments[1:], strict=False)) | dict(self.settings)
-        return float(given.get("min_val", found[0])), float(given.get("max_val", found[1]))
+    def changes_in_place(self) -> bool:
+        """Whether the function may change an argument."""
+        name = self.name or ""
+        return name.startswith(("__i", "__set")) or (name.endswith("_") and not name.startswith("__"))
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors it was called with."""
         found = [*self.arguments, *self.settings.values()]
-        return [value for value in found if isinstance(value, Tensor)]
+        return [value for value in found if isinstance(value, Tensor) and value.layout == torch.strided]
 
-    def made_mask(self, tensor: Tensor) -> bool:
-        """Return whether a tensor without gradient history is the mask of a dropout.
+    def custom_nodes(self) -> list[Node]:
+        """Return the nodes of autograd functions of a caller that the arguments come from, views aside."""
+        found = [tensor.grad_fn for tensor in self.tensors()]
+        for _ in range(VIEWS):
+            found = [
+                node.next_functions[0][0] if node is not None and node.name() in VIEWS_AND_COPIES else node
+                for node in found
+            ]
+        return [node for node in found if hasattr(node, "_raw_saved_tensors")]
 
-        It is one if a dropout, or an attention with dropout, made it: it is none of the operation's arguments
-        and has the shape of what is dropped.
-        """
-        if self.name in DROPOUT:
-            return not self._is_argument(tensor)
-        if self.name != ATTENTION:
-            return False
-        query, key, *rest = [
-            *self.arguments,
-            *(self.settings[n] for n in ("query", "key") if n in self.settings),
-        ]
-        rate = rest[2] if len(rest) > 2 else self.settings.get("dropout_p", 0.0)
-        drops = isinstance(rate, (int, float)) and rate > 0
-        if not drops or tensor.ndim != query.ndim or self._is_argument(tensor):
-            return False
-        return tensor.shape[-2:] == (query.shape[-2], key.shape[-2])
+    def argument(self, name: str, position: int, otherwise: Any) -> Any:
+        """Return an argument by its name or its place."""
+        given = self.arguments[position] if len(self.arguments) > position else otherwise
+        return self.settings.get(name, given)
 
-    def fitting_dtype(self, tensor: Tensor) -> torch.dtype | None:
-        """Return a narrower dtype that holds the indices which the operation saves; reads none of them.
-
-        Rows of an embedding's table, and places in the image of a max-pooling.
-        """
-        name = self.name or ""
-        given = self.tensors()
-        if name == "embedding" and tensor.dtype == torch.int64:
-            ends = [t.shape[0] for t in given if t.is_floating_point()]
-        elif name.startswith("max_pool") and tensor.dtype == torch.int64:
-            ends = [t.shape[-3:].numel() for t in given]
-        else:
-            return None
-        fitting = (
-            dtype for dtype in (torch.uint8, torch.int16, torch.int32) if ends[0] <= torch.iinfo(dtype).max
-        )
-        return next(fitting, None)
-
-    def _is_argument(self, tensor: Tensor) -> bool:
+    def made(self, tensor: Tensor) -> bool:
+        """Return whether the function that is running made a tensor: it is none of the arguments."""
         storage = tensor.untyped_storage()._cdata
-        return any(given.untyped_storage()._cdata == storage for given in self.tensors())
+        return self.function is not None and all(
+            given.untyped_storage()._cdata != storage for given in self.tensors()
+        )
+
+
+def new_nodes(results: Sequence[Any], first: int) -> list[Node]:
+    """Return the nodes from number `first` on that tensors come from."""
+    found: dict[Node, None] = {}
+    waiting = [value.grad_fn for value in results if isinstance(value, Tensor)]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found and first <= node._sequence_nr() < LAST:
+            found[node] = None
+            waiting += [following for following, _ in node.next_functions]
+    return list(found)
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def saved_values(node: Node) -> Iterator[tuple[Saved, str | int]]:
+    """Yield what a node saved through hooks of this package, and its name; a number in a caller's own."""
+    for attribute in _names(type(node)):
+        values = getattr(node, attribute)
+        if isinstance(values, tuple):
+            for number, value in enumerate(values):
+                if isinstance(saved := value.data, Saved):
+                    yield saved, number if attribute == "_raw_saved_tensors" else attribute[11:]
+        elif values is not None and isinstance(saved := values.data, Saved):
+            yield saved, attribute[11:]
 
 
 def calling_module(names: Mapping[int, str]) -> str:
@@ -199,8 +181,3 @@ def made_of_parameter(tensor: Tensor) -> bool:
     while node is not None and node.name() in VIEWS_AND_COPIES:
         node = node.next_functions[0][0]
     return node is not None and node.name() == "torch::autograd::AccumulateGrad"
-
-
-def is_side_result(tensor: Tensor) -> bool:
-    """Return whether an operation made a tensor beside its main result: statistics of a normalisation."""
-    return tensor.output_nr > 0 and not tensor._is_view()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def pack_flags(block: Tensor) -> Flags | None:
     """
     codes = block.new_empty(-(-block.numel() // FLAG_GROUP) * FLAG_GROUP // 8, dtype=torch.uint8)
     if block.dtype == torch.bool:
-        low, high = block.new_tensor([False, True]).unbind()
+        low, high = _ends(block, False, True)
     elif kernels.is_fake(block):
         low, high = block.new_empty(2).unbind()
     else:
@@ -151,8 +152,20 @@ def pack_gate(block: Tensor, low: float, high: float) -> Flags:
     codes = block.new_empty(-(-block.numel() // FLAG_GROUP) * FLAG_GROUP // 8, dtype=torch.uint8)
     if block.numel() and not kernels.is_fake(block):
         kernels.gate_into(block, codes, low, high)
-    outside, inside = block.new_tensor([low, low + 1 if math.isinf(high) else (low + high) / 2]).unbind()
+    outside, inside = _ends(block, low, low + 1 if math.isinf(high) else (low + high) / 2)
     return Flags(codes, outside, inside, block.numel())
+
+
+def _ends(block: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Return two numbers as tensors; made once for each device, since that waits for it."""
+    make = _made_ends.__wrapped__ if kernels.is_fake(block) else _made_ends
+    return make(low, high, block.dtype, block.device)
+
+
+@cache
+def _made_ends(low: float, high: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    first, second = torch.tensor([low, high], dtype=dtype, device=device).unbind()
+    return first, second
 
 
 @dataclass(frozen=True)

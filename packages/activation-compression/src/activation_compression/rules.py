@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["decode", "decode_flags", "encode", "encode_flags", "encode_gate", "parts_of", "uniform16"]
+from finetune_common.compiled import random_bits, uniform16
+
+__all__ = ["decode", "decode_flags", "encode", "encode_flags", "encode_gate", "noise16", "parts_of"]
 
 TINIEST = 2.0**-126
 """The smallest step: the smallest normal float32."""
@@ -26,11 +28,8 @@ def parts_of(bits: int) -> int:
     return 8 // bits
 
 
-def uniform16(count: int, width: int, offset: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+def noise16(count: int, width: int, offset: int, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return two independent numbers in {0, 1, …, 65535}/65536 for every position of a grid.
-
-    A counter-based generator: two rounds of multiplication and xor-shift on 32-bit integers, a function of
-    (keys, position) alone. It draws from no random stream.
 
     Args:
         count: Rows of the grid.
@@ -42,18 +41,13 @@ def uniform16(count: int, width: int, offset: int, keys: Tensor) -> tuple[Tensor
         Two float32 tensors (count, width).
 
     Examples:
-        >>> u, v = uniform16(1000, 128, 0, torch.tensor([1, 2], dtype=torch.int32))
+        >>> u, v = noise16(1000, 128, 0, torch.tensor([1, 2], dtype=torch.int32))
         >>> round(float(u.mean()), 2), round(float((u * v).mean()), 2)
         (0.5, 0.25)
     """
     rows = torch.arange(count, dtype=torch.int32, device=keys.device).unsqueeze(1) * width
     position = rows + torch.arange(width, dtype=torch.int32, device=keys.device) + offset
-    first, second = keys.unbind()
-    h = (position ^ first) * -1640531535
-    h = (h ^ ((h >> 16) & 0xFFFF)) * 2146121005 + second
-    h = (h ^ ((h >> 15) & 0x1FFFF)) * -2073254261
-    h = h ^ ((h >> 16) & 0xFFFF)
-    return (h & 0xFFFF).float() * 2.0**-16, ((h >> 16) & 0xFFFF).float() * 2.0**-16
+    return uniform16(random_bits(position, *keys.unbind()))
 
 
 def _bfloat16_below(x: Tensor) -> Tensor:
@@ -104,7 +98,7 @@ def encode(x: Tensor, bits: int, size: int, keys: Tensor) -> tuple[Tensor, Tenso
         if number % 2 == 0:
             columns = size // parts
             offset = (number // 2) * len(piece) * columns
-            noise = uniform16(len(piece), columns, offset, keys)
+            noise = noise16(len(piece), columns, offset, keys)
         q = torch.floor((piece - low) * inverse + noise[number % 2]).clamp(max=levels).to(torch.int32)
         shifted = (q & levels) << (bits * number)
         codes = shifted if codes is None else codes | shifted

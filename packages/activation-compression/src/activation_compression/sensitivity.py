@@ -13,17 +13,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from activation_compression.allocation import noise
 from activation_compression.blocks import Layout
-from activation_compression.operation import LINEAR
+from activation_compression.formulas import Formula
 from activation_compression.quantizer import Codes
-from activation_compression.stored import Stored
+from activation_compression.recipe import Derived
+from activation_compression.stored import Saved, Stored, StoredView
 from finetune_common.errors import ConfigurationError
 
 __all__ = [
@@ -33,11 +33,9 @@ __all__ = [
     "gradient",
     "leaves",
     "like_groups",
-    "over_processes",
     "preserved",
     "probed",
     "shares",
-    "total_over_processes",
 ]
 
 
@@ -70,7 +68,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 def leaves(loss: Tensor) -> list[Tensor]:
     """Return every leaf that a backward pass from a loss would reach, parameters of other models too."""
-    found, open_nodes, seen = [], [loss.grad_fn], set()
+    found, open_nodes, seen = [], [cast(Any, loss.grad_fn)], set()
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:
@@ -100,27 +98,31 @@ class Adjoint:
     def __init__(self) -> None:
         self.elements: dict[str, int] = {}
         self.least: dict[str, int] = {}
-        self._places: dict[Any, dict[int, tuple[Stored, Layout] | None]] = {}
+        self.finer: set[str] = set()
+        self._places: dict[Any, dict[int, StoredView | None]] = {}
         self._waiting: dict[Stored, set[tuple[Any, int]]] = {}
         self._slopes: dict[Stored, Tensor] = {}
         self._sums: dict[str, float] = {}
 
-    def saw(self, tensor: Tensor, stored: Stored | None, layout: Layout | None, operation: str) -> None:
-        """Note a saved tensor with gradient history; `stored` is None where it is kept.
+    def saw(self, tensor: Tensor, saved: Saved, formula: Formula) -> None:
+        """Note a saved tensor with gradient history, and how backward reads it.
 
         One bit is enough, if anywhere, where an operation is linear in what it saved. Others let the error
         into the gradient that flows on below them, and there it is multiplied: by a normalisation of outliers
         in one bit several times over.
         """
-        node = tensor.grad_fn
+        node, place = tensor.grad_fn, None
         if node is None:
             return
-        place = None
-        if stored is not None and layout is not None and isinstance(stored.content, Codes):
-            place = (stored, layout)
-            self.elements[stored.name] = stored.content.count
-            own = 1 if operation in LINEAR else 2
-            self.least[stored.name] = max(own, self.least.get(stored.name, 1))
+        if isinstance(saved.held, StoredView) and (rounded := list(_rounded(saved.held))):
+            place = saved.held
+            if formula.finer:
+                self.finer |= {stored.name for stored, _ in rounded}
+            direct = formula.kind == "linear" and isinstance(place.stored.content, Codes)
+            own = 1 if direct else 2
+            for stored, codes in rounded:
+                self.elements[stored.name] = codes.count
+                self.least[stored.name] = max(own, self.least.get(stored.name, 1))
         places = self._places.setdefault(node, {})
         places[tensor.output_nr] = places.get(tensor.output_nr) or place
 
@@ -141,8 +143,8 @@ class Adjoint:
                 self._waiting = {}
                 for node, places in self._places.items():
                     for output, place in places.items():
-                        if place is not None:
-                            self._waiting.setdefault(place[0], set()).add((node, output))
+                        for stored, _ in _rounded(place) if place is not None else ():
+                            self._waiting.setdefault(stored, set()).add((node, output))
                 product = torch.stack([(g * _signs(g, generator)).sum() for g in gradients]).sum()
                 if product.requires_grad:
                     product.backward(retain_graph=number + 1 < probes)
@@ -162,21 +164,30 @@ class Adjoint:
 
         def take(arriving: Sequence[Tensor | None]) -> tuple[None, ...]:
             for output, place in self._places[node].items():
-                slope = arriving[output]
                 if place is not None:
-                    self._add(*place, slope, (node, output))
+                    if (slope := arriving[output]) is not None:
+                        self._add(place, slope.detach())
+                    for stored, _ in _rounded(place):
+                        self._arrived(stored, (node, output))
             return (None,) * len(arriving)
 
         return take
 
-    def _add(self, stored: Stored, layout: Layout, slope: Tensor | None, place: tuple[Any, int]) -> None:
-        if slope is not None:
-            codes = stored.content
-            assert isinstance(codes, Codes)
-            total = self._slopes.get(stored)
+    def _add(self, view: StoredView, slope: Tensor) -> None:
+        """Add a slope to that of a rounded block; through a computation to those of its sources."""
+        content, layout = view.stored.content, view.layout
+        if isinstance(content, Codes):
+            total = self._slopes.get(view.stored)
             if total is None:
-                total = self._slopes[stored] = slope.new_zeros(codes.count, dtype=torch.float32)
-            total.as_strided(layout.kept, layout.strides).add_(slope.detach().sum_to_size(layout.kept))
+                total = self._slopes[view.stored] = slope.new_zeros(content.count, dtype=torch.float32)
+            _part(total, layout).add_(slope.sum_to_size(layout.kept))
+        elif isinstance(content, Derived):
+            whole = slope.new_zeros(content.count)
+            _part(whole, layout).add_(slope.sum_to_size(layout.kept))
+            for source, own in content.recipe.back(content.layout.view(whole)):
+                self._add(source, own)
+
+    def _arrived(self, stored: Stored, place: tuple[Any, int]) -> None:
         waiting = self._waiting[stored]
         waiting.discard(place)
         if not waiting and stored in self._slopes:
@@ -190,6 +201,20 @@ class Adjoint:
         squares = filled.view(-1, codes.group_size).square().sum(dim=1)
         ranges = codes.step.float() * (2**codes.bits - 1)
         self._sums[stored.name] += float((squares * ranges.square()).sum() / 6)
+
+
+def _rounded(view: StoredView) -> Iterator[tuple[Stored, Codes]]:
+    """Yield the rounded blocks that a saved tensor consists of or is computed from."""
+    content = view.stored.content
+    if isinstance(content, Codes):
+        yield view.stored, content
+    elif isinstance(content, Derived):
+        for source in content.recipe.views():
+            yield from _rounded(source)
+
+
+def _part(block: Tensor, layout: Layout) -> Tensor:
+    return block.as_strided(layout.kept, layout.strides, layout.offset)
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -251,29 +276,3 @@ def shares(total: float, elements: Mapping[str, int]) -> dict[str, float]:
     """Split a group's sensitivity over its tensors by their elements."""
     whole = sum(elements.values())
     return {key: total * n / whole for key, n in elements.items()}
-
-
-def over_processes(
-    sensitivities: Mapping[str, float], elements: Mapping[str, int], least: Mapping[str, int]
-) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
-    """Return sums over all processes of the process group, if there is one: they then agree on the widths."""
-    measured = _of_all_processes((sensitivities, elements, least))
-    keys = dict.fromkeys(key for _, own, _ in measured for key in own)
-    return (
-        {key: sum(own.get(key, 0.0) for own, _, _ in measured) for key in keys},
-        {key: sum(own.get(key, 0) for _, own, _ in measured) for key in keys},
-        {key: max(own.get(key, 1) for *_, own in measured) for key in keys},
-    )
-
-
-def total_over_processes(values: Sequence[float]) -> list[float]:
-    """Return the sums of numbers over all processes of the process group, if there is one."""
-    return [sum(own) for own in zip(*_of_all_processes(values), strict=True)]
-
-
-def _of_all_processes(mine: Any) -> list[Any]:
-    found = [mine]
-    if dist.is_available() and dist.is_initialized():
-        found *= dist.get_world_size()
-        dist.all_gather_object(found, mine)
-    return found

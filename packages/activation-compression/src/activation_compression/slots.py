@@ -31,8 +31,9 @@ class CompressOptions:
     """Compression of saved activations.
 
     Args:
-        level: L0 none; L1, L1.1, L1.2 fixed 4, 8, 2 bits; L2, L2.1, L2.2 automatic, 4, 3, 2 bits on average;
-            L3 automatic 4 bits in host memory; swap host memory only; L4bit-swap 4 bits in host memory.
+        level: L0 none; lossless: no rounding, the gradient equal bit for bit; L1, L1.1, L1.2 fixed 4, 8, 2
+            bits; L2, L2.1, L2.2 automatic, 4, 3, 2 bits on average; L3 automatic 4 bits in host memory; swap
+            host memory only; L4bit-swap 4 bits in host memory.
         bits: Automatic precision with this average, in [1, 32], instead of the level's; null for the level's.
         group_size: Elements that share a minimum and a step, at least 1.
         seed: Seed of the rounding, at least 0; null for the run's own.
@@ -40,6 +41,7 @@ class CompressOptions:
         warmup: Steps before the first measurement, at least 0.
         probes: Random directions of a measurement, at least 1.
         exclude: Patterns of "module:operation" whose tensors are kept unchanged.
+        derive: Whether values that follow from others are computed again; false stores all, as published.
     """
 
     level: str = "L1"
@@ -50,6 +52,7 @@ class CompressOptions:
     warmup: int = 0
     probes: int = 2
     exclude: tuple[str, ...] = ()
+    derive: bool = True
 
     def __post_init__(self) -> None:
         find_level(self.level, self.bits)
@@ -108,6 +111,7 @@ class CompressMethod:
                 group_size=options.group_size,
                 seed=seed,
                 exclude=options.exclude,
+                derive=options.derive,
             )
             if self._state is not None:
                 self.compressor.load_state_dict(self._state)

@@ -19,6 +19,7 @@ class SavedTensor:
         bits: Bits an element of what is stored, minima and steps apart.
         original_bytes: Bytes of the memory that it holds on to; 0 if an earlier row counts them.
         stored_bytes: Bytes that are kept instead.
+        derived_from: How it is computed again instead of being stored; empty where it is stored.
     """
 
     module: str
@@ -28,6 +29,7 @@ class SavedTensor:
     bits: int
     original_bytes: int
     stored_bytes: int
+    derived_from: str = ""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Statistics:
                 row.dtype,
                 str(row.bits),
                 str(row.original_bytes),
-                str(row.stored_bytes),
+                str(row.stored_bytes) if not row.derived_from else f"derived from {row.derived_from}",
             )
             for row in self.rows
         ]

@@ -1,17 +1,23 @@
-"""What the autograd graph holds instead of a saved tensor."""
+"""The way back: what the autograd graph holds instead of a saved tensor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from threading import Lock
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from activation_compression.blocks import Layout
 
-__all__ = ["Content", "Kept", "Stored", "StoredView"]
+__all__ = ["Alias", "Content", "Held", "Kept", "Nothing", "Saved", "Stored", "StoredView"]
+
+
+NUMBERS = count()
+"""The order in which tensors are saved."""
 
 
 class Content(Protocol):
@@ -32,12 +38,46 @@ class Content(Protocol):
         ...
 
 
-class Kept:
-    """A tensor that is kept as it is; changing it in place before backward is an error, as without hooks."""
+class Held(Protocol):
+    """What stands for a saved tensor."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    @property
+    def is_value(self) -> bool:
+        """Whether `open` returns the tensor's values, rounded or not."""
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `open` returns them bit for bit, in the same strides."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Computations, one upon another, behind `open`."""
+        ...
+
+    def open(self) -> Tensor:
+        """Return the tensor."""
+        ...
+
+    def use(self) -> None:
+        """Note that one more will open it in each backward pass."""
+        ...
+
+
+class Kept:
+    """A tensor that is kept as it is; changing it in place before backward is an error, as without hooks.
+
+    Args:
+        tensor: What is kept.
+        version: Its version when it was saved; by default the present one.
+    """
+
+    is_value, is_exact, depth = True, True, 0
+
+    def __init__(self, tensor: Tensor, version: int | None = None) -> None:
         self.tensor = tensor.detach()  # the tensor itself may own the graph that will hold this
-        self.version = tensor._version
+        self.version = tensor._version if version is None else version
 
     def open(self) -> Tensor:
         """Return the tensor."""
@@ -48,6 +88,42 @@ class Kept:
                 "backward first"
             )
         return self.tensor
+
+    def use(self) -> None:
+        """Do nothing: it is there until the last one lets go."""
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A tensor of whose values none is read: zeros in its shape and strides."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    is_value, is_exact, depth = False, False, 0
+
+    def open(self) -> Tensor:
+        """Return zeros."""
+        zeros = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        return zeros.zero_()
+
+    def use(self) -> None:
+        """Do nothing."""
+
+
+class Alias:
+    """A block that is kept as it is for another one's sake."""
+
+    nbytes = 0
+
+    def __init__(self, block: Tensor) -> None:
+        self.bits = 8 * block.element_size()
+        self._kept = Kept(block)
+
+    def unpack(self) -> Tensor:
+        """Return the block."""
+        return self._kept.open()
 
 
 class Stored:
@@ -60,10 +136,13 @@ class Stored:
         content: The block in its other form.
         source: The storage it came from. The weak reference also keeps the storage's address from being given
             to another one, so that an address found in a table of these is still the same storage.
+        sample: A few of its values, by which a change behind torch's back is told.
     """
 
-    def __init__(self, name: str, content: Content, source: StorageWeakRef) -> None:
-        self.name, self.content, self.source = name, content, source
+    def __init__(
+        self, name: str, content: Content, source: StorageWeakRef, sample: tuple[float, ...] = ()
+    ) -> None:
+        self.name, self.content, self.source, self.sample = name, content, source, sample
         self.saved = 0
         self._opened = 0
         self._block: Tensor | None = None
@@ -80,11 +159,56 @@ class Stored:
 
 @dataclass(frozen=True)
 class StoredView:
-    """One saved tensor: a layout on a stored block."""
+    """One saved tensor: a layout on a stored block.
+
+    Attributes:
+        stored: The block.
+        layout: How the tensor lies on it.
+        is_value: False for a gate.
+        is_exact: Whether nothing of it was rounded.
+        depth: Computations behind the block.
+    """
 
     stored: Stored
     layout: Layout
+    is_value: bool = True
+    is_exact: bool = False
+    depth: int = 0
 
     def open(self) -> Tensor:
         """Return the tensor."""
         return self.layout.view(self.stored.block())
+
+    def use(self) -> None:
+        """Note that one more will open it in each backward pass."""
+        self.stored.saved += 1
+
+
+class Saved:
+    """A saved tensor: at first as it is, then, when it is known which formula will read it, in its form.
+
+    Args:
+        tensor: What is saved.
+        operation: The function that is running.
+        place: "module:operation", where it cannot be found out later.
+    """
+
+    def __init__(self, tensor: Tensor, operation: str, place: str | None) -> None:
+        self.tensor: Tensor | None = tensor
+        self.number = next(NUMBERS)
+        self.shape = torch.Size() if tensor.is_nested else tensor.shape
+        self.version = tensor._version
+        self.operation, self.place = operation, place
+        self.held: Held | None = None
+
+    def settle(self, held: Held) -> None:
+        """Let go of the tensor itself."""
+        self.held, self.tensor = held, None
+
+    def open(self) -> Tensor:
+        """Return the tensor."""
+        if self.held is None:  # backward within the forward pass that saved it
+            assert self.tensor is not None
+            return self.tensor.detach()
+        with torch.no_grad():
+            return self.held.open()

@@ -1,0 +1,124 @@
+"""A computation of a value from others, and a tensor that is held by nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_compression.blocks import Layout
+from activation_compression.formulas import Node
+from activation_compression.stored import Held, StoredView
+
+__all__ = ["Derived", "Recipe", "note", "noted"]
+
+NOTES = "activation_compression"
+"""Where a node's `metadata` keeps what this package knows of it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A computation of a value from others.
+
+    Attributes:
+        operation: Its name.
+        compute: The values of the sources → the value.
+        sources: What holds them.
+        repeats: Whether it is the very operation of the forward pass: exact sources give its exact result.
+    """
+
+    operation: str
+    compute: Callable[..., Tensor]
+    sources: tuple[Held, ...]
+    repeats: bool = True
+    is_value = True
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the value is that of the forward pass bit for bit."""
+        return self.repeats and all(source.is_exact for source in self.sources)
+
+    @property
+    def depth(self) -> int:
+        """Computations behind it, itself included; a view or a copy is none."""
+        return (self.operation != "copy") + max((source.depth for source in self.sources), default=0)
+
+    def open(self) -> Tensor:
+        """Return the value."""
+        return self.compute(*(source.open() for source in self.sources))
+
+    def use(self) -> None:
+        """Note that one more will open the sources in each backward pass."""
+        for source in self.sources:
+            source.use()
+
+    def views(self) -> list[StoredView]:
+        """Return the stored sources, also those of sources."""
+        found: list[StoredView] = []
+        for source in self.sources:
+            found += source.views() if isinstance(source, Recipe) else []
+            found += [source] if isinstance(source, StoredView) else []
+        return found
+
+    def back(self, slope: Tensor) -> list[tuple[StoredView, Tensor]]:
+        """Return ∂⟨value, slope⟩/∂source for every stored source, those of derived sources too."""
+        values = [source.open().detach() for source in self.sources]
+        with torch.enable_grad():
+            inputs = [value.requires_grad_(value.is_floating_point()) for value in values]
+            asked = [value for value in inputs if value.requires_grad]
+            made = self.compute(*inputs)
+            slopes = iter(torch.autograd.grad(made, asked, slope.to(made.dtype), allow_unused=True))
+        found: list[tuple[StoredView, Tensor]] = []
+        for source, value in zip(self.sources, inputs, strict=True):
+            own = next(slopes) if value.requires_grad else None
+            if own is None:
+                continue
+            if isinstance(source, StoredView):
+                found.append((source, own))
+            elif isinstance(source, Recipe):
+                found += source.back(own)
+        return found
+
+
+class Derived:
+    """The block of a tensor that is computed again; it takes no byte.
+
+    Args:
+        recipe: Computes the tensor.
+        like: The tensor, whose strides the block has.
+    """
+
+    bits = nbytes = 0
+
+    def __init__(self, recipe: Recipe, like: Tensor) -> None:
+        self.recipe = recipe
+        self.layout = Layout(tuple(like.shape), tuple(like.shape), like.stride())
+        self._dtype, self.count = like.dtype, like.numel()
+
+    @property
+    def source(self) -> str:
+        """The operation, and whose tensors it reads."""
+        names = dict.fromkeys(view.stored.name.rpartition(":")[0] for view in self.recipe.views())
+        return f"{self.recipe.operation} of {', '.join(names)}" if names else self.recipe.operation
+
+    def unpack(self) -> Tensor:
+        """Return the block."""
+        value = self.recipe.open()
+        if tuple(value.stride()) != self.layout.strides or value.dtype != self._dtype:
+            block = value.new_empty(self.count, dtype=self._dtype)
+            self.layout.view(block).copy_(value)
+            return block
+        return value.as_strided((self.count,), (1,), value.storage_offset())
+
+
+def note(node: Node, **facts: Any) -> None:
+    """Let a node know what its backward formula does not need, such as ε of a normalisation."""
+    node.metadata.setdefault(NOTES, {}).update(facts)
+
+
+def noted(node: Node, fact: str, otherwise: Any = None) -> Any:
+    """Return what a node was let know."""
+    return node.metadata.get(NOTES, {}).get(fact, otherwise)
