@@ -55,9 +55,10 @@ def run(
     check_tracker(config)
     processes = join(config)
     reset_peak_memory(processes.device)
-    if config.matmul_precision is not None:
-        torch.set_float32_matmul_precision(config.matmul_precision)
     with ExitStack() as stack:
+        if config.matmul_precision is not None:
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision(config.matmul_precision)
         stop = stop or stack.enter_context(stop_on_signals())
         stop.waits |= processes.world > 1  # all end at the same step
         with processes.together():

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import scipy.stats  # noqa: F401  # metrics need both: the first evaluation's seconds are not for imports
+import sklearn.metrics  # noqa: F401
 import torch
 
 from finetune_common.data import evaluation_batches
