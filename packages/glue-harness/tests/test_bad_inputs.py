@@ -34,7 +34,7 @@ BAD_LINES = {
         ("prepare", "--task", "rte", "--model", "demo", "--x", "1"),
         ["--x", "--help"],
     ),
-    "prepare without a task": (("prepare", "--model", "demo"), ["--task", "--help"]),
+    "prepare without a task": (("prepare", "--model", "demo"), ["--task", "--dataset"]),
     "unknown task of prepare": (("prepare", "--task", "rtee", "--model", "demo"), ["'rtee'", "'rte'"]),
     "report of a missing folder": (("report", "nowhere"), ["nowhere", "no result.json"]),
 }

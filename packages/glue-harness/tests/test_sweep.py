@@ -172,7 +172,8 @@ def test_runs_are_done_once_and_a_failing_one_does_not_stop_the_others(tmp_path,
     folder = tmp_path / "runs"
     with pytest.raises(ConfigurationError, match="1 of 2 runs failed"):
         sweep(spec, folder, jobs=1, dry_run=False)
-    failed, done = sorted(folder.iterdir(), key=lambda path: (path / "result.json").exists())
+    folders = [path for path in folder.iterdir() if path.is_dir()]
+    failed, done = sorted(folders, key=lambda path: (path / "result.json").exists())
     assert "loss is" in (failed / "error.txt").read_text()
     before = (done / "result.json").read_bytes()
     assert json.loads(before)["steps"] == 2

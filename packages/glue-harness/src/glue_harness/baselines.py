@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
-from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune_common.errors import ConfigurationError, check_number
@@ -59,7 +58,7 @@ def within(default: Any, **interval: float) -> Any:
     return field(default=default, metadata=interval)
 
 
-POSITIVE = {"at_least": 0, "below": inf}
+POSITIVE = {"at_least": 0, "below": 1e35}  # no factor made of it leaves float32
 DECAY = {"at_least": 0, "below": 1}
 
 
@@ -127,7 +126,7 @@ class AdagradOptions(OptimizerOptions):
 
     lr: float = within(5e-3, **POSITIVE)
     eps: float = within(1e-10, **POSITIVE)
-    initial_accumulator_value: float = within(0.0, at_least=0, below=2.0**128)  # where float32 ends
+    initial_accumulator_value: float = within(0.0, **POSITIVE)
 
 
 @dataclass(frozen=True)
