@@ -90,6 +90,9 @@ class Store:
         self.lock = Lock()
         self.table: WeakValueDictionary[Hashable, Stored] = WeakValueDictionary()
         self._host = HostMemory() if self.level.offload else None
+        self.gathers = False
+        """Whether a parameter was met that the model does not hold: FSDP gathers its shards into such ones,
+        and lets go of them before other layers' backward passes could compute from them."""
 
     def hold(self, saved: Saved, node: Node | None, value: str | int, this: Pass) -> Held:
         """Return what holds a saved tensor until backward.
@@ -117,9 +120,12 @@ class Store:
             return True
         if not (type(tensor) in PLAIN_TYPES or kernels.is_fake(tensor)):
             return True
+        if tensor.untyped_storage()._cdata in self.own:
+            return True
         if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
-            return True  # FSDP gathers its shards into parameters that the model itself does not hold
-        return tensor.untyped_storage()._cdata in self.own
+            self.gathers = True
+            return True
+        return False
 
     def _form(
         self,
@@ -168,7 +174,7 @@ class Store:
         """Return how to compute a tensor again, if that is as good as storing it."""
         base = tensor._base if tensor._is_view() and tensor._base is not None else tensor
         maker = base.grad_fn
-        if not self.derive or maker is None or base.dtype != tensor.dtype:
+        if self.gathers or not self.derive or maker is None or base.dtype != tensor.dtype:
             return None
         if base._version != noted(maker, "version", 0) or not fills_memory(tuple(base.shape), base.stride()):
             return None
