@@ -258,7 +258,8 @@ def test_compressed_activations(launched: Launched) -> None:
     )
     plain = launched.reports["ddp sage"][0]["seen"]["processes"]
     for own, of_shards, whole in zip(replicated, sharded, plain, strict=True):
-        assert own["saved_bytes"] == of_shards["saved_bytes"] < 0.5 * whole["saved_bytes"]
+        # with shards nothing is computed again: the parameters that it takes are gone by then
+        assert own["saved_bytes"] < of_shards["saved_bytes"] < 0.5 * whole["saved_bytes"]
     bytes_without = launched.reports["fsdp sage"][0]["seen"]["processes"]
     assert [own["saved_bytes"] for own in bytes_without] == [own["saved_bytes"] for own in plain]
 
