@@ -168,7 +168,7 @@ def test_several_labels_a_row(tmp_path: Path, harness: Harness) -> None:
     [
         ("sentence1,other\na,b\n", (), "no column 'sentence1' and 'sentence2'"),
         ("sentence1,sentence2\na,b\n", ("--output", "out.txt"), "give one of .csv"),
-        ("sentence1,sentence2\na,b\n", ("--output", "nowhere/out.csv"), "give a file that can be written"),
+        ("sentence1,sentence2\na,b\n", ("--output", "rows.csv/out.csv"), "that can be written"),
         ("sentence1,sentence2\na,b\n", ("--batch-size", "0"), "batch_size"),
     ],
 )
