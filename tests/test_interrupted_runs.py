@@ -22,6 +22,7 @@ SETTINGS: dict[str, Any] = {
     "eval_every": 4,
     "save_every": 3,
     "log_every": 1,
+    "max_eval_samples": 37,
     "schedule": "cosine",
     "warmup": 0.2,
     "weight_decay": 0.1,
@@ -44,7 +45,7 @@ import torch
 from finetune_common import metrics
 from finetune_common.demo import demo_tokenizer, rows
 from glue_harness import files, parse_mapping, run
-from glue_harness.run import assembly, checkpoint, evaluation, loop, records
+from glue_harness.run import assembly, checkpoint, entry, evaluation, loop, plan, records
 from glue_harness.stopping import Stopped
 
 warnings.simplefilter("ignore")
@@ -53,18 +54,16 @@ settings, moments = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 
 # What every start would repeat is done once, before the processes part.
 rows.demo_rows = functools.cache(rows.demo_rows)
-read = loop.Data.load(parse_mapping(settings), demo_tokenizer())
-read.datasets["validation"] = read.datasets["validation"].select(range(37))
-read.lengths["validation"] = read.lengths["validation"][:37]
+read = plan.Data.load(parse_mapping(settings), demo_tokenizer())
 assembly.create(parse_mapping(settings), task=read.task, tokenizer=demo_tokenizer()).prepare(2)
 metrics.compute_metrics(settings["task"], [1.0, 2.0], [1.0, 2.0])
 
 PLACES = {
-    "start": (loop, "create"),
+    "start": (entry, "create"),
     "step": (loop.Training, "_train_step"),
     "after step": (loop.Training, "_after_step"),
     "evaluation": (loop.Training, "_evaluate"),
-    "batch of an evaluation": (loop.Data, "loader"),
+    "batch of an evaluation": (plan.Data, "loader"),
     "scores": (evaluation, "compute_metrics"),
     "weights": (checkpoint, "save_model"),
     "state": (torch, "save"),
@@ -120,7 +119,7 @@ for name, place, count in moments:
     number = getattr(signal, name)
     child = os.fork()
     if child == 0:
-        loop.Data.load = lambda *_: read
+        plan.Data.load = lambda *_: read
         if place == "half a state":
             half_a_state(number)
         elif place == "half a line":

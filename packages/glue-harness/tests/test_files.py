@@ -16,7 +16,8 @@ from finetune_common.errors import ConfigurationError
 from glue_harness import parse_mapping
 from glue_harness.files import UnwritableError, whole, writing
 from glue_harness.run import checkpoint
-from glue_harness.run.loop import Training, run
+from glue_harness.run.entry import run
+from glue_harness.run.loop import Training
 from glue_harness.run.records import RunFolder, write_whole
 
 SETTINGS: dict[str, Any] = {

@@ -8,7 +8,7 @@ import pytest
 
 from glue_harness import parse_mapping
 from glue_harness.run import progress
-from glue_harness.run.loop import run
+from glue_harness.run.entry import run
 from glue_harness.sweep.claiming import attempted
 
 STEP = re.compile(r"step (\d+)/8: loss \d+\.\d{4}  lr \d\.\d\de-\d\d  \d+ ex/s .* \d+:\d\d:\d\d left")

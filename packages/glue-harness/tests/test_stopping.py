@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from glue_harness import parse_mapping
-from glue_harness.run.loop import Data, Training, run
+from glue_harness.run.entry import run
+from glue_harness.run.loop import Training
+from glue_harness.run.plan import Data
 from glue_harness.stopping import StopFile, Stopped, stop_on_signals
 from glue_harness.sweep.on_slurm import Worker
 from glue_harness.sweep.workers import ASKED
@@ -22,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "task": "demo-similarity",
     "model": "demo",
     "max_train_samples": 48,
+    "max_eval_samples": 20,
     "batch_size": 8,
     "epochs": 1,
     "eval_every": 3,
@@ -29,21 +32,7 @@ SETTINGS: dict[str, Any] = {
     "log_every": 1,
     "optimizer": {"name": "adamw", "lr": 1e-3},
 }
-"""Six steps, evaluated after the third and the last."""
-
-
-@pytest.fixture(autouse=True)
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluate on few rows, in three batches."""
-    load = Data.load.__func__  # type: ignore[attr-defined]
-
-    def fewer(cls: type[Data], *arguments: Any) -> Data:
-        data = load(cls, *arguments)
-        data.datasets["validation"] = data.datasets["validation"].select(range(20))
-        data.lengths["validation"] = data.lengths["validation"][:20]
-        return data
-
-    monkeypatch.setattr(Data, "load", classmethod(fewer))
+"""Six steps, evaluated after the third and the last, on three batches."""
 
 
 @pytest.fixture

@@ -51,8 +51,7 @@ class Evaluation:
                 yield f"{prefix}{index}", truth, said, " ".join(f"{value:.9g}" for value in row), *shown
 
     def of_classes(self, data: Data) -> dict[str, Any]:
-        """Return, for each evaluation set, what became of each class "
-        "(`finetune_common.metrics.class_report`)."""
+        """Return what became of each class (`finetune_common.metrics.class_report`), set by set."""
         if data.task.regression:
             return {}
         return {
