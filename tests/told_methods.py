@@ -104,10 +104,7 @@ class Descent(Told, torch.optim.SGD):
     def __init__(self, groups: Any, lr: float) -> None:
         torch.optim.SGD.__init__(self, groups, lr=lr)
         self.slot, self.count = "optimizer", 0
-
-    def step(self, closure: Any = None) -> None:
-        HEARD.append(("optimizer", "step"))
-        super().step(closure)
+        self.register_step_post_hook(lambda *_: HEARD.append(("optimizer", "step")))
 
     def state_dict(self) -> dict[str, Any]:
         return torch.optim.SGD.state_dict(self) | Told.state_dict(self)
