@@ -102,7 +102,7 @@ class Job:
         with RunFolder(config) as folder, Progress(config) as progress:
             made = create(config, task=TASK, tokenizer=self.tokenizer)
             training = StepsOnly(made, data, processes, folder, progress)
-            progress.start(0, training.plan.total, 0)
+            progress.start(training)
             began = time.perf_counter()
             training.train()
             return time.perf_counter() - began
