@@ -46,7 +46,7 @@ class Progress:
         )
         self._lines = shown and sys.stderr is not None and not console.is_terminal
         self._config = config
-        self._loss = self._rate = float("nan")
+        self._logged = ""
         self._score = ""
 
     def __enter__(self) -> Progress:
@@ -80,7 +80,7 @@ class Progress:
 
     def logged(self, loss: float, rate: float) -> None:
         """Note the newest loss and learning rate."""
-        self._loss, self._rate = loss, rate
+        self._logged = f"loss {loss:.4f}  lr {rate:.2e}  "
 
     def evaluated(self, entry: Mapping[str, Any]) -> None:
         """Note the newest scores."""
@@ -92,7 +92,7 @@ class Progress:
         now = time.monotonic()
         seconds = now - self._began
         speed = (examples - self._first[1]) / seconds
-        said = f"loss {self._loss:.4f}  lr {self._rate:.2e}  {speed:.0f} ex/s"
+        said = f"{self._logged}{speed:.0f} ex/s"
         self._bar.update(self._task, completed=step, said=f"{said}  {self._score}")
         if now >= self._next_line:
             self._next_line = now + PAUSE
