@@ -465,3 +465,18 @@ def test_what_decays_and_what_has_the_head_s_rate(everything):
         )
         for name, parameter in model.named_parameters()
     }
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same_from_a_handful_of_graphs(train: Train) -> None:
+    """Texts of all lengths and a short last batch share a graph; evaluation has one of its own."""
+    from torch._dynamo.utils import counters
+
+    shape = {"num_hidden_layers": 1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    settings = {"max_train_samples": 60, "max_eval_samples": 40, "epochs": 1, "model_config": shape}
+    plain = train("plain", **settings)
+    counters.clear()
+    compiled = train("compiled", compile=True, **settings)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 4
+    assert compiled["metrics"]["last"] == pytest.approx(plain["metrics"]["last"], abs=1e-3)
+    assert compiled["hash"] != plain["hash"]
