@@ -22,7 +22,6 @@ import tails
 import torch
 
 from clipped_adaptive.heavy_tails import sample_gradient_noise
-from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import peak_memory_bytes
 from glue_harness.config.fields import RunConfig
@@ -46,7 +45,7 @@ class Shuffled:
         self.passes += 1
         rows = torch.randperm(len(self.data.datasets["train"]), generator=generator)
         batches = [part.tolist() for part in rows.split(self.size)]
-        return iter(make_loader(self.data.datasets["train"], batches, self.data.collator, 0))
+        return iter(self.data.loader("train", batches))
 
 
 def main() -> None:

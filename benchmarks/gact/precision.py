@@ -27,7 +27,6 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import ActivationCompressor
 from activation_compression.allocation import KEPT, allocate, noise
-from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.hardware import hardware, versions
@@ -95,7 +94,7 @@ def allocations(options: argparse.Namespace) -> dict[str, Any]:
     run = create(config)
     data = Data.load(config, run.tokenizer)
     rows = [list(range(options.rows))]
-    [batch] = make_loader(data.datasets["train"], rows, data.collator, 0)
+    [batch] = data.loader("train", rows)
     rounded = Rounded(run.model, batch, "L2.2", options.draws)
     found, average = rounded.found, rounded.average
     measured = found["sensitivities"], found["elements"], average

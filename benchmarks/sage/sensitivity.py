@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune_common.data import make_loader
 from finetune_common.errors import ConfigurationError
 from glue_harness import open_run
 from glue_harness.hardware import hardware, versions
@@ -57,7 +56,7 @@ def looked_at(folder: Path) -> dict[str, Any]:
     task, model = data.task, run.model.to(DEVICE)
     rows = torch.randperm(len(data.datasets["train"]), generator=torch.Generator().manual_seed(0))
     parts = [part.tolist() for part in rows[: BATCHES * ROWS].split(ROWS)]
-    loader = make_loader(data.datasets["train"], parts, data.collator, 0)
+    loader = data.loader("train", parts)
     batches = ({key: value.to(DEVICE) for key, value in batch.items()} for batch in loader)
     chosen = set(sage_names(model))
     found = {name: value for name, value in sensitivity(model, batches).items() if name in chosen}
