@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -32,17 +33,18 @@ def run_two_processes(function: Callable[..., object], *arguments: Any) -> None:
         >>> from finetune_common.testing import run_two_processes
         >>> run_two_processes(divmod, 1)  # 0 and 1 divided by 1
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_process, (port, function, arguments), nprocs=2)
+    # They meet by a file: a free port that was asked for can be another program's before it is used.
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_process, (Path(folder, "meeting").as_uri(), function, arguments), nprocs=2)
 
 
-def _process(rank: int, port: int, function: Callable[..., object], arguments: Sequence[Any]) -> None:
+def _process(rank: int, meeting: str, function: Callable[..., object], arguments: Sequence[Any]) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     try:
+        # One process may be joined while the other still joins: that one must not find it gone.
+        dist.barrier()
         function(rank, *arguments)
     finally:
         dist.destroy_process_group()
