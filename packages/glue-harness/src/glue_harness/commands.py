@@ -194,11 +194,14 @@ def predict_command(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--max-length", type=int, help="tokens to which a text is truncated (as in the run's training)"
     )
+    parser.add_argument("--task", help="which of its tasks, where the run learned several")
     options = parser.parse_args(argv)
 
     from glue_harness.predict import predict
 
-    made = predict(options.model, options.files, options.output, options.batch_size, options.max_length)
+    made = predict(
+        options.model, options.files, options.output, options.batch_size, options.max_length, options.task
+    )
     speed = f"{made['rows']:,} rows in {made['seconds']:.1f} s"
     scores = ", ".join(f"{name} {value:.4f}" for name, value in made["metrics"].items())
     print("; ".join(part for part in (speed, scores, made["without"]) if part), file=sys.stderr)
@@ -214,11 +217,12 @@ def export_command(argv: Sequence[str]) -> None:
         action="store_true",
         help="only the plain model with the adaptation in its weights; refused where it cannot be",
     )
+    parser.add_argument("--task", help="which of its tasks, where the run learned several")
     options = parser.parse_args(argv)
 
     from glue_harness.export import export
 
-    code = export(options.run, options.folder, options.merge)
+    code = export(options.run, options.folder, options.merge, options.task)
     trusted = ", trust_remote_code=True" if code else ""
     print(f"written: pipeline('text-classification', '{options.folder}'{trusted})")
     if code:
