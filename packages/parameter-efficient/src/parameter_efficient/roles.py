@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from parameter_efficient.blocks import is_experts, matrices_of, width_out
 from parameter_efficient.flow import OUT, Flow, X
@@ -245,6 +246,7 @@ def _end(flow: Flow, outs: list[str], inside: set[str], outside: set[str]) -> st
     return "" if any(other.startswith(f"{name}.") for other in outside) or not name else name
 
 
+@unset_fake_temporarily()  # a block runs with values, also where its model has none
 def find_roles(flow: Flow) -> Roles:
     """Find the roles of a block's matrices.
 

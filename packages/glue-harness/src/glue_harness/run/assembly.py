@@ -176,12 +176,13 @@ def base_model(run: Run) -> Any:
     return load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
 
 
-def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
+def create_untrained(config: RunConfig, device: str = "cpu", attention: str | None = None) -> Run:
     """Put a run together with random weights and no rows: what needs shapes alone.
 
     Args:
         config: The run.
         device: Where its model is made.
+        attention: "eager" writes attention out, all else calls torch's; by default the model's own.
 
     Raises:
         ConfigurationError: There is no model of this shape.
@@ -190,6 +191,8 @@ def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
     methods = build_methods(config)
     with torch.device(device):
         model = build_model(config.model, config.model_config, config.max_length)
+        if attention is not None:
+            model.set_attn_implementation("eager" if attention == "eager" else "sdpa")
         return Run(config, methods, methods.adaptation.apply(model))
 
 
