@@ -23,6 +23,7 @@ from glue_harness.config.parsing import parse_mapping
 from glue_harness.run import checkpoint
 from glue_harness.run.architectures import find_config
 from glue_harness.run.fit import check_tokens
+from glue_harness.run.heads import renew_pooler
 from glue_harness.run.methods import Methods, build_methods
 from glue_harness.run.models import (
     build_model,
@@ -143,9 +144,14 @@ def create(
 def base_model(run: Run) -> Any:
     """Return the model that a run adapts, as it was before; what is new is drawn from the seed."""
     config, kwargs = run.config, run.methods.adaptation.load_kwargs()
-    set_seed(config.seed)
+    set_seed(config.seed if config.head_seed is None else config.head_seed)
     assert run.task is not None
-    return load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
+    model = load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
+    if config.head == "new":
+        renew_pooler(model)
+    if config.head_seed is not None:
+        set_seed(config.seed)
+    return model
 
 
 def create_untrained(config: RunConfig, device: str = "cpu") -> Run:

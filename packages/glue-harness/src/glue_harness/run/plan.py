@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,6 +163,11 @@ class Data:
         return make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
 
 
+def _warmup_linear(warmup: int, total: int, step: int) -> float:
+    """The schedule of pytorch-pretrained-bert: step/warmup, then at once 1 - step/total."""
+    return step / warmup if step < warmup else max(0.0, 1 - step / total)
+
+
 def _some(rows: Any, seed: int, count: int) -> Any:
     return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
 
@@ -198,10 +204,12 @@ class Plan:
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """Return the learning-rate schedule: warm-up, then what the run's `schedule` names."""
-        asked = self.config.warmup
-        warmup = math.ceil(asked * self.total) if asked < 1 else int(asked)
+        asked, total = self.config.warmup, self.config.schedule_steps or self.total
+        warmup = math.ceil(asked * total) if asked < 1 else int(asked)
+        if self.config.schedule == "warmup-linear":
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warmup_linear, warmup, total))
         name = "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule
-        return transformers.get_scheduler(name, optimizer, warmup, self.total)
+        return transformers.get_scheduler(name, optimizer, warmup, total)
 
     def windows(self, step: int) -> list[list[list[int]]]:
         """Return the windows that are left of the epoch in which a step is, over all processes."""
