@@ -27,29 +27,11 @@ def install_all(session: nox.Session, *requirements: str) -> None:
     install(session, *(arg for path in ["./shared[data,test]", *own] for arg in ("-e", path)), *requirements)
 
 
-QUICKSTART = {
-    "adamw": "--optimizer adamw --optimizer.lr 2e-3",
-    "sage": "--optimizer sage-adamw --optimizer.lr 2e-3",
-    "clip": "--optimizer clipped-adam --optimizer.lr 2e-3",
-    "agni": "--optimizer adamw --optimizer.lr 2e-3 --gradient agni --accumulate 2 --batch-size 8",
-    "compress": "--optimizer adamw --optimizer.lr 2e-3 --activation compress",
-    "lora": "--optimizer adamw --optimizer.lr 1e-2 --adaptation lora",
-}
-
-
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Each package at work on a demo task, side by side: table, chart and page in runs/quickstart."""
+    """Each package at work on a demo task: what it needs, what it predicts, what to try next."""
     install(session, "./shared[data]", *(f"./packages/{name}" for name in PACKAGES))
-    folder = Path("runs/quickstart")
-    for name, methods in QUICKSTART.items():
-        session.run(
-            *("glue-harness", "run", "--task", "demo-similarity", "--model", "demo", "--epochs", "4"),
-            *("--batch-size", "16", "--warmup", "0.1", "--seed", "41", *methods.split()),
-            *("--output-dir", str(folder / name)),
-        )
-    session.run("glue-harness", "report", str(folder), "--output-dir", str(folder / "report"))
-    session.log(f"the table is in {folder}/report/summary.md, the page is {folder}/report/index.html")
+    session.run("python", "examples/quickstart.py")
 
 
 def install_benchmarks(session: nox.Session) -> dict[str, str]:

@@ -1,0 +1,33 @@
+"""The first thing a newcomer runs: the script, and the notebook that is made of it."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_every_method_is_in_the_table_and_the_notebook_shows_the_same_cells(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (root / "examples/quickstart.py").read_text(encoding="utf-8")
+    tool = runpy.run_path(str(root / "examples/make_notebook.py"))
+    monkeypatch.chdir(tmp_path)
+    short, replaced = re.subn(r"^EPOCHS = \d+$", "EPOCHS = 0.05", script, flags=re.MULTILINE)
+    assert replaced == 1
+    names: dict[str, object] = {"__name__": "__main__"}
+    made = tool["notebook"](short, names)
+
+    printed = ["".join(out["text"]) for cell in made["cells"] for out in cell.get("outputs", ())]
+    table = next(text for text in printed if "ms a step" in text).splitlines()
+    assert [line[:16].strip() for line in table[1:-1]] == list(names["METHODS"])  # type: ignore[call-overload]
+    kept = dict(re.findall(r"^(.{16}) +[\d,]+ +([\d.]+) MB", "\n".join(table), re.MULTILINE))
+    kept = {name.strip(): float(size) for name, size in kept.items()}
+    assert kept["AdamW, 4 bits"] < kept["AdamW, lossless"] < kept["AdamW"]
+
+    shown = json.loads((root / "examples/quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in shown["cells"]]
+    assert cells == tool["cells"](script)
+    assert any(cell.get("outputs") for cell in shown["cells"])
