@@ -131,7 +131,9 @@ def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart
     use = PIPELINE.format(trusted=trusted, example=example, max_length=settings["max_length"])
     if form == "code":
         use += CODE.format(method=slots["adaptation"]["name"])
+    others = [name for name in settings["task"].split(",") if name != task.name]
     training = {
+        **({"trained together with": ", ".join(others)} if others else {}),
         "rows": ", ".join(f"{count:,} {split}" for split, count in result.get("rows", {}).items()),
         **{name: result[name] for name in ("steps", "seed")},
         **{name: settings[name] for name in TOLD if name in settings},
