@@ -37,6 +37,7 @@ from glue_harness.run.models import (
 )
 from glue_harness.run.parameters import parameter_groups
 from glue_harness.run.plan import task_left, task_of, task_told
+from glue_harness.run.pooler import renew_pooler
 from glue_harness.run.predictor import Predictor
 from glue_harness.run.records import ADAPTER, MODEL, read_result
 
@@ -171,17 +172,23 @@ def create(
 def base_model(run: Run) -> Any:
     """Return the model that a run adapts, as it was before; what is new is drawn from the seed."""
     config, kwargs = run.config, run.methods.adaptation.load_kwargs()
-    set_seed(config.seed)
+    set_seed(config.seed if config.head_seed is None else config.head_seed)
     assert run.task is not None
-    return load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
+    model = load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
+    if config.head == "new":
+        renew_pooler(model)
+    if config.head_seed is not None:
+        set_seed(config.seed)
+    return model
 
 
-def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
+def create_untrained(config: RunConfig, device: str = "cpu", attention: str | None = None) -> Run:
     """Put a run together with random weights and no rows: what needs shapes alone.
 
     Args:
         config: The run.
         device: Where its model is made.
+        attention: "eager" writes attention out, all else calls torch's; by default the model's own.
 
     Raises:
         ConfigurationError: There is no model of this shape.
@@ -190,6 +197,8 @@ def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
     methods = build_methods(config)
     with torch.device(device):
         model = build_model(config.model, config.model_config, config.max_length)
+        if attention is not None:
+            model.set_attn_implementation("eager" if attention == "eager" else "sdpa")
         return Run(config, methods, methods.adaptation.apply(model))
 
 

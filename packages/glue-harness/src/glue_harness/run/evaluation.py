@@ -156,6 +156,17 @@ def _scores(
     return ordered
 
 
+def _of_batches(
+    task: Task, scores: np.ndarray, labels: np.ndarray, split: str, rows: int
+) -> dict[str, float]:
+    """Return the mean of each metric over batches of rows; what has no value on a batch has none here."""
+    parts = [
+        compute_metrics(task, scores[first : first + rows], labels[first : first + rows], split)
+        for first in range(0, len(labels), rows)
+    ]
+    return {f"{name}_of_batches": float(np.mean([part[name] for part in parts])) for name in parts[0]}
+
+
 @torch.no_grad()
 def evaluate(
     model: torch.nn.Module,
@@ -163,6 +174,7 @@ def evaluate(
     batch_size: int,
     processes: Processes,
     between: Callable[[], None] = lambda: None,
+    metric_batch: int | None = None,
 ) -> Evaluation | Evaluations:
     """Score a model on every evaluation set of a task, each row once whatever the number of processes.
 
@@ -172,17 +184,26 @@ def evaluate(
         batch_size: Rows at a time.
         processes: All of the run, each of which scores its share.
         between: Called before each batch, as often on every process.
+        metric_batch: Also tell each metric as its mean over batches of so many rows, in the order of the
+            rows, the last one shorter: `<metric>_of_batches`. That is another number wherever a metric is no
+            mean over rows, and where the last batch is short.
     """
     if isinstance(data, Mixture):
         parts = {
-            name: _of_one(model, own, batch_size, processes, between) for name, own in data.parts.items()
+            name: _of_one(model, own, batch_size, processes, between, metric_batch)
+            for name, own in data.parts.items()
         }
         return Evaluations(mean_of(data.tasks, {name: own.metrics for name, own in parts.items()}), parts)
-    return _of_one(model, data, batch_size, processes, between)
+    return _of_one(model, data, batch_size, processes, between, metric_batch)
 
 
 def _of_one(
-    model: torch.nn.Module, data: Data, batch_size: int, processes: Processes, between: Callable[[], None]
+    model: torch.nn.Module,
+    data: Data,
+    batch_size: int,
+    processes: Processes,
+    between: Callable[[], None] = lambda: None,
+    metric_batch: int | None = None,
 ) -> Evaluation:
     training = model.training
     model.eval()
@@ -190,9 +211,10 @@ def _of_one(
     scores: dict[str, np.ndarray] = {}
     for split in data.task.evaluation:
         scores[split] = _scores(model, data, split, batch_size, processes, between)
-        metrics |= compute_metrics(
-            data.task, scores[split], np.asarray(data.datasets[split]["labels"]), split
-        )
+        labels = np.asarray(data.datasets[split]["labels"])
+        metrics |= compute_metrics(data.task, scores[split], labels, split)
+        if metric_batch:
+            metrics |= _of_batches(data.task, scores[split], labels, split, metric_batch)
     model.train(training)
     return Evaluation(metrics, scores)
 
@@ -211,4 +233,4 @@ def evaluate_test(
     if "test" not in data.datasets:
         return None
     task = replace(data.task, evaluation=("test",))
-    return _of_one(model, replace(data, task=task), batch_size, processes, lambda: None).metrics
+    return _of_one(model, replace(data, task=task), batch_size, processes).metrics

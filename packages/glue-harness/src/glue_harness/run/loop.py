@@ -231,7 +231,9 @@ class Training:
     def _evaluate(self) -> Evaluation | Evaluations:
         self.watch.switch("evaluation")
         size = self.config.batch_size
-        evaluation = evaluate(self.model, self.data, size, self.processes, self._stop_if_asked)
+        evaluation = evaluate(
+            self.model, self.data, size, self.processes, self._stop_if_asked, self.config.metric_batch
+        )
         self.watch.switch(None)
         return evaluation
 

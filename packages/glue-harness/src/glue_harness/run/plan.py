@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -187,6 +188,11 @@ class Data:
         return ({**batch, **self.marks} for batch in rows) if self.marks else rows
 
 
+def _warmup_linear(warmup: int, total: int, step: int) -> float:
+    """The schedule of pytorch-pretrained-bert: step/warmup, then at once 1 - step/total."""
+    return step / warmup if step < warmup else max(0.0, 1 - step / total)
+
+
 def _some(rows: Any, seed: int, count: int) -> Any:
     return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
 
@@ -240,10 +246,12 @@ class Plan:
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """Return the learning-rate schedule: warm-up, then what the run's `schedule` names."""
-        asked = self.config.warmup
-        warmup = math.ceil(asked * self.total) if asked < 1 else int(asked)
+        asked, total = self.config.warmup, self.config.schedule_steps or self.total
+        warmup = math.ceil(asked * total) if asked < 1 else int(asked)
+        if self.config.schedule == "warmup-linear":
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warmup_linear, warmup, total))
         name = "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule
-        return transformers.get_scheduler(name, optimizer, warmup, self.total)
+        return transformers.get_scheduler(name, optimizer, warmup, total)
 
     def windows(self, step: int) -> list[list[list[int]]]:
         """Return the windows that are left of the epoch in which a step is, over all processes."""

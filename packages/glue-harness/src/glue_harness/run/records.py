@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from finetune_common.data.content import changed_rows
 from finetune_common.errors import ConfigurationError
-from glue_harness.config.fields import RunConfig, difference, identity_of
+from glue_harness.config.difference import difference
+from glue_harness.config.fields import RunConfig, identity_of
 from glue_harness.files import whole, writing
 
 if TYPE_CHECKING:
