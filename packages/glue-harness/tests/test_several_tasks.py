@@ -255,13 +255,13 @@ def test_an_unfinished_run_is_opened_from_its_checkpoint(
 def test_rows_of_ones_own_are_trained_on_beside_a_known_task(
     train: Callable[..., Any], tmp_path: Path, harness: Callable[..., Any]
 ) -> None:
-    file = tmp_path / "tickets.csv"
+    file = tmp_path / "items.csv"
     file.write_text("text,label\n" + "".join(f"the {i}th is late,{'abc'[i % 3]}\n" for i in range(40)))
-    settings = SETTINGS | {"task": f"{ENTAILMENT},tickets", "train_file": str(file), "validation_share": 0.2}
+    settings = SETTINGS | {"task": f"{ENTAILMENT},items", "train_file": str(file), "validation_share": 0.2}
     result = train(**settings)
-    assert sum(rows for name, rows in result["rows"].items() if name.startswith("tickets.")) == 40
-    assert "tickets.f1_macro" in result["metrics"]["last"]
-    assert open_run(tmp_path / "run", "tickets").predict(["it is late"])[0]["label"] in "abc"
+    assert sum(rows for name, rows in result["rows"].items() if name.startswith("items.")) == 40
+    assert "items.f1_macro" in result["metrics"]["last"]
+    assert open_run(tmp_path / "run", "items").predict(["it is late"])[0]["label"] in "abc"
     moved = tmp_path / "elsewhere.csv"
     file.rename(moved)
     here = {"output_dir": str(tmp_path / "run")}

@@ -19,7 +19,8 @@ from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task
 from glue_harness.files import whole, writing
 from glue_harness.run.assembly import Run, open_run
-from glue_harness.run.records import read_results, result_of_task, write_whole
+from glue_harness.run.parts import result_of_task
+from glue_harness.run.records import read_results, write_whole
 
 __all__ = ["FILES", "check_submission", "submit"]
 

@@ -11,7 +11,8 @@ import yaml
 
 from finetune_common.data.schema import Schema
 from finetune_common.tasks import GLUE_TASKS, Task
-from glue_harness.run.records import ADAPTER, is_own
+from glue_harness.run.parts import is_own
+from glue_harness.run.records import ADAPTER
 
 __all__ = ["card_of"]
 
