@@ -12,6 +12,7 @@ import torch
 
 from finetune_common.errors import ConfigurationError
 from glue_harness import open_run, parse_mapping, run
+from glue_harness.export import export
 from glue_harness.run.assembly import create
 from glue_harness.run.heads import Heads
 from glue_harness.run.loop import Training
@@ -157,6 +158,10 @@ def test_an_adaptation_acts_for_every_task(
         rows = predictions(tmp_path / "run", task)
         said = open_run(tmp_path / "run", task).predictor.logits(*texts(rows))
         np.testing.assert_allclose(said, scores(rows), rtol=1e-5, atol=1e-6)
+        export(tmp_path / "run", tmp_path / task, task=task)
+        assert (tmp_path / task / "adapter").is_dir()
+        kind = json.loads((tmp_path / task / "config.json").read_text())["problem_type"]
+        assert kind == ("regression" if task == SIMILARITY else "single_label_classification")
 
 
 def test_which_task_is_meant_has_to_be_said(

@@ -152,7 +152,8 @@ class RunFolder:
             for kept in (self.checkpoints, self.path / MODEL, self.path / ADAPTER):
                 shutil.rmtree(kept, ignore_errors=True)
             written = ("result.json", "config.yaml", "data.json", "metrics.jsonl", TRACKER)
-            for name in (*written, *map(predictions_of, ("", *self._config.tasks))):
+            names = (*written, predictions_of(""), *(f.name for f in self.path.glob(predictions_of("*"))))
+            for name in names:
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
             there, here = (
