@@ -173,6 +173,12 @@ def test_a_dataset_is_read_by_the_same_rules(train, tmp_path):
     result = train(**own, validation_share=0.25)
     assert result["data"]["schema"]["classes"] == ["x", "y", "z"]
     assert set(result["test"]) == {"accuracy", "f1_macro"}
+    moved, own["validation_share"] = tmp_path / "moved", 0.25
+    (tmp_path / "data").rename(moved)
+    assert train(**own | {"dataset": str(moved)}) == result  # it is the same run, and finished
+    write(moved / "train.csv", 60, classes=3)
+    with pytest.raises(ConfigurationError, match="the rows have changed since the run began"):
+        train(**own | {"dataset": str(moved)})
 
 
 @pytest.mark.parametrize(

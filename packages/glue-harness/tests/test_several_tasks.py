@@ -12,6 +12,7 @@ import torch
 
 from finetune_common.errors import ConfigurationError
 from glue_harness import open_run, parse_mapping, run
+from glue_harness.export import export
 from glue_harness.run.assembly import create
 from glue_harness.run.heads import Heads
 from glue_harness.run.loop import Training
@@ -157,6 +158,10 @@ def test_an_adaptation_acts_for_every_task(
         rows = predictions(tmp_path / "run", task)
         said = open_run(tmp_path / "run", task).predictor.logits(*texts(rows))
         np.testing.assert_allclose(said, scores(rows), rtol=1e-5, atol=1e-6)
+        export(tmp_path / "run", tmp_path / task, task=task)
+        assert (tmp_path / task / "adapter").is_dir()
+        kind = json.loads((tmp_path / task / "config.json").read_text())["problem_type"]
+        assert kind == ("regression" if task == SIMILARITY else "single_label_classification")
 
 
 def test_which_task_is_meant_has_to_be_said(
@@ -255,13 +260,13 @@ def test_an_unfinished_run_is_opened_from_its_checkpoint(
 def test_rows_of_ones_own_are_trained_on_beside_a_known_task(
     train: Callable[..., Any], tmp_path: Path, harness: Callable[..., Any]
 ) -> None:
-    file = tmp_path / "tickets.csv"
+    file = tmp_path / "items.csv"
     file.write_text("text,label\n" + "".join(f"the {i}th is late,{'abc'[i % 3]}\n" for i in range(40)))
-    settings = SETTINGS | {"task": f"{ENTAILMENT},tickets", "train_file": str(file), "validation_share": 0.2}
+    settings = SETTINGS | {"task": f"{ENTAILMENT},items", "train_file": str(file), "validation_share": 0.2}
     result = train(**settings)
-    assert sum(rows for name, rows in result["rows"].items() if name.startswith("tickets.")) == 40
-    assert "tickets.f1_macro" in result["metrics"]["last"]
-    assert open_run(tmp_path / "run", "tickets").predict(["it is late"])[0]["label"] in "abc"
+    assert sum(rows for name, rows in result["rows"].items() if name.startswith("items.")) == 40
+    assert "items.f1_macro" in result["metrics"]["last"]
+    assert open_run(tmp_path / "run", "items").predict(["it is late"])[0]["label"] in "abc"
     moved = tmp_path / "elsewhere.csv"
     file.rename(moved)
     here = {"output_dir": str(tmp_path / "run")}

@@ -157,6 +157,25 @@ def test_fields_of_the_model_that_a_run_changed_are_those_it_predicts_with(
     assert scores == pytest.approx(on_dev, abs=0.001)
 
 
+def test_a_run_of_several_tasks_predicts_the_files_of_each(
+    train: Train, harness: Harness, official: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"data_dir": str(official), "batch_size": 16, "max_length": 24, "epochs": 2}
+    with pytest.warns(UserWarning, match="the official one"):
+        train("runs/a", task="wnli,stsb", **settings)
+    said = harness("submit", tmp_path / "runs", "--output-dir", tmp_path / "out")
+    assert said.status == 0, said.err
+    for name, task in (("WNLI", "wnli"), ("STS-B", "stsb")):
+        predicted = [x.split("\t")[1] for x in (tmp_path / f"out/{name}.tsv").read_text().splitlines()[1:41]]
+        with (tmp_path / f"runs/a/predictions-{task}.tsv").open(newline="") as file:
+            on_dev = [row["prediction"] for row in csv.DictReader(file, delimiter="\t")]
+        if task == "wnli":
+            assert [("not_entailment", "entailment")[int(one)] for one in predicted] == on_dev
+        else:
+            clipped = [min(max(float(score), 0.0), 5.0) for score in on_dev]
+            assert [float(one) for one in predicted] == pytest.approx(clipped, abs=0.001)
+
+
 def assert_refused(said: Any, *words: str) -> None:
     assert said.status == 2
     assert said.err.count("\n") == 1

@@ -19,6 +19,7 @@ from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task
 from glue_harness.files import whole, writing
 from glue_harness.run.assembly import Run, open_run
+from glue_harness.run.parts import result_of_task
 from glue_harness.run.records import read_results, write_whole
 
 __all__ = ["FILES", "check_submission", "submit"]
@@ -89,10 +90,13 @@ def _best_runs(folders: Sequence[Path]) -> dict[str, tuple[Path, float]]:
     """Return, task by task, the run with the highest primary metric at its end, and that metric."""
     best: dict[str, tuple[Path, float]] = {}
     for folder in folders:
-        for result in read_results(folder):
-            task, score = result["task"], result["metrics"]["last"][result["primary"]]
-            if task in GLUE_TASKS and (task not in best or score > best[task][1]):
-                best[task] = folder / result["folder"], score
+        for whole_run in read_results(folder):
+            for result in [result_of_task(whole_run, task) for task in whole_run.get("tasks", ())] or [
+                whole_run
+            ]:
+                task, score = result["task"], result["metrics"]["last"][result["primary"]]
+                if task in GLUE_TASKS and (task not in best or score > best[task][1]):
+                    best[task] = folder / result["folder"], score
     if not best:
         raise ConfigurationError(
             f"{', '.join(map(str, folders))}: no run of a GLUE task: give runs of {', '.join(GLUE_TASKS)}"
@@ -205,7 +209,7 @@ def submit(
         raise ConfigurationError(f"--ax {ax}: an MNLI run predicts it: give one, or leave --ax out")
     texts: dict[str, str] = {}
     for task, (folder, _) in runs.items():
-        opened = open_run(folder)
+        opened = open_run(folder, task)
         source = data_dir if data_dir is not None else opened.config.data_dir
         for name, file in FILES.items():
             if file.task == task and (file.split != "test_ax" or ax is not None):

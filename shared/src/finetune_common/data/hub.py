@@ -32,12 +32,12 @@ def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             found: Any = load_dataset(name, config)
     except Exception as error:  # whatever failed, offline cache or network or configuration
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        told = " ".join(str(error).partition("Example of usage")[0].split())  # configurations are in it
+        reason = told[:200] or type(error).__name__
         raise refusal(
             f"--dataset {name}",
             f"cannot be loaded ({reason}): check name and --dataset-config, or run 'glue-harness prepare' "
-            "where there "
-            "is a network",
+            "where there is a network",
         ) from None
     if "train" not in found:
         raise refusal(f"--dataset {name}", f"has no train split, but {', '.join(map(str, found))}")

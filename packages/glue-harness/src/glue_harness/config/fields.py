@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.tasks import TASKS
-from glue_harness.config.own_rows import CHOICES, DATASET, FILES, check_sources, digest_of
+from glue_harness.config.own_rows import CHOICES, DATASET, FILES, by_content, check_sources, digest_of
 from glue_harness.config.tasks import check_tasks, own_name
 
 __all__ = ["LIST_SLOTS", "SLOTS", "RunConfig"]
@@ -265,10 +265,10 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """Return the part that decides the numbers; two runs with equal identity are the same run.
 
-        Of files of one's own it is the content of their rows, which are read for it.
+        Of files of one's own, and of a dataset's folder, it is the content of the rows, which are read.
         """
         settings = self.as_dict()
-        rows = {"rows": digest_of(self.of_own_rows.as_dict())} if self.train_file is not None else {}
+        rows = {"rows": digest_of(self.of_own_rows.as_dict())} if by_content(settings) else {}
         return identity_of(settings) | rows
 
     @property
@@ -289,8 +289,8 @@ def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
     """
     unused = [key for key in OPTIONAL if settings.get(key) in (LEFT_ALONE[key], {}, [], "")]
     left_out = [*ELSEWHERE, *unused, *FILES]
-    if settings.get("train_file"):
-        left_out += CHOICES
+    if by_content(settings):
+        left_out += [*CHOICES, *DATASET]
     kept = {key: value for key, value in settings.items() if key not in left_out}
     return kept | dict.fromkeys(kept.keys() & {"data_dir"})
 

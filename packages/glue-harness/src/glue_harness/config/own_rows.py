@@ -15,7 +15,16 @@ from finetune_common.errors import ConfigurationError
 if TYPE_CHECKING:
     from finetune_common.data.own_files import OwnRows
 
-__all__ = ["CHOICES", "DATASET", "FILES", "check_sources", "choices_of", "digest_of", "own_rows"]
+__all__ = [
+    "CHOICES",
+    "DATASET",
+    "FILES",
+    "by_content",
+    "check_sources",
+    "choices_of",
+    "digest_of",
+    "own_rows",
+]
 
 FILES = ("train_file", "validation_file", "test_file")
 """Options that name files of rows."""
@@ -73,6 +82,15 @@ def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
                 )
 
 
+def by_content(settings: Mapping[str, Any]) -> bool:
+    """Say whether rows are known by what they are: those of files, and of a dataset's folder.
+
+    A dataset of the hub is known by its name.
+    """
+    dataset = settings.get("dataset")
+    return bool(settings.get("train_file")) or (dataset is not None and Path(dataset).is_dir())
+
+
 def own_rows(settings: Mapping[str, Any]) -> OwnRows:
     """Read the rows of one's own that a run's settings name; what is ambiguous is refused.
 
@@ -82,7 +100,9 @@ def own_rows(settings: Mapping[str, Any]) -> OwnRows:
         ConfigurationError: One line that says what cannot be read or is to be decided.
     """
     files = tuple(settings[name] for name in FILES)
-    states = tuple(_state(file) for file in files)
+    dataset = Path(settings["dataset"] or "")
+    inside = sorted(map(str, dataset.rglob("*"))) if settings["dataset"] and dataset.is_dir() else ()
+    states = tuple(_state(file) for file in (*files, *inside))
     return _read(
         settings["task"], files, states, settings["dataset"], settings["dataset_config"], choices_of(settings)
     )

@@ -69,14 +69,15 @@ def operations(config: RunConfig, parameters: int) -> float:
     """Return the arithmetic operations of a run: 6 a parameter and token in training, 2 in evaluation.
 
     Args:
-        config: Of a known task.
+        config: Of known tasks.
         parameters: From `passed`.
     """
-    task = TASKS[config.task]
-    rows = min(task.rows["train"], config.max_train_samples or task.rows["train"])
+    tasks, most = [TASKS[name] for name in config.tasks], config.max_train_samples or math.inf
+    rows = sum(min(task.rows["train"], most) for task in tasks)
     step = config.batch_size * config.accumulate
     trained = config.max_steps * step if config.max_steps else rows * config.epochs
-    held_out = sum(min(task.rows[split], config.max_eval_samples or math.inf) for split in task.evaluation)
+    evaluated = [task.rows[split] for task in tasks for split in task.evaluation]
+    held_out = sum(min(count, config.max_eval_samples or math.inf) for count in evaluated)
     evaluations = max(1.0, trained / step / config.eval_every if config.eval_every else config.epochs)
     return parameters * FILLED * config.max_length * (6 * trained + 2 * held_out * evaluations)
 
@@ -90,7 +91,7 @@ def run_seconds(configs: Sequence[RunConfig], speed: float) -> float:
     sizes: dict[str, int] = {}
     seconds = 0.0
     for config in configs:
-        if config.task not in TASKS or config.own:
+        if config.own or not set(config.tasks) <= TASKS.keys():
             raise ConfigurationError(f"the rows of {config.task} are not read for it")
         shape = json.dumps([config.model, config.model_config], sort_keys=True)
         if shape not in sizes:

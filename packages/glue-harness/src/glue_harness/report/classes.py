@@ -13,7 +13,8 @@ import numpy as np
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
-from glue_harness.run.records import is_own, write_whole
+from glue_harness.run.parts import is_own
+from glue_harness.run.records import write_whole
 
 __all__ = ["class_tables", "narrow", "write_class_tables"]
 

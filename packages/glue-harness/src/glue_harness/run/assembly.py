@@ -224,6 +224,8 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
         >>> folder = tempfile.mkdtemp()
         >>> settings = {"task": "demo-acceptability", "model": "demo", "max_steps": 1, "output_dir": folder}
         >>> _ = run(parse_mapping(settings))
+        demo-acceptability: classes, demo-acceptability is known
+        ...
         >>> [said] = open_run(folder).predict(["The old dog sleeps."])
         >>> sorted(said["scores"])
         ['acceptable', 'unacceptable']

@@ -11,7 +11,8 @@ import yaml
 
 from finetune_common.data.schema import Schema
 from finetune_common.tasks import GLUE_TASKS, Task
-from glue_harness.run.records import ADAPTER, is_own
+from glue_harness.run.parts import is_own
+from glue_harness.run.records import ADAPTER
 
 __all__ = ["card_of"]
 
@@ -131,7 +132,9 @@ def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart
     use = PIPELINE.format(trusted=trusted, example=example, max_length=settings["max_length"])
     if form == "code":
         use += CODE.format(method=slots["adaptation"]["name"])
+    others = [name for name in settings["task"].split(",") if name != task.name]
     training = {
+        **({"trained together with": ", ".join(others)} if others else {}),
         "rows": ", ".join(f"{count:,} {split}" for split, count in result.get("rows", {}).items()),
         **{name: result[name] for name in ("steps", "seed")},
         **{name: settings[name] for name in TOLD if name in settings},

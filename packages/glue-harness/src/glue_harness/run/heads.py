@@ -66,7 +66,9 @@ class Heads(nn.Module):
         for head in heads.values():
             for name, parameter in head.items():
                 parameter.requires_grad_(places[name].requires_grad)
-        self.heads = nn.ModuleDict({task: nn.ParameterList(head.values()) for task, head in heads.items()})
+        self.heads = nn.ModuleDict(
+            {_key(task): nn.ParameterList(head.values()) for task, head in heads.items()}
+        )
 
     @property
     def base_model(self) -> Any:
@@ -86,7 +88,7 @@ class Heads(nn.Module):
         """Return what the classifier says of a batch of one task: its loss and its logits."""
         self._speak_of(task)
         try:
-            if task not in self.heads:
+            if _key(task) not in self.heads:
                 return self.model(**batch)
             return torch.func.functional_call(self.model, self.head(task), kwargs=batch, tie_weights=False)
         finally:
@@ -94,7 +96,8 @@ class Heads(nn.Module):
 
     def head(self, task: str) -> dict[str, Any]:
         """Return the parameters of a task's head by their names in the classifier."""
-        own: Any = self.heads[task] if task in self.heads else self._first.values()
+        key = _key(task)
+        own: Any = self.heads[key] if key in self.heads else self._first.values()
         return dict(zip(self._first, own, strict=True))
 
     def _speak_of(self, task: str) -> None:
@@ -112,6 +115,11 @@ class Heads(nn.Module):
             place, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(place), leaf, parameter)
         return self.model
+
+
+def _key(task: str) -> str:
+    """Return a name for a task's head that no method of a module has, whatever the task is called."""
+    return f"of-{task}"
 
 
 def with_heads(

@@ -15,7 +15,9 @@ from finetune_common.data.content import changed_rows
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.difference import difference
 from glue_harness.config.fields import RunConfig, identity_of
+from glue_harness.config.own_rows import DATASET, by_content
 from glue_harness.files import whole, writing
+from glue_harness.run.parts import result_of_task
 
 if TYPE_CHECKING:
     from glue_harness.run.mixture import Mixture
@@ -28,12 +30,10 @@ __all__ = [
     "TRACKER",
     "RunFolder",
     "RunInUse",
-    "is_own",
     "model_files",
     "predictions_of",
     "read_result",
     "read_results",
-    "result_of_task",
     "write_report",
     "write_whole",
 ]
@@ -152,11 +152,16 @@ class RunFolder:
             for kept in (self.checkpoints, self.path / MODEL, self.path / ADAPTER):
                 shutil.rmtree(kept, ignore_errors=True)
             written = ("result.json", "config.yaml", "data.json", "metrics.jsonl", TRACKER)
-            for name in (*written, *map(predictions_of, ("", *self._config.tasks))):
+            names = (*written, predictions_of(""), *(f.name for f in self.path.glob(predictions_of("*"))))
+            for name in names:
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
-            there = _whole(file, lambda text: dict(yaml.safe_load(text).items()))
-            if differs := difference(identity_of(self._config.as_dict()), identity_of(there)):
+            there, here = (
+                _whole(file, lambda text: dict(yaml.safe_load(text).items())),
+                self._config.as_dict(),
+            )
+            moved = {key: here[key] for key in DATASET if by_content(here)}
+            if differs := difference(identity_of(here), identity_of(there | moved)):
                 raise ConfigurationError(
                     f"--output-dir {self.path} holds a different run: {differs}; "
                     "choose another folder or --overwrite"
@@ -269,17 +274,6 @@ def _result(text: str) -> dict[str, Any]:
     for key in ("task", "model", "seed", "slots", "settings", "primary", "metrics", "history"):
         result[key]
     return result
-
-
-def is_own(result: Mapping[str, Any]) -> bool:
-    """Say whether a result is of rows of one's own; earlier versions described no others."""
-    data = result.get("data") or {}
-    return bool(data.get("own", data.get("schema")))
-
-
-def result_of_task(result: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """Return the result of one of several tasks, as that of a run of its own."""
-    return {**result, **result["tasks"][task], "task": task}
 
 
 def read_result(folder: Path, task: str = "") -> dict[str, Any]:

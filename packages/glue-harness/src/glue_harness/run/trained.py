@@ -15,7 +15,8 @@ from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.card import card_of
 from glue_harness.run.evaluation import by_task
 from glue_harness.run.heads import Heads
-from glue_harness.run.records import ADAPTER, MODEL, result_of_task
+from glue_harness.run.parts import result_of_task
+from glue_harness.run.records import ADAPTER, MODEL
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training

@@ -125,7 +125,7 @@ class SearchSpec:
     def metric(self) -> str:
         """The task's primary metric; of a task of one's own it is told from the file of training rows."""
         from glue_harness.run.mixture import MEAN
-        from glue_harness.run.plan import task_of
+        from glue_harness.run.tasks import task_of
 
         config = self.configure(next(self._corners()), Path("trial"))
         return MEAN if config.several else task_of(config).primary

@@ -100,7 +100,7 @@ def disk_needed(configs: Sequence[RunConfig], keep: str, jobs: int) -> int:
             with torch.device("meta"):
                 model = build_model(config.model, config.model_config, max_length=1)
             sizes[shape] = 4 * sum(parameter.numel() for parameter in model.parameters())
-        each.append((config.task, sizes[shape]))
+        each.append((config.task, sizes[shape] * len(config.tasks)))  # each leaves a whole model
     largest: dict[str, int] = {}
     for task, size in each:
         largest[task] = max(size, largest.get(task, 0))

@@ -146,9 +146,9 @@ def read_spec(path: Path, output_dir: Path, scale: str | None = None) -> list[Pl
         mapping = {**spec["base"], **point, "output_dir": str(output_dir)}
         try:
             config = parse_mapping(mapping)
+            digits = config.hash[:8]  # for which rows of one's own are read
         except ConfigurationError as error:
             raise ConfigurationError(f"{path}: {error}") from None
-        digits = config.hash[:8]
         words = re.sub(r"[^\w.+-]+", "-", "-".join(_words(key, value) for key, value in point.items()))
         name = present.get(digits) or (f"{words[:120]}-{digits}" if words else digits)
         runs[digits] = PlannedRun(name, replace(config, output_dir=str(output_dir / name)))

@@ -1,0 +1,19 @@
+"""What a result says of its rows, and of one of several tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["is_own", "result_of_task"]
+
+
+def is_own(result: Mapping[str, Any]) -> bool:
+    """Say whether a result is of rows of one's own; earlier versions described no others."""
+    data = result.get("data") or {}
+    return bool(data.get("own", data.get("schema")))
+
+
+def result_of_task(result: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return the result of one of several tasks, as that of a run of its own."""
+    return {**result, **result["tasks"][task], "task": task}
