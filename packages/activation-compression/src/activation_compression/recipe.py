@@ -11,9 +11,9 @@ from torch import Tensor
 
 from activation_compression.blocks import Layout
 from activation_compression.formulas import Node
-from activation_compression.stored import Held, StoredView
+from activation_compression.stored import Held, Kept, StoredView
 
-__all__ = ["Derived", "Recipe", "note", "noted"]
+__all__ = ["Derived", "Recipe", "copy_of", "note", "noted"]
 
 NOTES = "activation_compression"
 """Where a node's `metadata` keeps what this package knows of it."""
@@ -122,3 +122,8 @@ def note(node: Node, **facts: Any) -> None:
 def noted(node: Node, fact: str, otherwise: Any = None) -> Any:
     """Return what a node was let know."""
     return node.metadata.get(NOTES, {}).get(fact, otherwise)
+
+
+def copy_of(weight: Tensor, dtype: torch.dtype) -> Recipe:
+    """Return how to make the copy of a weight in another dtype."""
+    return Recipe("copy", lambda x: x.to(dtype), (Kept(weight),))

@@ -23,7 +23,7 @@ from activation_compression.levels import WIDTHS, Level
 from activation_compression.offload import HostMemory, Plain
 from activation_compression.operation import CurrentOperation, made_of_parameter
 from activation_compression.quantizer import FLOATING, Codes, Flags, pack_flags, pack_gate
-from activation_compression.recipe import Derived, Recipe, noted
+from activation_compression.recipe import Derived, Recipe, copy_of, noted
 from activation_compression.stored import Alias, Content, Held, Kept, Nothing, Saved, Stored, StoredView
 
 __all__ = ["Store"]
@@ -112,6 +112,8 @@ class Store:
             this.count(saved, tensor, 0, 0)
             return Nothing(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
         form = self._form(saved, tensor, formula, node, value, this)
+        if self._host is not None:
+            self._host.node = node._sequence_nr() if node is not None else None
         return self._keep(saved, tensor, this) if form is None else self._store(saved, tensor, form, this)
 
     def _is_own(self, tensor: Tensor) -> bool:
@@ -146,16 +148,16 @@ class Store:
             return Form("flags")
         if not tensor.is_floating_point():
             bound = formula.bound(node) if formula.bound is not None else None
-            return (
-                Form("integers", dtype)
-                if bound is not None and (dtype := _fitting(bound, tensor.dtype))
-                else None
-            )
+            narrow = _fitting(bound, tensor.dtype) if bound is not None else None
+            return Form("integers", narrow) if narrow is not None else None
         if formula.kind == "coupled" and node is not None:
             recipe = attended(node, str(value), tensor)
             if recipe is not None:
                 return Form("derived", recipe)
         if not tensor.requires_grad:
+            weight = this.operation.cast(saved, self.own) if self.derive else None
+            if weight is not None:
+                return Form("derived", copy_of(weight, tensor.dtype))
             return Form("flags") if formula.kind == "linear" and this.operation.made(tensor) else None
         if formula.kind != "gate" and (recipe := self._again(tensor, formula, node)) is not None:
             return Form("derived", recipe)
@@ -246,8 +248,11 @@ class Store:
             this.met(stored)
             this.row_of(stored)
             this.count(saved, tensor, content.bits, content.nbytes, getattr(content, "source", ""))
-        elif not this.met(stored):  # an earlier pass has stored it
-            this.count(saved, tensor, stored.content.bits, stored.content.nbytes)
+        else:
+            if self._host is not None:
+                self._host.again(stored.content)
+            if not this.met(stored):  # an earlier pass has stored it
+                this.count(saved, tensor, stored.content.bits, stored.content.nbytes)
         if whole is not tensor:
             offset = int(tensor.storage_offset()) - int(whole.storage_offset())
             kept = tuple(1 if s == 0 else n for n, s in zip(tensor.shape, tensor.stride(), strict=True))
