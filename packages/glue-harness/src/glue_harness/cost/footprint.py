@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import ROUNDING, WORKSPACE, cuda_kernels
 from glue_harness.cost.steps import Steps
@@ -98,7 +99,14 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
 
     Returns:
         Bytes; exact for what is saved, within a few percent for the peak (work space of kernels is unseen).
+
+    Raises:
+        ConfigurationError: FlashAttention in float32.
     """
+    if attention == "flash" and config.precision == "fp32":
+        raise ConfigurationError(
+            "--attention flash: its kernels take half precision: use --precision bf16, or --attention sdpa"
+        )
     state = optimizer_bytes(config)
     with imposed(device, attention) as live:
         steps = Steps(config, attention=attention)
