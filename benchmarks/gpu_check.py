@@ -64,7 +64,7 @@ def parts(device: str, quick: bool, folder: Path) -> Iterator[Part]:
         device,
         "tests/test_on_devices.py",
     ]
-    yield Part("tests", 150, tests + (["-k", "masks or gradient"] if quick else []))
+    yield Part("tests", 150, tests + (["-k", "masks"] if quick else []))
     yield from _speed(device, quick, folder)
     for activation in ("none", "compress"):
         name = f"memory {activation}"
@@ -79,7 +79,7 @@ def parts(device: str, quick: bool, folder: Path) -> Iterator[Part]:
 
 
 def _speed(device: str, quick: bool, folder: Path) -> Iterator[Part]:
-    tiny = "--layers 1 --batch-size 2 --length 16 --rounds 1 --elements 4096 --no-peaks --ways L1"
+    tiny = "--layers 1 --batch-size 2 --length 16 --rounds 1 --elements 4096 --bits 4 --no-peaks --ways L1"
     scripts = {
         "training_step": ("--quick --models bert --ways plain L1" if quick else "--rounds 5", 200),
         "activations": (tiny if quick else "--layers 12 --rounds 3", 90),

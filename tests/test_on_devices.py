@@ -14,8 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9}
 """dtype → relative difference of two devices."""
-SIZES = (1, 255, 256, 70_000)
-"""Less than a group, a group, and enough to run compiled."""
+SMALL, LARGE = (1, 255, 256, 1000), 70_000
+"""Less than a group, a group, four with a tail; and enough to run compiled."""
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -23,23 +23,25 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(3)).to(dtype)
 
 
+@pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed")  # torch's compiler, of CPU code
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_quantised_tensors_come_back_within_a_step(device: str, bits: int, dtype: torch.dtype) -> None:
     from activation_compression import dequantize, quantize
 
-    for size in SIZES:
+    for size in (*SMALL, *([LARGE] if bits == 4 else [])):
         x = numbers(size, dtype=dtype)
         here, there = quantize(x, bits, seed=5), quantize(x.to(device), bits, seed=5)
         step = here.content.step.float().max()
         back = dequantize(there)
         assert back.device.type == device
-        assert (back.cpu().float() - x.float()).abs().max() <= step * (1 + CLOSE[dtype])
-        different = (dequantize(here).float() - back.cpu().float()).abs() > CLOSE[dtype] * step
+        rounding = CLOSE[dtype] * x.float().abs().max()  # of what comes back, to its dtype
+        assert (back.cpu().float() - x.float()).abs().max() <= step + rounding
+        different = (dequantize(here).float() - back.cpu().float()).abs() > rounding
         assert different.float().mean() < 0.001  # where u meets the boundary of two codes
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SMALL, LARGE])
 def test_masks_come_back_exactly(device: str, size: int) -> None:
     from activation_compression import dequantize, quantize
 
