@@ -1,7 +1,7 @@
-"""More kernels of activation compression for the tool that lowers to CUDA: other dtypes, groups and lengths.
+"""More kernels of activation compression for the tool that lowers to CUDA: other dtypes and group sizes.
 
-`CASES` as in `activations_cuda_cases.py`. "any length" has a symbol for the number of groups, as compiled
-calls have; a short last group is filled up before it is packed.
+`CASES` as in `activations_cuda_cases.py`. All are one kernel that moves the bytes of its inputs and outputs,
+but for quantising groups of a dozen elements or fewer, which are two kernels that move 2.3 times as many.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import detect_fake_mode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from activation_compression import rules
 
@@ -47,31 +45,6 @@ def dequantise(bits: int, size: int, dtype: torch.dtype) -> Any:
     return run, make_args
 
 
-def any_length(case: Any) -> Any:
-    """Return a case whose first axis, equal in all large tensors, is a symbol."""
-    run, make_args = case
-
-    def symbolic() -> tuple[Tensor, ...]:
-        mode = detect_fake_mode()
-        assert mode is not None
-        mode.shape_env, mode.static_shapes = ShapeEnv(), False
-        found = []
-        for number, tensor in enumerate(make_args()):
-            large = tensor.ndim > 0 and len(tensor) > 2
-            sizes = [
-                DimDynamic.DUCK if large and not axis else DimDynamic.STATIC for axis in range(tensor.ndim)
-            ]
-            with torch._subclasses.fake_tensor.unset_fake_temporarily():
-                meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-            context = StatelessSymbolicContext(dynamic_sizes=sizes)
-            source = torch._dynamo.source.ConstantSource(f"x{number}")
-            symbols = mode.from_tensor(meta, symbolic_context=context, source=source)
-            found.append(torch.empty(symbols.shape, dtype=tensor.dtype, device="cuda"))
-        return tuple(found)
-
-    return run, symbolic
-
-
 def gate(low: float, high: float) -> Callable[[Tensor], Tensor]:
     return lambda x: rules.encode_gate(x, low, high)
 
@@ -89,12 +62,6 @@ CASES = (
         for kind, make in (("quantise", quantise), ("dequantise", dequantise))
         for bits, size in SHAPES
         for dtype in HALVES
-    }
-    | {
-        name_of(kind, bits, "any length", dtype): any_length(make(bits, 256, dtype))
-        for kind, make in (("quantise", quantise), ("dequantise", dequantise))
-        for bits in (2, 4)
-        for dtype in (torch.float32, torch.bfloat16)
     }
     | {
         name_of("pack mask", dtype): (
