@@ -13,7 +13,7 @@ from activation_compression.blocks import Layout
 from activation_compression.formulas import Node
 from activation_compression.stored import Held, Kept, StoredView
 
-__all__ = ["Derived", "Recipe", "copy_of", "note", "noted"]
+__all__ = ["Derived", "Recipe", "note", "noted"]
 
 NOTES = "activation_compression"
 """Where a node's `metadata` keeps what this package knows of it."""
@@ -35,6 +35,11 @@ class Recipe:
     sources: tuple[Held, ...]
     repeats: bool = True
     is_value = True
+
+    @classmethod
+    def of_cast(cls, weight: Tensor, dtype: torch.dtype) -> Recipe:
+        """Return how to make the copy of a weight in another dtype."""
+        return cls("copy", lambda x: x.to(dtype), (Kept(weight),))
 
     @property
     def is_exact(self) -> bool:
@@ -122,8 +127,3 @@ def note(node: Node, **facts: Any) -> None:
 def noted(node: Node, fact: str, otherwise: Any = None) -> Any:
     """Return what a node was let know."""
     return node.metadata.get(NOTES, {}).get(fact, otherwise)
-
-
-def copy_of(weight: Tensor, dtype: torch.dtype) -> Recipe:
-    """Return how to make the copy of a weight in another dtype."""
-    return Recipe("copy", lambda x: x.to(dtype), (Kept(weight),))

@@ -103,7 +103,7 @@ def encode(x: Tensor, bits: int, size: int, keys: Tensor) -> tuple[Tensor, Tenso
         shifted = (q & levels) << (bits * number)
         codes = shifted if codes is None else codes | shifted
     assert codes is not None
-    step = step.masked_fill(~(width < torch.inf), torch.nan)
+    step = torch.where(width < torch.inf, step, torch.nan)
     return (
         codes.to(torch.uint8).view(-1),
         low.to(torch.bfloat16).view(-1),

@@ -23,7 +23,7 @@ from activation_compression.levels import WIDTHS, Level
 from activation_compression.offload import HostMemory, Plain
 from activation_compression.operation import CurrentOperation, made_of_parameter
 from activation_compression.quantizer import FLOATING, Codes, Flags, pack_flags, pack_gate
-from activation_compression.recipe import Derived, Recipe, copy_of, noted
+from activation_compression.recipe import Derived, Recipe, noted
 from activation_compression.stored import Alias, Content, Held, Kept, Nothing, Saved, Stored, StoredView
 
 __all__ = ["Store"]
@@ -148,16 +148,18 @@ class Store:
             return Form("flags")
         if not tensor.is_floating_point():
             bound = formula.bound(node) if formula.bound is not None else None
-            narrow = _fitting(bound, tensor.dtype) if bound is not None else None
-            return Form("integers", narrow) if narrow is not None else None
+            return (
+                Form("integers", dtype)
+                if bound is not None and (dtype := _fitting(bound, tensor.dtype))
+                else None
+            )
         if formula.kind == "coupled" and node is not None:
             recipe = attended(node, str(value), tensor)
             if recipe is not None:
                 return Form("derived", recipe)
         if not tensor.requires_grad:
-            weight = this.operation.cast(saved, self.own) if self.derive else None
-            if weight is not None:
-                return Form("derived", copy_of(weight, tensor.dtype))
+            if self.derive and (weight := this.operation.cast(saved, self.own)) is not None:
+                return Form("derived", Recipe.of_cast(weight, tensor.dtype))
             return Form("flags") if formula.kind == "linear" and this.operation.made(tensor) else None
         if formula.kind != "gate" and (recipe := self._again(tensor, formula, node)) is not None:
             return Form("derived", recipe)
