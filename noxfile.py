@@ -119,7 +119,9 @@ def floor(session: nox.Session) -> None:
     bounds.write_text("\n".join(lowest()) + "\n", encoding="utf-8")
     own = ["./shared[data,test]", *(f"./packages/{name}[test]" for name in PACKAGES)]
     session.install("-c", str(bounds), *(arg for path in own for arg in ("-e", path)))
-    session.run("pytest", "-m", "not slow and not real", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    quiet = ("-W", "ignore::DeprecationWarning")  # old libraries meet newer ones of others
+    words = ("-m", "not slow and not real", *quiet, *session.posargs)
+    session.run("pytest", *words, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(default=False, python=["3.11", "3.12", "3.13"])

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 
 from glue_harness.run.plan import Data
 
@@ -11,6 +12,7 @@ from glue_harness.run.plan import Data
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("there", [True, False])
 def test_batches_are_pinned_where_there_is_a_gpu(split, there, monkeypatch):
+    rows = Dataset.from_dict({"input_ids": [[1, 2]] * 4, "labels": [0, 1, 0, 1]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    rows = SimpleNamespace(datasets={split: [{"input_ids": [1, 2]}] * 4}, collator=list)
-    assert Data.loader(rows, split, [[0, 1], [2, 3]]).pin_memory is there  # type: ignore[arg-type]
+    data = SimpleNamespace(datasets={split: rows}, collator=list, marks={})
+    assert Data.loader(data, split, [[0, 1], [2, 3]]).pin_memory is there  # type: ignore[arg-type]
