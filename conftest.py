@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ("finetune_common.testing.device",)
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; some tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

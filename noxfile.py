@@ -1,6 +1,8 @@
 """Environments and what runs in them; `nox -l` lists the sessions."""
 
 import os
+import re
+import tomllib
 from pathlib import Path
 
 import nox
@@ -76,6 +78,48 @@ def tests(session: nox.Session) -> None:
     install_all(session, "pytest-xdist", "lightning")
     workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
     session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+def lowest() -> list[str]:
+    """Return what users may have at the oldest: the lower bounds of all packages, tools of tests left out."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in (ROOT / "shared" / "pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        extras = project.get("optional-dependencies", {})
+        used = [line for name in ("data", "trainer", "plots") for line in extras.get(name, [])]
+        for line in project["dependencies"] + used:
+            if bound := re.match(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)$", line):
+                version = tuple(map(int, bound[2].split(".")))
+                found[bound[1]] = max(version, found.get(bound[1], ()))
+    return [f"{name}=={'.'.join(map(str, version))}" for name, version in sorted(found.items())]
+
+
+@nox.session(default=False)
+def floor(session: nox.Session) -> None:
+    """Run the quick tests with the lowest versions that pyproject.toml allows, torch first among them."""
+    bounds = Path(session.create_tmp()) / "lowest.txt"
+    bounds.write_text("\n".join(lowest()) + "\n", encoding="utf-8")
+    own = ["./shared[data,test]", *(f"./packages/{name}[test]" for name in PACKAGES)]
+    session.install("-c", str(bounds), *(arg for path in own for arg in ("-e", path)))
+    quiet = ("-W", "ignore::DeprecationWarning")  # old libraries meet newer ones of others
+    words = ("-m", "not slow and not real", *quiet, *session.posargs)
+    session.run("pytest", *words, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(default=False, python=["3.11", "3.12", "3.13"])
+def newest(session: nox.Session) -> None:
+    """Run the quick tests with the newest versions that there are, on every Python that is found."""
+    own = ["./shared[data,test]", *(f"./packages/{name}[test]" for name in PACKAGES)]
+    session.install("--upgrade", "--upgrade-strategy", "eager", *(a for path in own for a in ("-e", path)))
+    session.run("pytest", "-m", "not slow and not real", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Check all that waits for a GPU, on one: tests, speed, memory, a run; `-- --device cpu --quick` here."""
+    install_all(session, "matplotlib")
+    folder = [] if "--output-dir" in session.posargs else ["--output-dir", "runs/gpu"]
+    session.run("python", "benchmarks/gpu_check.py", *folder, *session.posargs)
 
 
 @nox.session

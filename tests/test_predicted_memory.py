@@ -56,3 +56,17 @@ def test_cuda_s_choices_at_every_level(way: list[str], monkeypatch: pytest.Monke
         measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
     assert predicted.activations == stored
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
+
+
+def test_lora_of_a_large_llama_is_predicted_in_seconds() -> None:
+    """Eight billion parameters, of which none is there: what trains alone has gradients and a state."""
+    pytest.importorskip("parameter_efficient", reason="parameter-efficient is not installed")
+    from glue_harness.config.parsing import parse_line
+    from glue_harness.cost.footprint import predict
+
+    line = ["--task", "sst2", "--output-dir", "-", "--model", "Meta-Llama-3-8B", "--adaptation", "lora"]
+    config = parse_line([*line, "--precision", "bf16", "--batch-size", "4"])[0]
+    found = predict(config, "cuda", "flash")
+    assert found.parameters > 4 * 7.5e9
+    assert 0 < found.gradients < 0.01 * found.parameters
+    assert found.optimizer == pytest.approx(2 * found.gradients)

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import in_turns, timed, write
+from measuring import add_device, begin, in_turns, timed, write
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import kernels
@@ -115,10 +115,17 @@ def kernel_speeds(options: argparse.Namespace) -> dict[str, float]:
 
 
 def peak(name: str, options: argparse.Namespace) -> int:
-    """Return the peak resident set of two steps in a fresh process, kernels compiled before.
+    """Return the peak resident set of two steps in a new process; on a GPU the allocator's, of a third step.
 
     glibc keeps freed blocks of up to 32 MB for itself; with a fixed threshold they leave the process.
     """
+    if options.device == "cuda":
+        job, method = Job(options), WAYS[name]()
+        for _ in range(2):
+            job.step(method)
+            torch.cuda.reset_peak_memory_stats()
+        job.step(method)
+        return peak_memory_bytes("cuda")
     words = ["--peak-of", name, "--layers", str(options.layers), "--batch-size", str(options.batch_size)]
     done = subprocess.run(
         [sys.executable, __file__, *words, "--length", str(options.length)],
@@ -164,6 +171,7 @@ def main() -> None:
     """Measure, print, write."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    add_device(parser)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
@@ -175,7 +183,7 @@ def main() -> None:
     parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="JSON file to write, with the table (.md) beside it")
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
+    begin(options.device)
     if options.peak_of:
         job, method = Job(options), WAYS[options.peak_of]()
         for _ in range(2):
@@ -188,9 +196,9 @@ def main() -> None:
         "kernels": kernel_speeds(options),
         "steps": steps(options),
         "peaks": {} if options.no_peaks else {name: peak(name, options) for name in options.ways},
-        "settings": {n: v for n, v in vars(options).items() if n not in ("output", "peak_of")},
+        "settings": {n: v for n, v in vars(options).items() if n not in ("output", "peak_of", "device")},
         "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(torch.device(options.device)),
     }
     write(report, table(report), options.output)
 

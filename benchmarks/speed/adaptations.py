@@ -22,7 +22,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from measuring import in_turns, processor, timed, write
+from measuring import add_device, begin, in_turns, processor, timed, write
 from torch import nn
 
 from finetune_common.measure import SavedTensorMeter
@@ -86,7 +86,7 @@ WAYS = [
 
 
 def batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     ids = torch.randint(1000, 30000, (BATCH, LENGTH), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(BATCH) % 2}
 
@@ -138,10 +138,11 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    add_device(parser)
     parser.add_argument("--repeats", type=int, default=15, help="rounds (15)")
     parser.add_argument("--output", type=Path, help="JSON file to write, with the table (.md) beside it")
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
+    begin(options.device)
 
     trainers = {way.name: Trainer(way) for way in WAYS}
     saved = {name: trainer.saved_bytes() for name, trainer in trainers.items()}

@@ -16,7 +16,6 @@ tensors. Needs 16 GB of memory.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import in_turns, timed, write
+from measuring import add_device, begin, in_turns, timed, write
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -62,12 +61,14 @@ class Job:
     def step(self, rows: int, length: int) -> float:
         """Make one optimizer step; returns its seconds."""
         batch = {"input_ids": torch.randint(30522, (rows, length)), "labels": torch.randint(2, (rows,))}
-        began = time.perf_counter()
-        for _ in range(self.options.accumulate):
-            (self.model(**batch).loss / self.options.accumulate).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return time.perf_counter() - began
+
+        def take() -> None:
+            for _ in range(self.options.accumulate):
+                (self.model(**batch).loss / self.options.accumulate).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+        return timed(take)
 
     def own_bytes(self) -> int:
         """Return the bytes of the parameter-sized state that the noise keeps between steps."""
@@ -105,7 +106,7 @@ def kernel_times(options: argparse.Namespace) -> list[dict[str, Any]]:
     size = options.elements
     a, b, c = (torch.rand(size) for _ in range(3))
     scale, count, keys = torch.tensor([1e-6]), torch.tensor([3.0]), torch.tensor([1, 2, 3], dtype=torch.int32)
-    generator, buffer = torch.Generator().manual_seed(0), torch.empty(kernels.BLOCK)
+    generator, buffer = torch.Generator(a.device).manual_seed(0), torch.empty(kernels.BLOCK)
 
     def randn_in_blocks() -> None:
         for gradient, deviations in zip(a.split(kernels.BLOCK), b.split(kernels.BLOCK), strict=True):
@@ -157,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_device(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="rows of a micro-batch")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--accumulate", type=int, default=4)
@@ -170,13 +172,13 @@ def main() -> None:
     options = parser.parse_args()
     if PLAIN not in options.ways:
         options.ways.insert(0, PLAIN)
-    torch.set_flush_denormal(True)
+    begin(options.device)
     report = {
         "kernels": kernel_times(options),
         "steps": steps(options),
-        "settings": {key: value for key, value in vars(options).items() if key != "output"},
+        "settings": {key: value for key, value in vars(options).items() if key not in ("output", "device")},
         "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(torch.device(options.device)),
     }
     write(report, table(report), options.output)
 

@@ -1,7 +1,8 @@
-"""What the scripts in this folder share: a stopwatch, turns, the processor's name, a report's files."""
+"""What the scripts in this folder share: the device, a stopwatch, turns, a report's files."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import time
@@ -9,16 +10,40 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from finetune_common.errors import ConfigurationError
 from glue_harness.run.records import write_whole
 
-__all__ = ["in_turns", "processor", "timed", "write"]
+__all__ = ["add_device", "begin", "in_turns", "processor", "timed", "write"]
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where a script measures."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
+
+
+def begin(device: str) -> None:
+    """Let all tensors be made on a device from now on; denormal numbers are zero on a CPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: torch finds no CUDA device: use --device cpu")
+    torch.set_default_device(device)
+    torch.set_flush_denormal(True)
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Return the seconds of a call."""
-    began = time.perf_counter()
+    """Return the seconds of a call: of the host on a CPU, of the stream on a GPU, which is idle before."""
+    if torch.get_default_device().type != "cuda":
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    first.record()
     call()
-    return time.perf_counter() - began
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1000
 
 
 def in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

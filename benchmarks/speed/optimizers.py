@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import in_turns, processor, timed, write
+from measuring import add_device, begin, in_turns, processor, timed, write
 from torch import Tensor, nn
 
 LR = 1e-5
@@ -49,6 +49,7 @@ class Way:
     moves: int = 7
     against: str = ""
     target: float | None = None
+    on: tuple[str, ...] = ("cpu", "cuda")
 
     def build(self, params: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimizer."""
@@ -76,6 +77,8 @@ WAYS = [
     Way("ClippedAdam local fused", f"{CLIPPED}Adam", FUSED | {"clip": "local"}, 8, ADAMW, 1.27),
     Way("ClippedAdam global fused", f"{CLIPPED}Adam", FUSED | {"clip": "global"}, 8, ADAMW, 1.27),
     Way("ClippedAdam elementwise fused", f"{CLIPPED}Adam", FUSED | {"clip": "elementwise"}, 7, ADAMW, 1.12),
+    Way("torchao AdamW8bit", "torchao.optim:AdamW8bit", {}, 4, ADAMW, on=("cuda",)),
+    Way("bitsandbytes AdamW8bit", "bitsandbytes.optim:AdamW8bit", {}, 4, ADAMW, on=("cuda",)),
 ]
 
 
@@ -199,22 +202,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_device(parser)
     parser.add_argument("--repeats", type=int, default=15, help="rounds (15)")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="names of the table's rows; all by default")
     parser.add_argument("--no-compiling", action="store_true", help="leave the compile times out")
     parser.add_argument("--output", type=Path, help="JSON file to write, with the table (.md) beside it")
     parser.add_argument("--first-step", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
+    begin(options.device)
     if options.first_step:
         print(json.dumps(first_step()))
         return
 
-    installed = [way for way in WAYS if find_spec(way.cls.partition(":")[0])]
+    here = [way for way in WAYS if options.device in way.on]
+    installed = [way for way in here if find_spec(way.cls.partition(":")[0].partition(".")[0])]
     wanted = [way for way in installed if options.only is None or way.name in options.only]
     needed = {way.against for way in wanted} | {way.name for way in wanted}
     ways = [way for way in installed if way.name in needed]
-    compiling = {} if options.no_compiling else compile_times()
+    compiling = {} if options.no_compiling or options.device == "cuda" else compile_times()
     seconds, state = measure(ways, options.repeats)
     medians = {name: median(values) for name, values in seconds.items()}
     moves = {way.name: way.moves for way in ways}
@@ -238,7 +243,11 @@ def main() -> None:
         "elements": sum(sizes),
         "tensors": len(sizes),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "hardware": {
+            "processor": torch.cuda.get_device_name() if options.device == "cuda" else processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
     }
     write(report, table(report), options.output)
 

@@ -12,9 +12,7 @@ from transformers import (
 )
 
 from activation_compression import ActivationCompressor, checkpoint_blocks
-from activation_compression.offload import HostMemory
 from activation_compression.plots import plot_widths
-from activation_compression.quantizer import Codes, keys_of
 from activation_compression.trainer import CompressActivations
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import find
@@ -139,20 +137,6 @@ def test_offloading_says_that_it_needs_cuda():
     kind = find("activation", "offload")
     with pytest.raises(ConfigurationError, match="CUDA"):
         kind(kind.Options()).around_forward(bert())
-
-
-def test_content_comes_back_from_host_memory_ahead_of_its_turn():
-    memory = HostMemory()
-    blocks = [torch.randn(512) for _ in range(3)]
-    packed = [Codes.pack(b, 4, 256, keys_of(0, i, 1, b.device)[0]) for i, b in enumerate(blocks)]
-    moved = [memory.take(content) for content in packed]
-    assert [content.nbytes for content in moved] == [0, 0, 0]
-    for content, original in zip(reversed(moved), reversed(packed), strict=True):
-        assert content.unpack().equal(original.unpack())
-    assert moved[0]._arriving is None
-    moved[2].unpack()
-    assert moved[1]._arriving is not None
-    assert moved[0]._arriving is None
 
 
 def trainer(folder, model, callback, *others, **options):

@@ -108,7 +108,8 @@ class SavedTensorMeter(saved_tensors_hooks):
     """Count the bytes that a forward pass keeps for backward.
 
     A context manager around the forward pass. Each storage counts once, whatever number of operations
-    saved it and under whatever views; the model's parameters and buffers do not count.
+    saved it and under whatever views; the model's parameters and buffers do not count, nor do the copies that
+    autocast makes of them.
 
     Args:
         model: Its parameters and buffers are left out.
@@ -124,6 +125,7 @@ class SavedTensorMeter(saved_tensors_hooks):
     def __init__(self, model: torch.nn.Module) -> None:
         own = [*model.parameters(), *model.buffers()]
         self._own = {t.untyped_storage()._cdata for t in own}
+        self._frozen = {(t.shape, t.dtype) for t in own if t.is_floating_point() and not t.requires_grad}
         self._seen: dict[int, StorageWeakRef] = {}
         self.bytes = 0
         super().__init__(self._count, lambda tensor: tensor)
@@ -135,6 +137,8 @@ class SavedTensorMeter(saved_tensors_hooks):
     def _count(self, tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter):
             return tensor  # gathered from the shards of FSDP for this pass
+        if self._is_copy(tensor):
+            return tensor
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._own and key not in self._seen:
@@ -142,3 +146,19 @@ class SavedTensorMeter(saved_tensors_hooks):
             self._seen[key] = StorageWeakRef(storage)
             self.bytes += storage.nbytes()
         return tensor
+
+    def _is_copy(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor is a view of a weight in another dtype: by its history or its shape."""
+        whole = tensor if tensor._base is None else tensor._base
+        if not whole.requires_grad:
+            half = whole.dtype == torch.get_autocast_dtype(whole.device.type)
+            return half and any(
+                shape == whole.shape and dtype != whole.dtype for shape, dtype in self._frozen
+            )
+        node: Any = whole.grad_fn
+        while node is not None and node.name() in ("TBackward0", "TransposeBackward0"):
+            node = node.next_functions[0][0]
+        if node is None or node.name() != "ToCopyBackward0":
+            return False
+        leaf = node.next_functions[0][0]
+        return hasattr(leaf, "variable") and leaf.variable.untyped_storage()._cdata in self._own

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-__all__ = ["Layout", "as_block", "fills_memory", "sample"]
+__all__ = ["Layout", "as_block", "fills_memory", "reading_waits", "sample"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ def as_block(tensor: Tensor) -> tuple[Tensor, Layout, Hashable]:
     return tensor.as_strided((tensor.numel(),), (1,), offset), Layout(shape, kept, strides), place
 
 
+def reading_waits(tensor: Tensor) -> bool:
+    """Return whether reading a value makes the host wait for a device."""
+    return tensor.device.type != "cpu"
+
+
 SAMPLE = 8
 """Values by which two states of a tensor are told apart."""
 
@@ -84,7 +89,7 @@ def sample(tensor: Tensor) -> tuple[float, ...]:
         >>> sample(torch.arange(16.0))
         (0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
     """
-    if tensor.device.type != "cpu" or isinstance(tensor, FakeTensor) or not tensor.numel():
+    if reading_waits(tensor) or isinstance(tensor, FakeTensor) or not tensor.numel():
         return ()
     if not tensor.is_floating_point() or not fills_memory(tuple(tensor.shape), tensor.stride()):
         return ()

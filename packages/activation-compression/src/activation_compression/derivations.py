@@ -44,6 +44,8 @@ def made_again(
         return None
     if result := RESULTS.get(name):
         return _saved(node, result)
+    if name in MAPS and not (logits and is_vocabulary(node)):
+        return None
     make = RECIPES.get(name)
     recipe = make(Inputs(node, deepest - (name not in COPIES), logits)) if make else None
     return recipe if recipe is not None and recipe.depth <= deepest else None
@@ -217,8 +219,6 @@ def _logits(inputs: Inputs) -> Recipe:
     """The linear map of a vocabulary, of what it saved; a bias is the first input of the node."""
     node = inputs.node
     biased = hasattr(node, "_raw_saved_mat1")
-    if not (inputs.logits and is_vocabulary(node)):
-        raise Missing
     sources = inputs.saved("mat1" if biased else "self"), inputs.saved("mat2")
     if biased:
         return Recipe(
@@ -285,6 +285,8 @@ RECIPES: dict[str, Make] = {
     }.items()
 }
 """Node → how its first output is made."""
+MAPS = frozenset(("MmBackward0", "AddmmBackward0"))
+"""Linear maps, which are not run again unless they make the logits of a vocabulary."""
 COPIES = frozenset(
     f"{name}Backward0"
     for name in (

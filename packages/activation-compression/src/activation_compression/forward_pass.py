@@ -122,9 +122,9 @@ class ForwardPass:
         """Decide on all tensors that wait, in the order in which they were saved."""
         waiting, self._waiting = self._waiting, []
         unread = {id(saved): saved for saved in waiting}
-        for node in sorted(nodes, key=lambda node: node._sequence_nr()):
+        for node in sorted(nodes, key=lambda node: node._sequence_nr()) if len(nodes) > 1 else nodes:
             self._follow(node)
-            for saved, value in sorted(saved_values(node), key=lambda own: own[0].number):
+            for saved, value in sorted(saved_values(node), key=lambda own: own[0].number) if unread else ():
                 if unread.pop(id(saved), None) is None:
                     continue
                 if self._store.formulas.find(node.name(), value, node).wary:

@@ -51,7 +51,7 @@ def quantize_into(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int
     if whole < x.numel():
         rest = torch.cat([x[whole:], x[-1:].expand(size - (x.numel() - whole))])
         tail = codes[groups * width :], low[groups:], step[groups:]
-        keys = keys + keys.new_tensor([groups, 0])
+        keys = torch.stack((keys[0] + groups, keys[1]))
         _encode(bits, size, x.dtype).function(rest, *tail, keys)
 
 

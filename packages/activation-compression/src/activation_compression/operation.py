@@ -97,6 +97,29 @@ class CurrentOperation(TorchFunctionMode):
         given = self.arguments[position] if len(self.arguments) > position else otherwise
         return self.settings.get(name, given)
 
+    def cast(self, saved: Saved, own: set[int]) -> Tensor | None:
+        """Return the view of a frozen weight that autocast copied into another dtype; None if there is none.
+
+        What trains is known by its history. A frozen weight's copy has none, but is the only argument of its
+        size: an input without history is saved beside it only by what reads both, as a convolution does.
+
+        Args:
+            saved: What is saved, by the function that is running or by another one.
+            own: Addresses of the memory of weights.
+        """
+        tensor = saved.tensor
+        if tensor is None or saved.operation != self.name or not self.made(tensor):
+            return None
+        if not torch.is_autocast_enabled(tensor.device.type):
+            return None
+        alike = [given for given in self.tensors() if given.numel() == tensor.numel()]
+        whole = tensor if tensor._base is None else tensor._base
+        if len(alike) != 1 or alike[0].untyped_storage()._cdata not in own or alike[0].dtype == tensor.dtype:
+            return None
+        views = [alike[0], *([alike[0].t()] if alike[0].ndim == 2 else [])]
+        told = [v for v in views if (v.shape, v.stride()) == (whole.shape, whole.stride())]
+        return told[0].detach() if told else None
+
     def made(self, tensor: Tensor) -> bool:
         """Return whether the function that is running made a tensor: it is none of the arguments."""
         storage = tensor.untyped_storage()._cdata

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from activation_compression import kernels
+from activation_compression import blocks, kernels
 from activation_compression.blocks import Layout, as_block
 from activation_compression.levels import WIDTHS
 from activation_compression.rules import FLAG_GROUP, parts_of
@@ -124,22 +124,22 @@ class Flags:
 
 
 def pack_flags(block: Tensor) -> Flags | None:
-    """Pack a block that has two values or fewer; None if it has more.
+    """Pack a block that has two values or fewer; None if it has more, or if looking would wait for a device.
 
     Bool is packed without reading a value; a fake block is taken to have two.
     """
     codes = block.new_empty(-(-block.numel() // FLAG_GROUP) * FLAG_GROUP // 8, dtype=torch.uint8)
     if block.dtype == torch.bool:
-        low, high = _ends(block, False, True)
-    elif kernels.is_fake(block):
-        low, high = block.new_empty(2).unbind()
-    else:
-        low, high = torch.stack(torch.aminmax(block)).unbind()
-    if block.numel() and not kernels.is_fake(block):
-        others = kernels.flags_into(block, codes, low, high)
-        if block.dtype != torch.bool and others.item():
-            return None
-    return Flags(codes, low, high, block.numel())
+        if block.numel() and not kernels.is_fake(block):
+            kernels.gate_into(block, codes, 0.0, math.inf)
+        return Flags(codes, *_ends(block, False, True), block.numel())
+    if kernels.is_fake(block):
+        return Flags(codes, *block.new_empty(2).unbind(), block.numel())
+    if not block.numel() or blocks.reading_waits(block):
+        return None
+    low, high = torch.stack(torch.aminmax(block)).unbind()
+    others = kernels.flags_into(block, codes, low, high)
+    return None if others.item() else Flags(codes, low, high, block.numel())
 
 
 def pack_gate(block: Tensor, low: float, high: float) -> Flags:
@@ -260,17 +260,27 @@ def keys_of(seed: int, first: int, count: int, device: torch.device) -> Tensor:
         >>> keys_of(0, 0, 3, torch.device("cpu"))[2].equal(keys_of(0, 2, 1, torch.device("cpu"))[0])
         True
     """
-    mixed = [_mix((seed * 0x9E3779B97F4A7C15 + number) % 2**64) for number in range(first, first + count)]
-    pairs = [(value & 0x7FFFFFFF, value >> 33) for value in mixed]
-    return torch.tensor(pairs, dtype=torch.int32, device=device)
+    numbers = torch.arange(first, first + count, device=device)
+    mixed = _mix(numbers + _signed(seed * 0x9E3779B97F4A7C15))
+    return torch.stack((mixed & 0x7FFFFFFF, _shifted(mixed, 33)), dim=1).to(torch.int32)
 
 
-def _mix(value: int) -> int:
-    """Spread 64 bits (the finaliser of SplitMix64)."""
-    value = (value + 0x9E3779B97F4A7C15) % 2**64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
-    return value ^ (value >> 31)
+def _mix(value: Tensor) -> Tensor:
+    """Spread 64 bits (the finaliser of SplitMix64), where they are: nothing is copied to a device."""
+    value = value + _signed(0x9E3779B97F4A7C15)
+    value = (value ^ _shifted(value, 30)) * _signed(0xBF58476D1CE4E5B9)
+    value = (value ^ _shifted(value, 27)) * _signed(0x94D049BB133111EB)
+    return value ^ _shifted(value, 31)
+
+
+def _signed(value: int) -> int:
+    """Return the int64 of the same 64 bits."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _shifted(value: Tensor, by: int) -> Tensor:
+    """Shift right, zeros coming in from the left."""
+    return (value >> by) & (2 ** (64 - by) - 1)
 
 
 def _stored_size(group_size: int, bits: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from activation_compression.blocks import Layout
 from activation_compression.formulas import Node
-from activation_compression.stored import Held, StoredView
+from activation_compression.stored import Held, Kept, StoredView
 
 __all__ = ["Derived", "Recipe", "note", "noted"]
 
@@ -35,6 +35,11 @@ class Recipe:
     sources: tuple[Held, ...]
     repeats: bool = True
     is_value = True
+
+    @classmethod
+    def of_cast(cls, weight: Tensor, dtype: torch.dtype) -> Recipe:
+        """Return how to make the copy of a weight in another dtype."""
+        return cls("copy", lambda x: x.to(dtype), (Kept(weight),))
 
     @property
     def is_exact(self) -> bool:

@@ -112,6 +112,8 @@ class Store:
             this.count(saved, tensor, 0, 0)
             return Nothing(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
         form = self._form(saved, tensor, formula, node, value, this)
+        if self._host is not None:
+            self._host.node = node._sequence_nr() if node is not None else None
         return self._keep(saved, tensor, this) if form is None else self._store(saved, tensor, form, this)
 
     def _is_own(self, tensor: Tensor) -> bool:
@@ -156,6 +158,8 @@ class Store:
             if recipe is not None:
                 return Form("derived", recipe)
         if not tensor.requires_grad:
+            if self.derive and (weight := this.operation.cast(saved, self.own)) is not None:
+                return Form("derived", Recipe.of_cast(weight, tensor.dtype))
             return Form("flags") if formula.kind == "linear" and this.operation.made(tensor) else None
         if formula.kind != "gate" and (recipe := self._again(tensor, formula, node)) is not None:
             return Form("derived", recipe)
@@ -246,8 +250,11 @@ class Store:
             this.met(stored)
             this.row_of(stored)
             this.count(saved, tensor, content.bits, content.nbytes, getattr(content, "source", ""))
-        elif not this.met(stored):  # an earlier pass has stored it
-            this.count(saved, tensor, stored.content.bits, stored.content.nbytes)
+        else:
+            if self._host is not None:
+                self._host.again(stored.content)
+            if not this.met(stored):  # an earlier pass has stored it
+                this.count(saved, tensor, stored.content.bits, stored.content.nbytes)
         if whole is not tensor:
             offset = int(tensor.storage_offset()) - int(whole.storage_offset())
             kept = tuple(1 if s == 0 else n for n, s in zip(tensor.shape, tensor.stride(), strict=True))

@@ -152,13 +152,12 @@ def _attention_by(attention: str) -> Callable[..., Tensor]:
             half = torch.get_autocast_dtype("cpu")
             query, key, value = (tensor.to(half) for tensor in (query, key, value))
         width = query.shape[-1]
-        may_flash = query.dtype != torch.float32 and width <= 256
-        if attention == "flash" and not may_flash:
+        is_half = query.dtype in (torch.bfloat16, torch.float16)
+        if attention == "flash" and is_half and width > 256:
             raise ConfigurationError(
-                f"--attention flash: its kernels take bf16 and fp16 and heads up to 256 wide, not "
-                f"{query.dtype} and {width}: use --precision bf16, or --attention sdpa"
+                f"--attention flash: its kernels take heads up to 256 wide, not {width}: use --attention sdpa"
             )
-        if may_flash and (attention == "flash" or attn_mask is None):
+        if is_half and width <= 256 and (attention == "flash" or attn_mask is None):
             scale = scale or width**-0.5
             query, key, value = (F.pad(t, (0, -width % 8)) for t in (query, key, value))
             found = torch.ops.aten._scaled_dot_product_flash_attention(

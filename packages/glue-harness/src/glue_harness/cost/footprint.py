@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import ROUNDING, WORKSPACE, cuda_kernels
 from glue_harness.cost.steps import Steps
@@ -97,7 +99,14 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
 
     Returns:
         Bytes; exact for what is saved, within a few percent for the peak (work space of kernels is unseen).
+
+    Raises:
+        ConfigurationError: FlashAttention in float32.
     """
+    if attention == "flash" and config.precision == "fp32":
+        raise ConfigurationError(
+            "--attention flash: its kernels take half precision: use --precision bf16, or --attention sdpa"
+        )
     state = optimizer_bytes(config)
     with imposed(device, attention) as live:
         steps = Steps(config, attention=attention)
@@ -116,8 +125,18 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
 def imposed(device: str, attention: str | None = None) -> Iterator[LiveBytes]:
     """Within this context tensors are fake, saved as on a device, and counted; arguments as for `predict`."""
     choices = cuda_kernels(attention or "sdpa") if device == "cuda" else nullcontext()
-    with choices, FakeTensorMode(), LiveBytes(ROUNDING if device == "cuda" else 1) as live:
+    moved = patch.object(torch.utils, "swap_tensors", _swapped)
+    with choices, moved, FakeTensorMode(), LiveBytes(ROUNDING if device == "cuda" else 1) as live:
         yield live
+
+
+_swap = torch.utils.swap_tensors
+
+
+def _swapped(one: Tensor, other: Tensor) -> None:
+    """Let a module that is moved to where it is stay as it is: torch cannot swap fake tensors."""
+    if (one.dtype, one.device) != (other.dtype, other.device):
+        _swap(one, other)
 
 
 def optimizer_bytes(config: RunConfig) -> float:

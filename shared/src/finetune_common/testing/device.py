@@ -1,0 +1,54 @@
+"""A pytest plugin: the fixture `device`, for tests that run on the CPU always and on CUDA where it is.
+
+    # conftest.py
+    pytest_plugins = ("finetune_common.testing.device",)
+
+`pytest --device cuda` runs such tests on CUDA alone, and fails where there is none; `-m cuda` selects them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+__all__ = ["devices"]
+
+
+def devices(asked: str | None) -> list[Any]:
+    """Return the values of the fixture `device`.
+
+    Args:
+        asked: "cpu", "cuda", or None for the CPU and, where it is, CUDA.
+
+    Raises:
+        pytest.UsageError: CUDA is asked for, and there is none.
+
+    Examples:
+        >>> devices("cpu")
+        ['cpu']
+    """
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no CUDA device: leave --device out")
+    on_cuda = asked != "cpu" and torch.cuda.is_available()
+    on_cpu = [] if asked == "cuda" else ["cpu"]
+    return [*on_cpu, *([pytest.param("cuda", marks=pytest.mark.cuda)] if on_cuda else [])]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    told = "where tests with the fixture `device` run (the CPU, and CUDA where it is)"
+    parser.addoption("--device", choices=("cpu", "cuda"), help=told)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Add the mark."""
+    config.addinivalue_line("markers", "cuda: runs on a GPU")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give tests their devices."""
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", devices(metafunc.config.getoption("--device")))
