@@ -199,5 +199,8 @@ def reach_of_one_token(layer: Layer, model: nn.Module, inputs: Mapping[str, Any]
         output[:, -2] += 1
         return output
 
-    pairs = zip(_seen(layer, model, inputs, moved), _seen(layer, model, inputs, torch.clone), strict=True)
-    return [(a - b).abs().amax(dim=(0, 2)).gt(1e-6).tolist() if a.ndim == 3 else [] for a, b in pairs]
+    changed, plain = _seen(layer, model, inputs, moved), _seen(layer, model, inputs, torch.clone)
+    pairs = list(zip(changed, plain, strict=False))
+    if len(changed) != len(plain) or any(a.shape != b.shape or a.ndim != 3 for a, b in pairs):
+        return []
+    return [(a - b).abs().amax(dim=(0, 2)).gt(1e-6).tolist() for a, b in pairs]
