@@ -69,6 +69,8 @@ CONFIGURATIONS: dict[str, tuple[type, dict[str, Any]]] = {
 
 BY_THEMSELVES: dict[str, tuple[type, dict[str, Any]]] = {
     "mvp": (transformers.MvpConfig, CONFIGURATIONS["bart"][1]),
+    "rembert": (transformers.RemBertConfig, COMMON | {"input_embedding_size": 8, "output_embedding_size": 8}),
+    "tapas": (transformers.TapasConfig, COMMON),
 }
 """Further ones, which compute attention by themselves."""
 

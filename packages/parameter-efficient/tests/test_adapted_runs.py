@@ -9,7 +9,8 @@ harness = pytest.importorskip("glue_harness")
 ADAPTATIONS = [
     {"name": "head-only", "encoder_layers": 1},
     {"name": "bottleneck-adapter", "layers": [1], "bottleneck": 2, "pooling": "mean"},
-    {"name": "lora", "layers": [0], "rank": 2, "dropout": 0.1},
+    {"name": "lora", "layers": [0], "rank": 2, "dropout": 0.1, "rank_pattern": {"v": 3}},
+    {"name": "peft", "settings": {"peft_type": "LOHA", "r": 2, "target_modules": ["query", "value"]}},
     {"name": "prefix", "layers": [-1]},
     {"name": "bitfit"},
     {"name": "ffn-only", "layers": [1]},

@@ -113,6 +113,14 @@ def test_roles_are_those_of_the_source(kind: str) -> None:
         assert layer.width == zoo.D or kind == "albert"
 
 
+@pytest.mark.parametrize("kind", ["xlm", "flaubert"])
+def test_feed_forward_blocks_in_a_list_beside_the_attention_are_found(kind: str) -> None:
+    [found] = Found(tiny(kind), "encoder", None).architectures
+    for number, layer in enumerate(found.layers):
+        assert list(layer.roles["ffn_in"]) == [f"transformer.ffns.{number}.lin1"]
+        assert list(layer.roles["ffn_out"]) == [f"transformer.ffns.{number}.lin2"]
+
+
 class Block(nn.Module):
     """Norms first, causal attention, a gated feed-forward block; its names say nothing."""
 

@@ -19,8 +19,10 @@ def test_the_table_has_nothing_that_is_accepted_and_wrong_and_as_many_accepted_a
     assert not [value for value in verdicts if value.startswith(("WRONG", "INERT"))]
     accepted = {m: sum(row[m] == "yes" for row in TABLE.values()) for m in support_table.METHODS}
     assert accepted["head-only"] >= 115
-    assert min(accepted["lora"], accepted["bitfit"], accepted["ffn-only"], accepted["adapter"]) >= 98
-    assert accepted["prefix"] >= 78
+    assert min(accepted["lora"], accepted["ffn-only"]) >= 104
+    assert accepted["bitfit"] >= 103
+    assert accepted["adapter"] >= 98
+    assert accepted["prefix"] >= 85
 
 
 @pytest.mark.slow
