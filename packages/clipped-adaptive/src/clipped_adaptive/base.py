@@ -52,7 +52,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
         """Refuse settings that cannot be used."""
         check_number("weight_decay", group["weight_decay"], at_least=0)
         for name in self.whole:
-            if name in group and group[name] != getattr(self, name):
+            if name in group:
                 raise ConfigurationError(
                     f"{name}={group[name]!r} in a parameter group: it is one for the whole optimizer, pass "
                     "it to the constructor"

@@ -165,17 +165,18 @@ def _zero_is_one_process_or_refused(
 
     whole, divided = ([nn.Parameter(torch.ones(shape)) for shape in ((5, 3), (4,), (2, 2))] for _ in range(2))
     kind: Any = cls
-    alone, zero = cls(whole, **settings), ZeroRedundancyOptimizer(divided, kind, **settings)
-    for step in range(3):
-        generator = torch.Generator().manual_seed(step)
-        for one, other in zip(whole, divided, strict=True):
-            one.grad = torch.randn(one.shape, generator=generator)
-            other.grad = one.grad.clone()
-        try:
+    alone = cls(whole, **settings)
+    try:
+        zero = ZeroRedundancyOptimizer(divided, kind, **settings)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for one, other in zip(whole, divided, strict=True):
+                one.grad = torch.randn(one.shape, generator=generator)
+                other.grad = one.grad.clone()
             zero.step()
-        except ConfigurationError:
-            return
-        alone.step()
+            alone.step()
+    except ConfigurationError:
+        return
     for one, other in zip(whole, divided, strict=True):
         assert torch.equal(one, other)
     zero.consolidate_state_dict(to=0)
