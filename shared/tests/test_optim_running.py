@@ -16,9 +16,26 @@ from torch.utils._pytree import tree_leaves
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.optim import ElementwiseOptimizer, Rule, flat_row, run, whole_norms
-from finetune_common.optim.ops import add_scaled, clamp, maximum, sign, square_root
+from finetune_common.optim.ops import (
+    Divisor,
+    TensorList,
+    add_scaled,
+    clamp,
+    divide,
+    maximum,
+    sign,
+    square_root,
+)
 from finetune_common.optim.rounding import round_stochastically
 from finetune_common.optim.run import _fused_at_once
+
+
+def test_compiled_code_multiplies_by_the_reciprocal_of_a_divisor():
+    value, by = torch.tensor([1.0, 3.0, -7.0]), Divisor(0.3)
+    assert torch.equal(divide(value.clone(), by), value / 0.3)
+    assert torch.equal(divide(TensorList([value.clone()]), by).tensors[0], value / 0.3)
+    reciprocal = torch.tensor(1 / 0.3)  # what compiled code is given
+    assert torch.equal(divide(value.clone(), reciprocal), value * reciprocal)
 
 
 def scaled_sign_momentum(param, grad, buffer, *, lr, decay, scale, total):

@@ -177,3 +177,28 @@ def test_one_cycle_cycles_the_momentum_of_the_other_optimizer():
     train(optimizer, [param], range(1))
     schedule.step()
     assert optimizer.base.param_groups[0]["betas"] != before
+
+
+def test_a_file_with_the_other_optimizers_state_apart_is_read():
+    params = parameters()
+    optimizer = Sage(torch.optim.AdamW(params, lr=0.01))
+    train(optimizer, params, range(3))
+    saved = optimizer.state_dict()
+    apart = {
+        "state": {i: {"sensitivity": own["sensitivity"]} for i, own in saved["state"].items()},
+        "param_groups": saved["param_groups"],
+        "base": {
+            "state": {
+                i: {name: value for name, value in own.items() if name != "sensitivity"}
+                for i, own in saved["state"].items()
+            },
+            "param_groups": saved["param_groups"],
+        },
+    }
+    resumed = [torch.nn.Parameter(param.detach().clone()) for param in params]
+    again = Sage(torch.optim.AdamW(resumed, lr=1.0))
+    again.load_state_dict(deepcopy(apart))
+    train(optimizer, params, range(3, 6))
+    train(again, resumed, range(3, 6))
+    for a, b in zip(params, resumed, strict=True):
+        assert torch.equal(a, b)

@@ -11,6 +11,7 @@ from clipped_adaptive import rules
 from clipped_adaptive.base import ClippedAdaptive
 from clipped_adaptive.clipping import Level
 from finetune_common.errors import check_choice, check_number
+from finetune_common.optim.ops import Divisor
 
 __all__ = ["ClippedAdam"]
 
@@ -150,7 +151,7 @@ class ClippedAdam(ClippedAdaptive):
             numbers |= {
                 "beta2": beta2,
                 "weight": (1 - beta2) * group["eta"],
-                "root": self._root(group, step),
+                "root": Divisor(self._root(group, step)),
                 "eps": self._eps(group, step),
             }
         return numbers

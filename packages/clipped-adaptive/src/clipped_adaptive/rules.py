@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_common.optim.ops import Value, add_scaled, addcmul, clamp, lerp, square_root
+from finetune_common.optim.ops import Value, add_scaled, addcmul, clamp, divide, lerp, square_root
 
 __all__ = ["adagrad", "adagrad_norm", "adam", "adam_norm", "clipped", "sgd"]
 
@@ -67,7 +67,7 @@ def adam(
         beta1_complement: 1-β₁.
         beta2: β₂.
         weight: (1-β₂) η.
-        root: 1, or √(1-β₂ᵗ) where v is bias-corrected.
+        root: 1, or √(1-β₂ᵗ) where v is bias-corrected; to be divided by.
         eps: ε.
         keep: 1 - lr λ.
         delay: See above.
@@ -79,7 +79,8 @@ def adam(
     grad = clipped(grad, **clip)
     exp_avg = lerp(exp_avg, grad, beta1_complement)
     new_sq = addcmul(exp_avg_sq * beta2, grad * weight, grad)
-    step = exp_avg * step_size / (square_root(exp_avg_sq if delay else new_sq) / root + eps)
+    denominator = divide(square_root(exp_avg_sq if delay else new_sq), root)
+    step = exp_avg * step_size / (denominator + eps)
     return param * keep - step, exp_avg, new_sq
 
 

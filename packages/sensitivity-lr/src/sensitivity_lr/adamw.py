@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_common.optim.ops import Divisor
 from sensitivity_lr import rules
 from sensitivity_lr.base import SageAdam, branches, sage_scalars
 
@@ -70,13 +71,14 @@ class SageAdamW(SageAdam):
     def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
         """The numbers of `rules.adamw`."""
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        root = (1 - beta2**step) ** 0.5
         decayed_by = float(group.get("initial_lr", lr)) if group["legacy"] else lr
         return {
-            "step_size": lr / (1 - beta1**step),
+            "step_size": lr / (1 - beta1**step) * (root if group["legacy"] else 1.0),
             "beta1_complement": 1 - beta1,
             "beta2": beta2,
             "beta2_complement": 1 - beta2,
-            "root": (1 - beta2**step) ** 0.5,
+            "root": Divisor(root),
             "eps": group["eps"],
             "keep": 1 - decayed_by * group["weight_decay"],
             **(sage_scalars(group, group["eps"], step) if group["sage"] else {}),

@@ -15,6 +15,7 @@ from finetune_common.optim.ops import (
     add_scaled,
     addcdiv,
     addcmul,
+    divide,
     lerp,
     maximum,
     sign,
@@ -110,11 +111,11 @@ def adamw(
         exp_avg: m.
         exp_avg_sq: v.
         sensitivity: Î, or None for f = 1.
-        step_size: lr/(1-β₁ᵗ).
+        step_size: lr/(1-β₁ᵗ); legacy: times √(1-β₂ᵗ).
         beta1_complement: 1-β₁.
         beta2: β₂.
         beta2_complement: 1-β₂.
-        root: √(1-β₂ᵗ).
+        root: √(1-β₂ᵗ), to be divided by; unused by legacy.
         eps: ε.
         keep: 1 - lr λ.
         legacy: See above.
@@ -127,7 +128,7 @@ def adamw(
     exp_avg_sq = addcmul(exp_avg_sq * beta2, grad, grad, beta2_complement)
     denominator = square_root(exp_avg_sq)
     if not legacy:
-        denominator /= root
+        denominator = divide(denominator, root)
     denominator += eps
     direction, state = exp_avg, (exp_avg, exp_avg_sq)
     if sensitivity is not None:
@@ -135,7 +136,7 @@ def adamw(
         factor *= exp_avg
         direction, state = factor, (*state, sensitivity)
     if legacy:
-        return addcdiv(param, direction, denominator, -step_size * root) * keep, *state
+        return addcdiv(param, direction, denominator, -step_size) * keep, *state
     return addcdiv(param * keep, direction, denominator, -step_size), *state
 
 

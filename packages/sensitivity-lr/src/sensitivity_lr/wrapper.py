@@ -124,6 +124,7 @@ class Sage(ElementwiseOptimizer):
         """θ_old."""
         return (self._previous[param],) if group["sage"] else None
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one step of the other optimizer and scale it.
@@ -148,6 +149,10 @@ class Sage(ElementwiseOptimizer):
         self._previous = {}
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of both optimizers, also from a file in which that of the other one is apart."""
+        super().load_state_dict(_together(state_dict))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "base": self.base, "_previous": {}}
 
@@ -158,6 +163,20 @@ class Sage(ElementwiseOptimizer):
         loaded = {name: state[name] for name in ("state", "param_groups") if name in state}
         self.base.__setstate__(loaded)
         super().__setstate__({name: value for name, value in state.items() if name not in loaded})
+
+
+def _together(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state in one piece; earlier versions put the other optimizer's under `base`."""
+    own = {name: value for name, value in saved.items() if name != "base"}
+    if "base" not in saved:
+        return own
+    base = saved["base"]
+    groups = zip(own["param_groups"], base["param_groups"], strict=True)
+    indices = {*base["state"], *own["state"]}
+    return own | {
+        "param_groups": [{**mine, **theirs} for mine, theirs in groups],
+        "state": {i: {**base["state"].get(i, {}), **own["state"].get(i, {})} for i in indices},
+    }
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Divisor",
     "TensorList",
     "absolute",
     "add_scaled",
@@ -21,6 +22,7 @@ __all__ = [
     "addcmul",
     "assign",
     "clamp",
+    "divide",
     "lerp",
     "maximum",
     "sign",
@@ -29,6 +31,13 @@ __all__ = [
 
 Value = Any  # a Tensor or a TensorList
 Scalar = Any  # a float, a 0-dimensional tensor, or (over lists) a TensorList of 0-dimensional tensors
+
+
+class Divisor(float):
+    """A number that a rule divides by (`divide`): compiled code is given its reciprocal.
+
+    On a processor a division takes as long as ten multiplications, and decides the time of a whole step.
+    """
 
 
 class TensorList:
@@ -96,6 +105,20 @@ class TensorList:
     def to(self, dtype: torch.dtype) -> TensorList:
         """Return the tensors in another dtype; those that have it already are not copied."""
         return TensorList([tensor.to(dtype) for tensor in self.tensors])
+
+
+def divide(value: Value, by: Scalar) -> Value:
+    """value / by, in the memory of `value`, which the rule itself has computed.
+
+    Args:
+        value: The dividend.
+        by: A `Divisor`; in compiled code a tensor, which holds its reciprocal.
+    """
+    if isinstance(by, Tensor):
+        value *= by
+    else:
+        value /= by
+    return value
 
 
 def lerp(start: Value, end: Value, weight: Scalar) -> Value:

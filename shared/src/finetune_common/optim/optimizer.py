@@ -12,7 +12,8 @@ from torch import Tensor
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number, did_you_mean
 from finetune_common.optim.norms import whole_norms
-from finetune_common.optim.rows import shard_index, write_back
+from finetune_common.optim.ops import Divisor
+from finetune_common.optim.rows import shard_index
 from finetune_common.optim.run import Row, Rule, run
 from finetune_common.optim.state import StatefulOptimizer
 
@@ -50,6 +51,8 @@ class Batch:
 
 class ElementwiseOptimizer(StatefulOptimizer):
     """An optimizer that states its update once, as a pure function, and runs it in three ways.
+
+    Inside `torch.compile` a step is not traced: the graph ends before it, and it runs as it does elsewhere.
 
     A subclass says what its rule is (`rule`), which state it keeps (`initial_state`), which numbers the
     rule needs at a step (`scalars`), which settings are legal (`check_group`), and, where whole tensors
@@ -132,7 +135,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         raise NotImplementedError
 
     def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
-        """Return the numbers that the rule of a group needs at a step (from 1)."""
+        """Return the numbers that the rule needs at a step (from 1); a `Divisor` for `ops.divide`."""
         raise NotImplementedError
 
     def check_group(self, group: Mapping[str, Any]) -> None:
@@ -174,6 +177,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         check_choice("skip_nonfinite", group["skip_nonfinite"], (None, "group", "step"))
         self.check_group(group)
 
+    @torch._disable_dynamo  # a compiled training step ends its graph here: the step runs code of its own
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one step; parameters without a gradient stay as they are.
@@ -199,7 +203,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
             rule, scalars = self._rule_of(batch), self.scalars(batch.group, batch.step)
             if rule.stochastic:
                 row_scalars = {**row_scalars, "salt": _salts(batch)}
-            numbers = tuple((name, float(value)) for name, value in scalars.items())
+            numbers = tuple((name, _number(value)) for name, value in scalars.items())
             rows, own = together.setdefault(
                 (rule, numbers, *batch.kind), ([], {name: [] for name in row_scalars})
             )
@@ -208,9 +212,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
                 own[name] += values.unbind()
         for (rule, numbers, *_), (rows, own) in together.items():
             run(self._path(rows[0][0].device), rule, rows, dict(numbers), own)
-        for batch in batches:
-            for param, row in zip(batch.params, batch.rows, strict=True):
-                write_back(param, row)
+        self._rows.write_back()
         return loss
 
     def _path(self, device: torch.device) -> str:
@@ -232,6 +234,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
     def _batches(self) -> list[Batch]:
         """Return the parameters that take this step, their state complete and their step counted."""
         found, first = [], 0
+        self._rows.copies.clear()  # of a step that an error ended
         for position, group in enumerate(self.param_groups):
             initial = self.initial_state(group)
             for index, param in enumerate(group["params"], first):
@@ -239,19 +242,19 @@ class ElementwiseOptimizer(StatefulOptimizer):
                 inputs = None if grad is None else self.inputs(group, param)
                 if grad is not None and inputs is not None:
                     state = self.state_of(param, initial)
-                    rest = [*(state[name] for name in initial), *inputs]
-                    found.append((position, index, param, _placed(grad, param), rest))
+                    tensors = [*[state[name] for name in initial], *inputs]
+                    found.append((position, index, param, _placed(grad, param), state, tensors))
             first += len(group["params"])
         skipped = self._skipped({position for position, *_ in found}, found)
         found = [own for own in found if own[0] not in skipped]
-        steps = self.count([param for _, _, param, *_ in found])
+        steps = self.count([state for *_, state, _ in found])
         batches: dict[tuple[Any, ...], Batch] = {}
-        for step, (position, index, param, grad, rest) in zip(steps, found, strict=True):
-            row = self._rows.row(param, grad, rest)
-            key = (position, step, row[0].dtype, row[1].dtype, row[0].device)
-            if key not in batches:
-                batches[key] = Batch(self.param_groups[position], step, [], [], [], [])
-            batch = batches[key]
+        for step, (position, index, param, grad, _, tensors) in zip(steps, found, strict=True):
+            row = self._rows.row(param, grad, tensors)
+            key = (position, step, param.dtype, grad.dtype, row[0].device)
+            batch = batches.get(key)
+            if batch is None:
+                batch = batches[key] = Batch(self.param_groups[position], step, [], [], [], [])
             batch.params.append(param)
             batch.grads.append(grad)
             batch.rows.append(row)
@@ -263,7 +266,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         options = [group["skip_nonfinite"] for group in self.param_groups]
         if not found or not any(options):
             return set()
-        finite = whole_norms([grad for _, _, _, grad, _ in found]).isfinite().tolist()
+        finite = whole_norms([grad for _, _, _, grad, *_ in found]).isfinite().tolist()
         skipped = {own[0] for own, good in zip(found, finite, strict=True) if not good and options[own[0]]}
         if any(options[position] == "step" for position in skipped):
             skipped = positions
@@ -280,6 +283,10 @@ def _placed(grad: Any, param: Any) -> Tensor:
     if hasattr(param, "placements") and grad.placements != param.placements:
         return grad.redistribute(param.device_mesh, param.placements)
     return grad
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, Divisor) else float(value)
 
 
 def _salts(batch: Batch) -> Tensor:

@@ -11,30 +11,37 @@ from torch import Tensor
 from finetune_common.errors import ConfigurationError
 from finetune_common.optim.run import Row
 
-__all__ = ["Rows", "flat_row", "shard_index", "write_back"]
+__all__ = ["Rows", "flat_row", "shard_index"]
 
 
 class Rows:
     """The rows of parameters; views of what stays where it is are made once."""
 
     def __init__(self) -> None:
-        self._kept: dict[Tensor, Row] = {}
+        self._kept: dict[Tensor, tuple[Row, list[int]]] = {}
+        self.copies: list[tuple[Tensor, Row]] = []
 
     def row(self, param: Tensor, grad: Tensor, state: Sequence[Tensor]) -> Row:
         """Return the row of a parameter; see `flat_row`."""
-        kept = self._kept.get(param, [])
-        if len(kept) == 1 + len(state) and type(grad) is Tensor and grad.is_contiguous():
-            _check(grad)
-            if all(map(_lie_alike, (param, *state), kept)):
-                return [kept[0], grad.view(-1), *kept[1:]]
+        kept = self._kept.get(param)
+        if kept is not None and type(grad) is Tensor and not grad.is_sparse and grad.is_contiguous():
+            views, places = kept
+            there = [tensor.data_ptr() for tensor in (param, *state)]
+            if there == places and param.numel() == views[0].numel() and not grad.is_complex():
+                return [views[0], grad.view(-1), *views[1:]]
         row = flat_row(param, grad, *state)
-        if all(tensor.is_contiguous() for tensor in (param, *state)) and not hasattr(param, "to_local"):
-            self._kept[param] = [row[0], *row[2:]]
+        part: Any = param.to_local() if hasattr(param, "to_local") else param  # type: ignore[attr-defined]
+        if part is param and all(tensor.is_contiguous() for tensor in (param, *state)):
+            self._kept[param] = [row[0], *row[2:]], [tensor.data_ptr() for tensor in (param, *state)]
+        elif row[0].numel() and row[0].data_ptr() != part.data_ptr():
+            self.copies.append((part.detach(), row))
         return row
 
-
-def _lie_alike(tensor: Tensor, view: Tensor) -> bool:
-    return tensor.data_ptr() == view.data_ptr() and tensor.shape.numel() == len(view)
+    def write_back(self) -> None:
+        """Bring rows that are copies back to where their parameters lie."""
+        for part, row in self.copies:
+            part.copy_(row[0].view(part.shape))
+        self.copies.clear()
 
 
 def _check(grad: Tensor) -> None:
@@ -68,13 +75,6 @@ def flat_row(param: Tensor, grad: Tensor, *rest: Tensor) -> Row:
         if not _lies_like(tensor, param):
             tensor.data = torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
     return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in (param.detach(), grad, *state)]
-
-
-def write_back(param: Tensor, row: Row) -> None:
-    """Bring a row that is a copy back to where the parameter lies."""
-    target: Any = param.to_local() if hasattr(param, "to_local") else param.detach()  # type: ignore[attr-defined]
-    if row[0].numel() and row[0].data_ptr() != target.data_ptr():
-        target.copy_(row[0].view(target.shape))
 
 
 def _lies_like(tensor: Tensor, param: Tensor) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from finetune_common.compiled import Compiled, calls_decide
-from finetune_common.optim.ops import TensorList, assign
+from finetune_common.optim.ops import Divisor, TensorList, assign
 from finetune_common.optim.rounding import round_stochastically
 
 __all__ = ["PATHS", "Row", "Rule", "advance", "arithmetic_dtype", "run"]
@@ -191,7 +191,8 @@ def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
 
 def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
     param = rows[0][0]
-    return torch.tensor(list(scalars.values()), dtype=arithmetic_dtype(param.dtype), device=param.device)
+    values = [1 / value if isinstance(value, Divisor) else value for value in scalars.values()]
+    return torch.tensor(values, dtype=arithmetic_dtype(param.dtype), device=param.device)
 
 
 def _alike(indices: Iterable[int], rows: Sequence[Row]) -> Iterator[list[int]]:

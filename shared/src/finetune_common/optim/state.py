@@ -52,20 +52,20 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 state[name] = torch.full_like(param, value, dtype=arithmetic_dtype(param.dtype))
         return state
 
-    def count(self, params: list[Tensor]) -> list[int]:
-        """Add one to the step of each parameter and return it; a step that nobody changed is not read."""
-        if not self.counts_steps or not params:
-            return [0] * len(params)
-        steps = [self.state[param]["step"] for param in params]
-        known = [self._known_steps.get(param, _NOTHING_KNOWN) for param in params]
+    def count(self, states: list[dict[str, Any]]) -> list[int]:
+        """Add one to the step of each state and return it; a step that nobody changed is not read."""
+        if not self.counts_steps or not states:
+            return [0] * len(states)
+        steps = [state["step"] for state in states]
+        known = [self._known_steps.get(id(step), _NOTHING_KNOWN) for step in steps]
         before = [
-            value if tensor is step and version == step._version else int(step)
-            for step, (tensor, version, value) in zip(steps, known, strict=True)
+            value if version == step._version else int(step)
+            for step, (_, version, value) in zip(steps, known, strict=True)
         ]
         torch._foreach_add_(steps, 1)
         after = [value + 1 for value in before]
-        for param, step, value in zip(params, steps, after, strict=True):
-            self._known_steps[param] = step, step._version, value
+        for step, value in zip(steps, after, strict=True):
+            self._known_steps[id(step)] = step, step._version, value  # kept, so that its id stays its own
         return after
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -103,11 +103,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         self._received: dict[Tensor, Mapping[str, Any]] = {}
-        self._known_steps: dict[Tensor, tuple[Any, int, int]] = {}
+        self._known_steps: dict[int, tuple[Any, int, int]] = {}
         self._rows = Rows()
 
 
-_NOTHING_KNOWN = (None, 0, 0)
+_NOTHING_KNOWN = (None, -1, 0)
 
 
 def _receive(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:

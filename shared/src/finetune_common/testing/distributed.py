@@ -16,6 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from finetune_common.errors import ConfigurationError
+
 __all__ = ["check_two_processes", "run_two_processes"]
 
 
@@ -55,29 +57,39 @@ def _process(rank: int, meeting: str, function: Callable[..., object], arguments
 
 
 def check_two_processes(
-    cls: Callable[..., torch.optim.Optimizer], settings: Sequence[dict[str, Any]]
+    cls: Callable[..., torch.optim.Optimizer],
+    settings: Sequence[dict[str, Any]],
+    stored: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Check an optimizer on two processes, with each of several settings.
 
-    Sharded parameters (DTensor) take the steps of whole ones; under DDP the processes stay equal.
+    Sharded parameters (DTensor) take the steps of whole ones; under DDP the processes stay equal; torch's
+    checkpoint tools carry a sharded state on; ZeroRedundancyOptimizer steps as one process, or is refused.
 
     Args:
         cls: The optimizer's class.
         settings: Keyword arguments of the optimizer, once for each check.
+        stored: Further ones, for the checkpoint alone.
 
     Raises:
         torch.multiprocessing.ProcessRaisedException: With the assertion that a process found broken.
     """
-    run_two_processes(_check_optimizer, cls, settings)
+    run_two_processes(_check_optimizer, cls, settings, stored)
 
 
 def _check_optimizer(
-    rank: int, cls: Callable[..., torch.optim.Optimizer], settings: Sequence[dict[str, Any]]
+    rank: int,
+    cls: Callable[..., torch.optim.Optimizer],
+    settings: Sequence[dict[str, Any]],
+    stored: Sequence[dict[str, Any]],
 ) -> None:
     for own in settings:
         _sharded_equals_whole(cls, own)
-        _sharded_checkpoint_goes_on(cls, own)
+        _sharded_checkpoint_goes_on(cls, own, flatten=True)
+        _zero_is_one_process_or_refused(cls, own, rank)
         _replicas_stay_equal(cls, own, rank)
+    for own in (*settings, *stored):
+        _sharded_checkpoint_goes_on(cls, own, flatten=False)
 
 
 def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]) -> None:
@@ -111,7 +123,9 @@ def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: d
         torch.testing.assert_close(together, param.detach(), rtol=1e-6, atol=1e-7)
 
 
-def _sharded_checkpoint_goes_on(cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]) -> None:
+def _sharded_checkpoint_goes_on(
+    cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], flatten: bool
+) -> None:
     """FSDP2: what torch's checkpoint tools gather of one optimizer, another one continues from."""
     from torch.distributed.checkpoint import state_dict as tools
     from torch.distributed.device_mesh import init_device_mesh
@@ -131,17 +145,47 @@ def _sharded_checkpoint_goes_on(cls: Callable[..., torch.optim.Optimizer], setti
             optimizer.step()
 
     expected, optimizer = built()
-    train(expected, optimizer, range(3))
-    options = tools.StateDictOptions(full_state_dict=True)
+    train(expected, optimizer, range(2))
+    options = tools.StateDictOptions(full_state_dict=not flatten, flatten_optimizer_state_dict=flatten)
     saved = tools.get_optimizer_state_dict(expected, optimizer, options=options)
     weights = tools.get_model_state_dict(expected)
     resumed, other = built()
     tools.set_model_state_dict(resumed, weights)
     tools.set_optimizer_state_dict(resumed, other, saved, options=options)
     for model, own in ((expected, optimizer), (resumed, other)):
-        train(model, own, range(3, 5))
+        train(model, own, range(2, 3))
     for a, b in zip(expected.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a.full_tensor(), b.full_tensor())  # type: ignore[attr-defined]
+
+
+def _zero_is_one_process_or_refused(
+    cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], rank: int
+) -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    whole, divided = ([nn.Parameter(torch.ones(shape)) for shape in ((5, 3), (4,), (2, 2))] for _ in range(2))
+    kind: Any = cls
+    alone = cls(whole, **settings)
+    try:
+        zero = ZeroRedundancyOptimizer(divided, kind, **settings)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for one, other in zip(whole, divided, strict=True):
+                one.grad = torch.randn(one.shape, generator=generator)
+                other.grad = one.grad.clone()
+            zero.step()
+            alone.step()
+    except ConfigurationError:
+        return
+    for one, other in zip(whole, divided, strict=True):
+        assert torch.equal(one, other)
+    zero.consolidate_state_dict(to=0)
+    if rank == 0:
+        resumed = cls(divided, **settings)
+        resumed.load_state_dict(zero.state_dict())
+        for param, twin in zip(whole, divided, strict=True):
+            for name, value in alone.state[param].items():
+                assert torch.equal(value, resumed.state[twin][name]), name
 
 
 def _replicas_stay_equal(

@@ -32,20 +32,28 @@ from finetune_common.testing.optimizers.case import Contract, Factory, Optimizer
 from finetune_common.testing.optimizers.costly import (
     does_not_recompile,
     fused_equals_reference,
+    works_in_a_compiled_step,
     works_in_accelerate,
     works_in_trainer,
 )
+from finetune_common.testing.optimizers.files import (
+    begins_momentum_late,
+    loads_older_states,
+    loads_or_refuses_foreign_states,
+    loads_what_a_hook_returns,
+    survives_checkpoint_tools,
+    survives_other_files,
+)
 from finetune_common.testing.optimizers.protocols import (
     checks_settings_at_the_next_step,
-    follows_schedulers,
-    loads_older_states,
-    loads_what_a_hook_returns,
+    has_torchs_registries,
     moves_what_begins_at_zero,
+    skips_by_option,
     stays_finite,
     steps_odd_parameters,
-    survives_checkpoint_tools,
     takes_few_calls,
 )
+from finetune_common.testing.optimizers.schedules import follows_schedulers
 from finetune_common.testing.optimizers.state import resumes_exactly, state_survives
 
 __all__ = ["CONTRACTS", "COSTLY_CONTRACTS", "OptimizerCase", "check_optimizer"]
@@ -65,8 +73,13 @@ CONTRACTS = (
     is_untouched_by_a_skipped_step,
     loads_what_a_hook_returns,
     loads_older_states,
+    loads_or_refuses_foreign_states,
     survives_checkpoint_tools,
+    survives_other_files,
+    begins_momentum_late,
     follows_schedulers,
+    has_torchs_registries,
+    skips_by_option,
     steps_odd_parameters,
     stays_finite,
     moves_what_begins_at_zero,
@@ -75,7 +88,13 @@ CONTRACTS = (
 )
 """What every case meets."""
 
-COSTLY_CONTRACTS = (fused_equals_reference, does_not_recompile, works_in_accelerate, works_in_trainer)
+COSTLY_CONTRACTS = (
+    fused_equals_reference,
+    does_not_recompile,
+    works_in_a_compiled_step,
+    works_in_accelerate,
+    works_in_trainer,
+)
 """What the cases marked costly meet as well."""
 
 
@@ -84,12 +103,31 @@ def check_optimizer(
 ) -> list[Any]:
     """Return the checks of an optimizer, for `pytest.mark.parametrize`; each is called without arguments.
 
-    They repeat what torch's own suite asks of its optimizers: lists equal the loop, states survive files,
-    copies, hooks and older versions, a learning rate may be a tensor, closures, groups, maximize, parameters
-    without gradient, complex ones refused, schedulers, accumulation in compiled code. Not repeated:
-    `capturable` and `differentiable`, which these optimizers do not offer (a step reads nothing from a GPU,
-    but counts steps on the CPU), and sparse gradients, which are refused. Beyond torch's: an independent
-    reference, zeros that move, squares that overflow, FSDP2 and its checkpoints, and the number of calls.
+    Of torch's own suite (`test/test_optim.py`) they repeat, for every case:
+
+    - `forloop_goes_right_direction`, `param_groups_lr`, `tensor_lr`, `set_default_dtype…`: `converges`,
+      `has_groups`, `takes_a_tensor_learning_rate`; `can_be_printed`, `duplicate_params_…`, the tests of
+      step and state hooks: `has_torchs_registries`;
+    - `foreach_matches_forloop`, `fused_matches_forloop`, also for gaps in memory and no elements:
+      `foreach_equals_reference`, `fused_equals_reference`, `steps_odd_parameters`;
+    - `step_is_noop_when_params_have_no_grad`, `mixed_device_dtype`, `complex` (refused), `errors`:
+      `leaves_what_has_no_gradient`, `agrees_with_reference`, `refuses_what_it_cannot_do`,
+      `checks_settings_at_the_next_step`;
+    - `save_load_equality_with_weights_only`, `deepcopy_…`, `load_nontensor_step`,
+      `can_load_older_state_dict`, `load_state_dict_pre_hook…`, `state_dict_with_…`: `state_survives`,
+      `resumes_exactly`, `loads_older_states`, `loads_what_a_hook_returns`;
+    - of `test_lrscheduler.py` every scheduler: `follows_schedulers`; of `distributed/checkpoint` and
+      `fsdp`: `survives_checkpoint_tools`, `survives_other_files`, and what runs on two processes.
+
+    Not repeated, since it does not apply: `capturable…` and `differentiable…` (not offered: a step reads
+    nothing from a GPU, but counts steps on the CPU, so that it is no CUDA graph), sparse gradients
+    (refused), `fused_does_not_step_if_foundinf` (`GradScaler` unscales before the step and skips it whole;
+    see `is_untouched_by_a_skipped_step` and `skip_nonfinite`), `…large_tensor` and `peak_memory_foreach`
+    (GPUs). `step_is_noop_for_zero_grads` holds for no optimizer with momentum or decay.
+
+    Beyond torch's: an independent reference, states of other optimizers, momentum switched on late, zeros
+    that move, squares that overflow, skipping by option, a training step under
+    `torch.compile`, FSDP2, ZeRO, and the number of calls.
 
     Args:
         cls: The optimizer's class, or a function with its signature: (params, **settings).
@@ -111,7 +149,9 @@ def check_optimizer(
         pytest.param(partial(f, cls, case), id=f"{name}-{case.name}-{f.__name__}") for case, f in checks
     ]
     if costly:
-        settings = [dict(case.settings) for case in costly]
-        two = partial(check_two_processes, cls, settings)
+        settings, stored = (
+            [dict(case.settings) for case in cases if case.costly == wanted] for wanted in (True, False)
+        )
+        two = partial(check_two_processes, cls, settings, stored)
         params.append(pytest.param(two, id=f"{name}-{'+'.join(case.name for case in costly)}-two_processes"))
     return params

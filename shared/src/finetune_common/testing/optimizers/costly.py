@@ -11,6 +11,7 @@ from finetune_common.testing.optimizers.training import (
     TOLERANCE,
     assert_close,
     assert_equal,
+    pair,
     parameters,
     tensors,
     torch_may_deprecate_itself,
@@ -18,7 +19,13 @@ from finetune_common.testing.optimizers.training import (
     trained,
 )
 
-__all__ = ["does_not_recompile", "fused_equals_reference", "works_in_accelerate", "works_in_trainer"]
+__all__ = [
+    "does_not_recompile",
+    "fused_equals_reference",
+    "works_in_a_compiled_step",
+    "works_in_accelerate",
+    "works_in_trainer",
+]
 
 
 def fused_equals_reference(cls: Factory, case: OptimizerCase) -> None:
@@ -35,13 +42,37 @@ def does_not_recompile(cls: Factory, case: OptimizerCase) -> None:
     params = parameters()
     optimizer = cls(params, fused=True, **case.settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
-    for step in range(100):
+    for number in range(100):
         with torch_may_deprecate_itself():
-            train(optimizer, params, [step])
+            train(optimizer, params, [number])
         schedule.step()
-        if step == 1:
+        if number == 1:
             compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled > 0
+
+
+def works_in_a_compiled_step(cls: Factory, case: OptimizerCase) -> None:
+    """torch.compile around a step changes nothing, and compiles nothing again from step to step."""
+    params, expected = pair(), pair()
+    optimizer, plain = cls(params, **case.settings), cls(expected, **case.settings)
+
+    def update(loss: Tensor) -> Tensor:
+        doubled = loss * 2
+        optimizer.step()
+        return doubled + 1
+
+    compiled = torch.compile(update, backend="eager")  # tracing decides; what is traced need not be fast
+    for number in range(12):
+        for each in (params, expected):
+            for param, size in zip(each, (1.0 + number, -2.0), strict=True):
+                param.grad = torch.full_like(param, size)
+        with torch_may_deprecate_itself():
+            assert compiled(torch.tensor(float(number))) == 2 * number + 1
+        plain.step()
+        if number == 2:
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert_equal(params, expected)
 
 
 def works_in_accelerate(cls: Factory, case: OptimizerCase) -> None:

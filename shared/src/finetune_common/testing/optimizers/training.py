@@ -19,8 +19,10 @@ __all__ = [
     "assert_close",
     "assert_equal",
     "gradients",
+    "pair",
     "parameters",
     "saved_and_loaded",
+    "step",
     "tensors",
     "torch_may_deprecate_itself",
     "train",
@@ -44,6 +46,18 @@ def gradients(params: Sequence[Tensor], step: int) -> list[Tensor]:
     """Return gradients that depend on the step alone."""
     generator = torch.Generator().manual_seed(1000 + step)
     return [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for p in params]
+
+
+def pair() -> list[nn.Parameter]:
+    """Return two small parameters."""
+    return [nn.Parameter(torch.tensor([1.0, 2.0, -3.0])), nn.Parameter(torch.tensor([0.5, -0.5, 2.0]))]
+
+
+def step(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], values: Sequence[float]) -> None:
+    """Take a step with gradients that are one number everywhere."""
+    for param, value in zip(params, values, strict=True):
+        param.grad = torch.full_like(param, value)
+    optimizer.step()
 
 
 def train(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], steps: Sequence[int]) -> None:

@@ -1,0 +1,77 @@
+"""torch's schedulers, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler as schedules
+from torch.optim.swa_utils import SWALR
+
+from finetune_common.testing.optimizers.case import Factory, OptimizerCase
+from finetune_common.testing.optimizers.training import assert_equal, pair, step
+
+__all__ = ["SCHEDULES", "follows_schedulers"]
+
+CYCLED = ("lr", "betas", "momentum", "initial_lr")
+"""Settings that schedulers change."""
+
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda o: schedules.LambdaLR(o, lambda step: 0.5**step),
+    "MultiplicativeLR": lambda o: schedules.MultiplicativeLR(o, lambda step: 0.9),
+    "StepLR": lambda o: schedules.StepLR(o, 2),
+    "MultiStepLR": lambda o: schedules.MultiStepLR(o, [1, 3]),
+    "ConstantLR": lambda o: schedules.ConstantLR(o, total_iters=2),
+    "LinearLR": lambda o: schedules.LinearLR(o, total_iters=3),
+    "ExponentialLR": lambda o: schedules.ExponentialLR(o, 0.7),
+    "PolynomialLR": lambda o: schedules.PolynomialLR(o, 3),
+    "CosineAnnealingLR": lambda o: schedules.CosineAnnealingLR(o, 4),
+    "CosineAnnealingWarmRestarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 2),
+    "ReduceLROnPlateau": lambda o: schedules.ReduceLROnPlateau(o, patience=0),
+    "CyclicLR": lambda o: schedules.CyclicLR(o, 1e-3, 1e-2, 2, cycle_momentum=_has_momentum(o)),
+    "OneCycleLR": lambda o: schedules.OneCycleLR(o, 0.1, total_steps=8, cycle_momentum=_has_momentum(o)),
+    "ChainedScheduler": lambda o: schedules.ChainedScheduler(
+        [schedules.ConstantLR(o, total_iters=2), schedules.ExponentialLR(o, 0.9)]
+    ),
+    "SequentialLR": lambda o: schedules.SequentialLR(
+        o, [schedules.LinearLR(o, total_iters=2), schedules.ExponentialLR(o, 0.9)], milestones=[2]
+    ),
+    "SWALR": lambda o: SWALR(o, swa_lr=0.02, anneal_epochs=3),
+}
+"""Each scheduler of torch, with momentum or β₁ cycled where it can be."""
+
+
+def follows_schedulers(cls: Factory, case: OptimizerCase) -> None:
+    """Each of torch's schedulers changes what it changes in torch's own optimizer, and the step heeds it."""
+    for name, make in SCHEDULES.items():
+        driven, told = pair(), pair()
+        optimizer, by_hand = cls(driven, **case.settings), cls(told, **case.settings)
+        model = _torchs_own(optimizer)
+        schedule, its = make(optimizer), make(model)
+        for _ in range(4):
+            own, theirs = optimizer.param_groups[0], model.param_groups[0]
+            expected = {
+                setting: theirs[setting] for setting in CYCLED if setting in own and setting in theirs
+            }
+            assert {each: own[each] for each in expected} == expected, name
+            by_hand.param_groups[0].update(expected)
+            step(optimizer, driven, [1.0, -1.0])
+            step(by_hand, told, [1.0, -1.0])
+            model.step()
+            for one in (schedule, its):
+                one.step(*([1.0] if isinstance(one, schedules.ReduceLROnPlateau) else []))
+        assert_equal(driven, told)
+
+
+def _torchs_own(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """An optimizer of torch with the same settings that schedulers change."""
+    defaults = optimizer.defaults
+    if "betas" in defaults:
+        return torch.optim.AdamW(pair(), lr=defaults["lr"], betas=defaults["betas"])
+    return torch.optim.SGD(pair(), lr=defaults["lr"], momentum=defaults.get("momentum", 0.0))
+
+
+def _has_momentum(optimizer: torch.optim.Optimizer) -> bool:
+    defaults = optimizer.defaults
+    return "betas" in defaults or bool(defaults.get("momentum"))
