@@ -119,7 +119,9 @@ def docs(session: nox.Session) -> None:
 def publish(session: nox.Session) -> None:
     """Push the documentation to the branch gh-pages as a version: `-- dev`, `-- 1.2 latest`."""
     install(session, *SITE, "mike")
-    session.run("mike", "deploy", "--push", "--update-aliases", *session.posargs)
+    session.run(
+        "mike", "deploy", "--push", "--update-aliases", *session.posargs, env={"DOCS_VERSIONS": "mike"}
+    )
     if "latest" in session.posargs:
         session.run("mike", "set-default", "--push", "latest")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/clipped/course.py FOLDER_OF_THE_SWEEP --output-dir DIR
 
-Written are `result.json` and `table.md`: at each step that the monitor `tails` measured, the median over seeds;
+Written are `result.json` and `table.md`, at each step that the monitor `tails` saw the median over seeds,
 and `curves.png`: the score of each evaluation, its median and the band that holds 5 to 95 % of the seeds.
 """
 

@@ -17,8 +17,8 @@ from glue_harness.config.parsing import parse_mapping
 from glue_harness.cost.sweeps import run_seconds
 from glue_harness.report.targets import read_targets
 from glue_harness.run.evaluation import _of_batches
-from glue_harness.run.heads import renew_pooler
 from glue_harness.run.plan import Plan
+from glue_harness.run.pooler import renew_pooler
 from glue_harness.sweep.spec import read_spec
 
 BASE = {"task": "demo-entailment", "model": "demo", "output_dir": "none"}
@@ -266,3 +266,26 @@ def test_a_hub_that_refuses_is_told_in_one_line(finished, tmp_path, monkeypatch,
     assert (out / "config.json").exists()
     assert main(["export", str(finished), str(tmp_path / "other"), "--private"]) == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_an_axis_with_a_dot_is_an_option_of_a_method(tmp_path):
+    """A case's own axes meet those of all; a scale's one-of-each takes the first of each."""
+    spec = {
+        "base": {"task": "rte", "model": "demo", "optimizer": {"name": "adamw", "eps": 1e-6}},
+        "grid": {"optimizer.lr": [0.1, 0.2]},
+        "cases": [
+            {"activation": "none"},
+            {"optimizer": "sgd", "grid": {"optimizer.momentum": [0.0, 0.5]}},
+        ],
+    }
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    optimizers = [run.config.optimizer for run in read_spec(file, tmp_path)]
+    adamw = [{"name": "adamw", "eps": 1e-6, "lr": lr} for lr in (0.1, 0.2)]
+    sgd = [{"name": "sgd", "lr": lr, "momentum": m} for lr in (0.1, 0.2) for m in (0.0, 0.5)]
+    told = [{key: one[key] for key in like} for one, like in zip(optimizers, adamw + sgd, strict=True)]
+    assert told == adamw + sgd
+    assert len(read_spec(file, tmp_path, "smoke")) == 2
+    file.write_text(yaml.safe_dump({**spec, "grid": {"gradient.eta": [0.1]}}), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"grid\.gradient\.eta: nothing chooses"):
+        read_spec(file, tmp_path)

@@ -210,11 +210,14 @@ def predict_command(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--max-length", type=int, help="tokens to which a text is truncated (as in the run's training)"
     )
+    parser.add_argument("--task", help="which of its tasks, where the run learned several")
     options = parser.parse_args(argv)
 
     from glue_harness.predict import predict
 
-    made = predict(options.model, options.files, options.output, options.batch_size, options.max_length)
+    made = predict(
+        options.model, options.files, options.output, options.batch_size, options.max_length, options.task
+    )
     speed = f"{made['rows']:,} rows in {made['seconds']:.1f} s"
     scores = ", ".join(f"{name} {value:.4f}" for name, value in made["metrics"].items())
     print("; ".join(part for part in (speed, scores, made["without"]) if part), file=sys.stderr)
@@ -232,13 +235,14 @@ def export_command(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--push-to-hub", metavar="NAME", help="upload the folder to the model hub, too")
     parser.add_argument("--private", action="store_true", help="with --push-to-hub: for its owner alone")
+    parser.add_argument("--task", help="which of its tasks, where the run learned several")
     options = parser.parse_args(argv)
     if options.private and not options.push_to_hub:
         raise ConfigurationError("--private without --push-to-hub NAME does nothing: give both")
 
     from glue_harness.export import export, push
 
-    code = export(options.run, options.folder, options.merge)
+    code = export(options.run, options.folder, options.merge, options.task)
     trusted = ", trust_remote_code=True" if code else ""
     print(f"written: pipeline('text-classification', '{options.folder}'{trusted})")
     if code:

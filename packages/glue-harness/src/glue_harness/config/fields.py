@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
-from finetune_common.tasks import get_task
+from finetune_common.tasks import TASKS
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES, check_sources, digest_of
+from glue_harness.config.tasks import check_tasks, own_name
 
 __all__ = ["LIST_SLOTS", "SLOTS", "RunConfig"]
 
@@ -27,6 +29,7 @@ OPTIONAL = (
     *FILES,
     *DATASET,
     *CHOICES,
+    "task_sampling",
     "metric",
     "max_eval_samples",
     "decay_all",
@@ -50,7 +53,8 @@ class RunConfig:
     """Everything that decides a run.
 
     Args:
-        task: GLUE task, or a demo task (`glue-harness list tasks`).
+        task: GLUE task, or a demo task (`glue-harness list tasks`); several, with commas between them, train
+            one body with a head a task.
         model: Hub name, local folder, or `demo` (a tiny BERT made on the spot).
         output_dir: Folder of this run; a run started again there continues.
         model_config: Fields of the model's configuration to change (`--model.classifier_dropout 0.2`).
@@ -63,6 +67,8 @@ class RunConfig:
         text_columns: The column of text, or two with a comma between them.
         label_column: The column of the label.
         kind: Whether labels are classes, any number of labels a row, or scores; by default told from them.
+        task_sampling: How often each of several tasks is drawn: in proportion to its rows (size), or to their
+            square root (sqrt); size if left out.
         metric: The primary metric, any scikit-learn scorer; by default the first of the task's.
         delimiter: What stands between the cells of csv and tsv files; one character, or tab.
         encoding: Encoding of text files; by default UTF-8.
@@ -124,6 +130,7 @@ class RunConfig:
     text_columns: list[str] | str | None = None
     label_column: str | None = None
     kind: Literal["classes", "labels", "regression"] | None = None
+    task_sampling: Literal["size", "sqrt"] | None = None
     metric: str | None = None
     delimiter: str | None = None
     encoding: str | None = None
@@ -208,9 +215,43 @@ class RunConfig:
         if isinstance(self.text_columns, str):
             names = [name.strip() for name in self.text_columns.split(",")]
             object.__setattr__(self, "text_columns", names)
-        check_sources(vars(self))
-        if not self.own:
-            get_task(self.task)
+        check_tasks(self)
+        check_sources(vars(self), several=self.several)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks: one, or several that share a body."""
+        return tuple(self.task.split(","))
+
+    @property
+    def several(self) -> bool:
+        """Whether it is a run of several tasks."""
+        return len(self.tasks) > 1
+
+    def of(self, task: str) -> RunConfig:
+        """Return the configuration of one of several tasks: its rows alone, and the same settings."""
+        mine = self.own and task not in TASKS
+        left_out = ("data_dir",) if mine else (*FILES, *DATASET, *CHOICES)
+        plain = {f.name: f.default for f in fields(self) if f.name in left_out}
+        return replace(self, task=task, task_sampling=None, **plain)
+
+    def one_of_its_tasks(self, task: str | None, folder: Path) -> str:
+        """Return which of several tasks is asked for; nothing where the run in this folder has one alone.
+
+        Raises:
+            ConfigurationError: It did not learn the task, or one has to be named.
+        """
+        if task not in self.tasks and (self.several or task is not None):
+            said = f"no task {task!r}" if task else "one of its tasks is meant"
+            raise ConfigurationError(
+                f"{folder}: {said}: it learned {', '.join(self.tasks)}: say which, as --task {self.tasks[0]}"
+            )
+        return task or "" if self.several else ""
+
+    @property
+    def of_own_rows(self) -> RunConfig:
+        """The configuration of the task whose rows are one's own."""
+        return self.of(own_name(self)) if self.several else self
 
     @property
     def own(self) -> bool:
@@ -227,7 +268,7 @@ class RunConfig:
         Of files of one's own it is the content of their rows, which are read for it.
         """
         settings = self.as_dict()
-        rows = {"rows": digest_of(settings)} if self.train_file is not None else {}
+        rows = {"rows": digest_of(self.of_own_rows.as_dict())} if self.train_file is not None else {}
         return identity_of(settings) | rows
 
     @property
@@ -252,21 +293,6 @@ def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
         left_out += CHOICES
     kept = {key: value for key, value in settings.items() if key not in left_out}
     return kept | dict.fromkeys(kept.keys() & {"data_dir"})
-
-
-def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:
-    """Name the first setting in which two identities differ: `optimizer.lr: 0.1 here, 0.2 there`."""
-    for key in sorted({*ours, *theirs}):
-        here, there = ours.get(key), theirs.get(key)
-        if (
-            isinstance(here, dict)
-            and isinstance(there, dict)
-            and (deeper := difference(here, there, f"{prefix}{key}."))
-        ):
-            return deeper
-        if here != there:
-            return f"{prefix}{key} is {here!r} here and {there!r} there"
-    return None
 
 
 DESCRIBED = [f for f in fields(RunConfig) if f.name not in (*SLOTS, "model_config")]

@@ -64,6 +64,19 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "position_biased_input": False,
         },
     ),
+    "Meta-Llama-3-8B": (
+        "llama",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+            "pad_token_id": 128001,
+        },
+    ),
 }
 """Name → model type and what differs from transformers' defaults for it."""
 

@@ -94,12 +94,18 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     if unknown := [key for key in change if key not in CHANGES]:
         raise ConfigurationError(f"a scale's {unknown[0]!r} is unknown: {did_you_mean(unknown[0], CHANGES)}")
     fixed = change.get("base") or {}
-    grid = {axis: values for axis, values in (spec.get("grid") or {}).items() if axis not in fixed}
+    one = change.get("one_of_each")
+
+    def left(axes: Mapping[str, Any] | None) -> dict[str, Any]:
+        kept = {axis: values for axis, values in (axes or {}).items() if axis.partition(".")[0] not in fixed}
+        return {axis: _one_of_each(axis, values) if one else values for axis, values in kept.items()}
+
+    grid = left(spec.get("grid"))
     cases = [
-        {key: value for key, value in case.items() if key not in fixed} for case in spec.get("cases") or []
+        {key: left(value) if key == "grid" else value for key, value in case.items() if key not in fixed}
+        for case in spec.get("cases") or []
     ]
-    if change.get("one_of_each"):
-        grid = {axis: _one_of_each(axis, values) for axis, values in grid.items()}
+    if one:
         cases = _one_case_of_each(cases)
     new = {
         "base": {**(spec.get("base") or {}), **(change.get("defaults") or {}), **fixed},
