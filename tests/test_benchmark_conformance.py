@@ -71,9 +71,9 @@ def test_a_difference_that_matters_says_so_of_its_own_runs():
     assert "head" in conformance.hindrance(benchmark, full)
     assert not conformance.hindrance(benchmark, {**full, "model": "roberta-base"})
     lines = published.comparison(find("gact.two-bit"), "paper", [])
-    assert {line.verdict for line in lines if line.published} == {
-        "not comparable: their settings are not known"
-    }
+    told = {line.verdict for line in lines if line.published}
+    assert "not comparable: their settings are not known" in told
+    assert all(verdict.startswith("not comparable: ") for verdict in told)
 
 
 @pytest.fixture

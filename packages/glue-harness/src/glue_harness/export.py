@@ -112,14 +112,13 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     Raises:
         ConfigurationError: Nobody is logged in, the name cannot be used, or there is no network.
     """
-    import httpx
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
         made = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigurationError(
             f"--push-to-hub {name}: {reason}: log in with 'hf auth login'; the model is in {folder}"

@@ -1,4 +1,4 @@
-"""Where two runs differ."""
+"""Where two configurations differ, said in one line."""
 
 from __future__ import annotations
 

@@ -6,9 +6,7 @@ predict, export, search and the benchmark scripts. Nowhere else is a model loade
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import set_seed
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
@@ -33,12 +32,13 @@ from glue_harness.run.models import (
     load_classifier,
     load_model,
     load_tokenizer,
+    quiet_about_heads,
 )
 from glue_harness.run.parameters import parameter_groups
-from glue_harness.run.plan import task_left, task_of, task_told
-from glue_harness.run.pooler import begin
+from glue_harness.run.pooler import renew_pooler
 from glue_harness.run.predictor import Predictor
 from glue_harness.run.records import ADAPTER, MODEL, read_result
+from glue_harness.run.tasks import task_left, task_of, task_told
 
 __all__ = [
     "Run",
@@ -171,9 +171,14 @@ def create(
 def base_model(run: Run) -> Any:
     """Return the model that a run adapts, as it was before; what is new is drawn from the seed."""
     config, kwargs = run.config, run.methods.adaptation.load_kwargs()
-    model, task, tokenizer, fields = config.model, run.task, run.tokenizer, config.model_config
-    assert task is not None
-    return begin(config, lambda: load_model(model, task, tokenizer, kwargs, fields))
+    set_seed(config.seed if config.head_seed is None else config.head_seed)
+    assert run.task is not None
+    model = load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
+    if config.head == "new":
+        renew_pooler(model)
+    if config.head_seed is not None:
+        set_seed(config.seed)
+    return model
 
 
 def create_untrained(config: RunConfig, device: str = "cpu", attention: str | None = None) -> Run:
@@ -238,7 +243,7 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
         )
     if finished and (folder / ADAPTER / name).is_dir():
         left = task_left(config, result, find_config(place))
-        with _no_word_of_heads():
+        with quiet_about_heads():
             tokenizer = load_tokenizer(str(folder), task=name)
             opened = create(config, task=left, tokenizer=tokenizer, adapter=folder / ADAPTER / name)
     else:
@@ -246,14 +251,6 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
         opened = opened.of(name) if name else opened
     opened.model.eval()
     return opened
-
-
-@contextmanager
-def _no_word_of_heads() -> Iterator[None]:
-    """Let a head be drawn anew without a warning: it receives what was trained."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* is drawn anew")
-        yield
 
 
 def reopen(folder: Path) -> Run:
@@ -264,7 +261,7 @@ def reopen(folder: Path) -> Run:
             f"{folder}: this run has neither a model nor a checkpoint (a sweep keeps those that its "
             "specification's 'keep' says): run it again with --overwrite, or give another run"
         )
-    with _no_word_of_heads():
+    with quiet_about_heads():
         opened = create(read_config(folder))
     checkpoint.load_weights(newest, opened.model, torch.device("cpu"))
     return opened

@@ -205,7 +205,7 @@ def _of_one(
     data: Data,
     batch_size: int,
     processes: Processes,
-    between: Callable[[], None],
+    between: Callable[[], None] = lambda: None,
     metric_batch: int | None = None,
 ) -> Evaluation:
     training = model.training
@@ -236,4 +236,4 @@ def evaluate_test(
     if "test" not in data.datasets:
         return None
     task = replace(data.task, evaluation=("test",))
-    return _of_one(model, replace(data, task=task), batch_size, processes, lambda: None).metrics
+    return _of_one(model, replace(data, task=task), batch_size, processes).metrics

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "load_classifier",
     "load_model",
     "load_tokenizer",
+    "quiet_about_heads",
 ]
 
 WEIGHT_FILES = (
@@ -270,3 +272,11 @@ def labels_of(task: Task) -> dict[str, Any]:
         "id2label": dict(enumerate(task.labels)),
         "label2id": {name: number for number, name in enumerate(task.labels)},
     }
+
+
+@contextmanager
+def quiet_about_heads() -> Iterator[None]:
+    """Let a head be drawn anew without a warning: it receives what was trained."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* is drawn anew")
+        yield

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 
 from finetune_common.data import (
     Collator,
@@ -24,76 +26,16 @@ from finetune_common.data import (
     token_lengths,
     tokenize,
 )
-from finetune_common.errors import ConfigurationError
-from finetune_common.metrics import metrics_of
-from finetune_common.tasks import TASKS, Task, get_task
+from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
 from glue_harness.run.processes import Processes
-from glue_harness.run.schedules import schedule_of
+from glue_harness.run.tasks import task_of
 
 if TYPE_CHECKING:
     from glue_harness.run.mixture import Mixture
 
-__all__ = ["Data", "MicroBatch", "Plan", "load_rows", "task_of"]
-
-
-def task_of(config: RunConfig) -> Task:
-    """Return a run's task; that of rows of one's own is read off them."""
-    if config.own:
-        return own_rows(config.as_dict()).task
-    task = get_task(config.task)
-    if config.metric is None or config.metric == task.primary:
-        return task
-    if len(task.evaluation) > 1:
-        raise ConfigurationError(
-            f"--metric {config.metric}: {task.name} is evaluated on {len(task.evaluation)} sets, by its "
-            "own metrics"
-        )
-    return replace(task, metrics=metrics_of(task, config.metric), primary=config.metric)
-
-
-def task_left(config: RunConfig, result: Mapping[str, Any], described: Any) -> Task:
-    """Return a finished run's task from what it left, without reading its rows.
-
-    Args:
-        config: The run, of one task.
-        result: What its `result.json` holds of this task.
-        described: The configuration of its model, which names the labels.
-    """
-    if not config.own and config.metric is None:
-        return get_task(config.task)
-    judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
-    if config.task in TASKS:
-        return replace(TASKS[config.task], evaluation=("validation",), **judged)
-    names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
-    schema = (result.get("data") or {}).get("schema") or {}
-    return Task(
-        config.task,
-        tuple(result["columns"]),
-        names,
-        rows={},
-        label_range=(-math.inf, math.inf),
-        official_label=schema.get("label_column", "label"),
-        several=described.problem_type == "multi_label_classification",
-        **judged,
-    )
-
-
-def task_told(name: str, described: Any) -> Task:
-    """Return the task of a model of which nothing but its configuration is known.
-
-    Args:
-        name: What it is called.
-        described: The configuration.
-    """
-    several = described.problem_type == "multi_label_classification"
-    if described.problem_type == "regression" or (described.num_labels == 1 and not several):
-        return Task(name, (), (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-math.inf, math.inf))
-    labels = tuple(str(label) for _, label in sorted(described.id2label.items()))
-    told = Task(name, (), labels, (), "", {}, several=several)
-    metrics = metrics_of(told)
-    return replace(told, metrics=metrics, primary=metrics[0])
+__all__ = ["Data", "MicroBatch", "Plan", "load_rows"]
 
 
 def load_rows(config: RunConfig) -> tuple[Task, Any]:
@@ -187,6 +129,11 @@ class Data:
         return ({**batch, **self.marks} for batch in rows) if self.marks else rows
 
 
+def _warmup_linear(warmup: int, total: int, step: int) -> float:
+    """The schedule of pytorch-pretrained-bert: step/warmup, then at once 1 - step/total."""
+    return step / warmup if step < warmup else max(0.0, 1 - step / total)
+
+
 def _some(rows: Any, seed: int, count: int) -> Any:
     return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
 
@@ -239,8 +186,13 @@ class Plan:
         return epoch_batches(self.lengths, size, **common)
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return the learning-rate schedule of the run's steps."""
-        return schedule_of(self.config, self.total, optimizer)
+        """Return the learning-rate schedule: warm-up, then what the run's `schedule` names."""
+        asked, total = self.config.warmup, self.config.schedule_steps or self.total
+        warmup = math.ceil(asked * total) if asked < 1 else int(asked)
+        if self.config.schedule == "warmup-linear":
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warmup_linear, warmup, total))
+        name = "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule
+        return transformers.get_scheduler(name, optimizer, warmup, total)
 
     def windows(self, step: int) -> list[list[list[int]]]:
         """Return the windows that are left of the epoch in which a step is, over all processes."""

@@ -1,34 +1,14 @@
-"""The head that a run begins with: its seed, and a pooler that does not come from the checkpoint."""
+"""The head of a classifier: a pooler that does not come from the checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from torch import nn
 
-from glue_harness.config.fields import RunConfig
-
-__all__ = ["begin", "renew_pooler"]
-
-
-def begin(config: RunConfig, load: Callable[[], Any]) -> Any:
-    """Return the model that a run begins with, its new weights drawn from the seed of its head.
-
-    Args:
-        config: Its `seed`, `head_seed` and `head`.
-        load: Makes the model.
-    """
-    set_seed(config.seed if config.head_seed is None else config.head_seed)
-    model = load()
-    if config.head == "new":
-        renew_pooler(model)
-    if config.head_seed is not None:
-        set_seed(config.seed)
-    return model
+__all__ = ["renew_pooler"]
 
 
 @torch.no_grad()

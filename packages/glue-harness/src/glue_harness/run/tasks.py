@@ -1,0 +1,74 @@
+"""A run's task: of its configuration, of what a finished run left, of a model alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from finetune_common.errors import ConfigurationError
+from finetune_common.metrics import metrics_of
+from finetune_common.tasks import TASKS, Task, get_task
+from glue_harness.config.fields import RunConfig
+from glue_harness.config.own_rows import own_rows
+
+__all__ = ["task_left", "task_of", "task_told"]
+
+
+def task_of(config: RunConfig) -> Task:
+    """Return a run's task; that of rows of one's own is read off them."""
+    if config.own:
+        return own_rows(config.as_dict()).task
+    task = get_task(config.task)
+    if config.metric is None or config.metric == task.primary:
+        return task
+    if len(task.evaluation) > 1:
+        raise ConfigurationError(
+            f"--metric {config.metric}: {task.name} is evaluated on {len(task.evaluation)} sets, by its "
+            "own metrics"
+        )
+    return replace(task, metrics=metrics_of(task, config.metric), primary=config.metric)
+
+
+def task_left(config: RunConfig, result: Mapping[str, Any], described: Any) -> Task:
+    """Return a finished run's task from what it left, without reading its rows.
+
+    Args:
+        config: The run, of one task.
+        result: What its `result.json` holds of this task.
+        described: The configuration of its model, which names the labels.
+    """
+    if not config.own and config.metric is None:
+        return get_task(config.task)
+    judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
+    if config.task in TASKS:
+        return replace(TASKS[config.task], evaluation=("validation",), **judged)
+    names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
+    schema = (result.get("data") or {}).get("schema") or {}
+    return Task(
+        config.task,
+        tuple(result["columns"]),
+        names,
+        rows={},
+        label_range=(-math.inf, math.inf),
+        official_label=schema.get("label_column", "label"),
+        several=described.problem_type == "multi_label_classification",
+        **judged,
+    )
+
+
+def task_told(name: str, described: Any) -> Task:
+    """Return the task of a model of which nothing but its configuration is known.
+
+    Args:
+        name: What it is called.
+        described: The configuration.
+    """
+    several = described.problem_type == "multi_label_classification"
+    if described.problem_type == "regression" or (described.num_labels == 1 and not several):
+        return Task(name, (), (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-math.inf, math.inf))
+    labels = tuple(str(label) for _, label in sorted(described.id2label.items()))
+    told = Task(name, (), labels, (), "", {}, several=several)
+    metrics = metrics_of(told)
+    return replace(told, metrics=metrics, primary=metrics[0])
