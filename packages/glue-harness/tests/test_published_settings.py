@@ -145,6 +145,15 @@ def test_a_scale_changes_some_options_of_a_specification(spec_file, tmp_path):
         settings("cpus")
 
 
+def test_a_scale_needs_no_variable_of_another(tmp_path):
+    spec = SPEC | {"scales": {"cpu": {"base": {"model": "${NO_SUCH_VARIABLE}"}}}}
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    assert len(read_spec(file, tmp_path, "smoke")) == 2
+    with pytest.raises(ConfigurationError, match="NO_SUCH_VARIABLE"):
+        read_spec(file, tmp_path, "cpu")
+
+
 def test_a_dry_run_tells_hours_memory_and_disk_without_a_gpu(spec_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e12))
     assert main(["sweep", str(spec_file), "--output-dir", str(tmp_path / "runs"), "--dry-run"]) == 0
@@ -208,6 +217,22 @@ def test_a_report_sets_published_numbers_beside_ours(tmp_path, capsys):
     assert told["Lion"].endswith("| not run |")
     assert "not reproduced" in (out / "index.html").read_text()
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"cases": ["sgd"]}, "cases: 'sgd'"),
+        ({"scales": {"cpu": 3}}, "scales: 3"),
+        ({"cases": [{"grid": {"seed": 1}}]}, "grid.seed has to be a list"),
+        ({"scales": {"smoke": {"bases": {}}}}, "a scale's 'bases' is unknown: did you mean 'base'"),
+    ],
+)
+def test_what_a_specification_cannot_say_is_named(part, said, tmp_path):
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump({**SPEC, **part}), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=said):
+        read_spec(file, tmp_path, "smoke" if "smoke" in str(part) else None)
 
 
 @pytest.mark.parametrize(

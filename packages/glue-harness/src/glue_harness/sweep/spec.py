@@ -40,14 +40,21 @@ class PlannedRun:
 
 
 def _read(path: Path, scale: str | None) -> dict[str, Any]:
-    spec = {part: kind() for part, kind in PARTS.items()} | at_scale(read_specification(path, PARTS), scale)
-    for grid in (spec["grid"], *(case.get("grid") or {} for case in spec["cases"] if isinstance(case, dict))):
+    def chosen(written: Mapping[str, Any]) -> dict[str, Any]:
+        scales, cases = written.get("scales") or {}, written.get("cases") or []
+        for part, mappings in {"cases": cases, "scales": scales.values()}.items():
+            if wrong := [one for one in mappings if not isinstance(one, dict)]:
+                raise ConfigurationError(f"{path}: {part}: {wrong[0]!r}: give options and their values")
+        for rule in written.get("where") or []:
+            if not isinstance(rule, dict) or {"if", "then"} != set(rule):
+                raise ConfigurationError(f"{path}: where: {rule!r}: give 'if' and 'then', each with options")
+        return at_scale(written, scale)
+
+    spec = read_specification(path, PARTS, chosen)
+    for grid in (spec["grid"], *(case.get("grid") or {} for case in spec["cases"])):
         for axis, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise ConfigurationError(f"{path}: grid.{axis} has to be a list of values, not {values!r}")
-    for rule in spec["where"]:
-        if not isinstance(rule, dict) or set(rule) != {"if", "then"}:
-            raise ConfigurationError(f"{path}: where: {rule!r}: give 'if' and 'then', each with options")
     return spec
 
 
