@@ -5,8 +5,8 @@
 
 The JSON holds every run's `result.json`. The table beside it (`.md`), the differences to a baseline
 (`-paired.md`), the comparison with what was published (`-published.md`), the list of benchmarks with their
-times (`list.md`), the page of all results (`results.md`) and the reports that the documentation links are
-never written by hand.
+times (`list.md`), what differs from the released code (`differences.md`), the page of all results
+(`results.md`) and the reports that the documentation links are never written by hand.
 """
 
 from __future__ import annotations

@@ -154,7 +154,9 @@ def test_the_best_rate_of_each_seed_is_paired_with_the_best_of_the_baseline():
 )
 def test_a_footnote_says_what_is_true_of_the_numbers_above_it(name, scale, around, said):
     line = Line("mrpc", "small", "adamw", "accuracy", None, 0.85, around, "no published number")
-    assert footnote([line], find(name), scale).endswith(said)
+    own, _, differs = footnote([line], find(name), scale).partition(" Differs from the released code in: ")
+    assert own.endswith(said)
+    assert bool(differs) == (scale == "paper")
 
 
 def test_costs_have_a_verdict_and_the_bytes_of_the_timed_step():
@@ -180,7 +182,7 @@ def test_percents_are_compared_as_percents():
     assert "88.51" in table(target)
 
 
-@pytest.mark.parametrize("name", ["estimates", "speed"])
+@pytest.mark.parametrize("name", ["estimates", "scales", "speed"])
 def test_examples_in_docstrings_of_the_benchmarks_run(name):
     failed, attempted = doctest.testmod(importlib.import_module(f"reproduce.{name}"))
     assert attempted

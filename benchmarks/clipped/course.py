@@ -1,8 +1,9 @@
-"""Tails of the gradient noise during the runs of a sweep that has the monitor `tails`.
+"""The course of the runs of a sweep: scores over the steps, and the tails of the gradient noise.
 
     python benchmarks/clipped/course.py FOLDER_OF_THE_SWEEP --output-dir DIR
 
-Written are `result.json` and `table.md`: at each step that was measured, the median over seeds.
+Written are `result.json` and `table.md`, at each step that the monitor `tails` saw the median over seeds,
+and `curves.png`: the score of each evaluation, its median and the band that holds 5 to 95 % of the seeds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.report.aggregate import summarise
@@ -37,6 +40,53 @@ def course(sweep: Path) -> list[dict[str, Any]]:
             numbers = {name: [run[step][name] for run in runs] for name in NUMBERS}
             found.append({"setting": row.setting, "step": step, "runs": len(runs), **numbers})
     return found
+
+
+def curves(sweep: Path) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """Return task and metric → setting → step → the score of each seed; one run is a sweep of one."""
+    results = read_results(sweep)
+    by_folder = {result["folder"]: result for result in results}
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for row in summarise(results):
+        title = f"{row.task}, {row.primary.replace('_', ' ')}"
+        scores = found.setdefault(title, {}).setdefault(row.setting, {})
+        for folder in row.runs:
+            for entry in by_folder[folder]["history"]:
+                scores.setdefault(entry["step"], []).append(entry["metrics"][row.primary])
+    return found
+
+
+def band(scores: Sequence[float]) -> tuple[float, float, float]:
+    """Return what 5 %, half and 95 % of scores lie below, read off between them.
+
+    Examples:
+        >>> band([0.0, 1.0, 2.0, 3.0, 4.0])
+        (0.2, 2.0, 3.8)
+    """
+    ordered = sorted(scores)
+
+    def quantile(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
+        return round(ordered[below] + (place - below) * (ordered[above] - ordered[below]), 12)
+
+    return quantile(0.05), quantile(0.5), quantile(0.95)
+
+
+def draw(found: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> None:
+    """Write a panel a task: each setting's median over seeds and its band."""
+    figure = Figure(figsize=(7 * len(found), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for ax, (title, settings) in zip(panels, found.items(), strict=True):
+        for setting, scores in settings.items():
+            steps = sorted(scores)
+            low, middle, high = zip(*(band(scores[step]) for step in steps), strict=True)
+            ax.plot(steps, middle, label=setting)
+            ax.fill_between(steps, low, high, alpha=0.15)
+        ax.set(xlabel="step", title=f"{title}: median and 5-95 % band")
+        ax.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -64,13 +114,16 @@ def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("runs", type=Path, help="folder of a finished sweep")
-    parser.add_argument("--output-dir", type=Path, required=True, help="receives result.json and table.md")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help="receives result.json, table.md, curves.png"
+    )
     options = parser.parse_args()
     try:
         report = {"rows": course(options.runs)}
     except ConfigurationError as error:
         parser.error(str(error))
     write_report(options.output_dir, report, table(report))
+    draw(curves(options.runs), options.output_dir / "curves.png")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def augmented(
         >>> x = torch.arange(4.0).view(1, 1, 2, 2) + 1
         >>> augmented(x, torch.Generator().manual_seed(0)).equal(x)
         True
-        >>> augmented(x, torch.Generator().manual_seed(0), crop=2).flatten().tolist()
-        [4.0, 0.0, 0.0, 0.0]
+        >>> augmented(x, torch.Generator().manual_seed(0), crop=1).flatten().tolist()
+        [0.0, 3.0, 0.0, 0.0]
     """
     rows, channels, height, width = x.shape
     if crop:

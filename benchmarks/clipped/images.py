@@ -43,7 +43,7 @@ BLOCKS = r"resnet\.encoder\.stages\.\d+\.layers\.\d+"
 
 def resnet(spec: Mapping[str, Any], images: Images) -> nn.Module:
     channels = images.train[0].shape[1]
-    if spec["model"]:
+    if spec.get("model"):
         model = ResNetForImageClassification.from_pretrained(
             spec["model"], num_labels=images.classes, ignore_mismatched_sizes=True
         )
@@ -221,9 +221,11 @@ def main() -> None:
                 print(f"{way}, seed {seed}: {runs[str(seed)]['accuracy'][-1]:.4f}", flush=True)
     samples = samples_of(result)
     write_whole(folder / "accuracy.md", accuracy_table(result))
-    write_whole(folder / "tails.md", tails.table(samples))
-    tails.draw(samples, folder / "tails.png")
-    print(accuracy_table(result), tails.table(samples), sep="\n")
+    print(accuracy_table(result))
+    if samples:
+        write_whole(folder / "tails.md", tails.table(samples))
+        tails.draw(samples, folder / "tails.png")
+        print(tails.table(samples))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 The searches are those of `glue-harness capacity`. Where steps are measured, a way's sequences a second are
 the median of forward and backward passes, at the largest value found and at the batches asked for. Each
 finished search is kept in `result.json`; started again, the script does what is missing. `table.md` is made
-from it.
+from it, and `throughput.png` where several batches were measured.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.capacity import SEARCHES, capacity, read_bytes
@@ -137,6 +138,40 @@ def table(result: Mapping[str, Any]) -> str:
     )
 
 
+def curves(result: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return model → way of keeping activations → (batch, sequences a second) of what fitted, by batch.
+
+    A search for the largest batch is a measurement at that batch.
+
+    Examples:
+        >>> row = {"model": "m", "activations": "L1"}
+        >>> rows = [{**row, "throughput_at": 8, "sequences_per_second": 5.0}]
+        >>> rows += [{**row, "searches": "batch-size", "largest": 64, "sequences_per_second": 9.0}]
+        >>> rows += [{**row, "throughput_at": 128, "sequences_per_second": None}]
+        >>> curves({"rows": rows})
+        {'m': {'L1': [(8, 5.0), (64, 9.0)]}}
+    """
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in result["rows"]:
+        batch = row.get("throughput_at") or (row["searches"] == "batch-size" and row["largest"])
+        if batch and row["sequences_per_second"]:
+            ways = found.setdefault(row["model"], {})
+            ways.setdefault(row["activations"], []).append((batch, row["sequences_per_second"]))
+    return {model: {way: sorted(at) for way, at in ways.items()} for model, ways in found.items()}
+
+
+def draw(found: Mapping[str, Mapping[str, list[tuple[int, float]]]], path: Path) -> None:
+    """Write a panel a model: sequences a second over the batch, up to the largest that fits."""
+    figure = Figure(figsize=(6 * len(found), 4), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for ax, (model, ways) in zip(panels, found.items(), strict=True):
+        for way, at in ways.items():
+            ax.plot(*zip(*at, strict=True), marker="o", label=way)
+        ax.set(xscale="log", xlabel="batch", ylabel="sequences a second", title=model)
+        ax.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
@@ -157,6 +192,8 @@ def main() -> None:
             write_whole(file, json.dumps({**result, "rows": rows}, indent=1) + "\n")
     write_whole(options.output_dir / "table.md", table({**result, "rows": rows}))
     print(table({**result, "rows": rows}))
+    if len(spec["throughput_at"]) > 1 and (found := curves({"rows": rows})):
+        draw(found, options.output_dir / "throughput.png")
 
 
 if __name__ == "__main__":

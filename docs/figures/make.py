@@ -116,7 +116,7 @@ def text_against_images() -> Figure:
         json.loads((BENCHMARKS / "clipped/results" / name / "result.json").read_text())
         for name in ("text-tails", "images")
     )
-    at = {"0": "at the start", "5": "after training"}
+    at = {"0": "at the start", "4": "after training"}
     samples = {f"text, {name.split(', ')[1]}": sample for name, sample in text.items()}
     samples |= {f"images, {at[epoch]}": one for epoch, one in images["runs"]["adam"]["0"]["tails"].items()}
     return looked_at({name: sample["norms"] for name, sample in samples.items()})

@@ -1,5 +1,8 @@
 """Options that published runs need: another head or schedule, metrics of batches, dependent options."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,11 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
+from glue_harness import run
+from glue_harness.cli import main
 from glue_harness.config.parsing import parse_mapping
+from glue_harness.cost.sweeps import run_seconds
+from glue_harness.report.targets import read_targets
 from glue_harness.run.evaluation import _of_batches
 from glue_harness.run.plan import Plan
 from glue_harness.run.pooler import renew_pooler
@@ -108,4 +115,202 @@ def test_options_of_a_sweep_may_follow_from_others(tmp_path):
     ]
     file.write_text(yaml.safe_dump({**spec, "where": [{"if": {}}]}), encoding="utf-8")
     with pytest.raises(ConfigurationError, match="where"):
+        read_spec(file, tmp_path)
+
+
+SPEC = {
+    "base": {"task": "rte", "model": "bert-base-uncased", "epochs": 3},
+    "grid": {"optimizer": ["adamw", {"name": "adamw", "lr": 1e-4}, "sgd"], "seed": [1, 2]},
+    "scales": {"cpu": {"base": {"epochs": 1, "max_train_samples": 100}, "grid": {"seed": [7]}}},
+}
+
+
+@pytest.fixture
+def spec_file(tmp_path):
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(SPEC), encoding="utf-8")
+    return file
+
+
+def test_a_scale_changes_some_options_of_a_specification(spec_file, tmp_path):
+    def settings(scale):
+        return [
+            (r.config.epochs, r.config.model, r.config.seed) for r in read_spec(spec_file, tmp_path, scale)
+        ]
+
+    assert settings(None) == settings("paper") == [(3, "bert-base-uncased", seed) for seed in (1, 2)] * 3
+    assert settings("cpu") == [(1, "bert-base-uncased", 7)] * 3
+    assert settings("smoke") == [(1, "demo", 41)] * 2  # one of each method
+    with pytest.raises(ConfigurationError, match="--scale cpus is unknown: did you mean 'cpu'"):
+        settings("cpus")
+
+
+def test_a_scale_needs_no_variable_of_another(tmp_path):
+    spec = SPEC | {"scales": {"cpu": {"base": {"model": "${NO_SUCH_VARIABLE}"}}}}
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    assert len(read_spec(file, tmp_path, "smoke")) == 2
+    with pytest.raises(ConfigurationError, match="NO_SUCH_VARIABLE"):
+        read_spec(file, tmp_path, "cpu")
+
+
+def test_a_dry_run_tells_hours_memory_and_disk_without_a_gpu(spec_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e12))
+    assert main(["sweep", str(spec_file), "--output-dir", str(tmp_path / "runs"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "GB of disk are needed" in told
+    assert "h of one GPU or" in told
+    assert "GB of memory for a step of bert-base-uncased" in told
+
+
+def test_hours_follow_from_rows_tokens_and_parameters():
+    """85.5 M parameters a token, 64 tokens a row: 6 operations in training on 3 x 2,490, 2 on 3 x 277."""
+    config = parse_mapping({**BASE, "task": "rte", "model": "bert-base-uncased"})
+    expected = 85.5e6 * 64 * (6 * 3 * 2490 + 2 * 3 * 277)
+    assert run_seconds([config], 1e9) == pytest.approx(2 + expected / 1e9, rel=0.01)
+
+
+def published(tmp_path, *rows):
+    file = tmp_path / "targets.csv"
+    lines = ["method,task,metric,value,run,key", *rows]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def kept(tmp_path, seed, accuracy):
+    """A finished run, as much of it as a report reads."""
+    settings = {**BASE, "task": "rte", "max_steps": 1, "seed": seed, "output_dir": str(tmp_path / str(seed))}
+    config = parse_mapping(settings)
+    folder = tmp_path / "runs" / str(seed)
+    folder.mkdir(parents=True)
+    whole = config.identity()
+    slots = {slot: whole.pop(slot) for slot in ("adaptation", "activation", "gradient", "optimizer")}
+    metrics = {"accuracy": accuracy}
+    result = {
+        **{"schema": 1, "task": "rte", "model": "demo", "seed": seed, "hash": config.hash, "slots": slots},
+        **{"settings": whole, "primary": "accuracy", "metrics": {"last": metrics, "best": metrics}},
+        **{"history": [], "steps": 1, "seconds": {"forward": 1.0, "evaluation": 1.0}, "test": None},
+        **{"examples_per_second": 1.0, "peak_memory_bytes": 1, "saved_activation_bytes": 1, "classes": {}},
+        **{"parameters": {"trainable": 1, "total": 1}, "versions": {}, "hardware": {"device": "cpu"}},
+        **{"columns": [], "rows": {}, "data": {}, "stopped_early": False},
+    }
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def test_a_report_sets_published_numbers_beside_ours(tmp_path, capsys):
+    for seed, accuracy in enumerate((0.60, 0.62, 0.64)):
+        kept(tmp_path, seed, accuracy)
+    run = "{task: rte, optimizer: {name: adamw}}"
+    file = published(
+        tmp_path,
+        f'AdamW,rte,acc,0.61,"{run}",accuracy',
+        f'AdamW too high,rte,acc,0.95,"{run}",accuracy',
+        'Lion,rte,acc,0.7,"{task: rte, optimizer: {name: lion}}",accuracy',
+    )
+    out = tmp_path / "report"
+    line = ["report", str(tmp_path / "runs"), "--output-dir", str(out), "--targets", str(file)]
+    assert main(line) == 0
+    told = {row.split(" | ")[2]: row for row in (out / "published.md").read_text().splitlines()[2:]}
+    assert told["AdamW"].endswith("| reproduced |")
+    assert "| 0.6100 | 0.6200 | +0.0100 |" in told["AdamW"]
+    assert told["AdamW too high"].endswith("| not reproduced |")
+    assert told["Lion"].endswith("| not run |")
+    assert "not reproduced" in (out / "index.html").read_text()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"cases": ["sgd"]}, "cases: 'sgd'"),
+        ({"scales": {"cpu": 3}}, "scales: 3"),
+        ({"cases": [{"grid": {"seed": 1}}]}, "grid.seed has to be a list"),
+        ({"scales": {"smoke": {"bases": {}}}}, "a scale's 'bases' is unknown: did you mean 'base'"),
+    ],
+)
+def test_what_a_specification_cannot_say_is_named(part, said, tmp_path):
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump({**SPEC, **part}), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=said):
+        read_spec(file, tmp_path, "smoke" if "smoke" in str(part) else None)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("AdamW,rte,acc,much,{},accuracy", "line 2: could not convert"),
+        ("A,rte,acc,1,[1],accuracy", "line 2: run"),
+    ],
+)
+def test_a_bad_row_of_targets_is_named(row, said, tmp_path):
+    with pytest.raises(ConfigurationError, match=said):
+        read_targets(published(tmp_path, row))
+    bad = tmp_path / "bad.csv"
+    bad.write_text("method,task\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="no column 'metric'"):
+        read_targets(bad)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(parse_mapping({**BASE, "max_steps": 1, "max_train_samples": 8, "output_dir": str(folder)}))
+    return folder
+
+
+def test_an_exported_model_is_pushed_to_the_hub(finished, tmp_path, monkeypatch, capsys):
+    """What is uploaded is the folder that transformers loads, to the name that the hub gives."""
+    told = {}
+
+    class Hub:
+        def create_repo(self, name, private, exist_ok):
+            told.update(name=name, private=private)
+            return SimpleNamespace(repo_id=f"somebody/{name}")
+
+        def upload_folder(self, repo_id, folder_path):
+            told.update(repo_id=repo_id, files={path.name for path in folder_path.iterdir()})
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    line = ["export", str(finished), str(tmp_path / "out"), "--push-to-hub", "mine", "--private"]
+    assert main(line) == 0
+    assert told.pop("files") >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    assert told == {"name": "mine", "private": True, "repo_id": "somebody/mine"}
+    assert capsys.readouterr().out.endswith("pushed: somebody/mine\n")
+
+
+def test_a_hub_that_refuses_is_told_in_one_line(finished, tmp_path, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise OSError("401 Client Error:\n Unauthorized")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    out = tmp_path / "out"
+    assert main(["export", str(finished), str(out), "--push-to-hub", "mine"]) == 2
+    told = capsys.readouterr().err
+    assert "401 Client Error: Unauthorized" in told
+    assert told.count("\n") == 1
+    assert (out / "config.json").exists()
+    assert main(["export", str(finished), str(tmp_path / "other"), "--private"]) == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_axis_with_a_dot_is_an_option_of_a_method(tmp_path):
+    """A case's own axes meet those of all; a scale's one-of-each takes the first of each."""
+    spec = {
+        "base": {"task": "rte", "model": "demo", "optimizer": {"name": "adamw", "eps": 1e-6}},
+        "grid": {"optimizer.lr": [0.1, 0.2]},
+        "cases": [
+            {"activation": "none"},
+            {"optimizer": "sgd", "grid": {"optimizer.momentum": [0.0, 0.5]}},
+        ],
+    }
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    optimizers = [run.config.optimizer for run in read_spec(file, tmp_path)]
+    adamw = [{"name": "adamw", "eps": 1e-6, "lr": lr} for lr in (0.1, 0.2)]
+    sgd = [{"name": "sgd", "lr": lr, "momentum": m} for lr in (0.1, 0.2) for m in (0.0, 0.5)]
+    told = [{key: one[key] for key in like} for one, like in zip(optimizers, adamw + sgd, strict=True)]
+    assert told == adamw + sgd
+    assert len(read_spec(file, tmp_path, "smoke")) == 2
+    file.write_text(yaml.safe_dump({**spec, "grid": {"gradient.eta": [0.1]}}), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"grid\.gradient\.eta: nothing chooses"):
         read_spec(file, tmp_path)

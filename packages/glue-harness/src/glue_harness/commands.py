@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune_common.errors import ConfigurationError
 from glue_harness.config.commands import parser_of
 
 __all__ = [
@@ -232,13 +233,19 @@ def export_command(argv: Sequence[str]) -> None:
         action="store_true",
         help="only the plain model with the adaptation in its weights; refused where it cannot be",
     )
+    parser.add_argument("--push-to-hub", metavar="NAME", help="upload the folder to the model hub, too")
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: for its owner alone")
     parser.add_argument("--task", help="which of its tasks, where the run learned several")
     options = parser.parse_args(argv)
+    if options.private and not options.push_to_hub:
+        raise ConfigurationError("--private without --push-to-hub NAME does nothing: give both")
 
-    from glue_harness.export import export
+    from glue_harness.export import export, push
 
     code = export(options.run, options.folder, options.merge, options.task)
     trusted = ", trust_remote_code=True" if code else ""
     print(f"written: pipeline('text-classification', '{options.folder}'{trusted})")
     if code:
         print(f"its adaptation cannot be merged: {code} puts it onto the base model, if it is trusted")
+    if options.push_to_hub:
+        print(f"pushed: {push(options.folder, options.push_to_hub, options.private)}")

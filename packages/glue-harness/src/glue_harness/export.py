@@ -16,7 +16,7 @@ from glue_harness.run.card import card_of
 from glue_harness.run.records import ADAPTER, read_result
 from glue_harness.run.trained import plain, write_model
 
-__all__ = ["export"]
+__all__ = ["export", "push"]
 
 CODE = "modeling_adapted"
 
@@ -96,6 +96,34 @@ def export(folder: Path, target: Path, merge: bool = False, task: str | None = N
         write_model(run, run.model, unfinished, _card(run, ended, "code"))
         _write_loader(run, unfinished)
     return target / f"{CODE}.py"
+
+
+def push(folder: Path, name: str, private: bool = False) -> str:
+    """Upload an exported folder to the model hub, as the account that is logged in there.
+
+    Args:
+        folder: From `export`.
+        name: `model`, or `organisation/model`; it is made where there is none.
+        private: Whether a new one can be seen by its owner alone.
+
+    Returns:
+        Its full name.
+
+    Raises:
+        ConfigurationError: Nobody is logged in, the name cannot be used, or there is no network.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        made = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigurationError(
+            f"--push-to-hub {name}: {reason}: log in with 'hf auth login'; the model is in {folder}"
+        ) from None
+    return made.repo_id
 
 
 def _card(run: Run, result: Mapping[str, Any] | None, form: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,15 @@ def _expand_variables(value: Any, path: Path) -> Any:
     return value
 
 
-def read_specification(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
+def read_specification(
+    path: Path, parts: Mapping[str, type], choose: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+) -> dict[str, Any]:
     """Read a specification; parts that are left out are empty.
 
     Args:
         path: A YAML file; `${NAME}` in it is read from the environment.
         parts: Key → whether it is a `dict`, a `list` or a `str`.
+        choose: Changes the specification as it is written; what it leaves out needs no variable.
 
     Raises:
         ConfigurationError: Names the file and the key.
@@ -78,6 +81,7 @@ def read_specification(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
     for key, kind in parts.items():
         if not isinstance(spec.get(key) or kind(), kind):
             raise ConfigurationError(f"{path}: {key} has to be a {KINDS[kind]}")
+    spec = choose(spec)
     whole = {key: _expand_variables(spec.get(key) or kind(), path) for key, kind in parts.items()}
     for key, part in whole.items():
         for options in part if isinstance(part, list) else [part] if isinstance(part, dict) else []:

@@ -151,7 +151,7 @@ def write_page(
 
     Args:
         contents: The report.
-        tables: From `tables_of` and `class_tables`: their notes, the averages, and the classes.
+        tables: From `tables_of` and `class_tables`, and published numbers: notes, averages, classes.
         figures: From `draw_figures`: embedded with their texts.
         output_dir: Exists.
         title: Heading of the page.
@@ -171,7 +171,9 @@ def write_page(
         lead=escape(lead),
         notes="".join(f"<li>{escape(note)}</li>" for note in notes),
         averages="".join(
-            _as_html(table) for name, table in tables.items() if name.startswith(("averages", "classes-"))
+            _as_html(table)
+            for name, table in tables.items()
+            if name.startswith(("averages", "classes-", "published"))
         ),
         figures=f"<h2>Charts</h2><div id=charts>{''.join(map(_picture, figures))}</div>" if figures else "",
         data=_embedded(page_data(contents)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -159,11 +160,13 @@ def _scores(
 def _of_batches(
     task: Task, scores: np.ndarray, labels: np.ndarray, split: str, rows: int
 ) -> dict[str, float]:
-    """Return the mean of each metric over batches of rows; what has no value on a batch has none here."""
-    parts = [
-        compute_metrics(task, scores[first : first + rows], labels[first : first + rows], split)
-        for first in range(0, len(labels), rows)
-    ]
+    """Return the mean of each metric over batches of rows; one without a value on a batch is 0 there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in a few rows it is usual that a metric is undefined
+        parts = [
+            compute_metrics(task, scores[first : first + rows], labels[first : first + rows], split)
+            for first in range(0, len(labels), rows)
+        ]
     return {f"{name}_of_batches": float(np.mean([part[name] for part in parts])) for name in parts[0]}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_common.errors import ConfigurationError, did_you_mean
+from glue_harness.config.fields import SLOTS
 
 __all__ = ["SMOKE", "at_scale", "changed"]
 
@@ -53,22 +54,23 @@ def at_scale(spec: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
     raise ConfigurationError(f"--scale {scale} is unknown: {did_you_mean(str(scale), known)}")
 
 
-def _kind(value: Any) -> Any:
-    """Say which method a value chooses; values that choose none are all of a kind."""
+def _kind(option: str, value: Any) -> Any:
+    """Say which method a value of a slot chooses; values of other options are all of a kind."""
+    if isinstance(value, list):
+        return tuple(_kind(option, inner) for inner in value)
     if isinstance(value, Mapping):
         return value.get("name")
-    if isinstance(value, list):
-        return tuple(_kind(inner) for inner in value)
-    return None
+    return value if option in SLOTS else None
 
 
-def _one_of_each(values: Sequence[Any]) -> list[Any]:
+def _one_of_each(option: str, values: Sequence[Any]) -> list[Any]:
     """Keep the first value of each method."""
-    return list({repr(_kind(value)): value for value in reversed(values)}.values())[::-1]
+    return list({repr(_kind(option, value)): value for value in reversed(values)}.values())[::-1]
 
 
 def _one_case_of_each(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return list({repr([_kind(v) for v in case.values()]): case for case in reversed(cases)}.values())[::-1]
+    kinds = {repr([_kind(*setting) for setting in case.items()]): case for case in reversed(cases)}
+    return list(kinds.values())[::-1]
 
 
 def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,12 +94,18 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     if unknown := [key for key in change if key not in CHANGES]:
         raise ConfigurationError(f"a scale's {unknown[0]!r} is unknown: {did_you_mean(unknown[0], CHANGES)}")
     fixed = change.get("base") or {}
-    grid = {axis: values for axis, values in (spec.get("grid") or {}).items() if axis not in fixed}
+    one = change.get("one_of_each")
+
+    def left(axes: Mapping[str, Any] | None) -> dict[str, Any]:
+        kept = {axis: values for axis, values in (axes or {}).items() if axis.partition(".")[0] not in fixed}
+        return {axis: _one_of_each(axis, values) if one else values for axis, values in kept.items()}
+
+    grid = left(spec.get("grid"))
     cases = [
-        {key: value for key, value in case.items() if key not in fixed} for case in spec.get("cases") or []
+        {key: left(value) if key == "grid" else value for key, value in case.items() if key not in fixed}
+        for case in spec.get("cases") or []
     ]
-    if change.get("one_of_each"):
-        grid = {axis: _one_of_each(values) for axis, values in grid.items()}
+    if one:
         cases = _one_case_of_each(cases)
     new = {
         "base": {**(spec.get("base") or {}), **(change.get("defaults") or {}), **fixed},

@@ -40,13 +40,21 @@ class PlannedRun:
 
 
 def _read(path: Path, scale: str | None) -> dict[str, Any]:
-    spec = {part: kind() for part, kind in PARTS.items()} | at_scale(read_specification(path, PARTS), scale)
-    for axis, values in spec["grid"].items():
-        if not isinstance(values, list) or not values:
-            raise ConfigurationError(f"{path}: grid.{axis} has to be a list of values, not {values!r}")
-    for rule in spec["where"]:
-        if not isinstance(rule, dict) or set(rule) != {"if", "then"}:
-            raise ConfigurationError(f"{path}: where: {rule!r}: give 'if' and 'then', each with options")
+    def chosen(written: Mapping[str, Any]) -> dict[str, Any]:
+        scales, cases = written.get("scales") or {}, written.get("cases") or []
+        for part, mappings in {"cases": cases, "scales": scales.values()}.items():
+            if wrong := [one for one in mappings if not isinstance(one, dict)]:
+                raise ConfigurationError(f"{path}: {part}: {wrong[0]!r}: give options and their values")
+        for rule in written.get("where") or []:
+            if not isinstance(rule, dict) or {"if", "then"} != set(rule):
+                raise ConfigurationError(f"{path}: where: {rule!r}: give 'if' and 'then', each with options")
+        return at_scale(written, scale)
+
+    spec = read_specification(path, PARTS, chosen)
+    for grid in (spec["grid"], *(case.get("grid") or {} for case in spec["cases"])):
+        for axis, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigurationError(f"{path}: grid.{axis} has to be a list of values, not {values!r}")
     return spec
 
 
@@ -62,6 +70,7 @@ def _covers(pattern: Any, value: Any) -> bool:
 def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what differs from the base: every case with every point of the grid, less the exclusions.
 
+    An axis with a dot sets one option of a method; a case may have a `grid` of its own beside that of all.
     The rules of `where` are gone through in order: a point that its `if` describes gets the options of its
     `then`. The exclusions see the outcome.
 
@@ -72,16 +81,35 @@ def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         >>> rule = {"if": {"task": "stsb"}, "then": {"metric": "spearmanr"}}
         >>> list(points({"grid": {"task": ["rte", "stsb"]}, "where": [rule]}))
         [{'task': 'rte'}, {'task': 'stsb', 'metric': 'spearmanr'}]
+        >>> case = {"optimizer": {"name": "sgd", "momentum": 0}, "grid": {"optimizer.lr": [0.1, 0.2]}}
+        >>> [point["optimizer"] for point in points({"cases": [case]})]
+        [{'name': 'sgd', 'momentum': 0, 'lr': 0.1}, {'name': 'sgd', 'momentum': 0, 'lr': 0.2}]
     """
     base, grid, cases, where, exclude = (spec.get(part) or PARTS[part]() for part in EXPANDED)
     for case in cases or [{}]:
-        for values in itertools.product(*grid.values()):
-            point = {**case, **dict(zip(grid, values, strict=True))}
+        axes = {**grid, **(case.get("grid") or {})}
+        fixed = {option: value for option, value in case.items() if option != "grid"}
+        for values in itertools.product(*axes.values()):
+            point = {**fixed}
+            for option, value in zip(axes, values, strict=True):
+                _set(point, base, option, value)
             for rule in where:
                 if _describes(rule["if"], {**base, **point}):
                     point |= rule["then"]
             if not any(_describes(exclusion, {**base, **point}) for exclusion in exclude):
                 yield point
+
+
+def _set(point: dict[str, Any], base: Mapping[str, Any], option: str, value: Any) -> None:
+    """Set an option; one with a dot is an option of a slot's method, which a case or the base chooses."""
+    slot, dot, own = option.partition(".")
+    if not dot:
+        point[option] = value
+        return
+    chosen = point.get(slot, base.get(slot))
+    if not isinstance(chosen, str | dict):
+        raise ConfigurationError(f"grid.{option}: nothing chooses the {slot} that has this option: give one")
+    point[slot] = {**({"name": chosen} if isinstance(chosen, str) else chosen), own: value}
 
 
 def _describes(pattern: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
