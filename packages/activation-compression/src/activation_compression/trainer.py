@@ -74,8 +74,8 @@ class CompressActivations(TrainerCallback, ExportableState):
         refused = sorted(self.settings.keys() & {"bits", "formulas"})
         if backend != "inductor" or refused:
             raise ConfigurationError(
-                f"activations of compiled models need torch_compile_backend='inductor' (here {backend!r}) and "
-                f"neither bits= nor formulas= (here {', '.join(refused) or 'none'})"
+                f"activations of compiled models need torch_compile_backend='inductor' (here {backend!r}) "
+                f"and neither bits= nor formulas= (here {', '.join(refused) or 'none'})"
             )
         self.compiled = compile_options(self.level, **self.settings)
         if self.resumed is not None:

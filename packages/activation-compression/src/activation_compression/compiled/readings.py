@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from activation_compression.compiled.attention import is_consistent
 from activation_compression.formulas import EXACT, FACTOR, FORMULAS, SMOOTH, SQUARED, Formula
 
 __all__ = ["Reader", "Verdict", "forces_saving", "formula_name"]
@@ -172,6 +173,8 @@ class Reader:
 def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, Any]) -> Formula:
     """A formula as one operation has named arguments; taken apart, all its values must be alike."""
     if packet(user.target) == group:
+        if _is_coupled(entries) and not is_consistent(user):
+            return EXACT
         found = [entries.get(SAME.get(name, name), EXACT) for name in _names(user, value)]
     else:
         found = list(entries.values())
@@ -209,6 +212,10 @@ def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
     found = [entries.get(place, EXACT) for place in places]
     found = [entry(_Settings(user)) if not isinstance(entry, Formula) else entry for entry in found]
     return next((f for f in found if f.kind not in ("linear", "smooth")), found[0]) if found else EXACT
+
+
+def _is_coupled(entries: dict[str, Any]) -> bool:
+    return any(isinstance(entry, Formula) and entry.kind == "coupled" for entry in entries.values())
 
 
 class _Settings:
