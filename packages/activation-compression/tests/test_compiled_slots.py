@@ -49,7 +49,7 @@ def test_a_resumed_run_goes_on_with_the_roundings(before):
     ids=["checkpoint", "compress+checkpoint", "offload", "automatic", "bits"],
 )
 def test_what_cannot_be_compiled_says_what_to_use(method):
-    with pytest.raises(ConfigurationError, match="L1|compress|--compile"):
+    with pytest.raises(ConfigurationError, match=r"L1|--compile"):
         method.compile_options()
 
 
