@@ -147,12 +147,12 @@ def test_wide_scores_do_not_explode():
     q, v = random(2, 4, 64, 32), random(2, 4, 64, 32, scale=0.1)
     k = q.detach().flip(0).requires_grad_()
     plain, packed, options = pair(
-        lambda q, k, v: F.scaled_dot_product_attention(q @ q.mT @ q / 64, k @ k.mT @ k / 64, v @ v.mT @ v),
+        lambda q, k, v: F.scaled_dot_product_attention(q @ q.mT @ q / 8, k @ k.mT @ k / 32, v @ v.mT @ v),
         q,
         k,
         v,
     )
-    assert all(relative(p, g) < 1 for p, g in zip(packed, plain, strict=True))
+    assert all(relative(p, g) < 2 for p, g in zip(packed, plain, strict=True))
     assert any("attention" in row.derived_from for row in options.stats.rows)
 
 

@@ -1,6 +1,8 @@
 """Activations of compiled models in few bits.
 
-activation_compression.compiled.options     `compile_options`: torch's partition, then packing
+activation_compression.compiled.options     `compile_options`, what a user calls
+activation_compression.compiled.settings    what packing is to do
+activation_compression.compiled.partitioner torch's partition, then packing
 activation_compression.compiled.packing     what crosses from the forward to the backward graph, packed
 activation_compression.compiled.readings    what the backward graph does with each value, by the table
 activation_compression.compiled.attention   fused attention, run again

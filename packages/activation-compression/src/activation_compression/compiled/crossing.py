@@ -82,6 +82,10 @@ class Crossing:
             if isinstance(_value(made), Tensor):
                 yield given, made
 
+    def known(self) -> dict[fx.Node, fx.Node]:
+        """Return what the backward graph is given → what it is in the forward graph, sizes too."""
+        return self.saved | self._sizes
+
     def cross(self, made: fx.Node, beside: fx.Node) -> fx.Node:
         """Let one more tensor of the forward graph cross, at the place of another one; returns the input."""
         with self.backward.inserting_before(beside):

@@ -2,80 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import count
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch._functorch.config
-from torch import fx
-from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
-
-from activation_compression.compiled.operators import STATES, State
-from activation_compression.compiled.packing import Settings, pack
-from activation_compression.compiled.readings import forces_saving
-from activation_compression.compiled.tensors import OWN
+from activation_compression.compiled.settings import Settings
 from activation_compression.levels import WIDTHS, find_level
 from activation_compression.statistics import Statistics
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
+if TYPE_CHECKING:
+    from activation_compression.compiled.operators import State
+
 __all__ = ["CompileOptions", "compile_options"]
 
-SOURCES = tuple(sorted(str(path) for path in Path(__file__).parents[1].rglob("*.py")))
-"""What the partitioner does, for torch's cache of compiled code."""
 _made: dict[str, count[int]] = {}
-
-
-@dataclass
-class Partitioner(CustomPartitionerFn):
-    """torch's min-cut partition, whose crossing tensors are then packed.
-
-    Attributes:
-        settings: What to do.
-    """
-
-    settings: Settings
-
-    def __call__(
-        self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        """Return the forward and the backward graph of a joint graph."""
-        from torch._functorch.partitioners import min_cut_rematerialization_partition as min_cut
-        from torch.utils.checkpoint import CheckpointPolicy
-
-        own = kwargs.get("static_lifetime_input_indices") or []
-        inputs = [n for n in gm.graph.find_nodes(op="placeholder") if n.name.startswith("primals")]
-        for number in own:
-            inputs[number].meta[OWN] = True
-        settings = self.settings
-        if settings.level.rounds:
-            for node in gm.graph.nodes:
-                if node.op == "call_function" and forces_saving(node):
-                    node.meta.setdefault("recompute", CheckpointPolicy.MUST_SAVE)
-        kept = torch._functorch.config.ban_recompute_materialized_backward
-        lifted = {"ban_recompute_materialized_backward": kept and not settings.derive}
-        with torch._functorch.config.patch(lifted):
-            forward, backward = min_cut(gm, joint_inputs, **kwargs)
-        pack(forward, backward, kwargs["num_fwd_outputs"], settings)
-        return forward, backward
-
-    def uuid(self) -> Any:
-        """Return what compiled code depends on."""
-        return get_hash_for_files(SOURCES), repr(self.settings)
 
 
 class CompileOptions(dict[str, Any]):
     """Options for `torch.compile(model, options=...)`, and what the compiled model saved.
 
     Args:
-        settings: Of the partition.
-        seed: Of the rounding.
+        partitioner: What the compiler is to call.
+        state: What its graphs share.
     """
 
-    def __init__(self, settings: Settings, seed: int) -> None:
-        super().__init__(custom_partitioner_fn=Partitioner(settings))
-        self._state = STATES[settings.state] = State(seed)
+    def __init__(self, partitioner: Any, state: State) -> None:
+        super().__init__(custom_partitioner_fn=partitioner)
+        self._state = state
 
     @property
     def stats(self) -> Statistics:
@@ -152,4 +107,9 @@ def compile_options(
     settings = Settings(found, group_size, min_elements, derive, own, tuple(exclude), "")
     text = f"{settings} {seed}"
     number = next(_made.setdefault(text, count()))
-    return CompileOptions(replace(settings, state=f"{text} {number}"), seed)
+    from activation_compression.compiled.operators import STATES, State
+    from activation_compression.compiled.partitioner import Partitioner  # imports the compiler
+
+    settings = replace(settings, state=f"{text} {number}")
+    STATES[settings.state] = State(seed)
+    return CompileOptions(Partitioner(settings), STATES[settings.state])

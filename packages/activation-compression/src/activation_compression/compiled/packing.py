@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import operator
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,52 +16,22 @@ from activation_compression.compiled.crossing import Crossing, just_in_time, mak
 from activation_compression.compiled.naming import place_of
 from activation_compression.compiled.operators import OPERATIONS
 from activation_compression.compiled.readings import Reader, Verdict, packet
+from activation_compression.compiled.settings import Settings
 from activation_compression.compiled.tensors import (
     copied,
     dtype_of,
+    erase,
     hint_of,
+    is_further_result,
     is_of_parameter,
     memory_of,
     order_of,
     root_of,
     trained,
 )
-from activation_compression.levels import WIDTHS, Level
 from activation_compression.quantizer import FLOATING
 
-__all__ = ["Settings", "pack"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a partition is to do.
-
-    Attributes:
-        level: How much is rounded.
-        group_size: Elements that share a minimum and a step.
-        min_elements: Tensors with fewer elements are kept.
-        derive: Whether more is computed again than torch would.
-        widths: "module:operation:number" → bits, where they are given.
-        exclude: Patterns of "module:operation" whose tensors are kept.
-        state: Name of the state that the graphs belong to.
-    """
-
-    level: Level
-    group_size: int
-    min_elements: int
-    derive: bool
-    widths: Mapping[str, int]
-    exclude: tuple[str, ...]
-    state: str
-
-    def width(self, name: str, finer: bool) -> int:
-        """Return the bits of a tensor; 32 keeps it."""
-        usual = max((width for width in WIDTHS if width <= self.level.bits), default=1)
-        return self.widths.get(name, 2 * usual if finer else usual)
-
-    def excludes(self, name: str) -> bool:
-        """Return whether a pattern matches a tensor."""
-        return any(fnmatchcase(name.rpartition(":")[0], pattern) for pattern in self.exclude)
+__all__ = ["pack"]
 
 
 def pack(forward: fx.GraphModule, backward: fx.GraphModule, outputs: int, settings: Settings) -> None:
@@ -115,10 +83,16 @@ class Packing:
         reader = Reader(crossing.backward)
         groups: dict[fx.Node, list[Member]] = {}
         for given, made in crossing.tensors():
+            if made.target is OPERATIONS.account.default:
+                continue
             verdict = self._verdict(reader, given, made)
             groups.setdefault(root_of(made), []).append(Member(given, made, verdict))
         for members in groups.values():
-            self._pack(members)
+            if all(member.verdict.kind != "exact" for member in members):
+                self._compare_ahead(members)  # all comparisons first, while what they compare is exact
+        for members in groups.values():
+            if members:
+                self._pack(members)
         self._close()
         crossing.finish()
         just_in_time(crossing.backward, Reader(crossing.backward).gradients)
@@ -133,7 +107,7 @@ class Packing:
             return Verdict("flags")
         if made not in self._trained or value.dtype not in FLOATING or not self._settings.level.rounds:
             return exact
-        if made.target is operator.getitem and made.args[1] != 0:
+        if is_further_result(made):
             return exact  # a statistic: log-sum-exp, mean
         if value.ndim and isinstance(value.shape[-1], int) and value.shape[-1] == 1:
             return exact
@@ -152,14 +126,6 @@ class Packing:
         bits = 16 if "half" in kinds else self._settings.width(name, any(m.verdict.finer for m in members))
         if bits > 16 or (bits == 16 and made.meta["val"].element_size() == 2):
             self._account(made, name)
-            return
-        for member in members:
-            for gate in member.verdict.gates:
-                self._compare_ahead(gate, member.given)
-        for member in [m for m in members if not m.given.users]:  # it was only compared
-            self._crossing.drop(member.given)
-            members.remove(member)
-        if not members:
             return
         if bits == 16:
             self._cast(members, name, torch.float16 if "half" in kinds else torch.bfloat16)
@@ -235,17 +201,25 @@ class Packing:
             member.given.replace_all_uses_with(wide)
             crossing.drop(member.given)
 
-    def _compare_ahead(self, gate: fx.Node, beside: fx.Node) -> None:
-        """Make a comparison in the forward pass, of the exact values; one bit an element crosses."""
+    def _compare_ahead(self, members: list[Member]) -> None:
+        """Make comparisons of a tensor in the forward pass; drop what was only compared."""
+        for member in members:
+            for gate in member.verdict.gates:
+                self._cross_gate(gate, member.given)
+        for member in [m for m in members if not m.given.users]:
+            self._crossing.drop(member.given)
+            members.remove(member)
+
+    def _cross_gate(self, gate: fx.Node, beside: fx.Node) -> None:
+        """Let one bit an element of a comparison cross."""
         crossing = self._crossing
         if not gate.users:
             return
-        known: dict[fx.Node, fx.Node] = dict(crossing.saved) | crossing._sizes
         with crossing.forward.inserting_before(crossing.forward.output_node()):
-            made = copied(crossing.forward, gate, known)
+            made = copied(crossing.forward, gate, crossing.known())
         given = crossing.cross(made, beside)
         gate.replace_all_uses_with(given)
-        crossing.backward.erase_node(gate)
+        erase(gate)
         self._pack([Member(given, made, Verdict("flags"))])
 
     def _last_given(self) -> fx.Node:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from activation_compression.compiled.attention import is_consistent
-from activation_compression.formulas import EXACT, FACTOR, FORMULAS, SMOOTH, SQUARED, Formula
+from activation_compression.formulas import COUPLED, EXACT, FACTOR, FORMULAS, SMOOTH, SQUARED, Formula
 
 __all__ = ["Reader", "Verdict", "forces_saving", "formula_name"]
 
@@ -175,6 +175,8 @@ def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, A
     if packet(user.target) == group:
         if _is_coupled(entries) and not is_consistent(user):
             return EXACT
+        if any(entries.get(SAME.get(name, name)) is COUPLED for name in _names(user, value)):
+            return SMOOTH  # its result, made again
         found = [entries.get(SAME.get(name, name), EXACT) for name in _names(user, value)]
     else:
         found = list(entries.values())
@@ -215,7 +217,7 @@ def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
 
 
 def _is_coupled(entries: dict[str, Any]) -> bool:
-    return any(isinstance(entry, Formula) and entry.kind == "coupled" for entry in entries.values())
+    return any(entry is COUPLED for entry in entries.values())
 
 
 class _Settings:

@@ -15,7 +15,9 @@ __all__ = [
     "OWN",
     "copied",
     "dtype_of",
+    "erase",
     "hint_of",
+    "is_further_result",
     "is_of_parameter",
     "memory_of",
     "order_of",
@@ -34,6 +36,20 @@ def copied(graph: fx.Graph, node: fx.Node, known: dict[fx.Node, fx.Node]) -> fx.
             copied(graph, given, known)
         known[node] = graph.node_copy(node, lambda given: known[given])
     return known[node]
+
+
+def erase(node: fx.Node) -> None:
+    """Erase a node that has no user, and what only it used."""
+    given = node.all_input_nodes
+    node.graph.erase_node(node)
+    for other in given:
+        if other.op == "call_function" and not other.users:
+            erase(other)
+
+
+def is_further_result(node: fx.Node) -> bool:
+    """Return whether a node is one of several results of an operation, and not the first; parts are none."""
+    return node.target is operator.getitem and node.args[1] != 0 and not is_view(node.args[0])  # type: ignore[arg-type]
 
 
 def trained(crossing: Crossing) -> set[fx.Node]:
