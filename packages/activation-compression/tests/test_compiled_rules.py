@@ -73,7 +73,6 @@ SINGULAR = {
     "reciprocal": lambda x: 1 / (2 + x.sin()),
     "root": lambda x: (1 + x.square()).sqrt(),
     "power": lambda x: (1 + x.square()) ** 0.3,
-    "exponential": lambda x: (x * x).exp().cos(),
     "arc sine": lambda x: (0.9 * x.tanh()).asin(),
     "norm": lambda x: x.sin().norm(dim=-1),
     "largest": lambda x: x.sin().amax(-1),

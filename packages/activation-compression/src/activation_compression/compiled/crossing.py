@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ class Crossing:
         self._placed = list(backward.graph.find_nodes(op="placeholder"))
         given = self._placed[len(self._symbols) :]
         self.saved: dict[fx.Node, fx.Node] = dict(zip(given, tensors, strict=False))
+        self._numbers = count()  # an input by another node's name would hide that node
         self._sizes = dict(zip(self._placed, self._symbols, strict=False))
 
     def tensors(self) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -89,7 +91,7 @@ class Crossing:
     def cross(self, made: fx.Node, beside: fx.Node) -> fx.Node:
         """Let one more tensor of the forward graph cross, at the place of another one; returns the input."""
         with self.backward.inserting_before(beside):
-            given = self.backward.placeholder(made.name)
+            given = self.backward.placeholder(f"packed_{next(self._numbers)}")
         given.meta["val"] = made.meta["val"]
         if beside.meta.get("saved_tensor_with_no_vc_check"):
             made.meta["saved_tensor_with_no_vc_check"] = True
@@ -116,7 +118,7 @@ class Crossing:
         symbol.meta["val"] = length
         first = next(n for n in self.backward.nodes if n not in self._sizes)
         with self.backward.inserting_before(first):
-            given = self.backward.placeholder(symbol.name)
+            given = self.backward.placeholder(f"length_{next(self._numbers)}")
         given.meta["val"] = length
         self._symbols.append(symbol)
         self._sizes[given] = symbol

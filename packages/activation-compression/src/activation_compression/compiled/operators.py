@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -85,7 +87,14 @@ def _decode(
     sizes: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    return Codes(codes, low, step, bits, group_size, math.prod(sizes), dtype).unpack().view(list(sizes))
+    own = replace(_nothing(bits, group_size, dtype), count=math.prod(sizes))
+    return own.with_tensors([codes, low, step]).unpack().view(list(sizes))
+
+
+@cache
+def _nothing(bits: int, group_size: int, dtype: torch.dtype) -> Codes:
+    """Return the codes of no element, which know how groups are cut."""
+    return Codes.pack(torch.empty(0, dtype=dtype), bits, group_size, None)
 
 
 def _decode_fake(

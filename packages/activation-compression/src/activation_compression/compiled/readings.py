@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, fx
 
 from activation_compression.compiled.attention import is_consistent
-from activation_compression.formulas import COUPLED, EXACT, FACTOR, FORMULAS, SMOOTH, SQUARED, Formula
+from activation_compression.formulas import (
+    COUPLED,
+    EXACT,
+    FACTOR,
+    FORMULAS,
+    OUTLIERS,
+    SMOOTH,
+    SQUARED,
+    Formula,
+)
 
 __all__ = ["Reader", "Verdict", "forces_saving", "formula_name"]
 
@@ -124,7 +133,7 @@ class Reader:
                     return Verdict("exact")
                 if formula.wary and user in self.gradients and self._is_singular(user):
                     return Verdict("exact")
-                finer |= formula.finer and node in direct
+                finer |= (formula.finer or formula in (OUTLIERS, SQUARED)) and node in direct
                 half |= formula.kind == "logarithm"
                 if user not in self.gradients and user not in seen:
                     seen.add(user)
