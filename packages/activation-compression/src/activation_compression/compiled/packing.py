@@ -99,10 +99,11 @@ class Packing:
 
     def _verdict(self, reader: Reader, given: fx.Node, made: fx.Node) -> Verdict:
         value, exact = made.meta["val"], Verdict("exact")
-        if made.op == "placeholder" or hint_of(value.numel()) < self._settings.min_elements:
+        memory = memory_of(made)
+        if hint_of(value.numel()) < self._settings.min_elements or is_of_parameter(made):
             return exact
-        if memory_of(made) in self._visible or is_of_parameter(made):
-            return exact
+        if memory.op == "placeholder" or memory in self._visible:
+            return exact  # it is there anyway
         if value.dtype == torch.bool:
             return Verdict("flags")
         if made not in self._trained or value.dtype not in FLOATING or not self._settings.level.rounds:
