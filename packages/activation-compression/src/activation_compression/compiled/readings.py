@@ -184,8 +184,8 @@ def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, A
     if packet(user.target) == group:
         if _is_coupled(entries) and not is_consistent(user):
             return EXACT
-        if any(entries.get(SAME.get(name, name)) is COUPLED for name in _names(user, value)):
-            return SMOOTH  # its result, made again
+        if is_consistent(user) and set(_names(user, value)) <= {"out", "logsumexp"}:
+            return SMOOTH  # made again
         found = [entries.get(SAME.get(name, name), EXACT) for name in _names(user, value)]
     else:
         found = list(entries.values())
