@@ -184,9 +184,10 @@ def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, A
     if packet(user.target) == group:
         if _is_coupled(entries) and not is_consistent(user):
             return EXACT
-        if is_consistent(user) and set(_names(user, value)) <= {"out", "logsumexp"}:
+        names = _names(user, value)
+        if names and is_consistent(user) and set(names) <= {"out", "logsumexp"}:
             return SMOOTH  # made again
-        found = [entries.get(SAME.get(name, name), EXACT) for name in _names(user, value)]
+        found = [entries.get(SAME.get(name, name), EXACT) for name in names]
     else:
         found = list(entries.values())
     if not found or not all(isinstance(entry, Formula) for entry in found):
