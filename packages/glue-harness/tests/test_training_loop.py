@@ -480,3 +480,15 @@ def test_a_compiled_model_learns_the_same_from_a_handful_of_graphs(train: Train)
     assert 1 <= counters["stats"]["unique_graphs"] <= 4
     assert compiled["metrics"]["last"] == pytest.approx(plain["metrics"]["last"], abs=1e-3)
     assert compiled["hash"] != plain["hash"]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_stores_its_activations_compressed(train: Train) -> None:
+    """A fraction of the bytes, and the same numbers told."""
+    shape = {"num_hidden_layers": 1}
+    settings = {"max_train_samples": 40, "max_eval_samples": 40, "epochs": 1, "model_config": shape}
+    plain = train("plain", **settings)
+    packed = train("packed", compile=True, activation={"name": "compress", "level": "L1"}, **settings)
+    assert packed["saved_activation_bytes"] < plain["saved_activation_bytes"] / 3
+    assert packed["metrics"]["last"].keys() == plain["metrics"]["last"].keys()
+    assert packed["slots"]["activation"]["level"] == "L1"

@@ -194,7 +194,11 @@ class Portable(Protocol):
 
 
 class Activation(Method, Protocol):
-    """How saved tensors are kept until backward."""
+    """How saved tensors are kept until backward.
+
+    A method that acts on compiled models returns options for `torch.compile` from a `compile_options()`,
+    which is called before the first forward pass of a run that compiles; one that cannot raises there.
+    """
 
     def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Return the context in which each training forward pass runs."""

@@ -59,7 +59,7 @@ class ActivationCompressor:
 
     Raises:
         ConfigurationError: A setting that does not exist; a level that needs CUDA where there is none; a
-            model under `torch.compile`, which decides by itself what is saved; at the end of a forward pass,
+            model under `torch.compile`, for which there is `compile_options`; at the end of a forward pass,
             a pattern of `exclude` that nothing matched.
 
     Source: Liu et al. 2022 (arXiv 2206.11357), with the level names of the released code. Differs from it in
@@ -101,7 +101,8 @@ class ActivationCompressor:
             isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in model.modules()
         ):
             raise ConfigurationError(
-                "the model is under torch.compile, which decides what is saved: leave one of the two out"
+                "the model is under torch.compile, which decides what is saved: compress there, with "
+                "torch.compile(model, options=activation_compression.compile_options('L1'))"
             )
         self.model = model
         self.exclude = tuple(exclude)
@@ -133,7 +134,8 @@ class ActivationCompressor:
             raise ConfigurationError("this compressor is already around the forward pass: enter it once")
         if torch.compiler.is_compiling():
             raise ConfigurationError(
-                "activations cannot be compressed inside torch.compile: enter outside of it"
+                "a compressor cannot be entered inside torch.compile: leave it out, and compile with "
+                "options=activation_compression.compile_options('L1')"
             )
         own = [*self.model.parameters(), *self.model.buffers()]
         self.store.own = {

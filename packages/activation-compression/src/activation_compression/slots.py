@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from activation_compression.levels import find_level
-from finetune_common.errors import check_number
+from finetune_common.errors import ConfigurationError, check_number
 
 if TYPE_CHECKING:
     import torch
 
+    from activation_compression.compiled import CompileOptions
     from activation_compression.compressor import ActivationCompressor
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "OffloadMethod",
     "OffloadOptions",
 ]
+
+
+NOT_COMPILED = "--activation {name} works on eager models: leave --compile out, or use --activation compress"
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,32 @@ class CompressMethod:
     def __init__(self, options: CompressOptions) -> None:
         self.options = options
         self.compressor: ActivationCompressor | None = None
+        self._compiled: CompileOptions | None = None
         self._state: Mapping[str, Any] | None = None
+
+    def compile_options(self) -> CompileOptions:
+        """Return options for `torch.compile`, under which a compiled model compresses by itself."""
+        import torch
+
+        from activation_compression.compiled import compile_options
+
+        options = self.options
+        find_level(options.level, options.bits)
+        if options.bits is not None:
+            raise ConfigurationError(
+                f"bits={options.bits} measures widths on eager models only: leave it or --compile out"
+            )
+        seed = torch.initial_seed() % 2**63 if options.seed is None else options.seed
+        self._compiled = compile_options(
+            options.level,
+            group_size=options.group_size,
+            seed=seed,
+            exclude=options.exclude,
+            derive=options.derive,
+        )
+        if self._state is not None:
+            self._compiled.load_state_dict(self._state)
+        return self._compiled
 
     def _compressor_of(self, model: torch.nn.Module) -> ActivationCompressor:
         if self.compressor is None or self.compressor.model is not model:
@@ -125,8 +154,8 @@ class CompressMethod:
         return "measures its widths by gradients of whole parameters: use a fixed level such as L1"
 
     def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
-        """Return the context in which activations are compressed."""
-        return self._compressor_of(model)
+        """Return the context in which activations are compressed; a compiled model needs none."""
+        return nullcontext() if self._compiled is not None else self._compressor_of(model)
 
     def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
         """Measure and assign widths where a level is automatic and a measurement is due."""
@@ -136,9 +165,10 @@ class CompressMethod:
 
     def stats(self) -> dict[str, Any]:
         """Return `original_bytes`, `stored_bytes` and `rows` of the last forward pass."""
-        if self.compressor is None:
+        own = self._compiled if self._compiled is not None else self.compressor
+        if own is None:
             return {}
-        stats = self.compressor.stats
+        stats = own.stats
         return {
             "stored_bytes": stats.stored_bytes,
             "original_bytes": stats.original_bytes,
@@ -147,19 +177,25 @@ class CompressMethod:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the compressor's state; empty before the first forward pass."""
-        return self.compressor.state_dict() if self.compressor is not None else dict(self._state or {})
+        own = self._compiled if self._compiled is not None else self.compressor
+        return own.state_dict() if own is not None else dict(self._state or {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()` of another run."""
         self._state = state or None
-        if self.compressor is not None and state:
-            self.compressor.load_state_dict(state)
+        own = self._compiled if self._compiled is not None else self.compressor
+        if own is not None and state:
+            own.load_state_dict(state)
 
 
 class CompressCheckpointMethod(CompressMethod):
     """Blocks run again in backward, and their inputs are compressed."""
 
     name = "compress+checkpoint"
+
+    def compile_options(self) -> CompileOptions:
+        """Refuse: what a compiled model computes again is the compiler's choice."""
+        raise ConfigurationError(NOT_COMPILED.format(name=self.name))
 
     @contextmanager
     def around_forward(self, model: torch.nn.Module) -> Iterator[Any]:
@@ -179,6 +215,10 @@ class OffloadMethod(CompressMethod):
     def __init__(self, options: OffloadOptions) -> None:
         super().__init__(CompressOptions(level=options.level))
 
+    def compile_options(self) -> CompileOptions:
+        """Refuse: torch's own graph would have to wait for the copies."""
+        raise ConfigurationError(NOT_COMPILED.format(name=self.name))
+
 
 class CheckpointMethod:
     """Blocks run again in backward instead of keeping what they saved."""
@@ -189,6 +229,10 @@ class CheckpointMethod:
     def __init__(self, options: NoOptions) -> None:
         self.options = options
         self._compressor: ActivationCompressor | None = None
+
+    def compile_options(self) -> CompileOptions:
+        """Refuse: what a compiled model computes again is the compiler's choice."""
+        raise ConfigurationError(NOT_COMPILED.format(name=self.name))
 
     @contextmanager
     def around_forward(self, model: torch.nn.Module) -> Iterator[Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch._inductor.config
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from activation_compression.checkpointing import restore_forward
+from activation_compression.compiled import CompileOptions, compile_options
 from activation_compression.compressor import ActivationCompressor
 from finetune_common.errors import ConfigurationError
 
@@ -16,7 +18,7 @@ __all__ = ["CompressActivations"]
 
 
 class CompressActivations(TrainerCallback, ExportableState):
-    """Compress the activations of a model while a Trainer trains it.
+    """Compress the activations of a model while a Trainer trains it, also with `torch_compile=True`.
 
     A resumed training goes on with the same roundings and widths if the Trainer's arguments say
     `restore_callback_states_from_checkpoint=True`; without it widths are measured anew.
@@ -27,7 +29,8 @@ class CompressActivations(TrainerCallback, ExportableState):
         **settings: Further arguments of `ActivationCompressor`.
 
     Raises:
-        ConfigurationError: Automatic precision, and a model that returns no loss.
+        ConfigurationError: Automatic precision, and a model that returns no loss; with `torch_compile`, what
+            `compile_options` refuses, and another backend than inductor.
 
     Examples:
         >>> callback = CompressActivations("L1")  # Trainer(model, arguments, callbacks=[callback])
@@ -38,6 +41,7 @@ class CompressActivations(TrainerCallback, ExportableState):
     def __init__(self, level: str = "L1", interval: int = 1000, **settings: Any) -> None:
         self.level, self.interval, self.settings = level, interval, settings
         self.compressor: ActivationCompressor | None = None
+        self.compiled: CompileOptions | None = None
         self.resumed: dict[str, Any] | None = None
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._wrapped: tuple[Any, Any] | None = None
@@ -45,6 +49,9 @@ class CompressActivations(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Put the compressor around the model's forward pass in training."""
         self._unwrap()  # a training that was interrupted has not ended
+        if args.torch_compile:
+            self._compile(args.torch_compile_backend)
+            return
         compressor = self.compressor = ActivationCompressor(model, self.level, **self.settings)
         if self.resumed is not None:
             compressor.load_state_dict(self.resumed)
@@ -62,6 +69,20 @@ class CompressActivations(TrainerCallback, ExportableState):
         forward.__wrapped__ = plain  # type: ignore[attr-defined]  # the Trainer reads the signature
         model.forward = forward
 
+    def _compile(self, backend: str) -> None:
+        """Let what the Trainer compiles from now on compress by itself."""
+        refused = sorted(self.settings.keys() & {"bits", "formulas"})
+        if backend != "inductor" or refused:
+            raise ConfigurationError(
+                f"activations of compiled models need torch_compile_backend='inductor' (here {backend!r}) "
+                f"and neither bits= nor formulas= (here {', '.join(refused) or 'none'})"
+            )
+        self.compiled = compile_options(self.level, **self.settings)
+        if self.resumed is not None:
+            self.compiled.load_state_dict(self.resumed)
+            self.resumed = None
+        torch._inductor.config.custom_partitioner_fn = self.compiled["custom_partitioner_fn"]
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Measure sensitivities where the level is automatic and a measurement is due."""
         if self.compressor is None or self._batch is None or not self.compressor.level.automatic:
@@ -77,13 +98,16 @@ class CompressActivations(TrainerCallback, ExportableState):
     def _unwrap(self) -> None:
         if self._wrapped is not None:
             restore_forward(*self._wrapped)
+        if self.compiled is not None:
+            torch._inductor.config.custom_partitioner_fn = None
         self._wrapped = self._batch = None
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer writes into a checkpoint: settings, roundings drawn, widths, log."""
+        own = self.compiled if self.compiled is not None else self.compressor
         return {
             "args": {"level": self.level, "interval": self.interval, **self.settings},
-            "attributes": {"resumed": self.compressor and self.compressor.state_dict()},
+            "attributes": {"resumed": own and own.state_dict()},
         }
 
 

@@ -103,7 +103,8 @@ class RunConfig:
         precision: Arithmetic of the forward and backward passes.
         matmul_precision: What float32 matrix products may round to on a GPU (high: TF32); torch's default
             if left out.
-        compile: Compile the model: slow to begin, quicker steps, numbers that differ in the last digits.
+        compile: Compile the model: slow to begin, quicker steps, numbers that differ in the last digits. Of
+            the activation methods `compress` acts on compiled models, at fixed levels.
         device: Where to train: cpu or cuda; a GPU if there is one, if left out.
         num_workers: Processes that prepare batches; the order does not depend on it.
         offline: Touch no network: use what `prepare` fetched.

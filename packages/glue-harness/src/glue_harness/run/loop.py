@@ -80,7 +80,8 @@ class Training:
             self._attach()
         self.scaled = processes.scaled(self.optimizer)
         if self.config.compile:
-            self.model.compile(dynamic=True)  # one graph for texts of all lengths
+            own = getattr(self.methods.activation, "compile_options", dict)()
+            self.model.compile(dynamic=True, options=own or None)  # one graph for texts of all lengths
         self.forward = processes.replicate(self.model, some_unused)
         self.parts = list(run.parts.values())
         self.scheduler = self.plan.schedule(self.optimizer)

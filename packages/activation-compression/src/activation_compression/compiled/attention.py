@@ -1,0 +1,87 @@
+"""Fused attention in a backward graph: its results are computed again from the q, k and v that it reads.
+
+Rounded q and k with the log-sum-exp of the exact ones give probabilities that do not sum to one
+(`activation_compression.attention` has the equations). So whatever reads them reads results of the same ones.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from activation_compression.compiled.crossing import Crossing, make
+
+__all__ = ["attend_again", "is_consistent"]
+
+PREFIX, SUFFIX = "_scaled_dot_product_", "_backward"
+AGAIN = "activation_compression_again"
+
+
+def is_consistent(node: fx.Node) -> bool:
+    """Return whether the results that a fused attention's backward reads follow from its q, k and v."""
+    return bool(node.meta.get(AGAIN))
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Return whether a node is the backward pass of a fused attention."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target._opname.startswith(PREFIX)
+        and target._opname.endswith(SUFFIX)
+    )
+
+
+def attend_again(crossing: Crossing) -> dict[fx.Node, fx.Node]:
+    """Run fused attentions without dropout again in the backward graph; their results cross no more.
+
+    Returns:
+        Forward's result that crossed → forward's attention, for the account.
+    """
+    gone: dict[fx.Node, fx.Node] = {}
+    for node in [n for n in crossing.backward.nodes if is_attention(n)]:
+        given = _arguments(node)
+        results = [given[name] for name in ("out", "logsumexp")]
+        if given["dropout_p"] != 0 or any(result not in crossing.saved for result in results):
+            continue
+        with crossing.backward.inserting_before(node):
+            again = make(crossing.backward, _forward_of(node.target), **_settings(node.target, given))
+            made = [make_item(crossing.backward, again, number) for number in range(2)]
+        for result, new in zip(results, made, strict=True):
+            result.replace_all_uses_with(new)
+            gone[crossing.saved[result]] = again
+            crossing.drop(result)
+        node.meta[AGAIN] = True
+    return gone
+
+
+def make_item(graph: fx.Graph, node: fx.Node, number: int) -> fx.Node:
+    """Add one of several results."""
+    item = graph.call_function(operator.getitem, (node, number))
+    item.meta["val"] = node.meta["val"][number]
+    return item
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    target: Any = node.target
+    names = [argument.name for argument in target._schema.arguments]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _forward_of(target: Any) -> Any:
+    return getattr(torch.ops.aten, target._opname.removesuffix(SUFFIX)).default
+
+
+def _settings(target: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the forward operation: those of backward that have its names."""
+    settings = {
+        argument.name: given[argument.name]
+        for argument in _forward_of(target)._schema.arguments
+        if argument.name in given
+    }
+    if any(argument.name == "compute_log_sumexp" for argument in _forward_of(target)._schema.arguments):
+        settings["compute_log_sumexp"] = True
+    return settings

@@ -1,0 +1,53 @@
+"""The name of a tensor of a graph: the module in whose forward pass it is made, and the operation."""
+
+from __future__ import annotations
+
+import re
+
+from torch import fx
+
+from activation_compression.compiled.readings import packet
+
+__all__ = ["place_of"]
+
+PATIENCE = 8
+"""Nodes on the way to one whose module is known."""
+_INDEX = re.compile(r"\[(?:'([^']*)'|(\d+))\]")
+
+
+def place_of(node: fx.Node) -> str:
+    """Return "module:operation" of a node; the module is empty outside of one.
+
+    Examples:
+        >>> node = fx.Graph().placeholder("x")
+        >>> node.meta["nn_module_stack"] = {"a": ("L['self']._modules['encoder']._modules['0']", None)}
+        >>> place_of(node)
+        'encoder.0:input'
+    """
+    group = packet(node.meta.get("original_aten")) or packet(node.target) or node.op
+    operation = group.strip("_") if node.op != "placeholder" else "input"
+    return f"{module_path(_path(node))}:{operation}"
+
+
+def _path(node: fx.Node) -> str:
+    """Return the expression of the module of a node; a backward formula's is that of what it is given."""
+    for _ in range(PATIENCE):
+        if stack := node.meta.get("nn_module_stack"):
+            return list(stack.values())[-1][0]
+        if not node.all_input_nodes:
+            break
+        node = node.all_input_nodes[0]
+    return ""
+
+
+def module_path(path: str) -> str:
+    """Return the name of a module from the expression by which the compiler reaches it.
+
+    Examples:
+        >>> module_path("L['self'].encoder.layer[0].output"), module_path("L['fn']._modules['head']")
+        ('encoder.layer.0.output', 'fn.head')
+    """
+    path = _INDEX.sub(lambda found: "." + (found[1] or found[2] or ""), path)
+    path = path.removeprefix("L.self").removeprefix("L.")
+    parts = [part for part in path.split(".") if part and part not in ("_modules", "_orig_mod", "module")]
+    return ".".join(parts)

@@ -1,0 +1,172 @@
+"""The operations that a compiled graph calls to pack and to unpack, opaque to the compiler.
+
+Opaque, the quantiser is compiled once for all graphs, and draws new random numbers in every call. A graph
+names the state it belongs to by a text, so that one from torch's cache finds that of its own process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from activation_compression.draws import Draws
+from activation_compression.quantizer import Codes, Flags, pack_flags
+from activation_compression.rules import FLAG_GROUP, parts_of
+from activation_compression.statistics import SavedTensor
+
+__all__ = ["OPERATIONS", "STATES", "State"]
+
+
+class State:
+    """What the graphs of one `compile_options` share.
+
+    Args:
+        seed: Of the rounding.
+
+    Attributes:
+        draws: The keys of the rounding.
+        rows: Name of a tensor → its row, of the last forward pass that met it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.draws = Draws(seed)
+        self.rows: dict[str, SavedTensor] = {}
+
+    def note(self, name: str, tensor: Tensor, dtype: str, bits: int, before: int, after: int, source: str):
+        """Write the row of a tensor."""
+        module, operation, _ = name.rsplit(":", 2)
+        self.rows[name] = SavedTensor(
+            module, operation, tuple(tensor.shape), dtype, bits, before, after, source
+        )
+
+
+STATES: dict[str, State] = {}
+"""Name → state. Compiled code outlives the object that asked for it, so entries stay."""
+
+
+def _stored(group_size: int, bits: int) -> int:
+    parts = parts_of(bits)
+    return -(-group_size // parts) * parts
+
+
+def _run(x: Tensor, order: Sequence[int]) -> Tensor:
+    """Return a tensor's elements in the order of memory."""
+    return x.permute(list(order)).reshape(-1)
+
+
+def _type(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _encode(x: Tensor, order: Sequence[int], bits: int, group_size: int, state: str, name: str):
+    own = STATES[state]
+    codes = Codes.pack(_run(x, order), bits, group_size, own.draws.next(x, name))
+    own.note(name, x, _type(x), bits, x.nbytes, codes.nbytes, "")
+    return codes.codes, codes.low.clone(), codes.step.clone()  # results may not share memory
+
+
+def _encode_fake(x: Tensor, order: Sequence[int], bits: int, group_size: int, state: str, name: str):
+    groups = (x.numel() + group_size - 1) // group_size
+    codes = x.new_empty(groups * (_stored(group_size, bits) // parts_of(bits)), dtype=torch.uint8)
+    return codes, x.new_empty(groups, dtype=torch.bfloat16), x.new_empty(groups, dtype=torch.bfloat16)
+
+
+def _decode(
+    codes: Tensor,
+    low: Tensor,
+    step: Tensor,
+    bits: int,
+    group_size: int,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    own = replace(_nothing(bits, group_size, dtype), count=math.prod(sizes))
+    return own.with_tensors([codes, low, step]).unpack().view(list(sizes))
+
+
+@cache
+def _nothing(bits: int, group_size: int, dtype: torch.dtype) -> Codes:
+    """Return the codes of no element, which know how groups are cut."""
+    return Codes.pack(torch.empty(0, dtype=dtype), bits, group_size, None)
+
+
+def _decode_fake(
+    codes: Tensor,
+    low: Tensor,
+    step: Tensor,
+    bits: int,
+    group_size: int,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    return codes.new_empty(list(sizes), dtype=dtype)
+
+
+def _flags(x: Tensor, order: Sequence[int], state: str, name: str) -> Tensor:
+    flags = pack_flags(_run(x, order))
+    assert flags is not None
+    STATES[state].note(name, x, "bool", 1, x.nbytes, flags.codes.nbytes, "")
+    return flags.codes
+
+
+def _flags_fake(x: Tensor, order: Sequence[int], state: str, name: str) -> Tensor:
+    groups = (x.numel() + FLAG_GROUP - 1) // FLAG_GROUP
+    return x.new_empty(groups * (FLAG_GROUP // 8), dtype=torch.uint8)
+
+
+def _unflags(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    low, high = codes.new_zeros((), dtype=torch.bool), codes.new_ones((), dtype=torch.bool)
+    return Flags(codes, low, high, math.prod(sizes)).unpack().view(list(sizes))
+
+
+def _unflags_fake(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    return codes.new_empty(list(sizes), dtype=torch.bool)
+
+
+def _account(others: Sequence[Tensor], state: str, facts: str) -> Tensor:
+    """Write the rows of what is not packed here; returns nothing, as a tensor without elements."""
+    for tensor, (name, dtype, source) in zip(others, json.loads(facts), strict=True):
+        before = tensor.numel() * getattr(torch, dtype).itemsize
+        after = 0 if source else tensor.nbytes
+        bits = 0 if source else 8 * tensor.element_size()
+        STATES[state].note(name, tensor, dtype, bits, before, after, source)
+    return others[0].new_empty(0, dtype=torch.uint8)
+
+
+def _account_fake(others: Sequence[Tensor], state: str, facts: str) -> Tensor:
+    return others[0].new_empty(0, dtype=torch.uint8)
+
+
+_LIBRARY = torch.library.Library("activation_compression", "DEF")
+_TAGS = [tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None]
+"""A graph of CUDA calls that is replayed would round with the same numbers every time."""
+_DEFINED: dict[str, tuple[str, Any, Any]] = {
+    "encode": (
+        "(Tensor x, int[] order, int bits, int group_size, str state, str name) -> (Tensor, Tensor, Tensor)",
+        _encode,
+        _encode_fake,
+    ),
+    "decode": (
+        "(Tensor codes, Tensor low, Tensor step, int bits, int group_size, SymInt[] sizes, ScalarType dtype)"
+        " -> Tensor",
+        _decode,
+        _decode_fake,
+    ),
+    "flags": ("(Tensor x, int[] order, str state, str name) -> Tensor", _flags, _flags_fake),
+    "unflags": ("(Tensor codes, SymInt[] sizes) -> Tensor", _unflags, _unflags_fake),
+    "account": ("(Tensor[] others, str state, str facts) -> Tensor", _account, _account_fake),
+}
+for _name, (_schema, _real, _fake) in _DEFINED.items():
+    _LIBRARY.define(_name + _schema, tags=_TAGS)
+    _LIBRARY.impl(_name, _real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"activation_compression::{_name}", _fake, lib=_LIBRARY)
+
+OPERATIONS = torch.ops.activation_compression
+"""`encode`, `decode`, `flags`, `unflags`, `account`."""

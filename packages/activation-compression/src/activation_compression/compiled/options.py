@@ -1,0 +1,115 @@
+"""Options for `torch.compile` under which activations wait for backward in few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from activation_compression.compiled.settings import Settings
+from activation_compression.levels import WIDTHS, find_level
+from activation_compression.statistics import Statistics
+from finetune_common.errors import ConfigurationError, check_choice, check_number
+
+if TYPE_CHECKING:
+    from activation_compression.compiled.operators import State
+
+__all__ = ["CompileOptions", "compile_options"]
+
+_made: dict[str, count[int]] = {}
+
+
+class CompileOptions(dict[str, Any]):
+    """Options for `torch.compile(model, options=...)`, and what the compiled model saved.
+
+    Args:
+        partitioner: What the compiler is to call.
+        state: What its graphs share.
+    """
+
+    def __init__(self, partitioner: Any, state: State) -> None:
+        super().__init__(custom_partitioner_fn=partitioner)
+        self._state = state
+
+    @property
+    def stats(self) -> Statistics:
+        """What crossed to backward in the last forward pass: a row a tensor, totals, ratio."""
+        return Statistics(list(self._state.rows.values()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many tensors were rounded."""
+        return {"drawn": self._state.draws.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of another run."""
+        self._state.draws.drawn = state["drawn"]
+
+
+def compile_options(
+    level: str = "L1",
+    *,
+    widths: Mapping[str, int] | None = None,
+    group_size: int = 256,
+    seed: int = 0,
+    min_elements: int = 1024,
+    exclude: Iterable[str] = (),
+    derive: bool = True,
+) -> CompileOptions:
+    """Return options under which `torch.compile` keeps activations in few bits between forward and backward.
+
+        h that crosses to the backward graph → Q_b(h),   E[Q_b(h)] = h
+
+    torch decides what crosses (its min-cut partition), and what is cheap is computed again. Of the rest, the
+    table (`activation_compression.formulas`) says by operation what may be rounded; masks take one bit. What
+    a backward pass compares is compared in the forward pass, one bit an element. Each step rounds anew.
+
+    Args:
+        level: lossless: no rounding; L1, L1.1, L1.2 fixed 4, 8, 2 bits; L2, L2.1, L2.2 with `widths`.
+        widths: "module:operation:number", as rows of `stats` count them → 1, 2, 4, 8, 16 or 32 bits; others
+            have the level's.
+        group_size: Elements that share a minimum and a step, at least 1.
+        seed: Of the rounding, whose random numbers draw from no random stream.
+        min_elements: Tensors with fewer elements are kept unchanged.
+        exclude: Patterns (`*`, `?`) of "module:operation" whose tensors are kept unchanged.
+        derive: Whether values that are needed whole in backward may be computed again there; torch's own
+            partition stores them.
+
+    Returns:
+        A dictionary for `options=`, whose `stats` tells what the last forward pass saved.
+
+    Raises:
+        ConfigurationError: A setting that does not exist; L0; a level that uses host memory; automatic
+            precision without `widths`.
+
+    Source: Liu et al. 2022 (arXiv 2206.11357) for the rounding; the released code works on eager models only.
+
+    Examples:
+        >>> options = compile_options("L1")  # torch.compile(model, options=options)
+        >>> list(options), options.stats.ratio
+        (['custom_partitioner_fn'], 1.0)
+    """
+    found = find_level(level)
+    if found.offload or not found.packs:
+        raise ConfigurationError(
+            f"level {level!r} is not for compiled models: use lossless, L1, L1.1 or L1.2, or L2 with widths="
+        )
+    if found.automatic and not widths:
+        raise ConfigurationError(
+            f"level {level!r} measures its widths on eager models only: use L1, or give widths="
+        )
+    for name, bits in (widths or {}).items():
+        check_choice(f"widths[{name!r}]", bits, (*WIDTHS, 16, 32))
+    check_number("group_size", group_size, at_least=1)
+    check_number("seed", seed, at_least=0, below=2**63)
+    check_number("min_elements", min_elements, at_least=0)
+    own = dict(sorted((widths or {}).items()))
+    settings = Settings(found, group_size, min_elements, derive, own, tuple(exclude), "")
+    text = f"{settings} {seed}"
+    number = next(_made.setdefault(text, count()))
+    from activation_compression.compiled.operators import STATES, State
+    from activation_compression.compiled.partitioner import Partitioner  # imports the compiler
+
+    settings = replace(settings, state=f"{text} {number}")
+    STATES[settings.state] = State(seed)
+    return CompileOptions(Partitioner(settings), STATES[settings.state])

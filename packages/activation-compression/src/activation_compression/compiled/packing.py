@@ -1,0 +1,257 @@
+"""Pack what crosses from a forward graph to its backward graph."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from activation_compression.compiled.attention import attend_again
+from activation_compression.compiled.crossing import Crossing, just_in_time, make, returned_by
+from activation_compression.compiled.naming import place_of
+from activation_compression.compiled.operators import OPERATIONS
+from activation_compression.compiled.readings import Reader, Verdict, packet
+from activation_compression.compiled.settings import Settings
+from activation_compression.compiled.tensors import (
+    copied,
+    dtype_of,
+    erase,
+    hint_of,
+    is_further_result,
+    is_of_parameter,
+    memory_of,
+    order_of,
+    root_of,
+    trained,
+)
+from activation_compression.quantizer import FLOATING
+
+__all__ = ["pack"]
+
+
+def pack(forward: fx.GraphModule, backward: fx.GraphModule, outputs: int, settings: Settings) -> None:
+    """Change two graphs in place, so that few bits cross.
+
+    Args:
+        forward: From the partitioner.
+        backward: From the partitioner.
+        outputs: How many of the forward graph's outputs are the user's.
+        settings: What to do.
+    """
+    Packing(Crossing(forward, backward, outputs), settings).run()
+    for module in (forward, backward):
+        module.graph.lint()
+        module.recompile()
+
+
+Account = tuple[fx.Node, tuple[str, str, str]]
+"""A tensor, and its name, its dtype, and from what it is computed again."""
+
+
+@dataclass
+class Member:
+    """A tensor that crosses: backward's input, forward's output, and what may be done with it."""
+
+    given: fx.Node
+    made: fx.Node
+    verdict: Verdict
+
+
+class Packing:
+    """One pair of graphs."""
+
+    def __init__(self, crossing: Crossing, settings: Settings) -> None:
+        self._crossing, self._settings = crossing, settings
+        self._numbers: Counter[str] = Counter()
+        self._accounts: list[Account] = []
+        self._trained = trained(crossing)
+        visible = returned_by(crossing.forward)[: crossing.outputs]
+        self._visible = {memory_of(node) for node in visible if isinstance(node, fx.Node)}
+
+    def run(self) -> None:
+        """Pack all that crosses."""
+        crossing, settings = self._crossing, self._settings
+        if settings.level.rounds:
+            for made, again in attend_again(crossing).items():
+                entry = self._name(made), dtype_of(made), packet(again.target).strip("_")
+                self._tell([(made, entry)], after=made)
+        reader = Reader(crossing.backward)
+        groups: dict[fx.Node, list[Member]] = {}
+        for given, made in crossing.tensors():
+            if made.target is OPERATIONS.account.default:
+                continue
+            verdict = self._verdict(reader, given, made)
+            groups.setdefault(root_of(made), []).append(Member(given, made, verdict))
+        for members in groups.values():
+            if all(member.verdict.kind != "exact" for member in members):
+                self._compare_ahead(members)  # all comparisons first, while what they compare is exact
+        for members in groups.values():
+            if members:
+                self._pack(members)
+        self._close()
+        crossing.finish()
+        just_in_time(crossing.backward, Reader(crossing.backward).gradients)
+
+    def _verdict(self, reader: Reader, given: fx.Node, made: fx.Node) -> Verdict:
+        value, exact = made.meta["val"], Verdict("exact")
+        memory = memory_of(made)
+        if hint_of(value.numel()) < self._settings.min_elements or is_of_parameter(made):
+            return exact
+        if memory.op == "placeholder" or memory in self._visible:
+            return exact  # it is there anyway
+        if value.dtype == torch.bool:
+            return Verdict("flags")
+        if made not in self._trained or value.dtype not in FLOATING or not self._settings.level.rounds:
+            return exact
+        if is_further_result(made):
+            return exact  # a statistic: log-sum-exp, mean
+        if value.ndim and isinstance(value.shape[-1], int) and value.shape[-1] == 1:
+            return exact
+        return reader.verdict(given)
+
+    def _pack(self, members: list[Member]) -> None:
+        """Pack a tensor with all views of it that cross."""
+        made, kinds = members[0].made, {member.verdict.kind for member in members}
+        name = self._name(made)
+        if "exact" in kinds or self._settings.excludes(name):
+            self._account(made, name)
+            return
+        if kinds == {"flags"}:
+            self._flags(members, name)
+            return
+        bits = 16 if "half" in kinds else self._settings.width(name, any(m.verdict.finer for m in members))
+        if bits > 16 or (bits == 16 and made.meta["val"].element_size() == 2):
+            self._account(made, name)
+            return
+        if bits == 16:
+            self._cast(members, name, torch.float16 if "half" in kinds else torch.bfloat16)
+        else:
+            self._encode(members, name, bits)
+
+    def _encode(self, members: list[Member], name: str, bits: int) -> None:
+        crossing, own = self._crossing, self._settings
+        made, beside = members[0].made, members[0].given
+        order = order_of(made.meta["val"])
+        with crossing.forward.inserting_after(made):
+            packed = make(
+                crossing.forward,
+                OPERATIONS.encode.default,
+                made,
+                order,
+                bits,
+                own.group_size,
+                own.state,
+                name,
+            )
+        parts, after = [], packed
+        for number in range(3):
+            with crossing.forward.inserting_after(after):
+                part = crossing.forward.call_function(operator.getitem, (packed, number))
+            part.meta["val"] = packed.meta["val"][number]
+            after = part
+            parts.append(crossing.cross(part, beside))
+        dtype = made.meta["val"].dtype
+        self._unpack(members, OPERATIONS.decode.default, (*parts, bits, own.group_size), (dtype,))
+
+    def _flags(self, members: list[Member], name: str) -> None:
+        crossing = self._crossing
+        made, beside = members[0].made, members[0].given
+        order = order_of(made.meta["val"])
+        with crossing.forward.inserting_after(made):
+            packed = make(crossing.forward, OPERATIONS.flags.default, made, order, self._settings.state, name)
+        self._unpack(members, OPERATIONS.unflags.default, (crossing.cross(packed, beside),), ())
+
+    def _unpack(
+        self, members: list[Member], target: Any, before: tuple[Any, ...], after: tuple[Any, ...]
+    ) -> None:
+        """Decode once for all members, in the order of memory that the first one had."""
+        crossing, block = self._crossing, None
+        for member in members:
+            value, order = member.made.meta["val"], order_of(member.made.meta["val"])
+            sizes = [crossing.size(member.made, dim) for dim in order]
+            with crossing.backward.inserting_after(self._last_given()):
+                if block is None:
+                    node = block = make(crossing.backward, target, *before, sizes, *after)
+                    place = block
+                else:
+                    with crossing.backward.inserting_after(place):
+                        node = place = make(crossing.backward, torch.ops.aten.view.default, block, sizes)
+            if order != list(range(value.ndim)):
+                inverse = [order.index(dim) for dim in range(value.ndim)]
+                with crossing.backward.inserting_after(node):
+                    node = place = make(crossing.backward, torch.ops.aten.permute.default, node, inverse)
+            member.given.replace_all_uses_with(node)
+            crossing.drop(member.given)
+
+    def _cast(self, members: list[Member], name: str, dtype: torch.dtype) -> None:
+        crossing = self._crossing
+        cast = torch.ops.prims.convert_element_type.default
+        for number, member in enumerate(members):
+            with crossing.forward.inserting_after(member.made):
+                narrow = make(crossing.forward, cast, member.made, dtype)
+            given = crossing.cross(narrow, member.given)
+            with crossing.backward.inserting_after(self._last_given()):
+                wide = make(crossing.backward, cast, given, member.made.meta["val"].dtype)
+            if number == 0:
+                self._account(narrow, name, dtype=dtype_of(member.made))
+            member.given.replace_all_uses_with(wide)
+            crossing.drop(member.given)
+
+    def _compare_ahead(self, members: list[Member]) -> None:
+        """Make comparisons of a tensor in the forward pass; drop what was only compared."""
+        for member in members:
+            for gate in member.verdict.gates:
+                self._cross_gate(gate, member.given)
+        for member in [m for m in members if not m.given.users]:
+            self._crossing.drop(member.given)
+            members.remove(member)
+
+    def _cross_gate(self, gate: fx.Node, beside: fx.Node) -> None:
+        """Let one bit an element of a comparison cross."""
+        crossing = self._crossing
+        if not gate.users:
+            return
+        with crossing.forward.inserting_before(crossing.forward.output_node()):
+            made = copied(crossing.forward, gate, crossing.known())
+        given = crossing.cross(made, beside)
+        gate.replace_all_uses_with(given)
+        erase(gate)
+        self._pack([Member(given, made, Verdict("flags"))])
+
+    def _last_given(self) -> fx.Node:
+        return next(n for n in reversed(self._crossing.backward.nodes) if n.op == "placeholder")
+
+    def _name(self, made: fx.Node) -> str:
+        place = place_of(root_of(made))
+        self._numbers[place] += 1
+        return f"{place}:{self._numbers[place] - 1}"
+
+    def _account(self, made: fx.Node, name: str, dtype: str = "") -> None:
+        """Note a tensor that is not packed; parameters are none of the activations."""
+        if isinstance(made.meta["val"], Tensor) and not is_of_parameter(made):
+            self._accounts.append((made, (name, dtype or dtype_of(made), "")))
+
+    def _close(self) -> None:
+        """Write the rows of what is not packed, once a forward pass."""
+        if self._accounts:
+            before = self._crossing.forward.output_node().prev
+            self._tell(self._accounts, after=before)
+
+    def _tell(self, accounts: list[Account], after: fx.Node) -> None:
+        """Let the forward pass write rows; so that it is not dropped, its empty result crosses."""
+        crossing = self._crossing
+        facts = json.dumps([entry for _, entry in accounts])
+        with crossing.forward.inserting_after(after):
+            told = make(
+                crossing.forward,
+                OPERATIONS.account.default,
+                [made for made, _ in accounts],
+                self._settings.state,
+                facts,
+            )
+        crossing.cross(told, next(iter(crossing.saved)))

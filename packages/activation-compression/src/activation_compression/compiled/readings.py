@@ -1,0 +1,263 @@
+"""What a backward graph does with each value that crosses to it: the table, asked by aten operation.
+
+A node of the graph knows the operation it came from before the compiler took that apart (`original_aten`).
+torch names the formula of a node `Gelu` in aten `gelu_backward`, and its values as in the table; so the table
+of `formulas` serves here too. A value is followed through all that is computed from it until it meets a
+gradient. What is not known is exact.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from activation_compression.compiled.attention import is_consistent
+from activation_compression.formulas import (
+    COUPLED,
+    EXACT,
+    FACTOR,
+    FORMULAS,
+    OUTLIERS,
+    SMOOTH,
+    SQUARED,
+    Formula,
+)
+
+__all__ = ["Reader", "Verdict", "forces_saving", "formula_name"]
+
+SAME = {"output": "result", "out": "output", "grad_out": "grad_output"}
+"""Name of an argument in a backward operation → its name in the table."""
+BOUNDED = ("tanh", "sigmoid")
+"""Functions of bounded slope that the table knows by their result."""
+ADDITIVE = ("add", "sub", "rsub", "neg", "sum", "mean", "cat", "clone", "repeat", "constant_pad_nd")
+ROWS = ("index", "index_select", "flip", "roll")
+CASTS = ("convert_element_type", "_to_copy")
+PATIENCE = 4
+"""Nodes, one after another, that pass a gradient on from a singular formula."""
+
+
+def _by_name() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for (node, value), entry in FORMULAS.items():
+        found[node.partition("Backward")[0].lower()].setdefault(value, entry)
+    return found
+
+
+TABLE = _by_name()
+"""Name of a formula in lower case → value → its entry in the table."""
+
+
+def packet(target: Any) -> str:
+    """Return the name of an operation without its overload; empty for what is none."""
+    return target._opname if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def formula_name(operation: str) -> str:
+    """Return the name of a node of the autograd graph, in lower case, for an aten operation.
+
+    Examples:
+        >>> formula_name("native_layer_norm_backward"), formula_name("_softmax_backward_data")
+        ('nativelayernorm', 'softmax')
+    """
+    return operation.removesuffix("_data").removesuffix("_backward").replace("_", "")
+
+
+def forces_saving(node: fx.Node) -> bool:
+    """Return whether a forward operation's result should cross, rather than be made again of its input.
+
+    Softmax of rounded scores with the sum of the exact ones is no distribution; ReLU of rounded values is
+    biased.
+    """
+    group = packet(node.meta.get("original_aten"))
+    entries = TABLE.get(formula_name(group), {})
+    if group in BOUNDED or "backward" in group or not entries:
+        return False
+    kinds = {entry.kind if isinstance(entry, Formula) else "" for entry in entries.values()}
+    if kinds != {"gate"} and (set(entries) != {"result"} or kinds == {"logarithm"}):
+        return False
+    return any(user.meta.get("original_aten") is not node.meta["original_aten"] for user in node.users)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be done with a value.
+
+    Attributes:
+        kind: rounded, half (16 bits) or exact.
+        finer: Whether it gets twice the bits.
+        gates: Comparisons of it, which the forward pass has to make.
+    """
+
+    kind: str
+    finer: bool = False
+    gates: tuple[fx.Node, ...] = ()
+
+
+class Reader:
+    """A backward graph, and what it does with what it is given.
+
+    Args:
+        graph: The backward graph, as the partitioner made it.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.gradients: set[fx.Node] = set()
+        """What depends on the gradient that comes in."""
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                if "tangents" in node.name:
+                    self.gradients.add(node)
+            elif any(given in self.gradients for given in node.all_input_nodes):
+                self.gradients.add(node)
+
+    def verdict(self, value: fx.Node) -> Verdict:
+        """Return what may be done with an input of the graph."""
+        waiting, seen, direct = [value], {value}, {value}
+        gates: dict[fx.Node, None] = {}
+        finer = half = False
+        while waiting:
+            node = waiting.pop()
+            for user in node.users:
+                if user.op == "output":
+                    continue
+                if user not in self.gradients and _kind_of(user) is torch.bool:
+                    gates[user] = None
+                    continue
+                formula = self._formula(user, node)
+                if formula.kind not in ("linear", "smooth", "logarithm"):
+                    return Verdict("exact")
+                if formula.wary and user in self.gradients and self._is_singular(user):
+                    return Verdict("exact")
+                finer |= (formula.finer or formula in (OUTLIERS, SQUARED)) and node in direct
+                half |= formula.kind == "logarithm"
+                if user not in self.gradients and user not in seen:
+                    seen.add(user)
+                    waiting.append(user)
+                    if node in direct and _is_view(user):
+                        direct.add(user)
+        return Verdict("half" if half else "rounded", finer, tuple(gates))
+
+    def _formula(self, user: fx.Node, value: fx.Node) -> Formula:
+        """Return how a node reads a value."""
+        name = packet(user.target)
+        group = packet(user.meta.get("original_aten")) or name
+        entries = TABLE.get(formula_name(group), {})
+        if user.target is operator.getitem:
+            return SMOOTH
+        if not _is_floating(user) and _kind_of(user) is not None:
+            return EXACT
+        if "backward" in group:
+            return _of_backward(user, value, group, entries)
+        if name != group and entries:
+            return _of_forward(group, entries)
+        return _of_itself(user, value, name)
+
+    def _is_singular(self, user: fx.Node) -> bool:
+        """Return whether the gradient that a node multiplies was divided by a value of the forward pass."""
+        waiting = [node for node in user.all_input_nodes if node in self.gradients]
+        for _ in range(PATIENCE):
+            further = []
+            for node in waiting:
+                name = packet(node.target)
+                if name == "div" and len(node.all_input_nodes) > 1 and node.args[1] not in self.gradients:
+                    return True
+                if name == "mul" and any(
+                    packet(given.target) in ("reciprocal", "log", "rsqrt", "pow", "div")
+                    and given not in self.gradients
+                    and given.meta["val"].numel() == user.meta["val"].numel()
+                    for given in node.all_input_nodes
+                ):
+                    return True
+                if _is_view(node) or name in ADDITIVE or name in CASTS:
+                    further += [given for given in node.all_input_nodes if given in self.gradients]
+            waiting = further
+        return False
+
+
+def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, Any]) -> Formula:
+    """A formula as one operation has named arguments; taken apart, all its values must be alike."""
+    if packet(user.target) == group:
+        if _is_coupled(entries) and not is_consistent(user):
+            return EXACT
+        names = _names(user, value)
+        if names and is_consistent(user) and set(names) <= {"out", "logsumexp"}:
+            return SMOOTH  # made again
+        found = [entries.get(SAME.get(name, name), EXACT) for name in names]
+    else:
+        found = list(entries.values())
+    if not found or not all(isinstance(entry, Formula) for entry in found):
+        return EXACT
+    formulas = [entry for entry in found if isinstance(entry, Formula)]
+    return formulas[0] if len({entry.kind for entry in formulas}) == 1 else EXACT
+
+
+def _of_forward(group: str, entries: dict[str, Any]) -> Formula:
+    """A forward operation, made again: smooth where its slope is."""
+    own = entries.get("self", entries.get("input", EXACT))
+    if group in BOUNDED or (isinstance(own, Formula) and own.kind in ("linear", "smooth")):
+        return SMOOTH
+    result = entries.get("result")
+    return result if isinstance(result, Formula) and result.kind == "logarithm" else EXACT
+
+
+def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
+    """An operation that is its own formula: products, sums, views."""
+    if _is_view(user) or name in ADDITIVE or name in CASTS or name in BOUNDED:
+        return SMOOTH
+    places = _names(user, value)
+    if name in ROWS and places == ["self"]:
+        return SMOOTH
+    if name == "div":
+        return EXACT if "other" in places else FACTOR
+    if name == "where":
+        return SMOOTH if "condition" not in places else EXACT
+    if name in ("addmm", "baddbmm") and places == ["self"]:
+        return SMOOTH
+    if name == "pow" and user.args[1] == 1:
+        return SQUARED  # what the backward formula of a square reads
+    entries = TABLE.get(formula_name(name), {})
+    found = [entries.get(place, EXACT) for place in places]
+    found = [entry(_Settings(user)) if not isinstance(entry, Formula) else entry for entry in found]
+    return next((f for f in found if f.kind not in ("linear", "smooth")), found[0]) if found else EXACT
+
+
+def _is_coupled(entries: dict[str, Any]) -> bool:
+    return any(entry is COUPLED for entry in entries.values())
+
+
+class _Settings:
+    """The settings of a node, by the names that nodes of the autograd graph have for them."""
+
+    def __init__(self, node: fx.Node) -> None:
+        target: Any = node.target
+        given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False))
+        self.__dict__ |= {f"_saved_{name}": entry for name, entry in {**given, **node.kwargs}.items()}
+
+
+def _names(user: fx.Node, value: fx.Node) -> list[str]:
+    """Return the names of the arguments in which a node is given a value."""
+    if not isinstance(user.target, torch._ops.OpOverload):
+        return []
+    names = [argument.name for argument in user.target._schema.arguments]
+    given = {**dict(zip(names, user.args, strict=False)), **user.kwargs}
+    return [name for name, entry in given.items() if entry is value]
+
+
+def _is_view(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and (target.is_view or target._opname == "_unsafe_view")
+
+
+def _kind_of(node: fx.Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) else None
+
+
+def _is_floating(node: fx.Node) -> bool:
+    kind = _kind_of(node)
+    return kind is not None and kind.is_floating_point

@@ -1,0 +1,107 @@
+"""What a node of a graph stands for: whose memory, which order, whether a parameter."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from torch import Tensor, fx
+
+from activation_compression.compiled.crossing import Crossing, is_view, returned_by
+from activation_compression.compiled.readings import CASTS, packet
+
+__all__ = [
+    "OWN",
+    "copied",
+    "dtype_of",
+    "erase",
+    "hint_of",
+    "is_further_result",
+    "is_of_parameter",
+    "memory_of",
+    "order_of",
+    "root_of",
+    "trained",
+]
+
+OWN = "activation_compression_own"
+"""In the meta of an input of a graph that is a parameter or a buffer."""
+
+
+def copied(graph: fx.Graph, node: fx.Node, known: dict[fx.Node, fx.Node]) -> fx.Node:
+    """Copy a node of the backward graph, and all that it is made of, into the forward graph."""
+    if node not in known:
+        for given in node.all_input_nodes:
+            copied(graph, given, known)
+        known[node] = graph.node_copy(node, lambda given: known[given])
+    return known[node]
+
+
+def erase(node: fx.Node) -> None:
+    """Erase a node that has no user, and what only it used."""
+    given = node.all_input_nodes
+    node.graph.erase_node(node)
+    for other in given:
+        if other.op == "call_function" and not other.users:
+            erase(other)
+
+
+def is_further_result(node: fx.Node) -> bool:
+    """Return whether a node is one of several results of an operation, and not the first; parts are none."""
+    return node.target is operator.getitem and node.args[1] != 0 and not is_view(node.args[0])  # type: ignore[arg-type]
+
+
+def trained(crossing: Crossing) -> set[fx.Node]:
+    """Return what depends on an input whose gradient the backward graph returns."""
+    inputs = crossing.forward.find_nodes(op="placeholder")
+    slopes = returned_by(crossing.backward)
+    found = {given for given, slope in zip(inputs, slopes, strict=False) if slope is not None}
+    for node in crossing.forward.nodes:
+        if any(given in found for given in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def is_of_parameter(node: fx.Node) -> bool:
+    """Return whether a tensor is a parameter or a buffer, or its view, or its copy in another dtype."""
+    while is_view(node) or packet(node.target) in CASTS:
+        node = node.args[0]  # type: ignore[assignment]
+    return node.op == "placeholder" and bool(node.meta.get(OWN))
+
+
+def root_of(node: fx.Node) -> fx.Node:
+    """Return the tensor that a node shows whole, in another shape."""
+    while is_view(node) and same_count(node, node.args[0]):  # type: ignore[arg-type]
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def same_count(first: fx.Node, second: fx.Node) -> bool:
+    return hint_of(first.meta["val"].numel()) == hint_of(second.meta["val"].numel())
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """Return the node that made the memory of a tensor."""
+    while is_view(node) or (node.target is operator.getitem and is_view(node.args[0])):  # type: ignore[arg-type]
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def order_of(value: Tensor) -> list[int]:
+    """Return the axes from the outermost in memory to the innermost."""
+    strides = [hint_of(stride) for stride in value.stride()]
+    return sorted(range(value.ndim), key=lambda dim: -strides[dim])
+
+
+def hint_of(size: Any) -> int:
+    """Return a length, or the one that it had when the graph was made."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return math.inf if hint is None else hint  # type: ignore[return-value]
+
+
+def dtype_of(node: fx.Node) -> str:
+    """Return the dtype of a tensor, without `torch.`."""
+    return str(node.meta["val"].dtype).removeprefix("torch.")
