@@ -20,7 +20,7 @@ from typing import Any
 from glue_harness.report.aggregate import model_name, summarise
 from glue_harness.report.tables import markdown
 from glue_harness.run.records import read_results, write_whole
-from reproduce import costs, paired, published
+from reproduce import conformance, costs, paired, published
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue, find
 from reproduce.listing import listing
 from reproduce.page import page, place
@@ -149,7 +149,8 @@ def tables() -> dict[Path, str]:
     }
     for committed in _committed():
         made |= dict(_tables_of(*committed))
-    return made | {BENCHMARKS / "list.md": listing(), BENCHMARKS / "results.md": _page(made)}
+    told = {"list": listing(), "results": _page(made), "differences": conformance.table(published.judged())}
+    return made | {BENCHMARKS / f"{name}.md": text for name, text in told.items()}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import run as benchmark
 from finetune_common.errors import ConfigurationError
-from reproduce import preflight
+from reproduce import performing, preflight
 from reproduce.catalogue import SCALES, catalogue, find
 from reproduce.commands import CommandError
 
@@ -116,5 +116,5 @@ def test_a_repeated_run_is_recognised_by_its_numbers(tmp_path):
     committed.write_text(json.dumps([one]), encoding="utf-8")
     later = one | {"settings": {"epochs": 3, "new_option": None}}
     other = one | {"metrics": {"accuracy": 0.6}}
-    assert benchmark.same_numbers([one, later, other], committed).startswith("2 of 3 runs")
-    assert benchmark.same_numbers([one | {"settings": {"epochs": 4}}], committed).startswith("0 of 1")
+    assert performing.same_numbers([one, later, other], committed).startswith("2 of 3 runs")
+    assert performing.same_numbers([one | {"settings": {"epochs": 4}}], committed).startswith("0 of 1")

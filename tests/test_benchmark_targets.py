@@ -7,9 +7,11 @@ from functools import cache
 import pytest
 
 from glue_harness.config.fields import RunConfig
+from glue_harness.report.published import covers
+from glue_harness.sweep.scales import changed
 from reproduce.catalogue import BENCHMARKS, catalogue, find
 from reproduce.published import targets
-from reproduce.scales import changed, covers, merged, points, settings
+from reproduce.scales import merged, points, settings
 
 WORKS = sorted(path.parent.name for path in BENCHMARKS.glob("*/targets.csv"))
 ROWS = {"agni": 144, "clipped": 168, "gact": 133, "peft": 359, "sage": 78}

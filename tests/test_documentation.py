@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -62,9 +63,11 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return [
         (
             text.count("\n", 0, match.start(1)) + 1,
-            re.sub(r'^--8<-- "([^:"]+)(?::(\w+))?"$', included, match[1], flags=re.MULTILINE),
+            re.sub(
+                r'^--8<-- "([^:"]+)(?::(\w+))?"$', included, textwrap.dedent(match[1]), flags=re.MULTILINE
+            ),
         )
-        for match in re.finditer(r"^```python *\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        for match in re.finditer(r"^ *```python *\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     ]
 
 

@@ -177,7 +177,7 @@ LEVELS = {
         "run",
         "config",
         "baselines console extras hardware",
-        "files stopping",
+        "baseline_options files stopping",
     ),
     "finetune_common": (
         "__init__ testing",

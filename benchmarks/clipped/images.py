@@ -4,15 +4,19 @@
     python benchmarks/clipped/images.py --spec benchmarks/clipped/images-cifar10.yaml
 
 The stem is a 3×3 convolution of stride 1, as published, so that small images keep their size. Each finished
-run (way × seed) is kept in the result file; started again, the script does what is missing. Written are
-`result.json`, `accuracy.md`, `tails.md` and `tails.png`.
+run (way × seed) is kept in the result file; started again, the script does what is missing. A way whose `lr`
+or `max_norm` is a list stands for one way a value. Gradient noise is sampled in training mode, so that batch
+norms see their batch. Its epoch k is after the training of epoch k, counted from 0, and 0 is before the first
+step. Written are `result.json`, `accuracy.md`, `tails.md` and `tails.png`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -20,70 +24,21 @@ from typing import Any
 import tails
 import torch
 import yaml
+from image_data import DEVICE, Batch, Images, Shuffled
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import clipped_adaptive
-from clipped_adaptive import layer_groups
 from clipped_adaptive.heavy_tails import sample_gradient_noise
+from clipped_adaptive.layers import split_by_layer
 from glue_harness.hardware import hardware, versions
 from glue_harness.run.records import write_whole
 
 HERE = Path(__file__).parent
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Batch = tuple[Tensor, Tensor]
 
-
-class Images:
-    """Training and test images as float tensors [rows, channels, height, width], with labels."""
-
-    def __init__(self, name: str):
-        if name == "digits":
-            from sklearn.datasets import load_digits
-            from sklearn.model_selection import train_test_split
-
-            found = load_digits()
-            split = train_test_split(found.images, found.target, test_size=360, random_state=0)
-            x, test_x, y, test_y = (torch.as_tensor(values) for values in split)
-            x, test_x = (values.float()[:, None] / 16 for values in (x, test_x))
-        else:
-            from datasets import load_dataset
-
-            folder = Path(name).is_dir()
-            found = load_dataset("imagefolder", data_dir=name) if folder else load_dataset(name)
-            (x, y), (test_x, test_y) = (self._decoded(found[split]) for split in ("train", "test"))
-        center, spread = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
-        self.train: Batch = (((x - center) / spread).to(DEVICE), y.long().to(DEVICE))
-        self.test: Batch = (((test_x - center) / spread).to(DEVICE), test_y.long().to(DEVICE))
-
-    @staticmethod
-    def _decoded(rows: Any) -> Batch:
-        image = next(name for name in rows.column_names if name in ("img", "image"))
-        pixels = rows.with_format("torch")[image]
-        return torch.stack([pixel.float() / 255 for pixel in pixels]), torch.as_tensor(rows["label"])
-
-    @property
-    def classes(self) -> int:
-        """The number of labels."""
-        return int(self.train[1].max()) + 1
-
-    def epoch(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Go once through the training images in a new order."""
-        x, y = self.train
-        for rows in torch.randperm(len(y), generator=generator).split(size):
-            yield x[rows], y[rows]
-
-
-class Shuffled:
-    """A new order of mini-batches at every pass."""
-
-    def __init__(self, images: Images, size: int, seed: int):
-        self.images, self.size = images, size
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.images.epoch(self.size, self.generator)
+BLOCKS = r"resnet\.encoder\.stages\.\d+\.layers\.\d+"
+"""The layers of clip=layer: basic blocks, and each alone the stem's convolution, its norm and the head."""
 
 
 def resnet(spec: Mapping[str, Any], images: Images) -> nn.Module:
@@ -106,49 +61,122 @@ def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(model(x).logits, y)
 
 
-def accuracy(model: nn.Module, images: Images) -> float:
+def training_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the loss with batch norms that see their batch: there is no dropout."""
+    model.train()
+    return loss_fn(model, batch)
+
+
+def accuracy(model: nn.Module, images: Images, size: int) -> tuple[float, float]:
+    """Return the accuracy on all test images, and the mean of the accuracies of batches."""
     model.eval()
     x, y = images.test
     with torch.inference_mode():
-        hits = sum(
-            int((model(part).logits.argmax(-1) == own).sum())
-            for part, own in zip(x.split(512), y.split(512), strict=True)
-        )
+        hits = [
+            (model(part).logits.argmax(-1) == own).float()
+            for part, own in zip(x.split(size), y.split(size), strict=True)
+        ]
     model.train()
-    return hits / len(y)
+    return torch.cat(hits).mean().item(), mean(part.mean().item() for part in hits)
 
 
 def build(model: nn.Module, settings: Mapping[str, Any], weight_decay: float) -> torch.optim.Optimizer:
+    """Return an optimizer that decays everything, and whose layers are the blocks."""
     settings = dict(settings)
     cls = getattr(clipped_adaptive, settings.pop("optimizer"))
-    params = layer_groups(model) if settings["clip"] == "layer" else model.parameters()
+    params: Any = list(model.named_parameters())
+    if settings["clip"] == "layer":
+        params = split_by_layer([{"params": params}], BLOCKS)
     return cls(params, weight_decay=weight_decay, **settings)
 
 
+def expanded(ways: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the ways, with one for each value where `lr` or `max_norm` are lists.
+
+    Examples:
+        >>> list(expanded({"adam": {"lr": 0.1}, "clip": {"max_norm": [0.5, 1.0]}}))
+        ['adam', 'clip, max_norm 0.5', 'clip, max_norm 1']
+    """
+    found = {}
+    for way, settings in ways.items():
+        lists = [key for key in ("lr", "max_norm") if isinstance(settings.get(key), list)]
+        for values in product(*(settings[key] for key in lists)):
+            told = "".join(f", {key} {value:g}" for key, value in zip(lists, values, strict=True))
+            found[way + told] = {**settings, **dict(zip(lists, values, strict=True))}
+    return found
+
+
+def redrawing(new: list[nn.Module], passes: int) -> Callable[[nn.Module, Batch], Tensor]:
+    """Return a loss for which what is new is drawn again: for the full gradient, and for each mini-batch.
+
+    Args:
+        new: The modules without pretrained weights.
+        passes: Batches of the full gradient.
+    """
+    calls = 0
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        if calls == 0 or calls >= passes:
+            with torch.random.fork_rng([DEVICE] if DEVICE.type == "cuda" else []):
+                torch.manual_seed(calls)
+                for module in new:
+                    module.reset_parameters()  # type: ignore[operator]
+        calls += 1
+        return training_loss(model, batch)
+
+    return loss
+
+
+def sampled(model: nn.Module, images: Images, noise: Mapping[str, Any], start: bool) -> dict[str, Any]:
+    """Return what the gradient noise is like, in training mode; the model is left as it was."""
+    batches = Shuffled(images, noise["batch_size"], noise["seed"])
+    if not (start and noise.get("redraw")):
+        return tails.described(sample_gradient_noise(model, training_loss, batches, noise["n"]))
+    new = [model.resnet.embedder.embedder.convolution, model.classifier[-1]]
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    passes = math.ceil(len(images.train[1]) / noise["batch_size"])
+    norms = sample_gradient_noise(model, redrawing(new, passes), batches, noise["n"])
+    model.load_state_dict(kept)
+    return tails.described(norms)
+
+
 def train(spec: Mapping[str, Any], images: Images, way: str, seed: int) -> dict[str, Any]:
-    """Train once; the tails are those of the first seed."""
+    """Train once; the tails are those of one seed."""
     torch.manual_seed(seed)
     model = resnet(spec, images).to(DEVICE).train()
-    optimizer = build(model, spec["ways"][way], spec["weight_decay"])
+    optimizer = build(model, expanded(spec["ways"])[way], spec["weight_decay"])
     order = torch.Generator().manual_seed(seed)
-    measured = way in spec["tails"]["ways"] and seed == spec["seeds"][0]
+    measured = way in spec["tails"]["ways"] and seed == tails_seed(spec)
     wanted = spec["tails"]["epochs"] if measured else []
-    found: dict[str, Any] = {"accuracy": [], "tails": {}}
-    for epoch in range(spec["epochs"] + 1):
-        if epoch in wanted:
-            noise = spec["tails"]
-            batches = Shuffled(images, noise["batch_size"], noise["seed"])
-            found["tails"][str(epoch)] = tails.described(
-                sample_gradient_noise(model, loss_fn, batches, noise["n"])
-            )
-        if epoch == spec["epochs"]:
-            return found
+    found: dict[str, Any] = {"accuracy": [], "accuracy_of_batches": [], "tails": {}}
+    if 0 in wanted:
+        found["tails"]["0"] = sampled(model, images, spec["tails"], start=True)
+    for epoch in range(spec["epochs"]):
         for batch in images.epoch(spec["batch_size"], order):
             optimizer.zero_grad()
             loss_fn(model, batch).backward()
             optimizer.step()
-        found["accuracy"].append(accuracy(model, images))
+        whole, of_batches = accuracy(model, images, spec["batch_size"])
+        found["accuracy"].append(whole)
+        found["accuracy_of_batches"].append(of_batches)
+        if epoch and epoch in wanted:
+            found["tails"][str(epoch)] = sampled(model, images, spec["tails"], start=False)
     return found
+
+
+def tails_seed(spec: Mapping[str, Any]) -> int:
+    """Return the seed whose runs the gradient noise is of."""
+    return spec["tails"].get("run_seed", spec["seeds"][0])
+
+
+def samples_of(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the samples of a result by name."""
+    return {
+        f"{way}, epoch {epoch}": sample
+        for way, runs in result["runs"].items()
+        for epoch, sample in runs[str(tails_seed(result["spec"]))]["tails"].items()
+    }
 
 
 def accuracy_table(result: Mapping[str, Any]) -> str:
@@ -182,20 +210,16 @@ def main() -> None:
         if result["spec"] != spec:
             parser.error(f"{file} was made with another spec: remove it or give another --output-dir")
     result |= {"versions": versions(), "hardware": hardware(DEVICE)}
-    images = Images(spec["data"])
+    images = Images(spec["data"], spec.get("augment"), spec.get("normalisation"))
     torch.set_flush_denormal(True)
-    for way in spec["ways"]:
+    for way in expanded(spec["ways"]):
         runs = result["runs"].setdefault(way, {})
         for seed in spec["seeds"]:
             if str(seed) not in runs:
                 runs[str(seed)] = train(spec, images, way, seed)
                 write_whole(file, json.dumps(result) + "\n")
                 print(f"{way}, seed {seed}: {runs[str(seed)]['accuracy'][-1]:.4f}", flush=True)
-    samples = {
-        f"{way}, epoch {epoch}": sample
-        for way, runs in result["runs"].items()
-        for epoch, sample in runs[str(spec["seeds"][0])]["tails"].items()
-    }
+    samples = samples_of(result)
     write_whole(folder / "accuracy.md", accuracy_table(result))
     write_whole(folder / "tails.md", tails.table(samples))
     tails.draw(samples, folder / "tails.png")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_common.errors import ConfigurationError, did_you_mean
-from reproduce.scales import changed, merged, read
+from glue_harness.sweep.scales import SMOKE, changed
+from reproduce.scales import merged, read
 
 __all__ = ["BENCHMARKS", "SCALES", "Benchmark", "Scale", "catalogue", "find"]
 
@@ -59,6 +60,8 @@ class Benchmark:
             scores. Empty for no such table.
         report: Whether the documentation shows the report of its results.
         scales: Name → scale.
+        differs: What differs from the released code, name → why. Where that forbids a comparison it is a
+            mapping: `matters` says why, and `of` of which runs, all by default.
     """
 
     name: str
@@ -73,6 +76,10 @@ class Benchmark:
     costs: str
     report: bool
     scales: Mapping[str, Scale]
+    differs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     @property
     def work(self) -> str:
@@ -116,7 +123,7 @@ def _scale(folder: Path, benchmark: str, name: str, described: Mapping[str, Any]
     spec = options.pop("spec", None)
     results = options.pop("results", None) or f"{benchmark}-{name}"
     apart = {key: options.pop(key) for key in ("minutes", "gpu_memory") if key in options}
-    change = merged(read(BENCHMARKS / "smoke.yaml"), options) if sweep and name == "smoke" else options
+    change = merged(SMOKE, options) if sweep and name == "smoke" else options
     return Scale(name, folder / spec if spec else None, results, change, **apart)
 
 
@@ -139,6 +146,7 @@ def _benchmark(folder: Path, name: str, described: Mapping[str, Any]) -> Benchma
         baseline=options.pop("baseline", ""),
         costs=options.pop("costs", ""),
         report=options.pop("report", False),
+        differs=options.pop("differs", {}),
         scales={key: _scale(folder, name, key, said, script is None) for key, said in scales.items()},
         **options,
     )

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from finetune_common.tasks import TASKS
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.sweeps import CORE, GPU, run_seconds
 from reproduce.catalogue import Benchmark
-from reproduce.scales import DEFAULTS, points
+from reproduce.scales import points, settings
 
 __all__ = ["Estimate", "estimate", "typical_seconds"]
 
-ENCODER = {
-    "demo": 0.4,
-    "MiniLM": 10.6,
-    "squeezebert/squeezebert-uncased": 50.0,
-    "bert-base-uncased": 85.0,
-    "bert-base-cased": 85.0,
-    "roberta-base": 85.0,
-    "albert-base-v1": 85.0,
-    "albert-base-v2": 85.0,
-    "facebook/bart-base": 100.0,
-    "t5-base": 198.0,
-    "bert-large-cased": 302.0,
-    "roberta-large": 302.0,
-}
-"""Model → million parameters that a token passes through; embeddings are none of them."""
-
-FILLED = 0.5
-"""Share of `max_length` that a padded row has."""
-
-CORE, GPU = 4e10, 1.5e13
-"""Arithmetic operations a second that a run gets out of a CPU core (measured: SST-2 with MiniLM), and out of
-a data-centre GPU in fp32 (assumed)."""
-
-START = 2.0
-"""Seconds before a run's first step."""
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+"""The shape of the model that MINILM_DIR holds."""
 
 
 class Estimate(float):
@@ -60,20 +39,6 @@ class Estimate(float):
         if self < 5400:
             return f"{about}{self / 60:.0f} min"
         return f"{about}{self / 3600:,.1f} h" if self < 36e3 else f"{about}{self / 3600:,.0f} h"
-
-
-def _operations(point: Mapping[str, Any]) -> float:
-    """Return the arithmetic operations of a run: 6 a parameter and token in training, 2 in evaluation."""
-    run = {**DEFAULTS, **point}
-    task = TASKS[run["task"]]
-    model = "MiniLM" if run["model"] == "${MINILM_DIR}" else run["model"]
-    rows = min(task.rows["train"], run["max_train_samples"] or task.rows["train"])
-    step = run["batch_size"] * run["accumulate"]
-    trained = run["max_steps"] * step if run["max_steps"] else rows * run["epochs"]
-    held_out = sum(task.rows[split] for split in task.evaluation)
-    evaluations = max(1.0, trained / step / run["eval_every"] if run["eval_every"] else run["epochs"])
-    tokens = FILLED * run["max_length"]
-    return 1e6 * ENCODER[model] * tokens * (6 * trained + 2 * held_out * evaluations)
 
 
 def typical_seconds(results: Sequence[Mapping[str, Any]]) -> float:
@@ -116,6 +81,11 @@ def estimate(benchmark: Benchmark, scale: str) -> Estimate:
     minutes = benchmark.at(scale).minutes
     if minutes is not None:
         return Estimate(60 * minutes, measured=False)
-    speed = GPU if scale == "paper" else CORE
-    runs = list(points(benchmark.spec(scale)))
-    return Estimate(sum(START + _operations(run) / speed for run in runs), measured=False)
+    runs = [RunConfig(**{**settings(run), "output_dir": "none"}) for run in points(benchmark.spec(scale))]
+    seconds = run_seconds([_sized(run) for run in runs], GPU if scale == "paper" else CORE)
+    return Estimate(seconds, measured=False)
+
+
+def _sized(run: RunConfig) -> RunConfig:
+    """Return a run with a model whose size is known without the folder that it stands for."""
+    return replace(run, model="demo", model_config=MINILM) if run.model.startswith("${") else run

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from glue_harness.cost.sweeps import GPU
 from reproduce.catalogue import SCALES, Benchmark, catalogue
-from reproduce.estimates import GPU, Estimate, estimate
+from reproduce.estimates import Estimate, estimate
 from reproduce.published import targets
 from reproduce.scales import points
 

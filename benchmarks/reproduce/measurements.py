@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from glue_harness.report.published import Measurement, measured
 from reproduce.catalogue import Benchmark
 
-__all__ = ["ONCE", "Measurement", "measurements"]
-
-TRAINING = ("data", "forward", "backward", "gradient", "optimizer")
-"""Parts of a run's time that a training step consists of."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A run's numbers.
-
-    Attributes:
-        settings: What it ran with.
-        seed: None where a result is not of one seed.
-        metrics: Name → number.
-        primary: The metric that decides among runs; empty for the one that is asked for.
-        folder: The folder of a run in its sweep; empty for a script's.
-    """
-
-    settings: Mapping[str, Any]
-    seed: int | None
-    metrics: Mapping[str, float]
-    primary: str = ""
-    folder: str = ""
-
-
-def _sweep(results: Any, evaluation: str) -> Iterator[Measurement]:
-    for result in results:
-        steps = max(result["steps"], 1)
-        extra = {
-            "seconds_per_step": sum(result["seconds"].get(part, 0.0) for part in TRAINING) / steps,
-            "saved_activation_bytes": result["saved_activation_bytes"],
-        }
-        settings = {**result["settings"], **result["slots"]}
-        numbers = {**result["metrics"][evaluation], **extra}
-        yield Measurement(settings, result["seed"], numbers, result["primary"], result["folder"])
+__all__ = ["ONCE", "measurements"]
 
 
 def _quadratic(result: Any) -> Iterator[Measurement]:
@@ -58,7 +24,8 @@ def _images(result: Any) -> Iterator[Measurement]:
     for way, runs in result["runs"].items():
         for seed, run in runs.items():
             settings = {**spec, "ways": {way: spec["ways"][way]}, "tails": {}}
-            yield Measurement(settings, int(seed), {"accuracy": run["accuracy"][-1]})
+            told = {key: run[key][-1] for key in ("accuracy", "accuracy_of_batches") if run.get(key)}
+            yield Measurement(settings, int(seed), told)
             for epoch, sample in run["tails"].items():
                 tails = {**spec["tails"], "ways": way, "epochs": int(epoch)}
                 numbers = {key: sample[key] for key in ("mean", "sd", "rho_mild", "rho_extreme", "hill")}
@@ -93,6 +60,6 @@ ONCE = {
 def measurements(benchmark: Benchmark, results: Any) -> list[Measurement]:
     """Return the runs of kept results."""
     if benchmark.script is None:
-        return list(_sweep(results, benchmark.evaluation))
+        return measured(results, benchmark.evaluation)
     reader = SCRIPTS.get(benchmark.script.stem)
     return list(reader(results)) if reader else []

@@ -37,6 +37,12 @@ DEMO = {
     "weight_decay": 0,
     "optimizer": {"name": "adamw", "lr": 1e-3},
 }
+HOME_ACTIVATIONS = {"4 bits (L1)": "L1", "2 bits (L1.2)": "L1.2", "checkpointing": "checkpoint"}
+HOME_ADAPTATIONS = {
+    "LoRA": "LoRA, rank 8, q and v",
+    "adapters": "adapters in all layers",
+    "head only": "head only",
+}
 AGNI = {"name": "agni", "eta": 1.0}
 
 
@@ -205,6 +211,34 @@ def what_a_layer_saves() -> Figure:
     return figure
 
 
+def home() -> Figure:
+    """What methods need against plain fine-tuning, from the committed measurements of speed."""
+    steps, ways = (
+        json.loads((BENCHMARKS / f"speed/results/{name}.json").read_text())[key]
+        for name, key in (("activations", "steps"), ("adaptations", "ways"))
+    )
+    kept, trained, time = {"plain": 1.0}, {"all": 1.0}, {"plain": 1.0}
+    for shown, name in HOME_ACTIVATIONS.items():
+        kept[shown] = steps[name]["stored_bytes"] / steps["L1"]["original_bytes"]
+        time[shown] = steps[name]["ratio"]
+    for shown, name in HOME_ADAPTATIONS.items():
+        trained[shown] = ways[name]["trainable"] / ways["full"]["trainable"]
+        time[shown] = ways[name]["median_seconds"] / ways["full"]["median_seconds"]
+    figure = Figure(figsize=(10, 2.2), layout="constrained")
+    panels = {"bytes kept for backward": kept, "parameters that train": trained, "time of a step": time}
+    rows = max(map(len, panels.values()))
+    for axes, (title, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        percent = [100 * value for value in values.values()]
+        bars = axes.barh(list(values), percent, color=["0.75"] + ["C0"] * (len(values) - 1))
+        axes.bar_label(
+            bars, [f"{value:.1f} %" if value < 10 else f"{value:.0f} %" for value in percent], padding=3
+        )
+        axes.set(title=title, xlim=(0, 1.3 * max(percent)), ylim=(rows - 0.5, -0.5), xticks=[])
+        axes.spines[["bottom", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+    return figure
+
+
 def main() -> None:
     chosen = sys.argv[1:]
     mpl.rcParams |= {"svg.hashsalt": "figures", "svg.fonttype": "none"}
@@ -218,6 +252,7 @@ def main() -> None:
         parameter_efficiency,
         activation_memory,
         what_a_layer_saves,
+        home,
     ):
         if chosen and draw.__name__ not in chosen:
             continue

@@ -66,6 +66,9 @@ READ: dict[str, Odd] = {
     "an empty text": ("a.csv", "text,label\n,x\nb,y\n", {}, ["", "b"]),
     "premise and hypothesis": ("a.csv", "hypothesis,premise,label\na,b,x\nc,d,y\n", {}, ("x", "y")),
     "labels 0 and 1": ("a.csv", rows(0, 1), {}, ("0", "1")),
+    "shares as words": ("a.csv", rows("20%", "50%"), {"kind": "classes"}, ("20%", "50%")),
+    "a quoted text after a blank": ("a.csv", 'text,label\n" ""a""",x\nb,y\n', {}, [' "a"', "b"]),
+    "joined labels as classes": ("a.csv", rows("x|y", "x", "y"), {"kind": "classes"}, ("x", "x|y", "y")),
     "labels -1 and 1": ("a.csv", rows(1, -1), {}, ("-1", "1")),
     "labels of truth": (
         "a.jsonl",
@@ -278,7 +281,7 @@ REFUSED: dict[str, Odd] = {
     "two values in a line": ("a.jsonl", '{"text": "a"} {"text": "b"}', {}, "line 1: not JSON: more follows"),
     "a number": ("a.json", "3", {}, "1 row .*line 1; give one object a row"),
     "lists in lines": ("a.jsonl", '["a", 1]\n["b", 2]', {}, "2 rows .*lines 1, 2"),
-    "columns of pandas": ("a.json", '{"text": {"0": "a"}, "label": {"0": "x"}}', {}, "no column 'label'"),
+    "columns of pandas": ("a.json", '{"text": {"0": "a"}, "label": {"0": "x"}}', {}, "orient='records'"),
     "a json number of 5,000 digits": (
         "a.jsonl",
         '{"text": "a", "label": ' + "9" * 5000 + "}",
@@ -329,6 +332,39 @@ REFUSED: dict[str, Odd] = {
         {"kind": "labels"},
         "several signs between labels",
     ),
+    "lists within lists": (
+        "a.jsonl",
+        lines({"text": "a", "label": [["x"]]}, {"text": "b", "label": ["y"]}),
+        {},
+        "words or numbers alone",
+    ),
+    "null in a list": (
+        "a.csv",
+        "text,label\na,\"['x', None]\"\nb,['y']\n",
+        {},
+        "None.* in 1 row: line 2; a list of labels holds words",
+    ),
+    "truth among numbers": (
+        "a.jsonl",
+        lines({"text": "a", "label": True}, {"text": "b", "label": 0}),
+        {},
+        "truth values in 1 of 2 rows",
+    ),
+    "shares": ("a.csv", rows("50%", "20 %"), {}, "numbers with a sign, such as '50%'"),
+    "prices as labels": ("a.csv", rows("$5", "€7.50"), {}, "numbers with a sign"),
+    "blanks before quotes": ("a.csv", 'text, label\na, "x"\nb, "y"\n', {}, "write no blank after"),
+    "columns instead of rows": (
+        "a.json",
+        json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}),
+        {},
+        "orient='records'",
+    ),
+    "lists instead of rows": (
+        "a.json",
+        json.dumps({"text": ["a", "b"], "label": ["x", "y"]}),
+        {},
+        "orient='records'",
+    ),
     "a metric of numbers": ("a.csv", rows("x", "y"), {"metric": "r2"}, "'r2' is for numbers"),
     "a metric of two classes": ("a.csv", rows("x", "y", "z"), {"metric": "recall"}, "does not fit 3 classes"),
     "no metric": ("a.csv", rows("x", "y"), {"metric": "f2"}, "metric 'f2' is unknown"),
@@ -346,6 +382,26 @@ REFUSED: dict[str, Odd] = {
     ),
     "names of ten thousand letters": ("a.csv", f"{'n' * 10_000},label\nword,x\n", {}, "every label is 'x'"),
 }
+
+
+ASKED = {
+    "no width": (rows("x", "x\u200b", "y"), "differ only by case, blanks or zeros"),
+    "no-break space": (rows("x", "x\u00a0", "y"), "differ only by case, blanks or zeros"),
+    "two ways to write é": (rows("caf\u00e9", "cafe\u0301", "y"), "differ only by case, blanks or zeros"),
+    "labels that are joined": (rows("x|y", "x", "y"), "'x|y' beside the labels that it joins"),
+    "labels that are joined by commas": (rows('"x, y"', "x", "y"), "--kind labels takes several"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), ASKED.values(), ids=ASKED)
+def test_is_asked(tmp_path, content, said):
+    path = write(tmp_path, "a.csv", content)
+    found = read_own_files("mine", path, path)
+    [question] = found.schema.questions
+    assert said in question
+    with pytest.raises(ConfigurationError, match="to decide") as refused:
+        read_own_files("mine", path, path, strict=True)
+    assert len(str(refused.value)) <= 400
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -179,3 +179,41 @@ def test_the_algorithms_by_name_follow_the_paper(name):
 def test_an_unknown_algorithm_is_refused():
     with pytest.raises(ConfigurationError, match=r"did you mean 'Clip-AdaGrad"):
         from_paper("Clip-AdagradD", [nn.Parameter(torch.ones(1))], lr=0.1)
+
+
+def released_adam(x, grads, lr, eps, decay, beta1=0.9, beta2=0.99):
+    """Adam as released: ε beside the uncorrected root, decay of what the update has made."""
+    m, v = np.zeros_like(x), np.zeros_like(x)
+    for t, g in enumerate(grads, 1):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        x = x - lr * np.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (np.sqrt(v) + eps)
+        x = x - lr * decay * x
+    return x
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("path", ["reference", "foreach"])
+def test_legacy_adam_is_the_released_one(norm, path):
+    """ε is large beside the roots, so that its place shows; a scalar parameter is the limit of `norm`."""
+    random = np.random.default_rng(0)
+    size = 1 if norm else 8
+    start, grads = random.standard_normal(size), 1e-3 * random.standard_normal((20, size))
+    settings = {
+        "lr": 0.1,
+        "eps": 1e-3,
+        "weight_decay": 0.5,
+        "betas": (0.9, 0.99),
+        "clip": "none",
+        "norm": norm,
+    }
+    moved = {}
+    for legacy in (True, False):
+        weight = nn.Parameter(torch.tensor(start))
+        optimizer = ClippedAdam([weight], legacy=legacy, foreach=path == "foreach", fused=False, **settings)
+        for grad in grads:
+            weight.grad = torch.tensor(grad)
+            optimizer.step()
+        moved[legacy] = weight.detach().numpy()
+    expected = released_adam(start, grads, 0.1, 1e-3, 0.5)
+    np.testing.assert_allclose(moved[True], expected, rtol=1e-12)
+    assert np.abs(moved[False] - expected).max() > 1e-2

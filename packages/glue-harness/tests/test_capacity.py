@@ -176,8 +176,10 @@ def test_wrong_input_gets_one_line(line, said, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-@pytest.mark.parametrize("command", [["profile"], ["capacity", "--budget", "1GB"]])
-def test_cuda_is_refused_where_there_is_none(command, capsys):
+@pytest.mark.parametrize(
+    "command", [["profile"], ["capacity", "--budget", "1GB", "--by", "measurement"]], ids=" ".join
+)
+def test_measuring_on_cuda_is_refused_where_there_is_none(command, capsys):
     assert main([*command, "--model", "demo", "--compare", "none", "--device", "cuda"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
 

@@ -449,7 +449,7 @@ def test_the_content_of_rows_decides_and_not_their_place(tmp_path):
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_what_decays_and_what_has_the_head_s_rate(everything):
-    from glue_harness.run.models import parameter_groups
+    from glue_harness.run.parameters import parameter_groups
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
     model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=9, **sizes))

@@ -184,6 +184,45 @@ def test_a_skipped_step_ends_its_window(set_to_none):
     assert idle.grad is None or not idle.grad.any()
 
 
+def test_each_backward_pass_is_a_micro_batch():
+    """Two losses of one batch that are not added first count as two, whatever belongs together."""
+    first, second = draw(2, torch.float64), draw(4, torch.float64)[2:]
+    param = torch.nn.Parameter(torch.zeros(500, dtype=torch.float64))
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    AdaptiveGradientNoise(optimizer, ETA, seed=3)
+    for one, other in zip(first, second, strict=True):
+        contribute(param, one)
+        contribute(param, other)
+    gradient = param.grad.clone()
+    optimizer.step()
+    deviation = explicit_variance([*first, *second]).sqrt() * gradient.norm() * ETA**0.5
+    noise = param.grad - gradient
+    torch.testing.assert_close(noise, deviation * standard_normal(param.detach(), 3), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("joins", ["added", "unfrozen"])
+def test_a_parameter_that_joins_within_a_window_is_watched_from_the_next_one_on(joins):
+    param, late = (torch.nn.Parameter(torch.zeros(500, dtype=torch.float64)) for _ in range(2))
+    late.requires_grad_(joins == "added")
+    optimizer = torch.optim.SGD([param] if joins == "added" else [param, late], lr=0.0)
+    AdaptiveGradientNoise(optimizer, ETA, seed=3)
+    changed = []
+    for window in range(2):
+        optimizer.zero_grad()
+        for number, c in enumerate(draw(3, torch.float64)):
+            if window == 0 and number == 1:
+                late.requires_grad_()
+                if joins == "added":
+                    optimizer.add_param_group({"params": [late]})
+            contribute(param, c)
+            if window or number:
+                contribute(late, c)
+        before = late.grad.clone(), param.grad.clone()
+        optimizer.step()
+        changed.append((not torch.equal(late.grad, before[0]), not torch.equal(param.grad, before[1])))
+    assert changed == [(False, True), (True, True)]
+
+
 def test_scaling_between_micro_batches_and_contributions_that_cancel_end_no_window():
     contributions = draw(4, torch.float64)
     param = torch.nn.Parameter(torch.zeros(500, dtype=torch.float64))

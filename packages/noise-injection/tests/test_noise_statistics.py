@@ -62,9 +62,11 @@ def test_normal_numbers_at_any_position():
 
 
 def test_all_keys_matter_and_streams_do_not_correlate():
-    base = normal(N, torch.tensor([1, 2, 3], dtype=torch.int32))
-    for other in ([2, 2, 3], [1, 3, 3], [1, 2, 4], [1 + 2**20, 2, 3]):
-        values = normal(N, torch.tensor(other, dtype=torch.int32))
+    keys = torch.randint(-(2**31), 2**31, (6,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    base = normal(N, keys[:3])
+    others = [torch.cat([keys[:i], keys[3 + i : 4 + i], keys[i + 1 : 3]]) for i in range(3)]
+    for other in (*others, keys[:3] + torch.tensor([2**20, 0, 0], dtype=torch.int32)):
+        values = normal(N, other)
         for shift in (0, 1):
             correlation = (base[: N - shift] * values[shift:]).mean()
             assert abs(correlation) < 4 / N**0.5

@@ -67,13 +67,18 @@ CONFIGURATIONS: dict[str, tuple[type, dict[str, Any]]] = {
     ),
 }
 
+BY_THEMSELVES: dict[str, tuple[type, dict[str, Any]]] = {
+    "mvp": (transformers.MvpConfig, CONFIGURATIONS["bart"][1]),
+}
+"""Further ones, which compute attention by themselves."""
+
 CLS_HEADS = ["bert", "roberta", "albert", "distilbert", "electra", "deberta-v2"]
 """Their heads read the first token."""
 
 
 @cache
 def _made(architecture: str, **changes: Any) -> tuple[type, Any, dict[str, Tensor]]:
-    kind, settings = CONFIGURATIONS[architecture]
+    kind, settings = (CONFIGURATIONS | BY_THEMSELVES)[architecture]
     config = kind(**settings | changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)

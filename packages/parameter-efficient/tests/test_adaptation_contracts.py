@@ -17,12 +17,15 @@ from torch import nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient import (
+    IA3,
     BitFit,
     BottleneckAdapter,
+    Compacter,
     FFNTuning,
     Fusion,
     HeadOnly,
     LoRA,
+    LoReFT,
     PrefixTuning,
     adapt,
     load_adaptation,
@@ -67,12 +70,13 @@ def feed_forward_and_attention_output(architecture: str) -> int:
 
 @dataclass(frozen=True)
 class Method:
-    """A configuration, its parameters a layer, and what it promises."""
+    """A configuration, its parameters a layer and once a model, and what it promises."""
 
     config: Config
     a_layer: Callable[[str], int]
     identity: bool = True
     merges: bool = False
+    once: int = 0
 
 
 METHODS = {
@@ -108,6 +112,9 @@ METHODS = {
     "ffn-released": Method(
         FFNTuning(include_attention_output=True), feed_forward_and_attention_output, merges=True
     ),
+    "ia3": Method(IA3(), lambda a: (3 * D if a == "gpt2" else 2 * D) + F, merges=True),
+    "compacter": Method(Compacter(bottleneck=4, divisions=2), lambda _: 2 * (D + 4) + D + 4, once=2**3),
+    "loreft": Method(LoReFT(rank=3), lambda _: 2 * 3 * D + 3),
     "fusion": Method(
         Fusion(
             adapter=BottleneckAdapter(bottleneck=1, layer_norm=False),
@@ -143,7 +150,7 @@ def test_output_and_count_at_the_start(method: Method, architecture: str) -> Non
     adapt(model, method.config)
     assert torch.equal(logits(model), base) == method.identity
     counted = trainable_parameters(model)
-    expected = layers_of(architecture) * method.a_layer(architecture)
+    expected = layers_of(architecture) * method.a_layer(architecture) + method.once
     assert counted.trainable - head_size(architecture) == expected
     assert counted.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -155,7 +162,8 @@ def test_all_that_trains_and_nothing_else_gets_a_gradient_and_moves(
     model = disturb(adapt(classifier(architecture), method.config))
     before = copy.deepcopy(model.state_dict())
     model.train()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    every = model.named_parameters(remove_duplicate=False)  # compacter's shared part has many names
+    trained = {name: p for name, p in every if p.requires_grad}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e3)
     model(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
     assert all(p.grad is None for name, p in model.named_parameters() if name not in trained)
@@ -354,7 +362,7 @@ def test_new_parameters_follow_the_seed_and_no_global_number_is_drawn(method: st
     def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
         return all(map(torch.equal, one, other))
 
-    random = method not in ("head", "bitfit", "ffn", "ffn-released")
+    random = method not in ("head", "bitfit", "ffn", "ffn-released", "ia3")
     assert same(start(1, None), start(1, None))
     assert same(start(1, None), start(2, None)) != random
     assert same(start(1, 7), start(2, 7))

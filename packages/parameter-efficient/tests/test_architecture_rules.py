@@ -180,7 +180,7 @@ def test_an_adapter_is_where_its_definition_says(kind, position, parallel):
 
 def test_a_prefix_in_attention_of_an_unknown_kind_is_refused():
     model, _ = base_of("openai-gpt")
-    with pytest.raises(ConfigurationError, match=r"does not work with OpenAIGPTModel.*another method"):
+    with pytest.raises(ConfigurationError, match=r"does not work with OpenAIGPTModel.*use lora"):
         adapt(model, PrefixTuning())
 
 

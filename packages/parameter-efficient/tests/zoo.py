@@ -156,7 +156,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "albert": {"embedding_size": 16},
     "electra": {"embedding_size": 16},
-    "lilt": {"channel_shrink_ratio": 4},
+    "lilt": {"channel_shrink_ratio": 4, "hidden_size": 48},
+    "mistral4": {"head_dim": 16, "num_key_value_heads": HEADS},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
     "mpt": {"d_model": D, "n_heads": HEADS, "n_layers": LAYERS, "max_seq_len": 128, "expansion_ratio": 2},
@@ -175,7 +176,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 16},
     "perceiver": {"d_latents": D, "num_latents": 8, "d_model": 32, "image_size": 16},
-    "markuplm": {"max_xpath_tag_unit_embeddings": 20, "max_xpath_subs_unit_embeddings": 30},
+    "markuplm": {
+        "max_xpath_tag_unit_embeddings": 20,
+        "max_xpath_subs_unit_embeddings": 30,
+        "tag_pad_id": 19,
+        "subs_pad_id": 29,
+    },
     "zamba": {"layer_types": None, "num_hidden_layers": 6},
     "esmc": {"num_key_value_heads": HEADS},
     "reformer": {

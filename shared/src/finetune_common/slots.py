@@ -51,7 +51,8 @@ GROUPS = {
 
 HOLDERS = {
     "adaptation": {
-        "parameter-efficient": "head-only bottleneck-adapter lora qlora prefix bitfit ffn-only fusion",
+        "parameter-efficient": "head-only bottleneck-adapter lora qlora prefix bitfit ffn-only fusion ia3 "
+        "compacter loreft peft",
         "glue-harness": "full",
     },
     "activation": {
@@ -62,7 +63,8 @@ HOLDERS = {
     "optimizer": {
         "sensitivity-lr": "sage-adamw sage-adamax sage-sgd",
         "clipped-adaptive": "clipped-adam clipped-adagrad clipped-sgd",
-        "glue-harness": "adamw adam adamax sgd asgd adagrad adadelta rmsprop radam nadam adamw-8bit",
+        "glue-harness": "adamw adam adamax sgd asgd adagrad adadelta rmsprop radam nadam adamw-8bit "
+        "lion-8bit",
     },
     "monitor": {
         "sensitivity-lr": "sensitivity",

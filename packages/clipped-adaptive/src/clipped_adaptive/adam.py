@@ -42,6 +42,9 @@ class ClippedAdam(ClippedAdaptive):
         norm: One second moment for the whole optimizer; all groups must agree on β₂, η, ε, delay, initial
             value and bias correction.
         bias_correction: See above.
+        legacy: Repeat the released code: ε is added to the root before its bias correction, and decay comes
+            after the update: θ = (1 - lr λ) (θ - lr · m̂ √(1-β₂ᵗ) / (√v + ε)). Without clipping this is the
+            AdamW that transformers had until version 4.
         foreach: Run over lists of tensors.
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.
@@ -63,11 +66,11 @@ class ClippedAdam(ClippedAdaptive):
 
     Source: Chezhegov et al., "Clipping Improves Adam-Norm and AdaGrad-Norm when the Noise Is Heavy-Tailed"
     (ICML 2025, arXiv 2406.04443), Algorithm 2; coordinate-wise as in its experiments. Differs from the
-    released code in that delay concerns the second moment only.
+    released code in that delay concerns the second moment only, and (without `legacy`) in ε and decay.
     """
 
     initial = "initial_second_moment"
-    agreeing = ("betas", "eta", "eps", "delay", "initial_second_moment", "bias_correction")
+    agreeing = ("betas", "eta", "eps", "delay", "initial_second_moment", "bias_correction", "legacy")
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class ClippedAdam(ClippedAdaptive):
         initial_second_moment: float = 0.0,
         norm: bool = False,
         bias_correction: bool = True,
+        legacy: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
         maximize: bool = False,
@@ -101,6 +105,7 @@ class ClippedAdam(ClippedAdaptive):
                 "eta": eta,
                 "initial_second_moment": initial_second_moment,
                 "bias_correction": bias_correction,
+                "legacy": legacy,
             },
             clip=clip,
             max_norm=max_norm,
@@ -116,7 +121,8 @@ class ClippedAdam(ClippedAdaptive):
         """Refuse settings that cannot be used."""
         for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
             check_number(name, beta, at_least=0, below=1)
-        check_choice("bias_correction", group["bias_correction"], (True, False))
+        for name in ("bias_correction", "legacy"):
+            check_choice(name, group[name], (True, False))
         super().check_group(group)
 
     def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
@@ -131,10 +137,13 @@ class ClippedAdam(ClippedAdaptive):
     def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
         """The numbers of the rule."""
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        step_size = lr / (1 - beta1**step) if group["bias_correction"] else lr
+        keep = 1 - lr * group["weight_decay"]
         numbers = {
-            "step_size": lr / (1 - beta1**step) if group["bias_correction"] else lr,
+            # decay after the update shrinks the update as well
+            "step_size": step_size * keep if group["legacy"] else step_size,
             "beta1_complement": 1 - beta1,
-            "keep": 1 - lr * group["weight_decay"],
+            "keep": keep,
             **self._element_level(),
         }
         if not self.norm:
@@ -142,7 +151,7 @@ class ClippedAdam(ClippedAdaptive):
                 "beta2": beta2,
                 "weight": (1 - beta2) * group["eta"],
                 "root": self._root(group, step),
-                "eps": group["eps"],
+                "eps": self._eps(group, step),
             }
         return numbers
 
@@ -150,10 +159,14 @@ class ClippedAdam(ClippedAdaptive):
         corrected = group["bias_correction"] and not group["delay"] and group["initial_second_moment"] == 0
         return (1 - group["betas"][1] ** step) ** 0.5 if corrected else 1.0
 
+    def _eps(self, group: Mapping[str, Any], step: int) -> float:
+        """Return what is added to √v̂; to add ε to √v instead is to add ε/√(1-β₂ᵗ)."""
+        return group["eps"] / self._root(group, step) if group["legacy"] else group["eps"]
+
     def _denominator(self, squared_norm: Tensor) -> Tensor:
         group = self.param_groups[0]
         beta2, old = group["betas"][1], self._second_moment(squared_norm)
         new = old * beta2 + (1 - beta2) * group["eta"] * squared_norm
         self._keep_second_moment(new)
         root = self._root(group, self._steps)
-        return (old if group["delay"] else new).sqrt() / root + group["eps"]
+        return (old if group["delay"] else new).sqrt() / root + self._eps(group, self._steps)

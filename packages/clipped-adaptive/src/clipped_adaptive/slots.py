@@ -44,6 +44,7 @@ class ClippedAdamOptions:
         initial_second_moment: Start of the second moment, at least 0.
         norm: One second moment for all parameters.
         bias_correction: Correct the moments for their start at zero.
+        legacy: Add eps before bias correction and decay after the update, as the released code does.
     """
 
     lr: float = 5e-5
@@ -57,6 +58,7 @@ class ClippedAdamOptions:
     initial_second_moment: float = 0.0
     norm: bool = False
     bias_correction: bool = True
+    legacy: bool = False
 
     def __post_init__(self) -> None:
         _check(self)

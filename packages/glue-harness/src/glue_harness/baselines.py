@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.errors import ConfigurationError
+from glue_harness.baseline_options import (
+    AdadeltaOptions,
+    AdagradOptions,
+    AdamOptions,
+    ASGDOptions,
+    EightBitAdamOptions,
+    EightBitLionOptions,
+    OptimizerOptions,
+    RMSpropOptions,
+    SGDOptions,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,126 +63,6 @@ class PlainActivations:
     def stats(self) -> dict[str, Any]:
         """Nothing is stored in another form."""
         return {}
-
-
-def within(default: Any, **interval: float) -> Any:
-    """Declare an option whose numbers lie in an interval, in the words of `check_number`."""
-    return field(default=default, metadata=interval)
-
-
-POSITIVE = {"at_least": 0, "below": 1e35}  # no factor made of it leaves float32
-DECAY = {"at_least": 0, "below": 1}
-
-
-@dataclass(frozen=True)
-class OptimizerOptions:
-    """What every optimizer has.
-
-    Args:
-        lr: Learning rate at the top of the schedule, at least 0.
-    """
-
-    lr: float = within(5e-5, **POSITIVE)
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if option.metadata:
-                    check_number(option.name, number, **option.metadata)
-
-
-@dataclass(frozen=True)
-class AdamOptions(OptimizerOptions):
-    """Adam and its relatives.
-
-    Args:
-        lr: Learning rate at the top of the schedule, at least 0.
-        betas: Decay of the first and the second moment, each in [0, 1).
-        eps: Added to the denominator, at least 0.
-    """
-
-    betas: tuple[float, float] = within((0.9, 0.999), **DECAY)
-    eps: float = within(1e-8, **POSITIVE)
-
-
-@dataclass(frozen=True)
-class SGDOptions(OptimizerOptions):
-    """Stochastic gradient descent.
-
-    Args:
-        lr: Learning rate at the top of the schedule, at least 0.
-        momentum: Decay of the velocity, in [0, 1); 0 for none.
-        nesterov: Nesterov's form of momentum, which needs one.
-    """
-
-    lr: float = within(1e-2, **POSITIVE)
-    momentum: float = within(0.9, **DECAY)
-    nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nesterov and not self.momentum:
-            raise ConfigurationError("nesterov=True with momentum=0.0 does nothing: give a momentum above 0")
-
-
-@dataclass(frozen=True)
-class AdagradOptions(OptimizerOptions):
-    """AdaGrad.
-
-    Args:
-        lr: Learning rate at the top of the schedule, at least 0.
-        eps: Added to the denominator, at least 0.
-        initial_accumulator_value: Start of the sum of squared gradients, at least 0.
-    """
-
-    lr: float = within(5e-3, **POSITIVE)
-    eps: float = within(1e-10, **POSITIVE)
-    initial_accumulator_value: float = within(0.0, **POSITIVE)
-
-
-@dataclass(frozen=True)
-class AdadeltaOptions(OptimizerOptions):
-    """Adadelta.
-
-    Args:
-        lr: Factor of the update, at least 0.
-        rho: Decay of both averages, in [0, 1).
-        eps: Added under both roots, at least 0.
-    """
-
-    lr: float = within(1.0, **POSITIVE)
-    rho: float = within(0.9, **DECAY)
-    eps: float = within(1e-6, **POSITIVE)
-
-
-@dataclass(frozen=True)
-class RMSpropOptions(OptimizerOptions):
-    """RMSprop.
-
-    Args:
-        lr: Learning rate at the top of the schedule, at least 0.
-        alpha: Decay of the squared gradient, in [0, 1).
-        eps: Added to the denominator, at least 0.
-        momentum: Decay of the velocity, in [0, 1); 0 for none.
-    """
-
-    alpha: float = within(0.99, **DECAY)
-    eps: float = within(1e-8, **POSITIVE)
-    momentum: float = within(0.0, **DECAY)
-
-
-@dataclass(frozen=True)
-class ASGDOptions(OptimizerOptions):
-    """Averaged stochastic gradient descent.
-
-    Args:
-        lr: Learning rate at the top of the schedule, at least 0.
-        t0: Step at which averaging starts, at least 0.
-    """
-
-    lr: float = within(1e-2, **POSITIVE)
-    t0: float = within(1e6, **POSITIVE)
 
 
 class TorchOptimizer:
@@ -251,24 +143,37 @@ class NAdam(TorchOptimizer):
     name, name_in_torch = "nadam", "NAdam"
 
 
-class AdamW8bit:
-    """AdamW with its state in 8 bits, from bitsandbytes (tensors below 4,096 elements: in 32)."""
-
-    name = "adamw-8bit"
-    Options = AdamOptions
+class _EightBit:
+    name: ClassVar[str]
+    name_there: ClassVar[str]
+    Options: ClassVar[type[OptimizerOptions]]
     not_sharded = "keeps state in packed bits, which cannot be split: use --optimizer adamw"
 
-    def __init__(self, options: AdamOptions) -> None:
+    def __init__(self, options: Any) -> None:
         self.options = options
 
     def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer, or say what is missing."""
         try:
-            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+            optim = import_module("bitsandbytes.optim")
         except ImportError:
             raise ConfigurationError(
-                "optimizer 'adamw-8bit' needs bitsandbytes, which is not installed: run "
+                f"optimizer {self.name!r} needs bitsandbytes, which is not installed: run "
                 "'pip install bitsandbytes' or use --optimizer adamw"
             ) from None
         unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in param_groups]
-        return AdamW8bit(unnamed, **asdict(self.options))
+        options = asdict(self.options)
+        paged = options.pop("paged") and any(p.is_cuda for group in unnamed for p in group["params"])
+        return getattr(optim, self.name_there)(unnamed, **options, is_paged=paged)
+
+
+class AdamW8bit(_EightBit):
+    """AdamW with its state in 8 bits, from bitsandbytes (tensors below 4,096 elements: in 32)."""
+
+    name, name_there, Options = "adamw-8bit", "AdamW8bit", EightBitAdamOptions
+
+
+class Lion8bit(_EightBit):
+    """Lion with its state in 8 bits, from bitsandbytes (tensors below 4,096 elements: in 32)."""
+
+    name, name_there, Options = "lion-8bit", "Lion8bit", EightBitLionOptions

@@ -40,7 +40,7 @@ def _run(argv: Sequence[str]) -> None:
     if config.offline:
         _go_offline()
     if config.own and config.dataset is None:
-        own_rows(config.as_dict())  # what cannot be read is said before anything heavy is imported
+        own_rows(config.of_own_rows.as_dict())  # what cannot be read is said before heavy imports
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
     from glue_harness.report.tables import print_run

@@ -21,8 +21,11 @@ __all__ = [
 def sweep_command(argv: Sequence[str]) -> None:
     """Do the runs of a specification."""
     parser = parser_of("sweep", "Do the runs that a specification describes and that are not done yet.")
-    parser.add_argument("spec", type=Path, help="YAML file: base, grid, cases, exclude")
+    parser.add_argument("spec", type=Path, help="YAML file: base, grid, cases, where, exclude, scales")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder that receives a folder a run")
+    parser.add_argument(
+        "--scale", help="one of the specification's scales; smoke (any has it): four steps of a tiny model"
+    )
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time, each with its share of the cores (1)"
     )
@@ -38,7 +41,7 @@ def sweep_command(argv: Sequence[str]) -> None:
         default="",
         help="what each SLURM job asks for; e.g. partition=gpu,timeout_min=240,gpus_per_node=1",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be run, and its needs")
     parser.add_argument("--retry-failed", action="store_true", help="try runs again that failed before")
     options = parser.parse_args(argv)
 
@@ -52,6 +55,7 @@ def sweep_command(argv: Sequence[str]) -> None:
         options.retry_failed,
         options.launcher,
         options.slurm,
+        options.scale,
     )
 
 
@@ -132,6 +136,15 @@ def report_command(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--group-by", metavar="KEY,...", help="put runs together by these options (all but the seed)"
     )
+    parser.add_argument(
+        "--targets",
+        type=Path,
+        metavar="FILE.csv",
+        help="published numbers to set beside ours",
+    )
+    parser.add_argument(
+        "--published-runs", type=int, default=1, help="runs that are behind a published number (1)"
+    )
     options = parser.parse_args(argv)
 
     from glue_harness.cluster import own_cores
@@ -148,6 +161,8 @@ def report_command(argv: Sequence[str]) -> None:
         where=options.where,
         group_by=[key for key in keys if key],
         processes=own_cores(),
+        targets=options.targets,
+        published_runs=options.published_runs,
     )
 
 
@@ -194,11 +209,14 @@ def predict_command(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--max-length", type=int, help="tokens to which a text is truncated (as in the run's training)"
     )
+    parser.add_argument("--task", help="which of its tasks, where the run learned several")
     options = parser.parse_args(argv)
 
     from glue_harness.predict import predict
 
-    made = predict(options.model, options.files, options.output, options.batch_size, options.max_length)
+    made = predict(
+        options.model, options.files, options.output, options.batch_size, options.max_length, options.task
+    )
     speed = f"{made['rows']:,} rows in {made['seconds']:.1f} s"
     scores = ", ".join(f"{name} {value:.4f}" for name, value in made["metrics"].items())
     print("; ".join(part for part in (speed, scores, made["without"]) if part), file=sys.stderr)
@@ -214,11 +232,12 @@ def export_command(argv: Sequence[str]) -> None:
         action="store_true",
         help="only the plain model with the adaptation in its weights; refused where it cannot be",
     )
+    parser.add_argument("--task", help="which of its tasks, where the run learned several")
     options = parser.parse_args(argv)
 
     from glue_harness.export import export
 
-    code = export(options.run, options.folder, options.merge)
+    code = export(options.run, options.folder, options.merge, options.task)
     trusted = ", trust_remote_code=True" if code else ""
     print(f"written: pipeline('text-classification', '{options.folder}'{trusted})")
     if code:

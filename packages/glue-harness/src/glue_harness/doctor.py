@@ -15,7 +15,7 @@ from glue_harness.hardware import hardware, versions
 __all__ = ["doctor"]
 
 OPTIONAL = {
-    "bitsandbytes": "optimizer adamw-8bit and QLoRA: pip install bitsandbytes",
+    "bitsandbytes": "adamw-8bit, lion-8bit and QLoRA, on CPUs as well: pip install 'bitsandbytes>=0.49'",
     "peft": "LoRA: it comes with packages/parameter-efficient",
 }
 

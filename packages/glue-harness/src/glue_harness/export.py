@@ -11,9 +11,9 @@ from typing import Any
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import available
 from glue_harness.files import whole_folder
-from glue_harness.run.assembly import Run, base_model, open_run
+from glue_harness.run.assembly import Run, base_model, open_run, read_config
 from glue_harness.run.card import card_of
-from glue_harness.run.records import ADAPTER
+from glue_harness.run.records import ADAPTER, read_result
 from glue_harness.run.trained import plain, write_model
 
 __all__ = ["export"]
@@ -55,7 +55,7 @@ class AdaptedModel({model}):
 """The file of ours in a folder whose adaptation is not in the weights."""
 
 
-def export(folder: Path, target: Path, merge: bool = False) -> Path | None:
+def export(folder: Path, target: Path, merge: bool = False, task: str | None = None) -> Path | None:
     """Write a run's model into a folder of its own, with all that is needed to load it.
 
     An adaptation that merges exactly is in the weights, and what it trained lies beside them in `adapter/`.
@@ -66,6 +66,7 @@ def export(folder: Path, target: Path, merge: bool = False) -> Path | None:
         folder: The run's folder.
         target: Is made.
         merge: Only a plain model will do, without `adapter/`.
+        task: Which of its tasks, where the run learned several.
 
     Returns:
         The file that transformers has to be told to trust, None where there is none.
@@ -76,13 +77,13 @@ def export(folder: Path, target: Path, merge: bool = False) -> Path | None:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigurationError(f"{target}: there is something already: give a folder that is not there yet")
-    run = open_run(folder)
+    run = open_run(folder, task)
+    name = read_config(folder).one_of_its_tasks(task, folder)
     apart = hasattr(run.methods.adaptation, "save") and not merge
-    result = folder / "result.json"
-    ended = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+    ended = read_result(folder, name) if (folder / "result.json").exists() else None
     with whole_folder(target) as unfinished:
         if apart:
-            _write_adapter(run, folder, unfinished / ADAPTER)
+            _write_adapter(run, folder / ADAPTER / name, unfinished / ADAPTER)
         if (model := plain(run)) is not None:
             write_model(run, model, unfinished, _card(run, ended, "whole"))
             return None
@@ -104,10 +105,10 @@ def _card(run: Run, result: Mapping[str, Any] | None, form: Any) -> str:
     return card_of(result, run.task, form)
 
 
-def _write_adapter(run: Run, folder: Path, target: Path) -> None:
+def _write_adapter(run: Run, left: Path, target: Path) -> None:
     """Write what the adaptation trained: as the run left it, or of a run that has not ended."""
     if not run.attached:
-        shutil.copytree(folder / ADAPTER, target)
+        shutil.copytree(left, target)
         return
     target.mkdir()
     adaptation: Any = run.methods.adaptation

@@ -39,6 +39,7 @@ def predict(
     output: Path | None = None,
     batch_size: int = 32,
     max_length: int | None = None,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Predict the rows of files, and write them with what was predicted.
 
@@ -52,6 +53,7 @@ def predict(
         output: csv, tsv, jsonl or parquet; None for standard output, in the format of the first file.
         batch_size: Rows at a time.
         max_length: Tokens to which a text is truncated; by default as in the run's training.
+        task: Which of its tasks, where a run learned several.
 
     Returns:
         `rows`, `seconds` of prediction, `metrics` (empty without labels), and `without`: why there are none.
@@ -61,7 +63,7 @@ def predict(
     """
     check_number("batch_size", batch_size, at_least=1)
     ending = _ending(files, output)
-    predictor = open_model(model)
+    predictor = open_model(model, task)
     if max_length is not None:
         check_number("max_length", max_length, at_least=4)
         predictor.max_length = max_length

@@ -11,17 +11,21 @@ __all__ = ["prepare", "prepare_dataset"]
 
 
 def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str:
-    """Load everything that a run would load; what came from a hub stays in the local caches.
+    """Load everything that a run of a task, or of several, would load; what came from a hub stays cached.
 
     Returns:
         One line that says what is ready.
     """
-    described = get_task(task)
-    run = create(RunConfig(task, model, output_dir="-"))
-    datasets = tokenize(load_task(described, data_dir=data_dir), run.tokenizer, described, max_length)
+    config = RunConfig(task, model, output_dir="-")
+    run = create(config)
+    told = []
+    for name in config.tasks:
+        described = get_task(name)
+        datasets = tokenize(load_task(described, data_dir=data_dir), run.tokenizer, described, max_length)
+        rows = ", ".join(f"{len(rows):,} {split}" for split, rows in datasets.items())
+        told.append(f"{name} ({rows} rows, at most {max_length} tokens)")
     parameters = sum(p.numel() for p in run.model.parameters())
-    rows = ", ".join(f"{len(rows):,} {split}" for split, rows in datasets.items())
-    return f"ready: {task} ({rows} rows, at most {max_length} tokens) and {model} ({parameters:,} parameters)"
+    return f"ready: {', '.join(told)} and {model} ({parameters:,} parameters)"
 
 
 def prepare_dataset(dataset: str, config: str | None, model: str) -> str:

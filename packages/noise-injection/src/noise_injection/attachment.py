@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError, check_number
-from noise_injection.lists import run_all, sums_of_all
+from noise_injection.lists import index, one, run_all, small_first, sums_of_all
 from noise_injection.shards import local, shard_groups, shard_index, sum_over_shards
 
 __all__ = ["GradientNoise", "Plan", "Row", "attached"]
@@ -179,7 +179,8 @@ class GradientNoise:
         for plan in plans:
             batches.setdefault(plan.batch, []).append(plan)
         for (device, _, _), batch in batches.items():
-            own = keys.index_select(0, torch.tensor([plan.row.index for plan in batch]))
+            batch = small_first(batch, lambda plan: plan.row.gradient.numel())
+            own = keys.index_select(0, index(tuple(plan.row.index for plan in batch), keys.device))
             self._run_batch(batch, own.to(device), unit)
 
     def _run_batch(self, plans: list[Plan], keys: Tensor, unit: Tensor | None) -> None:
@@ -187,7 +188,7 @@ class GradientNoise:
         groups = [shard_groups(plan.row.parameter) for plan in plans]
         local_sums = sums_of_all([(plan.row.gradient, plan.compared) for plan in plans], dtype)
         sums = sum_over_shards(local_sums, groups)
-        unit = sums.new_ones(()) if unit is None else unit.to(sums)
+        unit = one(sums.dtype, sums.device) if unit is None else unit.to(sums)
         numbers = self.numbers(plans, sums, unit)
         gradients = [plan.row.gradient for plan in plans]
         before = [gradient.clone() for gradient in gradients] if self.measured else []
@@ -201,26 +202,28 @@ class GradientNoise:
 
     def _rows(self) -> list[Row]:
         rows = []
-        for index, param in enumerate(self.parameters()):
+        for number, param in enumerate(self.parameters()):
             if param.grad is None:
                 continue
             if param.grad.is_sparse:
                 raise ConfigurationError(
-                    f"parameter {index} of shape {tuple(param.shape)} has a sparse gradient, which "
+                    f"parameter {number} of shape {tuple(param.shape)} has a sparse gradient, which "
                     "noise would make dense: build its layer with sparse=False"
                 )
             gradient = local(param.grad)
             shared = gradient.is_contiguous()
-            rows.append(Row(index, param, gradient.view(-1) if shared else gradient.flatten(), shared))
+            rows.append(Row(number, param, gradient.view(-1) if shared else gradient.flatten(), shared))
         return rows
 
     def _keys(self) -> Tensor:
-        parts = torch.tensor([[shard_index(param)] for param in self.parameters()])
+        parts = [shard_index(param) for param in self.parameters()]
         drawn = torch.randint(-(2**31), 2**31, (len(parts), 3), generator=self._generator)
-        return (drawn ^ parts).to(torch.int32)
+        if any(parts):
+            drawn ^= torch.tensor(parts).unsqueeze(1)
+        return drawn.to(torch.int32)
 
 
 def reach(sums: Tensor, unit: Tensor, scale_by_norm: bool) -> Tensor:
     """Return what a row's noise is multiplied with: ‖G‖, or 1; NaN where the gradient is not finite."""
     norm = sums[:, 0].sqrt() / unit
-    return norm if scale_by_norm else torch.where(norm.isfinite(), 1.0, torch.nan).to(norm)
+    return norm if scale_by_norm else torch.where(norm < torch.inf, 1.0, torch.nan).to(norm)

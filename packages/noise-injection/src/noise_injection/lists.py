@@ -6,9 +6,9 @@ know about lengths is made once and kept, so that nothing is copied from the hos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from torch import Tensor
 from finetune_common.compiled import Compiled, calls_decide
 from noise_injection import kernels
 
-__all__ = ["run_all", "sums_of_all"]
+__all__ = ["index", "one", "run_all", "small_first", "sums_of_all"]
 
+Item = TypeVar("Item")
 Rows = Sequence[list[Tensor]]
 Pairs = Sequence[tuple[Tensor, Tensor | None]]
 
@@ -36,21 +37,30 @@ def run_all(kernel: kernels.Kernel, rows: Rows, numbers: Tensor, keys: Tensor | 
     """
     joined, large = _by_size([row[0].numel() for row in rows])
     for indices in joined:
-        _run_joined(kernel, [rows[i] for i in indices], *_rows_of(indices, len(rows), numbers, keys))
+        _run_joined(kernel, [rows[i] for i in indices], *_rows_of(indices, numbers, keys))
     if len(large) > 1 and calls_decide(rows[large[0]][0].device):
         together = _together(kernel, tuple(rows[i][0].numel() for i in large))
         if together.usable:
-            return together([[*rows[i]] for i in large], *_rows_of(large, len(rows), numbers, keys))
+            return together([[*rows[i]] for i in large], *_rows_of(large, numbers, keys))
     for i in large:
         kernels.run(kernel, rows[i], numbers[i], None if keys is None else keys[i])
     return None
+
+
+def small_first(items: Iterable[Item], size: Callable[[Item], int]) -> list[Item]:
+    """Return items with those that are joined in front: what belongs to them is then a view, not a copy."""
+    return sorted(items, key=lambda item: not _is_small(size(item)))
+
+
+def _is_small(size: int) -> bool:
+    return size < kernels.COMPILE_FROM and size < LARGEST
 
 
 def _by_size(sizes: Sequence[int]) -> tuple[list[list[int]], list[int]]:
     """Return which rows are joined, in portions, and which are large."""
     joined, total = [[]], 0
     for i, size in enumerate(sizes):
-        if size < kernels.COMPILE_FROM and size < LARGEST:
+        if _is_small(size):
             if total + size > LARGEST:
                 joined.append([])
                 total = 0
@@ -60,18 +70,24 @@ def _by_size(sizes: Sequence[int]) -> tuple[list[list[int]], list[int]]:
     return [portion for portion in joined if portion], [i for i in range(len(sizes)) if i not in small]
 
 
-def _rows_of(
-    indices: Sequence[int], count: int, numbers: Tensor, keys: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    if len(indices) == count:
-        return numbers, keys
-    index = _index(tuple(indices), numbers.device)
-    return numbers.index_select(0, index), None if keys is None else keys.index_select(0, index)
+def _rows_of(indices: Sequence[int], numbers: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    first, last = indices[0], indices[-1]
+    if last - first == len(indices) - 1:
+        return numbers[first : last + 1], None if keys is None else keys[first : last + 1]
+    chosen = index(tuple(indices), numbers.device)
+    return numbers.index_select(0, chosen), None if keys is None else keys.index_select(0, chosen)
 
 
 @lru_cache(maxsize=64)
-def _index(indices: tuple[int, ...], device: torch.device) -> Tensor:
+def index(indices: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return an index tensor, which is made once."""
     return torch.tensor(indices, device=device)
+
+
+@lru_cache(maxsize=64)
+def one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the number one, which is made once."""
+    return torch.ones((), dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=64)
@@ -103,8 +119,13 @@ def _run_joined(kernel: kernels.Kernel, rows: Rows, numbers: Tensor, keys: Tenso
     compiled = len(owner) >= kernels.COMPILE_FROM and _compiled(kernel).usable
     call = _compiled(kernel) if compiled else kernel
     call(columns, numbers.index_select(0, owner).t(), own_keys)
+    by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for number, whole in enumerate(columns[: kernels.changed_by(kernel)]):
-        torch._foreach_copy_([row[number] for row in rows], list(whole.split(sizes)))
+        targets, sources = by_dtype.setdefault(whole.dtype, ([], []))
+        targets += [row[number] for row in rows]
+        sources += whole.split(sizes)
+    for targets, sources in by_dtype.values():
+        torch._foreach_copy_(targets, sources)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -49,7 +50,7 @@ class RunningVariance:
 
     def _count(self, plans: list[Plan], sums: Tensor) -> tuple[Tensor, Tensor]:
         """Count this step for every row whose gradient is finite; return which are, and the new counts."""
-        finite = sums[:, 0].isfinite().to(sums)
+        finite = (sums[:, 0] < torch.inf).to(sums)
         counts = torch.stack([self._state[plan.row.index]["count"] for plan in plans]) + finite
         for plan, count in zip(plans, counts.unbind(), strict=True):
             self._state[plan.row.index]["count"] = count
@@ -123,7 +124,7 @@ class EmaVariance(RunningVariance):
         """Return the kernel's numbers."""
         if not self.owns(plans[0]):
             groups = {p: group for group in self._optimizer.param_groups for p in group["params"]}
-            betas = [groups[plan.row.parameter]["betas"] for plan in plans]
+            betas = [tuple(groups[plan.row.parameter]["betas"]) for plan in plans]
             steps = [self._optimizer.state[plan.row.parameter]["step"] for plan in plans]
             counts = torch.stack([torch.as_tensor(step).to(torch.float32).reshape(()) for step in steps]).to(
                 sums
@@ -140,7 +141,14 @@ class EmaVariance(RunningVariance):
         self.settled = steps > 0
 
 
-def _debias(betas: list[tuple[float, float]], counts: Tensor) -> list[Tensor]:
+def _debias(betas: list[tuple[float, float]], counts: Tensor) -> tuple[Tensor, ...]:
     """Return 1/(1-β^n) for each of the two averages; infinite before the first step: no noise then."""
-    logs = [torch.tensor(own, dtype=torch.float64).log().to(counts) for own in zip(*betas, strict=True)]
-    return [-1 / torch.expm1(counts * log) for log in logs]
+    alike = betas[:1] if len(set(betas)) == 1 else betas
+    powers = counts * _logarithms(tuple(alike), counts.dtype, counts.device)
+    return (-1 / torch.expm1(powers)).unbind()
+
+
+@lru_cache(maxsize=16)
+def _logarithms(betas: tuple[tuple[float, float], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """ln β of both averages, (2, parameters), or (2, 1) where parameters agree."""
+    return torch.tensor(betas, dtype=torch.float64).log().t().to(dtype).to(device)

@@ -85,6 +85,8 @@ def sum_over_shards(rows: Tensor, groups: list[tuple[Any, ...]]) -> Tensor:
         rows: Of shape (P, k): k sums for each of P tensors.
         groups: `shard_groups` of each tensor.
     """
+    if not any(groups):
+        return rows
     rows = rows.clone()
     for own in dict.fromkeys(groups):
         index = torch.tensor([i for i, other in enumerate(groups) if other == own], device=rows.device)

@@ -1,9 +1,9 @@
-"""Adapt a model, fold the adaptation into its weights, or take it back."""
+"""Adapt a model, or take an adaptation back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,53 +11,23 @@ from torch import nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.accounting import trainable_parameters
-from parameter_efficient.attachment import Attachment, InPlace, Resident
+from parameter_efficient.attachment import InPlace, Resident
 from parameter_efficient.configs import Config, PrefixTuning
 from parameter_efficient.forward import valueless
 from parameter_efficient.found import Found
 from parameter_efficient.heads import FrozenInput, head_parameters
-from parameter_efficient.low_rank import LowRank
+from parameter_efficient.injected import described_by
 from parameter_efficient.methods import also_trained, attach
 from parameter_efficient.new_tokens import NewTokens
 from parameter_efficient.pooling import MeanPooling
 from parameter_efficient.prefixes import implementation_of
 from parameter_efficient.probe import check_that_all_acts
+from parameter_efficient.records import RECORD, Record, Records, is_adapted, records_of
+from parameter_efficient.switching import activate
 
-__all__ = ["Record", "adapt", "merge", "record_of", "remove", "unmerge"]
+__all__ = ["adapt", "remove"]
 
 Model = TypeVar("Model", bound=nn.Module)
-RECORD = "_parameter_efficient"
-
-
-@dataclass
-class Record:
-    """What is known about an adapted model.
-
-    Args:
-        config: How it was adapted.
-        attachments: What was changed, in order.
-        flags: Every parameter that the model had, and whether it trained.
-        merged: Whether the changes are in the weights now.
-    """
-
-    config: Config
-    attachments: list[Attachment]
-    flags: list[tuple[nn.Parameter, bool]]
-    merged: bool = False
-
-
-def record_of(model: nn.Module) -> Record:
-    """Return an adapted model's record.
-
-    Raises:
-        ConfigurationError: The model is not adapted.
-    """
-    record = vars(model).get(RECORD)
-    if record is None:
-        raise ConfigurationError(
-            f"this {type(model).__name__} is not adapted: call adapt(model, config) first"
-        )
-    return record
 
 
 def _prepared(found: Found, config: Config, record: Record) -> None:
@@ -100,8 +70,9 @@ def _prepared(found: Found, config: Config, record: Record) -> None:
 
 def adapt(
     model: Model,
-    config: Config,
+    config: Any,
     *,
+    name: str = "default",
     dry_run: bool = False,
     example: Mapping[str, Any] | None = None,
     probe: bool = True,
@@ -118,7 +89,10 @@ def adapt(
 
     Args:
         model: A transformer, with or without a head.
-        config: One of the dataclasses of this package.
+        config: One of the dataclasses of this package, or a configuration of peft whose method acts inside
+            of a model.
+        name: Of this adaptation. A model can have several; the new one acts, the others wait
+            (`activate`, `disabled`).
         dry_run: Print what was found and what would train, and leave the model as it is.
         example: Keyword arguments of the model's forward pass (a row is enough); made up from its
             configuration where left out.
@@ -129,7 +103,8 @@ def adapt(
 
     Raises:
         ConfigurationError: A layer or a role that is not there or not sure; something that would train and
-            change nothing; or the model or a part of it is adapted already. The model is left as it was.
+            change nothing; or the model has an adaptation of this name, or a part of it is adapted. The model
+            is left as it was.
 
     Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -141,34 +116,69 @@ def adapt(
         ['bert.encoder.layer.1.attention.self.query.bias', 'bert.encoder.layer.1.intermediate.dense.bias',
          'bert.pooler.dense.weight', 'bert.pooler.dense.bias', 'classifier.weight', 'classifier.bias']
     """
+    if not isinstance(config, Config):
+        config = described_by(config)
+    records: Records = vars(model).get(RECORD, Records())
+    if name in records.by_name:
+        raise ConfigurationError(
+            f"this {type(model).__name__} is adapted already as {name!r}: remove(model) first, give another "
+            "name=, or use Fusion for several methods at once"
+        )
+    before = records.active
+    if records.by_name:
+        activate(model, None)
+    try:
+        found = _adapt(model, config, name, records, example, probe)
+    except BaseException:
+        if before is not None:
+            activate(model, before)
+        raise
+    if dry_run:
+        print(found)
+        print(trainable_parameters(model))
+        remove(model, name)
+        if before is not None:
+            activate(model, before)
+    return model
+
+
+def _adapt(
+    model: nn.Module,
+    config: Config,
+    name: str,
+    records: Records,
+    example: Mapping[str, Any] | None,
+    probe: bool,
+) -> Found:
     for module in model.modules():
-        if RECORD in vars(module) or isinstance(module, Resident) or hasattr(module, "lora_A"):
+        if (module is not model and is_adapted(module)) or isinstance(module, Resident):
             raise ConfigurationError(
-                f"this {type(module).__name__} is adapted already: remove(model) first, or use Fusion for "
-                "several methods"
+                f"a {type(module).__name__} in this {type(model).__name__} is adapted already: remove that "
+                "first"
             )
     found = Found(model, config.stack, example)
     record = Record(config, [], [(p, p.requires_grad) for p in model.parameters()])
-    setattr(model, RECORD, record)
+    setattr(model, RECORD, records)
+    records.by_name[name], records.active = record, name
     try:
         _prepared(found, config, record)
         if probe and not valueless(model):
             check_that_all_acts(model, found.inputs)
     except BaseException:
-        remove(model)
+        remove(model, name)
         raise
-    if dry_run:
-        print(found)
-        print(trainable_parameters(model))
-        remove(model)
-    return model
+    return found
 
 
-def remove(model: Model) -> Model:
-    """Take an adaptation back: weights, structure and `requires_grad` are what they were, bit for bit.
+def remove(model: Model, name: str | None = None) -> Model:
+    """Take adaptations back: weights, structure and `requires_grad` are what they were, bit for bit.
+
+    Args:
+        model: An adapted model.
+        name: Which adaptation; null for all of them.
 
     Raises:
-        ConfigurationError: The model is not adapted.
+        ConfigurationError: The model is not adapted, or has none of this name.
 
     Examples:
         >>> from transformers import BertConfig, BertModel
@@ -178,59 +188,12 @@ def remove(model: Model) -> Model:
         >>> any("prefix" in name for name, _ in remove(model).named_parameters())
         False
     """
-    record = record_of(model)
-    if record.merged:
-        unmerge(model)
-    for attachment in reversed(record.attachments):
-        attachment.detach()
-    for parameter, flag in record.flags:
-        parameter.requires_grad_(flag)
-    delattr(model, RECORD)
-    return model
-
-
-def merge(model: Model, *, safe: bool = True) -> Model:
-    """Fold an adaptation into the model's own weights: same output, no extra module, no extra time.
-
-    LoRA becomes W' = W + (α/r) B A; biases, feed-forward blocks and the head are in the weights anyway, and a
-    depth that was cut is written into the configuration. A copy of the changed matrices is kept for
-    `unmerge`.
-
-    Args:
-        model: An adapted model.
-        safe: Refuse where a merged matrix would hold a number that is not finite.
-
-    Raises:
-        ConfigurationError: An adapter, a prefix, mean pooling or made biases, which the model's own format
-            cannot hold; or numbers that are not finite. The model is as it was.
-    """
-    record = record_of(model)
-    if record.merged:
-        raise ConfigurationError("this adaptation is merged already: unmerge(model) takes it back")
-    done: list[Attachment] = []
-    try:
-        # LoRA last: what cannot be merged refuses before a matrix is changed.
-        for attachment in sorted(record.attachments, key=lambda one: isinstance(one, LowRank)):
-            attachment.merge(safe) if isinstance(attachment, LowRank) else attachment.merge()
-            done.append(attachment)
-    except BaseException:
-        for attachment in reversed(done):
-            attachment.unmerge()
-        raise
-    record.merged = True
-    return model
-
-
-def unmerge(model: Model) -> Model:
-    """Undo `merge`, bit for bit.
-
-    Raises:
-        ConfigurationError: Nothing is merged.
-    """
-    record = record_of(model)
-    if not record.merged:
-        raise ConfigurationError("nothing is merged: merge(model) comes first")
-    for attachment in record.attachments:
-        attachment.unmerge()
-    record.merged = False
+    records = records_of(model)
+    if name is None or name == records.active:
+        activate(model, None)
+    if name is not None:
+        records.named(name)
+        del records.by_name[name]
+    if name is None or not records.by_name:
+        delattr(model, RECORD)
     return model

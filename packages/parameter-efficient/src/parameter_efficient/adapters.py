@@ -14,7 +14,7 @@ from parameter_efficient.blocks import is_projection, width_out
 from parameter_efficient.configs import BottleneckAdapter
 from parameter_efficient.forward import first_tensor
 
-__all__ = ["Adapter", "attach_adapter", "attach_behind"]
+__all__ = ["Adapter", "attach_adapter", "attach_behind", "first_of", "with_first"]
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -49,7 +49,7 @@ class Adapter(Resident):
 
     def update(self, h: Tensor) -> Tensor:
         """Return what is added to h, in the adapter's own dtype: s · dropout(U φ(D h + b_D) + b_U)."""
-        h = h.to(self.down.weight.dtype)
+        h = h.to(self.down.bias.dtype)
         return self.scaling * self.dropout(self.up(self.activation(self.down(h))))
 
     def forward(self, h: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Adapter(Resident):
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook: a(output) in the place of the output."""
-        return _replaced(output, self(_first(output)))
+        return with_first(output, self(first_of(output)))
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of a sub-layer's first module: what it takes is h."""
@@ -71,8 +71,8 @@ class Adapter(Resident):
 
     def join(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook of a sub-layer's last module: a(h) - h is added to the output."""
-        hidden = _first(output)
-        return _replaced(output, hidden + self._leave().view_as(hidden).to(hidden.dtype))
+        hidden = first_of(output)
+        return with_first(output, hidden + self._leave().view_as(hidden).to(hidden.dtype))
 
     def exchange(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Forward pre-hook of the norm behind the sub-layer: the residual h becomes a(h); opt flattens h."""
@@ -84,11 +84,13 @@ class Adapter(Resident):
         return pending
 
 
-def _first(output: Any) -> Tensor:
+def first_of(output: Any) -> Tensor:
+    """Return the first of several outputs."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def _replaced(output: Any, hidden: Tensor) -> Any:
+def with_first(output: Any, hidden: Tensor) -> Any:
+    """Return outputs with another first one."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
@@ -123,13 +125,13 @@ def attach_adapter(
     adapter = Adapter(layer.width, config, generator, place_of_new(config.dtype, end, layer.module))
     adapter.settle(layer.module, f"{config.position}_adapter")
     if config.parallel:
-        adapter.act_through(entry.register_forward_pre_hook(adapter.enter, with_kwargs=True))
+        adapter.act_through(entry.register_forward_pre_hook, adapter.enter, with_kwargs=True)
     if not config.parallel:
-        adapter.act_through((norm or end).register_forward_hook(adapter.after))
+        adapter.act_through((norm or end).register_forward_hook, adapter.after)
     elif norm is not None:
-        adapter.act_through(norm.register_forward_pre_hook(adapter.exchange))
+        adapter.act_through(norm.register_forward_pre_hook, adapter.exchange)
     else:
-        adapter.act_through(end.register_forward_hook(adapter.join))
+        adapter.act_through(end.register_forward_hook, adapter.join)
     return adapter
 
 
@@ -146,5 +148,5 @@ def attach_behind(
     adapter = Adapter(width, config, generator, place_of_new(config.dtype, module))
     parent, _, attribute = name.rpartition(".")
     adapter.settle(model.get_submodule(parent), f"{attribute}_adapter")
-    adapter.act_through(module.register_forward_hook(adapter.after))
+    adapter.act_through(module.register_forward_hook, adapter.after)
     return adapter

@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.blocks import Stack
+from parameter_efficient.blocks import Stack, matrices_of, width_out
 from parameter_efficient.flow import Call, Flow
-from parameter_efficient.forward import outputs_of, undisturbed
+from parameter_efficient.forward import DOES_NOT_RUN, outputs_of, undisturbed
 from parameter_efficient.roles import Roles, SubLayer, UnsureError, find_roles
 
 __all__ = ["Architecture", "Layer", "call_counts", "find_architecture"]
@@ -157,7 +157,7 @@ def _analysed(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> tupl
                 _KNOWN[kinds[name]] = find_roles(Flow(block, calls[name]))
             except UnsureError as error:
                 raise UnsureError(f"{type(block).__name__}: {error}") from None
-            except Exception as error:
+            except DOES_NOT_RUN as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
                 raise UnsureError(f"{type(block).__name__} does not run by itself ({reason})") from error
     return [_KNOWN[kind] for kind in kinds.values()], most > 1
@@ -176,13 +176,37 @@ def call_counts(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]
     return counts
 
 
-def _layers(stack: Stack, roles: list[Roles]) -> list[Layer]:
+def _feed_forward_beside(model: nn.Module, stack: Stack) -> list[dict[str, dict[str, nn.Module]]]:
+    """Return roles in a list beside the blocks, of as many pairs of matrices D → F → D (xlm); or nothing."""
+    for name, modules in model.get_submodule(stack.container).named_children():
+        if (
+            not isinstance(modules, nn.ModuleList)
+            or name == stack.attribute
+            or len(modules) != len(stack.blocks)
+        ):
+            continue
+        found = []
+        for number, module in enumerate(modules):
+            pair = sorted(matrices_of(module).items(), key=lambda one: width_out(one[1]), reverse=True)
+            shapes = [(getattr(m, "in_features", 0), width_out(m)) for _, m in pair]
+            if len(pair) == 2 and shapes[0] == shapes[1][::-1]:
+                place = ".".join(part for part in (stack.container, name, str(number)) if part)
+                named = [{f"{place}.{inner}": m} for inner, m in pair]
+                found.append(dict(zip(("ffn_in", "ffn_out"), named, strict=True)))
+        if len(found) == len(modules):
+            return found
+    return []
+
+
+def _layers(model: nn.Module, stack: Stack, roles: list[Roles]) -> list[Layer]:
     layers = []
+    beside = [] if any("ffn_out" in own.modules for own in roles) else _feed_forward_beside(model, stack)
     for (name, block), own in zip(stack.blocks.items(), roles, strict=True):
         named = {
             role: {f"{name}.{module}": block.get_submodule(module) for module in modules}
             for role, modules in own.modules.items()
         }
+        named |= beside[len(layers)] if beside else {}
         layers.append(Layer(name, block, named, own.sublayers, own.width))
     return layers
 
@@ -243,4 +267,4 @@ def _architecture(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> 
         )
         plain = [Layer(name, block, {}, {}, 0) for name, block in stack.blocks.items()]
         return Architecture(kind, stack, plain, False, refusal)
-    return Architecture(kind, stack, _layers(stack, roles), shared)
+    return Architecture(kind, stack, _layers(model, stack, roles), shared)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,11 @@ class Attachment:
         return ()
 
     def detach(self) -> None:
-        """Undo the change: the model is what it was, bit for bit."""
+        """Undo the change: the model is what it was, bit for bit; what was trained is kept here."""
+        raise NotImplementedError
+
+    def reattach(self) -> None:
+        """Undo `detach`, bit for bit."""
         raise NotImplementedError
 
     def merge(self) -> None:
@@ -43,6 +48,12 @@ def place_of(*modules: nn.Module) -> dict[str, Any]:
         if parameter.is_floating_point():
             return {"device": parameter.device, "dtype": parameter.dtype}
     raise ConfigurationError(f"{type(modules[-1]).__name__} has no floating-point parameter")
+
+
+def _floating_place(module: nn.Module) -> dict[str, Any]:
+    """Return the same, or nothing for a module that is quantised throughout."""
+    floating = any(parameter.is_floating_point() for parameter in module.parameters())
+    return place_of(module) if floating else {}
 
 
 def place_of_new(dtype: str, *modules: nn.Module) -> dict[str, Any]:
@@ -63,22 +74,22 @@ class Outside:
 
     def __init__(self, part: nn.Module, neighbour: nn.Module) -> None:
         self.part, self._neighbour = part, neighbour
-        self._training, self._place = neighbour.training, place_of(neighbour)
+        self._training, self._place = neighbour.training, _floating_place(neighbour)
 
     def catch_up(self) -> None:
         """Take over what changed about the neighbour: training mode, device, dtype."""
         if self._neighbour.training != self._training:
             self.part.train(self._neighbour.training)
-        place = place_of(self._neighbour)
+        place = _floating_place(self._neighbour)
         for key in place:
-            if place[key] != self._place[key]:
+            if place[key] != self._place.get(key):
                 self.part.to(**{key: place[key]})
 
 
 class Resident(nn.Module, Attachment):
     """A module of its own that lives in a host module and acts through hooks on modules around it.
 
-    Args:
+    Attributes:
         reason: Why it cannot be merged.
     """
 
@@ -86,7 +97,8 @@ class Resident(nn.Module, Attachment):
 
     def __init__(self) -> None:
         super().__init__()
-        self._undo: list[Any] = []
+        self._ways: list[Callable[[], Any]] = []
+        self._handles: list[Any] = []
 
     def settle(self, host: nn.Module, name: str) -> None:
         """Become a child of `host`, so that it moves and is saved with the model; hooks come afterwards."""
@@ -98,16 +110,25 @@ class Resident(nn.Module, Attachment):
         self.train(host.training)
         self._home = [(host, name)]  # in a list, so that the host is no child of its child
 
-    def act_through(self, *handles: Any) -> None:
-        """Keep what acts on other modules; `handles` have `remove()`."""
-        self._undo += handles
+    def act_through(self, way: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Act on other modules from now on: `way(*args, **kwargs)` returns what has `remove()`."""
+        self._ways.append(partial(way, *args, **kwargs))
+        self._handles.append(self._ways[-1]())
 
     def detach(self) -> None:
         """Leave the host."""
-        for handle in self._undo:
+        for handle in self._handles:
             handle.remove()
         [(host, name)] = self._home
         delattr(host, name)
+        self._outside = Outside(self, host)
+
+    def reattach(self) -> None:
+        """Come back to the host, in the mode, dtype and device that it has by then."""
+        [(host, name)] = self._home
+        self._outside.catch_up()
+        host.add_module(name, self)
+        self._handles = [way() for way in self._ways]
 
     def merge(self) -> None:
         """Refuse: what acts between the weights cannot become part of them."""
@@ -123,6 +144,7 @@ class InPlace(Attachment):
 
     def __init__(self, where: Iterable[tuple[nn.Module, str]]) -> None:
         self._first: list[tuple[nn.Module, str, Tensor | None]] = []
+        self._trained: list[Any] = []
         for module, attribute in where:
             parameter = getattr(module, attribute)
             if parameter is None:
@@ -132,18 +154,41 @@ class InPlace(Attachment):
             else:
                 self._first.append((module, attribute, parameter.detach().clone()))
 
+    def places(self) -> list[Place]:
+        """Return where each parameter is."""
+        return [(module, attribute) for module, attribute, _ in self._first]
+
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains."""
         return [getattr(module, attribute) for module, attribute, _ in self._first]
 
+    def changes(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
+        """Return, while detached, each parameter's place, first value and trained value."""
+        for (module, attribute, first), trained in zip(self._first, self._trained, strict=True):
+            if first is not None:
+                yield (module, attribute), first, trained
+
     def detach(self) -> None:
         """Give every parameter its first value back."""
         for module, attribute, first in self._first:
+            parameter = getattr(module, attribute)
             if first is None:
+                self._trained.append(parameter)
                 setattr(module, attribute, None)
             else:
-                getattr(module, attribute).data.copy_(first)
-                getattr(module, attribute).grad = None
+                self._trained.append(parameter.detach().clone())
+                parameter.data.copy_(first)
+                parameter.grad = None
+
+    def reattach(self) -> None:
+        """Give every parameter the value that it had learned."""
+        for (module, attribute, first), trained in zip(self._first, self._trained, strict=True):
+            if first is None:
+                trained.data = trained.data.to(**place_of(module))
+                setattr(module, attribute, trained)
+            else:
+                getattr(module, attribute).data.copy_(trained)
+        self._trained.clear()
 
     def merge(self) -> None:
         """Nothing is to be done: the change is in the weights.

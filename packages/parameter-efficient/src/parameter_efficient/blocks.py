@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Stack", "find_stacks", "is_experts", "is_projection", "matrices_of", "width_out"]
+__all__ = ["Stack", "find_stacks", "is_experts", "is_projection", "is_transposed", "matrices_of", "width_out"]
 
 FEWEST = 4
 """Matrices in a block at least: q, k and v in one, o, and two of the feed-forward block."""
@@ -31,11 +31,16 @@ def is_projection(module: Any) -> bool:
     return weight is not None and weight.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd)
 
 
+def is_transposed(module: Any) -> bool:
+    """Return whether a projection keeps its matrix as (inputs, outputs), as `Conv1D` does."""
+    return hasattr(module, "nf")
+
+
 def width_out(module: Any) -> int:
     """Return how many features a projection gives."""
     if isinstance(getattr(module, "out_features", None), int):
         return module.out_features
-    return module.nf if hasattr(module, "nf") else module.weight.shape[1]
+    return module.nf if is_transposed(module) else module.weight.shape[1]
 
 
 def matrices_of(block: nn.Module) -> dict[str, nn.Module]:

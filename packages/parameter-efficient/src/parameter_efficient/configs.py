@@ -11,23 +11,27 @@ from math import inf
 from typing import Literal
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from parameter_efficient.configs_through_peft import IA3, LoRA, QLoRA, ThroughPeft
 from parameter_efficient.options import Config, Layers, check_patterns
 
 __all__ = [
+    "IA3",
     "METHODS",
     "BitFit",
     "BottleneckAdapter",
+    "Compacter",
     "Config",
     "FFNTuning",
     "Fusion",
     "HeadOnly",
     "LoRA",
+    "LoReFT",
     "PrefixTuning",
     "QLoRA",
+    "ThroughPeft",
 ]
 
 ACTIVATIONS = ("tanh", "relu", "gelu", "silu")
-INITIALISATIONS = ("kaiming", "normal", "random")
 
 
 @dataclass(frozen=True)
@@ -107,70 +111,55 @@ class BottleneckAdapter(Config):
 
 
 @dataclass(frozen=True)
-class LoRA(Config):
-    """A low-rank update of weight matrices, through peft: r (inputs + outputs) parameters a matrix.
+class Compacter(BottleneckAdapter):
+    """An adapter whose matrices are sums of Kronecker products: n³ + L (2 (d + r) + d + r) parameters.
 
-    W' = W + (α/r) B A, A: inputs → r, B: r → outputs (Hu et al. 2021, arXiv 2106.09685, eq. 3).
+    a(h) as `BottleneckAdapter`, with D = Σ_i A_i ⊗ (s_i t_iᵀ) and U likewise, i = 1 … n: the A_i, n x n, are
+    the same in D and U and in all layers, s_i and t_i are vectors of each matrix's own (Karimi Mahabadi et
+    al. 2021, arXiv 2106.04647, eq. 6 to 8). The t_i of U begin at 0.
 
     Args:
-        layers: Layers to adapt, from 0, or from the end (-1); or all.
-        rank: r, at least 1.
-        targets: Matrices: roles (q, k, v, o, ffn_in, ffn_gate, ffn_out, cross_q, cross_k, cross_v, cross_o),
-            ends of names (q_proj), or regular expressions for whole names. Where a model keeps q, k and v in
-            one matrix (gpt2), any of them means all three; ffn_in includes a gate.
-        alpha: α, above 0; null for α = r (no scaling).
-        dropout: Share of the inputs of A that are dropped in training, in [0, 1).
-        init: kaiming (A uniform as peft has it, B = 0), normal (A ~ N(0, 1), B = 0) or random (A and B
-            uniform: output differs from the base model's from the start).
-        rslora: Scale by α/√r (Kalajdzievski 2023, arXiv 2312.03732).
-        dora: Train the norms of W's rows beside their directions (Liu et al. 2024, arXiv 2402.09353).
+        divisions: n, at least 1; divides the bottleneck and the width of the model.
 
     Examples:
-        >>> LoRA(layers=[10], rank=1, targets=["q", "k"], init="normal").targets
-        ('q', 'k')
+        >>> Compacter(bottleneck=24, divisions=4).layer_norm
+        False
+    """
+
+    layer_norm: bool = False
+    divisions: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("divisions", self.divisions, at_least=1)
+        if self.bottleneck % self.divisions:
+            raise ConfigurationError(
+                f"divisions={self.divisions} does not divide bottleneck={self.bottleneck}: give a divisor"
+            )
+
+
+@dataclass(frozen=True)
+class LoReFT(Config):
+    """A change of hidden states in a small subspace: L (2 r d + r) parameters.
+
+    h' = h + Rᵀ (W h + b - R h) behind a layer, R: d → r with orthonormal rows (Wu et al. 2024, arXiv
+    2404.03592, eq. 2). W begins at R and b at 0, so that h' = h; the work draws W.
+
+    Args:
+        layers: Layers behind which states change, from 0, or from the end (-1); or all.
+        rank: r, from 1 to d.
+        first: Change only so many first tokens of each row, at least 1; null for all tokens.
     """
 
     layers: Layers = "all"
-    rank: int = 8
-    targets: tuple[str, ...] = ("q", "v")
-    alpha: float | None = None
-    dropout: float = 0.0
-    init: Literal["kaiming", "normal", "random"] = "kaiming"
-    rslora: bool = False
-    dora: bool = False
+    rank: int = 4
+    first: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("rank", self.rank, at_least=1)
-        if not self.targets:
-            raise ConfigurationError(
-                "targets is empty: give roles (q, k, v, o, ffn_in, ffn_out) or names of modules"
-            )
-        if self.alpha is not None:
-            check_number("alpha", self.alpha, above=0, below=inf)
-        check_number("dropout", self.dropout, at_least=0, below=1)
-        check_choice("init", self.init, INITIALISATIONS)
-
-
-@dataclass(frozen=True)
-class QLoRA(LoRA):
-    """LoRA on a base model whose weights were loaded in 4 bits (Dettmers et al. 2023, arXiv 2305.14314).
-
-    Needs bitsandbytes, on a GPU or (0.49 and newer) a CPU. `adapt` wants a model that was loaded with the
-    arguments that the slot's `load_kwargs()` returns.
-
-    Args:
-        quant_type: Format of the base weights: nf4 or fp4 (4 bits), or int8 (LLM.int8, Dettmers et al. 2022,
-            arXiv 2208.07339).
-        double_quant: Quantise the scales of 4-bit weights as well.
-    """
-
-    quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
-    double_quant: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("quant_type", self.quant_type, ("nf4", "fp4", "int8"))
+        if self.first is not None:
+            check_number("first", self.first, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -267,6 +256,10 @@ class Fusion(Config):
             if isinstance(part, Mapping):
                 part = kind(**part)
                 object.__setattr__(self, name, part)
+            if part is not None and type(part) is not kind:
+                raise ConfigurationError(
+                    f"{name}={part!r} is no {kind.__name__}: leave it out, or use it alone"
+                )
             own = [f.name for f in fields(Config) if part is not None and getattr(part, f.name) != f.default]
             if own:
                 raise ConfigurationError(f"{name} has a {own[0]} of its own: give it to the whole fusion")
@@ -296,5 +289,9 @@ METHODS: dict[str, type[Config]] = {
     "bitfit": BitFit,
     "ffn-only": FFNTuning,
     "fusion": Fusion,
+    "ia3": IA3,
+    "compacter": Compacter,
+    "loreft": LoReFT,
+    "peft": ThroughPeft,
 }
 """Name in the adaptation slot and in saved files → configuration."""

@@ -11,7 +11,22 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 
-__all__ = ["TOKENS", "first_tensor", "logits_of", "outputs_of", "undisturbed", "valueless", "working_inputs"]
+__all__ = [
+    "DOES_NOT_RUN",
+    "TOKENS",
+    "first_tensor",
+    "logits_of",
+    "outputs_of",
+    "undisturbed",
+    "valueless",
+    "working_inputs",
+]
+
+DOES_NOT_RUN = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError),
+    *(LookupError, RuntimeError, TypeError, ValueError),
+)
+"""What a model's own code raises on inputs that it does not take; a missing file is another matter."""
 
 TOKENS = 11
 """Of a made-up text: a prime, so that it is no width of a model."""
@@ -127,7 +142,7 @@ def valueless(model: nn.Module) -> bool:
 def _run(model: Any, inputs: Mapping[str, Any]) -> Any:
     try:
         return _called(model, inputs)
-    except Exception:
+    except DOES_NOT_RUN:
         if not valueless(model) or "input_ids" not in inputs:
             raise
     # A head that looks for the last token needs values, and so does a mask of two dimensions.
@@ -136,7 +151,7 @@ def _run(model: Any, inputs: Mapping[str, Any]) -> Any:
     base = getattr(model, "base_model", model)
     try:
         return _called(base, inputs)
-    except Exception:
+    except DOES_NOT_RUN:
         return _called(base, {**inputs, "attention_mask": mask})
 
 
@@ -169,7 +184,7 @@ def working_inputs(model: nn.Module, example: Mapping[str, Any] | None = None) -
             stack.enter_context(undisturbed(model))
             try:
                 outputs_of(model, inputs)
-            except Exception as error:
+            except DOES_NOT_RUN as error:
                 reasons.append(" ".join(f"{type(error).__name__}: {error}".split())[:160])
                 continue
         return inputs

@@ -81,8 +81,9 @@ class Found:
         Raises:
             ConfigurationError: No such layer, or roles are needed and not sure.
         """
-        wanted = getattr(config, "targets", ()) or getattr(config, "biases", ())
-        named = bool(wanted) and wanted != "all" and not set(wanted) & set(ROLES)
+        options = ("targets", "biases", "feed_forward", "rank_pattern", "alpha_pattern")
+        wanted = {one for option in options for one in _several(getattr(config, option, ()))}
+        named = bool(wanted) and not wanted & set(ROLES)
         if named and config.layers == "all":
             return []
         if named:
@@ -101,6 +102,10 @@ class Found:
                     shapes = ["x".join(map(str, p.shape)) for p in module.parameters(recurse=False)]
                     lines.append(f"  {role:<15}{name.removeprefix(layer.name + '.')}  {' '.join(shapes)}")
         return "\n".join(lines + [one.refusal for one in self.architectures if one.refusal])
+
+
+def _several(names: Any) -> tuple[str, ...]:
+    return () if isinstance(names, str) else tuple(names)
 
 
 def _plain(stack: Stack) -> list[Layer]:

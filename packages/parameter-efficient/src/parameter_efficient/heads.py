@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Attachment, Place
 from parameter_efficient.blocks import Stack
-from parameter_efficient.forward import logits_of, undisturbed, valueless
+from parameter_efficient.forward import DOES_NOT_RUN, logits_of, undisturbed, valueless
 
 __all__ = ["FrozenInput", "head_parameters"]
 
@@ -42,7 +42,7 @@ def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) ->
             if not isinstance(total, Tensor):
                 return set()
             gradients = torch.autograd.grad(total, outside, allow_unused=True)
-        except Exception as error:
+        except DOES_NOT_RUN as error:
             reason = " ".join(str(error).split())[:120]
             raise ConfigurationError(
                 f"{type(model).__name__} has no backward pass in evaluation mode ({reason}), and its head is "
@@ -124,8 +124,8 @@ class FrozenInput(Attachment):
     """
 
     def __init__(self, first: nn.Module, before: Iterable[nn.Parameter]) -> None:
-        self._before = list(before)
-        self._handles = [first.register_forward_pre_hook(self._cut, with_kwargs=True)]
+        self._before, self._first = list(before), first
+        self.reattach()
 
     def _cut(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(parameter.requires_grad for parameter in self._before):
@@ -137,8 +137,11 @@ class FrozenInput(Attachment):
 
     def detach(self) -> None:
         """Let gradients through again."""
-        for handle in self._handles:
-            handle.remove()
+        self._handle.remove()
+
+    def reattach(self) -> None:
+        """Cut them off."""
+        self._handle = self._first.register_forward_pre_hook(self._cut, with_kwargs=True)
 
     def merge(self) -> None:
         """Nothing is to be done: the output does not depend on it."""

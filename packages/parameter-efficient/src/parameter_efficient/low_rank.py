@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.attachment import Attachment, Outside, place_of_new
-from parameter_efficient.blocks import is_experts
+from parameter_efficient.blocks import is_transposed
 from parameter_efficient.configs import LoRA
+from parameter_efficient.injected import ADAPTER, Injected
 
 __all__ = ["LowRank"]
 
-ADAPTER = "default"
+CHANGING = ("pissa", "olora")
+"""Initialisations that take their first update out of the base weights."""
 
 
-class LowRank(Attachment):
+class LowRank(Injected):
     """Low-rank updates of a model's matrices.
 
     Args:
@@ -27,116 +29,97 @@ class LowRank(Attachment):
         targets: Its matrices to adapt, by name.
         config: What.
         generator: Draws A and B.
+        ranks: Name of a matrix → its rank, where it is not the configuration's.
+        alphas: Name of a matrix → its alpha, likewise.
     """
 
     def __init__(
-        self, model: nn.Module, targets: Mapping[str, nn.Module], config: LoRA, generator: torch.Generator
+        self,
+        model: nn.Module,
+        targets: Mapping[str, nn.Module],
+        config: LoRA,
+        generator: torch.Generator,
+        ranks: Mapping[str, int],
+        alphas: Mapping[str, float],
     ) -> None:
-        self._model = model
-        stacked = [name for name, module in targets.items() if is_experts(module)]
-        if stacked:
-            raise ConfigurationError(
-                f"{stacked[0]} ({type(targets[stacked[0]]).__name__}) holds the matrices of its "
-                "experts in one, on "
-                "which there is no LoRA here: choose q, k, v, o, or ffn-only for the experts"
-            )
+        weights: dict[str, Any] = {name: module.weight for name, module in targets.items()}
+        self._others: dict[str, Tensor] = {}
+        if config.init in CHANGING:
+            if not all(weight.is_floating_point() for weight in weights.values()):
+                raise ConfigurationError(
+                    f"init={config.init!r} changes the base weights, which quantised ones cannot follow: "
+                    "use init='kaiming'"
+                )
+            if config.init == "olora" and any(map(is_transposed, targets.values())):
+                raise ConfigurationError(
+                    "init='olora' does not fit matrices that are kept transposed (gpt2): use init='pissa'"
+                )
+            self._others = {name: weight.detach().clone() for name, weight in weights.items()}
         try:
-            self._inject(config, targets)
+            settings = _settings(targets, config, ranks, alphas)
+            super().__init__(model, settings, config.dtype, generator)
         except BaseException:
-            self._exchange(targets)
-            vars(model).pop("peft_config", None)
+            for name, first in self._others.items():
+                weights[name].data.copy_(first)
             raise
-        self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in targets}
-        self._before: dict[str, Tensor] = {}
-        self._outside: list[Outside] = []
-        for layer in self._layers.values():
-            _initialise(layer, config, generator)
-            layer.train(model.training)
-        for parameter in self.parameters():
-            place = place_of_new(config.dtype, *self._layers.values())
-            parameter.data = parameter.data.to(**place)
+        if config.init in INITIALISED_HERE:
+            for name in targets:
+                _initialise(self.layers[name], config.init, generator)
 
-    def _inject(self, config: LoRA, targets: Mapping[str, nn.Module]) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        alpha = config.alpha
-        if alpha is None:
-            alpha = math.sqrt(config.rank) if config.rslora else config.rank
-        settings: Any = LoraConfig(
-            r=config.rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]
-            lora_dropout=config.dropout,
-            target_modules=list(targets),
-            use_rslora=config.rslora,
-            use_dora=config.dora,
-            fan_in_fan_out=any(not isinstance(module, nn.Linear) for module in targets.values()),
-        )
-        device = next(self._model.parameters()).device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            inject_adapter_in_model(settings, self._model)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Return A, B and, with DoRA, the norms."""
-        for layer in self._layers.values():
-            for names in layer.adapter_layer_names:
-                module = getattr(layer, names)
-                if isinstance(module, nn.Module):
-                    yield from module.parameters()
-
-    def _exchange(self, modules: Mapping[str, nn.Module]) -> None:
-        for name, module in modules.items():
-            parent, _, attribute = name.rpartition(".")
-            setattr(self._model.get_submodule(parent), attribute, module)
+    def _exchange_weights(self) -> None:
+        """Exchange what is left of the base weights for the whole ones, and back."""
+        for name, other in self._others.items():
+            weight = self.layers[name].get_base_layer().weight
+            self._others[name] = weight.detach().clone()
+            weight.data.copy_(other)
 
     def detach(self) -> None:
         """Take peft's layers out."""
-        self._exchange({name: layer.get_base_layer() for name, layer in self._layers.items()})
-        del self._model.peft_config
+        self._exchange_weights()
+        super().detach()
 
-    def merge(self, safe: bool = True) -> None:
-        """Add the updates to the matrices.
-
-        Args:
-            safe: Refuse where that gives a number that is not finite; no matrix is changed then.
-        """
-        for name, layer in self._layers.items():
-            weight = layer.get_base_layer().weight
-            if not weight.is_floating_point():
-                raise ConfigurationError(
-                    "LoRA on quantised weights cannot be merged: they would be rounded anew"
-                )
-            if safe and not bool((weight + layer.get_delta_weight(ADAPTER).to(weight)).isfinite().all()):
-                raise ConfigurationError(
-                    f"merging {name} gives numbers that are not finite: training has diverged; "
-                    "take an earlier "
-                    "checkpoint, or remove(model)"
-                )
-        for name, layer in self._layers.items():
-            self._before[name] = layer.get_base_layer().weight.detach().clone()
-            layer.merge()
-        self._outside = [Outside(layer, layer.get_base_layer()) for layer in self._layers.values()]
-        self._exchange({name: layer.get_base_layer() for name, layer in self._layers.items()})
-
-    def unmerge(self) -> None:
-        """Restore the matrices as they were, and the updates beside them."""
-        for name, layer in self._layers.items():
-            layer.get_base_layer().weight.data.copy_(self._before[name])
-            layer.merged_adapters.clear()
-        self._before.clear()
-        for layer in self._outside:
-            layer.catch_up()
-        self._exchange(self._layers)
+    def reattach(self) -> None:
+        """Put them in again."""
+        super().reattach()
+        self._exchange_weights()
 
 
-def _initialise(layer: Any, config: LoRA, generator: torch.Generator) -> None:
+def _settings(
+    targets: Mapping[str, nn.Module], config: LoRA, ranks: Mapping[str, int], alphas: Mapping[str, float]
+) -> Any:
+    from peft import LoraConfig
+
+    def alpha(name: str) -> float:
+        rank, own = ranks.get(name, config.rank), alphas.get(name, config.alpha)
+        return own if own is not None else math.sqrt(rank) if config.rslora else rank
+
+    own = {f"^{re.escape(name)}": name for name in targets if name in ranks or name in alphas}
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=alpha(""),  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=list(targets),
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        rank_pattern={key: ranks.get(name, config.rank) for key, name in own.items()},
+        alpha_pattern={key: alpha(name) for key, name in own.items()},  # type: ignore[arg-type]
+        init_lora_weights=True if config.init in INITIALISED_HERE else config.init,  # type: ignore[arg-type]
+        fan_in_fan_out=any(is_transposed(module) for module in targets.values()),
+    )
+
+
+INITIALISED_HERE = ("kaiming", "normal", "random")
+
+
+def _initialise(layer: Any, init: str, generator: torch.Generator) -> None:
     """Draw A and B; peft has drawn its own from a copy of the global stream."""
     down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     with torch.no_grad():
-        if config.init == "normal":
+        if init == "normal":
             down.copy_(torch.randn(down.shape, generator=generator))
         else:
             down.copy_(_uniform(down.shape, generator))
-        up.copy_(_uniform(up.shape, generator) if config.init == "random" else torch.zeros(up.shape))
+        up.copy_(_uniform(up.shape, generator) if init == "random" else torch.zeros(up.shape))
 
 
 def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Generator, nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.adapters import attach_adapter, attach_behind
+from parameter_efficient.adapters import Adapter, attach_adapter, attach_behind
 from parameter_efficient.architecture import Layer
 from parameter_efficient.attachment import Attachment, InPlace, Place
+from parameter_efficient.blocks import is_experts, is_transposed
+from parameter_efficient.compacter import compact
 from parameter_efficient.configs import (
+    IA3,
     BitFit,
     BottleneckAdapter,
+    Compacter,
     Config,
     FFNTuning,
     HeadOnly,
     LoRA,
+    LoReFT,
     PrefixTuning,
     QLoRA,
+    ThroughPeft,
 )
 from parameter_efficient.found import Found
+from parameter_efficient.injected import Injected, peft_settings
 from parameter_efficient.low_rank import LowRank
 from parameter_efficient.pooling import Truncation
 from parameter_efficient.prefixes import attach_prefixes
 from parameter_efficient.quantised import Differentiable, check_quantised
+from parameter_efficient.subspace import attach_subspace
 from parameter_efficient.targets import matching, named_targets
 
 __all__ = ["also_trained", "attach"]
@@ -77,6 +85,57 @@ def also_trained(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
     return list(found)
 
 
+def _adapters(
+    model: Any, layers: list[Layer], config: BottleneckAdapter, generator: Generator
+) -> Iterator[Adapter]:
+    if config.targets:
+        named = matching(model, config.targets, "targets", [layer.name for layer in layers] or [""])
+        yield from (attach_behind(model, name, module, config, generator) for name, module in named.items())
+    else:
+        chunked = bool(getattr(getattr(model, "config", None), "chunk_size_feed_forward", 0))
+        yield from (attach_adapter(layer, config, generator, chunked) for layer in layers)
+
+
+def _single(targets: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse experts whose matrices are stacked."""
+    for name, module in targets.items():
+        if is_experts(module):
+            raise ConfigurationError(
+                f"{name} ({type(module).__name__}) holds the matrices of its experts in one, which peft's "
+                "layers do not adapt here: choose q, k, v, o, or ffn-only for the experts"
+            )
+    return targets
+
+
+def _by_name(
+    model: nn.Module, targets: Iterable[str], patterns: Mapping[str, Any], layers: list[Layer], option: str
+) -> dict[str, Any]:
+    """Return what patterns say of the targets that they name."""
+    named: dict[str, Any] = {}
+    for pattern, value in patterns.items():
+        meant = named_targets(model, [pattern], layers, option).keys() & set(targets)
+        if not meant:
+            raise ConfigurationError(f"{option}={pattern!r} names none of the targets: leave it out")
+        named |= dict.fromkeys(meant, value)
+    return named
+
+
+def _factors(model: nn.Module, layers: list[Layer], config: IA3, generator: Generator) -> Injected:
+    from peft import IA3Config
+
+    outputs, inputs = (
+        list(_single(named_targets(model, names, layers))) if names else []
+        for names in (config.targets, config.feed_forward)
+    )
+    matrices = [model.get_submodule(name) for name in outputs + inputs]
+    settings = IA3Config(
+        target_modules=outputs + inputs,
+        feedforward_modules=inputs,
+        fan_in_fan_out=any(map(is_transposed, matrices)),
+    )
+    return Injected(model, settings, config.dtype, generator)
+
+
 def attach(found: Found, config: Config, generator: Generator) -> Iterator[Attachment]:
     """Change a model in one way; yields each change once it is made."""
     model: Any = found.model
@@ -84,20 +143,27 @@ def attach(found: Found, config: Config, generator: Generator) -> Iterator[Attac
         if config.encoder_layers is not None:
             yield Truncation(model, found.encoder(), config.encoder_layers, found.shared())
         return
+    if isinstance(config, ThroughPeft):
+        yield Injected(model, peft_settings(config), config.dtype, generator)
+        return
     layers = found.layers(config)
-    if isinstance(config, BottleneckAdapter) and config.targets:
-        named = matching(model, config.targets, "targets", [layer.name for layer in layers] or [""])
-        yield from (attach_behind(model, name, module, config, generator) for name, module in named.items())
-    elif isinstance(config, BottleneckAdapter):
-        chunked = bool(getattr(getattr(model, "config", None), "chunk_size_feed_forward", 0))
-        yield from (attach_adapter(layer, config, generator, chunked) for layer in layers)
+    if isinstance(config, BottleneckAdapter):
+        made = _adapters(model, layers, config, generator)
+        yield from compact(made, config, generator) if isinstance(config, Compacter) else made
     elif isinstance(config, PrefixTuning):
         yield from attach_prefixes(layers, config, generator, model, found.inputs)
     elif isinstance(config, LoRA):
         if isinstance(config, QLoRA):
             check_quantised(model, config)
             yield Differentiable(model)
-        yield LowRank(model, named_targets(model, config.targets, layers), config, generator)
+        targets = _single(named_targets(model, config.targets, layers))
+        ranks = _by_name(model, targets, config.rank_pattern, layers, "rank_pattern")
+        alphas = _by_name(model, targets, config.alpha_pattern, layers, "alpha_pattern")
+        yield LowRank(model, targets, config, generator, ranks, alphas)
+    elif isinstance(config, IA3):
+        yield _factors(model, layers, config, generator)
+    elif isinstance(config, LoReFT):
+        yield from (attach_subspace(layer, config, generator, layer.width) for layer in layers)
     elif isinstance(config, BitFit):
         yield InPlace(_biases(model, layers, config))
     elif isinstance(config, FFNTuning):

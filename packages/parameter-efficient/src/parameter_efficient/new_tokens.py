@@ -37,10 +37,10 @@ class NewTokens(Resident):
         self.rows = nn.Parameter(words.weight.detach()[self.first :].to(**place_of_new(dtype, words)).clone())
         self._words = [words]
         self.settle(words, "new_tokens")
-        self.act_through(words.register_forward_hook(self._exchange))
+        self.act_through(words.register_forward_hook, self._exchange)
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if head is not None and head.weight is words.weight:
-            self.act_through(head.register_forward_hook(self._logits))
+            self.act_through(head.register_forward_hook, self._logits)
 
     def _exchange(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         ids = args[0]

@@ -1,24 +1,39 @@
-"""Read LoRA that peft saved."""
+"""The format of peft: what `save_pretrained` of a PeftModel writes, and `PeftModel.from_pretrained` reads."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.configs import LoRA
-from parameter_efficient.low_rank import ADAPTER
+from parameter_efficient.attachment import InPlace
+from parameter_efficient.configs import Config, LoRA, ThroughPeft
+from parameter_efficient.heads import FrozenInput
+from parameter_efficient.injected import ADAPTER, Injected, described_by
+from parameter_efficient.quantised import Differentiable
+from parameter_efficient.records import Record
 
-__all__ = ["PEFT_CONFIG", "read_peft"]
+__all__ = ["PEFT_CONFIG", "named_here", "read_peft", "write_peft"]
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-UNSUPPORTED = ("rank_pattern", "alpha_pattern", "layer_replication", "trainable_token_indices")
-INITIALISATIONS = (True, False, "gaussian")
-"""Those that leave the base weights alone."""
+PREFIX = "base_model.model."
+INITIALISATIONS = {
+    **dict.fromkeys((True, False, "gaussian", "eva", "orthogonal"), "kaiming"),
+    "pissa": "pissa",
+    "olora": "olora",
+}
+"""peft's name → ours. Those that leave the base weights alone make no difference to what is loaded."""
+HERE = {
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "target_modules"),
+    *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules", "bias"),
+    *("fan_in_fan_out", "peft_type"),
+}
+"""Settings of peft's LoRA that `LoRA` has as well, or that say only which matrices are meant."""
 
 
 def _refused(folder: Path, reason: str) -> ConfigurationError:
@@ -27,43 +42,140 @@ def _refused(folder: Path, reason: str) -> ConfigurationError:
     )
 
 
-def read_peft(folder: Path) -> tuple[LoRA, dict[str, Tensor]]:
-    """Read a peft LoRA checkpoint.
-
-    Returns:
-        The configuration, and the tensors by the names that they have in the adapted model.
+def _modules_to_save(model: nn.Module, record: Record) -> dict[str, nn.Module]:
+    """Return the modules of the base that hold what trains in place, none inside of another.
 
     Raises:
-        ConfigurationError: It is no LoRA, or LoRA in a form that `LoRA` does not have.
+        ConfigurationError: The model has something that peft's format does not hold.
+    """
+    found: dict[str, nn.Module] = {}
+    names = {id(module): name for name, module in model.named_modules()}
+    for attachment in record.attachments:
+        if isinstance(attachment, InPlace):
+            for module, _ in attachment.places():
+                found[names[id(module)]] = module
+        elif not isinstance(attachment, Injected | FrozenInput | Differentiable):
+            raise ConfigurationError(
+                f"{type(attachment).__name__} has no place in peft's format: save it without format='peft'"
+            )
+    if "" in found:
+        raise ConfigurationError(
+            f"{type(model).__name__} holds a parameter that trains itself, in none of its modules, for which "
+            "peft's format has no place: save it without format='peft'"
+        )
+    inside = [n for n in found if any(n.startswith(f"{other}.") for other in found)]
+    return {name: module for name, module in found.items() if name not in inside}
+
+
+def write_peft(model: Any, record: Record, folder: Path) -> None:
+    """Write an adaptation in peft's format.
+
+    Raises:
+        ConfigurationError: It is not LoRA, (IA)³ or another of peft's own, or peft's format does not hold it.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from safetensors.torch import save_file
+
+    saved = _modules_to_save(model, record)
+    injected = [one for one in record.attachments if isinstance(one, Injected)]
+    if len(injected) != 1:
+        raise ConfigurationError(
+            f"{type(record.config).__name__} is no method of peft: save it without format='peft'"
+        )
+    settings: Any = injected[0].settings
+    if PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type].uses_shared_state:
+        raise ConfigurationError(
+            f"{settings.peft_type.value} shares parameters between layers, which peft writes only from its "
+            "own model: save it without format='peft'"
+        )
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {PREFIX + name: tensor for name, tensor in own.items()}
+    for name, module in saved.items():
+        tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / PEFT_WEIGHTS)
+    written = type(settings)(**{f.name: getattr(settings, f.name) for f in fields(settings) if f.init})
+    written.modules_to_save = list(saved) or None
+    written.base_model_name_or_path = getattr(model, "name_or_path", "") or None
+    written.inference_mode = True
+    written.save_pretrained(str(folder))
+
+
+def read_peft(folder: Path) -> tuple[Config, dict[str, Tensor]]:
+    """Read a checkpoint of peft.
+
+    Returns:
+        The configuration, and the tensors by their names in the file, without peft's prefix.
+
+    Raises:
+        ConfigurationError: It is damaged, or its start changed the base weights in a way that cannot be
+            repeated.
     """
     from safetensors.torch import load_file
 
     described: dict[str, Any] = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
-    if described.get("peft_type") != "LORA":
-        raise _refused(folder, f"it is {described.get('peft_type')}, not LORA")
-    if described.get("bias", "none") != "none" or any(described.get(key) for key in UNSUPPORTED):
-        raise _refused(folder, "it trains biases or has ranks that differ")
+    if not (folder / PEFT_WEIGHTS).exists():
+        raise _refused(folder, f"it has no {PEFT_WEIGHTS}")
+    tensors = {key.removeprefix(PREFIX): t for key, t in load_file(folder / PEFT_WEIGHTS).items()}
+    if described.get("bias", "none") not in ("none", False):
+        raise _refused(folder, "it trains biases of the base")
+    if described.get("trainable_token_indices"):
+        raise _refused(folder, "it trains single rows of the vocabulary")
     initialisation = described.get("init_lora_weights", True)
     if initialisation not in INITIALISATIONS:
         raise _refused(folder, f"init_lora_weights={initialisation!r} may have changed the base weights")
-    if not (folder / PEFT_WEIGHTS).exists():
-        raise _refused(folder, f"it has no {PEFT_WEIGHTS}")
-    tensors, adapted = {}, set()
-    for key, tensor in load_file(folder / PEFT_WEIGHTS).items():
-        name = key.removeprefix("base_model.model.")
-        if match := re.fullmatch(
-            r"(.*)\.(lora_[AB])\.weight|(.*)\.(lora_magnitude_vector)(?:\.weight)?", name
-        ):
-            module, part = match[1] or match[3], match[2] or match[4]
-            adapted.add(module)
-            name = f"{module}.{part}.{ADAPTER}.weight"
-        tensors[name] = tensor
+    settings = _settings(described, folder)
+    if described.get("peft_type") != "LORA" or not settings.keys() <= HERE:
+        return ThroughPeft(settings=settings), tensors
+    ranks = {
+        n.removesuffix(".lora_A.weight"): len(t) for n, t in tensors.items() if n.endswith("lora_A.weight")
+    }
+    alphas = described.get("alpha_pattern") or {}
     config = LoRA(
         rank=described["r"],
-        targets=tuple(sorted(re.escape(name) for name in adapted)),
+        targets=tuple(sorted(map(re.escape, ranks))),
         alpha=described["lora_alpha"],
         dropout=described["lora_dropout"],
+        init=INITIALISATIONS[initialisation],  # type: ignore[arg-type]
+        rank_pattern={re.escape(name): rank for name, rank in ranks.items() if rank != described["r"]},
+        alpha_pattern={re.escape(n): float(a) for n in ranks if (a := _alpha(n, alphas)) is not None},
         rslora=described.get("use_rslora", False),
         dora=described.get("use_dora", False),
     )
     return config, tensors
+
+
+def _alpha(name: str, alphas: dict[str, float]) -> float | None:
+    """Return the alpha of a matrix, as peft finds it."""
+    return next((a for key, a in alphas.items() if re.match(rf"(.*\.)?({key})$", name)), None)
+
+
+def _settings(described: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the settings of a configuration that this peft knows and that are not as always.
+
+    Raises:
+        ConfigurationError: peft has none of this type, or refuses it.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(described.get("peft_type"))  # type: ignore[call-overload]
+    if kind is None:
+        raise _refused(folder, f"peft_type {described.get('peft_type')!r} is unknown to this peft")
+    names = {f.name for f in fields(kind) if f.init}
+    try:
+        made = kind(**{key: value for key, value in described.items() if key in names and value is not None})
+    except (TypeError, ValueError) as error:
+        raise _refused(folder, str(error)) from None
+    return described_by(made).settings
+
+
+def named_here(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors by the names that they have in the adapted model."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    settings = model.peft_config[ADAPTER]
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type]
+    return tuner._remap_adapter_state_dict_for_load(
+        model=model, config=settings, adapter_name=ADAPTER, state_dict=tensors
+    )

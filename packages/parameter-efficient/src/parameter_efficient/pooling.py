@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Attachment, Outside
 from parameter_efficient.blocks import Stack
-from parameter_efficient.forward import outputs_of, undisturbed, valueless
+from parameter_efficient.forward import DOES_NOT_RUN, outputs_of, undisturbed, valueless
 
 __all__ = ["MeanPooling", "Truncation"]
 
@@ -39,14 +39,18 @@ class Truncation(Attachment):
                 f"{len(layers)}, or leave it out"
             )
         self._model, self._layers, self._config = model, layers, None
-        self._rest = Outside(layers[depth:], layers[0])
-        self._before = len(layers)
-        del layers[depth:]
+        self._depth, self._before = depth, len(layers)
+        self.reattach()
 
     def detach(self) -> None:
         """Use all layers again."""
         self._rest.catch_up()
         self._layers.extend(self._rest.part)
+
+    def reattach(self) -> None:
+        """Cut the last layers off."""
+        self._rest = Outside(self._layers[self._depth :], self._layers[0])
+        del self._layers[self._depth :]
 
     def merge(self) -> None:
         """Write the depth into the model's configuration, so that what is saved loads as it is.
@@ -79,7 +83,7 @@ class Truncation(Attachment):
         try:
             with torch.device("meta"):
                 made = type(self._model)(self._model.config)
-        except Exception:
+        except DOES_NOT_RUN:
             return {}
         return {name: tuple(parameter.shape) for name, parameter in made.named_parameters()}
 
@@ -141,10 +145,8 @@ class MeanPooling(Attachment):
                 f"{type(model).__name__} is not: use pooling='cls'"
             )
         self._mask: Tensor | None = None
-        self._handles = [
-            base.register_forward_pre_hook(self._keep_mask, with_kwargs=True),
-            container.register_forward_hook(self._exchange),
-        ]
+        self._base, self._container = base, container
+        self.reattach()
 
     def _keep_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
@@ -167,6 +169,13 @@ class MeanPooling(Attachment):
         """Let the head read the first token again."""
         for handle in self._handles:
             handle.remove()
+
+    def reattach(self) -> None:
+        """Give it the mean."""
+        self._handles = [
+            self._base.register_forward_pre_hook(self._keep_mask, with_kwargs=True),
+            self._container.register_forward_hook(self._exchange),
+        ]
 
     def merge(self) -> None:
         """Refuse: no weights hold it."""

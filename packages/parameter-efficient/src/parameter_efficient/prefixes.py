@@ -1,8 +1,9 @@
 """Prefix tuning: learned keys and values before those of the tokens.
 
 Attention modules of transformers ask a table for the function that computes attention. A prefixed one asks
-for ours, which prepends and hands on to the function that it would have got. DeBERTa computes attention by
-itself: there, hooks lengthen its keys, values and mask, and its position scores are padded.
+for ours, which prepends and hands on to the function that it would have got. Others compute attention by
+themselves: there, hooks lengthen keys, values, mask and scores of positions, and it is proved that averages
+over all of them are taken.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.architecture import Layer
 from parameter_efficient.attachment import Resident, place_of_new
 from parameter_efficient.blocks import width_out
 from parameter_efficient.configs import PrefixTuning
-from parameter_efficient.forward import outputs_of, undisturbed
+from parameter_efficient.forward import DOES_NOT_RUN, outputs_of, undisturbed, valueless
 
 __all__ = ["Prefix", "attach_prefixes", "implementation_of"]
 
 NAME = "prefix_tuning"
+OWN_SCORES = "disentangled_attention_bias"
+"""DeBERTa's scores of positions, which the prefix has none of."""
 
 
 class Prefix(Resident):
@@ -122,26 +126,34 @@ def _prefixed_attention(
 
 
 class _Lengthened:
-    """The hooks that lengthen keys, values, mask and position scores of DeBERTa's attention."""
+    """The hooks that lengthen keys, values, mask and position scores of attention that asks no table."""
 
     def __init__(self, prefix: Prefix, attention: Any, key: nn.Module, value: nn.Module) -> None:
         self.prefix, self.attention, self.scoring_positions = prefix, attention, False
         self.handles = [
-            attention.register_forward_pre_hook(self.lengthen_mask),
+            attention.register_forward_pre_hook(self.lengthen_masks, with_kwargs=True),
             key.register_forward_hook(self.lengthen_keys),
             value.register_forward_hook(self.lengthen_values),
         ]
-        self.own_scores = attention.disentangled_attention_bias
-        attention.disentangled_attention_bias = self.pad_scores
+        self.own_scores = getattr(attention, OWN_SCORES, None)
+        if self.own_scores is not None:
+            setattr(attention, OWN_SCORES, self.pad_scores)
 
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
-        del self.attention.disentangled_attention_bias
+        if self.own_scores is not None:
+            delattr(self.attention, OWN_SCORES)
 
-    def lengthen_mask(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        mask = F.pad(args[1].bool(), (self.prefix.length, 0), value=True)
-        return (args[0], mask, *args[2:])
+    def lengthen_masks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Lengthen masks (of ones and zeros for DeBERTa, else added to scores) and scores of positions."""
+
+        def longer(one: Tensor) -> Tensor:
+            if one.ndim != 4:
+                return one
+            return self.prefix.open_mask(one.bool() if self.own_scores is not None else one)
+
+        return tree_map_only(Tensor, longer, (args, kwargs))
 
     def lengthen_keys(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output if self.scoring_positions else self._prepend(self.prefix.keys, output)
@@ -156,6 +168,7 @@ class _Lengthened:
     def pad_scores(self, query: Tensor, key: Tensor, *args: Any) -> Any:
         """Score the positions of the tokens; the prefix has none."""
         self.scoring_positions = True
+        assert self.own_scores is not None
         scores = self.own_scores(query, key[:, self.prefix.length :], *args)
         self.scoring_positions = False
         return F.pad(scores, (self.prefix.length, 0)) if isinstance(scores, Tensor) else scores
@@ -207,10 +220,41 @@ def attach_prefixes(
     Raises:
         ConfigurationError: The model's attention takes no longer keys.
     """
-    own = [layer for layer in layers if not hasattr(_owner(layer), "disentangled_attention_bias")]
+    own = [layer for layer in layers if not hasattr(_owner(layer), OWN_SCORES)]
     asked = _asked(own, model, inputs) if own else {}
     for layer in layers:
         yield _attach(layer, config, generator, model, asked.get(layer.name))
+    alone = [layer for layer in layers if layer.name not in asked]
+    if alone and not valueless(model) and not all(_averages(layer, model, inputs) for layer in alone):
+        raise _refused(model)
+
+
+def _refused(model: nn.Module) -> ConfigurationError:
+    return ConfigurationError(
+        f"a prefix does not work with {type(model).__name__}, whose attention asks no table for its function "
+        "and takes no longer keys: use lora, or an adapter at position='attention'"
+    )
+
+
+def _averages(layer: Layer, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Return whether, where all values are 1, those of the prefix too, attention gives ones."""
+    seen: list[Tensor] = []
+
+    def ones(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return torch.ones_like(output)
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+
+    with undisturbed(model):
+        value, out = (model.get_submodule(next(iter(layer.roles[role]))) for role in ("v", "o"))
+        value.register_forward_hook(ones)
+        out.register_forward_pre_hook(note)
+        try:
+            outputs_of(model, inputs)
+        except DOES_NOT_RUN:
+            return False
+    return bool(seen) and all(torch.allclose(one, torch.ones_like(one), atol=1e-2) for one in seen)
 
 
 def _owner(layer: Layer) -> Any:
@@ -229,16 +273,13 @@ def _attach(
     from transformers import AttentionInterface
 
     key, value, attention = layer.one("k"), layer.one("v"), _owner(layer)
-    by_itself = key is not value and hasattr(attention, "disentangled_attention_bias")
-    if by_itself:
-        widths = width_out(key), width_out(value)
-    elif asked is not None:
+    by_itself = asked is None
+    if asked is not None:
         attention, widths = asked
+    elif key is not value and key is not layer.one("q"):
+        widths = width_out(key), width_out(value)
     else:
-        raise ConfigurationError(
-            f"a prefix does not work with {type(model).__name__}, whose attention asks no table for its "
-            "function: use another method"
-        )
+        raise _refused(model)
     model_config = model.config if by_itself else attention.config
     implementation_of(model_config)
     prefix = Prefix(widths, config, generator, place_of_new(config.dtype, layer.module), model_config)
@@ -246,8 +287,8 @@ def _attach(
     if by_itself:
         # By name: LoRA may have put a longer way in the place of a projection.
         key, value = (model.get_submodule(next(iter(layer.roles[role]))) for role in ("k", "v"))
-        prefix.act_through(_Lengthened(prefix, attention, key, value))
+        prefix.act_through(_Lengthened, prefix, attention, key, value)
     else:
         AttentionInterface.register(NAME, _prefixed_attention)
-        prefix.act_through(_OwnConfiguration(attention))
+        prefix.act_through(_OwnConfiguration, attention)
     return prefix

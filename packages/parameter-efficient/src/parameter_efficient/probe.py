@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.forward import outputs_of, undisturbed
+from parameter_efficient.forward import DOES_NOT_RUN, outputs_of, undisturbed
 
 __all__ = ["check_that_all_acts"]
 
@@ -31,7 +31,7 @@ def _gradients(
         total = torch.stack([(w * one).sum() for w, one in zip(weights, outputs, strict=True)]).sum()
         try:
             return list(torch.autograd.grad(total, trained, allow_unused=True))
-        except Exception as error:
+        except DOES_NOT_RUN as error:
             raise ConfigurationError(
                 f"{type(model).__name__} has no backward pass in evaluation mode "
                 f"({' '.join(str(error).split())[:120]}): pass probe=False to adapt it unproved"

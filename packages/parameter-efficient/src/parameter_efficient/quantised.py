@@ -35,17 +35,21 @@ class Differentiable(Attachment):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules: list[Any] = []
-        for module in model.modules():
-            if getattr(module, "support_avx512bf16_for_cpu", False):
-                self._modules.append(module)
-                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-                module._save_to_state_dict({}, "", True)  # unpacks what is packed already
+        self._modules: list[Any] = [
+            module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)
+        ]
+        self.reattach()
 
     def detach(self) -> None:
         """Let them be packed again."""
         for module in self._modules:
             module.support_avx512bf16_for_cpu = True
+
+    def reattach(self) -> None:
+        """Unpack what is packed, and keep it so."""
+        for module in self._modules:
+            module.support_avx512bf16_for_cpu = False
+            module._save_to_state_dict({}, "", True)  # unpacks
 
     def merge(self) -> None:
         """Nothing is to be done: the output does not depend on it."""

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from parameter_efficient.blocks import is_experts, matrices_of, width_out
 from parameter_efficient.flow import OUT, Flow, X
+from parameter_efficient.forward import DOES_NOT_RUN
 
 __all__ = ["Roles", "SubLayer", "UnsureError", "find_roles"]
 
@@ -195,7 +197,7 @@ def _norms(flow: Flow) -> dict[str, nn.Module]:
             continue
         try:
             once, thrice = (flow.module(name)(factor * sample) for factor in (1.0, 3.0))
-        except Exception:
+        except DOES_NOT_RUN:
             continue
         same = isinstance(once, Tensor) and once.shape == sample.shape and once.std() > 0
         if same and torch.allclose(once, thrice, rtol=1e-2, atol=1e-3) and not torch.equal(once, thrice):
@@ -245,6 +247,7 @@ def _end(flow: Flow, outs: list[str], inside: set[str], outside: set[str]) -> st
     return "" if any(other.startswith(f"{name}.") for other in outside) or not name else name
 
 
+@unset_fake_temporarily()  # a block runs with values, also where its model has none
 def find_roles(flow: Flow) -> Roles:
     """Find the roles of a block's matrices.
 

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.configs import (
+    IA3,
     BitFit,
     BottleneckAdapter,
+    Compacter,
     Config,
     FFNTuning,
     Fusion,
     HeadOnly,
     LoRA,
+    LoReFT,
     PrefixTuning,
     QLoRA,
+    ThroughPeft,
 )
 
 if TYPE_CHECKING:
@@ -26,12 +30,16 @@ if TYPE_CHECKING:
 __all__ = [
     "BitFitMethod",
     "BottleneckAdapterMethod",
+    "CompacterMethod",
     "FFNTuningMethod",
     "FusionMethod",
     "HeadOnlyMethod",
+    "IA3Method",
     "LoRAMethod",
+    "LoReFTMethod",
     "PrefixTuningMethod",
     "QLoRAMethod",
+    "ThroughPeftMethod",
 ]
 
 HEADS = (
@@ -60,7 +68,7 @@ class _Method:
 
     def merged(self, model: nn.Module) -> nn.Module | None:
         """Return the model with the adaptation in its weights, None where they cannot hold it."""
-        from parameter_efficient.adaptation import merge
+        from parameter_efficient.merging import merge
 
         try:
             return merge(model)
@@ -165,3 +173,27 @@ class FusionMethod(_Method):
     """Several methods at once, each in its own layers."""
 
     name, Options = "fusion", Fusion
+
+
+class IA3Method(_Method):
+    """Learned factors of keys, values and inner features, through peft."""
+
+    name, Options = "ia3", IA3
+
+
+class CompacterMethod(_Method):
+    """Adapters whose matrices are sums of Kronecker products with a shared part."""
+
+    name, Options = "compacter", Compacter
+
+
+class LoReFTMethod(_Method):
+    """A change of hidden states in a small subspace behind chosen layers."""
+
+    name, Options = "loreft", LoReFT
+
+
+class ThroughPeftMethod(_Method):
+    """Any method of peft that acts inside of a model: its peft_type and settings."""
+
+    name, Options = "peft", ThroughPeft

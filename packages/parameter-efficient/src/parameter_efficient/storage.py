@@ -11,17 +11,19 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from finetune_common.errors import ConfigurationError
-from parameter_efficient.adaptation import adapt, record_of, remove
+from finetune_common.errors import ConfigurationError, check_choice
+from parameter_efficient.adaptation import adapt, remove
 from parameter_efficient.attachment import InPlace
 from parameter_efficient.configs import METHODS, Config
 from parameter_efficient.fingerprint import difference, fingerprint
-from parameter_efficient.peft_checkpoints import PEFT_CONFIG, read_peft
+from parameter_efficient.peft_checkpoints import PEFT_CONFIG, named_here, read_peft, write_peft
+from parameter_efficient.records import Record, is_adapted, record_of, records_of
+from parameter_efficient.switching import activate
 
 __all__ = ["load_adaptation", "save_adaptation"]
 
@@ -33,19 +35,36 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_adaptation(model: nn.Module, folder: str | Path) -> None:
+def save_adaptation(
+    model: nn.Module, folder: str | Path, *, name: str | None = None, format: Literal["own", "peft"] = "own"
+) -> None:
     """Save what an adaptation added and trained, and nothing else.
 
     Args:
         model: An adapted model.
         folder: Is made; receives `adaptation.json` and `adaptation.safetensors`.
+        name: Which adaptation; null for the active one.
+        format: own; or peft, for LoRA, (IA)³ and what else came through peft: `adapter_config.json` and
+            `adapter_model.safetensors`, with which `PeftModel.from_pretrained(base, folder)` gives the same
+            logits.
 
     Raises:
-        ConfigurationError: The model is not adapted, or the adaptation is merged, or frozen.
+        ConfigurationError: The model is not adapted, or the adaptation is merged, or frozen; or peft's format
+            does not hold it.
     """
+    check_choice("format", format, ("own", "peft"))
+    before = records_of(model).active
+    record = record_of(model, name)
+    activate(model, before if name is None else name)
+    try:
+        _save(model, record, Path(folder), format)
+    finally:
+        activate(model, before)
+
+
+def _save(model: nn.Module, record: Record, folder: Path, format: str) -> None:
     from safetensors.torch import save_file
 
-    record = record_of(model)
     if record.merged:
         raise ConfigurationError("a merged adaptation cannot be saved by itself: unmerge(model) first")
     own = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
@@ -55,6 +74,9 @@ def save_adaptation(model: nn.Module, folder: str | Path) -> None:
             f"{frozen} of the {len(own)} tensors of this adaptation have requires_grad=False and would be "
             "missing from the file: save before they are frozen, or let them require gradients again"
         )
+    if format == "peft":
+        write_peft(model, record, folder)
+        return
     trained = _trained(model)
     known = {id(parameter) for parameter in own}
     [method] = [name for name, kind in METHODS.items() if kind is type(record.config)]
@@ -66,7 +88,6 @@ def save_adaptation(model: nn.Module, folder: str | Path) -> None:
         "also": [name for name, parameter in trained.items() if id(parameter) not in known],
         "base": fingerprint(model, trained),
     }
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: parameter.detach().contiguous() for name, parameter in trained.items()}
     save_file(tensors, folder / WEIGHTS)
@@ -74,15 +95,21 @@ def save_adaptation(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_adaptation(
-    model: Model, folder: str | Path, *, strict: bool = True, example: Mapping[str, Any] | None = None
+    model: Model,
+    folder: str | Path,
+    *,
+    name: str = "default",
+    strict: bool = True,
+    example: Mapping[str, Any] | None = None,
 ) -> Model:
     """Adapt a fresh base model as a saved one was, and load what it had learned: same output, bit for bit.
 
-    A folder that peft's `save_pretrained` wrote works too, if it holds LoRA.
+    A folder that peft's `save_pretrained` wrote works too.
 
     Args:
-        model: The base model, not adapted.
+        model: The base model, or one with other adaptations.
         folder: What `save_adaptation` wrote.
+        name: Of the adaptation, which is then the active one.
         strict: Refuse a base that is not the one that it was made on; false warns.
         example: Keyword arguments of the model's forward pass, as for `adapt`.
 
@@ -100,14 +127,19 @@ def load_adaptation(
     else:
         described, config, tensors = _read(folder)
         also = described.get("also", [])
-    adapt(model, config, example=example)
+    before = records_of(model).active if is_adapted(model) else None
+    adapt(model, config, name=name, example=example)
     try:
+        if also is None:
+            tensors = named_here(model, tensors)
         _unfreeze(model, tensors.keys() if also is None else also)
         if "base" in described:
             _check_base(model, described["base"], folder, strict)
         _fill(model, tensors, folder, only_some=also is None)
     except BaseException:
-        remove(model)
+        remove(model, name)
+        if before is not None:
+            activate(model, before)
         raise
     return model
 

@@ -75,6 +75,8 @@ class Compiled:
         if not self.usable or (self.pays_from and _largest(args) < self.pays_from):
             return self.otherwise(*args)
         try:
+            if not any(map(torch.is_autocast_enabled, DEVICES)):
+                return self._compiled(*args)
             with _without_autocast():
                 return self._compiled(*args)
         except Exception as error:
@@ -113,6 +115,9 @@ def calls_decide(device: torch.device) -> bool:
     """Whether a call costs more there than the memory traffic of most tensors: anywhere but on a CPU."""
     return device.type != "cpu"
 
+
+DEVICES = ("cpu", "cuda")
+"""Where autocast may be on."""
 
 _serial = count()
 _no_compiler = False
@@ -164,7 +169,7 @@ def _largest(args: tuple[Any, ...]) -> int:
 @contextmanager
 def _without_autocast() -> Iterator[None]:
     with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
+        for device in DEVICES:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield

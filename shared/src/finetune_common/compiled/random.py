@@ -6,7 +6,6 @@ and in any number of pieces, and a compiler fuses the numbers into the loop that
 
 from __future__ import annotations
 
-from math import pi
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ __all__ = ["normal", "random_bits", "scramble", "uniform16"]
 
 GOLDEN = 0x9E3779B1 - 2**32
 """A prime next to 2³²/φ: D. Knuth's multiplier, The Art of Computer Programming, vol. 3, section 6.4."""
+BYTES = 0x00FF00FF
+"""Every second byte."""
 FIRST, SECOND = 0x7FEB352D, 0x846CA68B - 2**32
 """The multipliers of lowbias32: C. Wellons, "Prospecting for Hash Functions" (2018)."""
 
@@ -70,13 +71,18 @@ def uniform16(bits: Tensor) -> tuple[Tensor, Tensor]:
 def normal(count: int, keys: Tensor) -> Tensor:
     """Return standard normal numbers, a function of their position and three keys.
 
-    Two 32-bit hashes of the position give, by Box and Muller, sqrt(-2 ln u)·cos(2π v). Any device gives the
-    same numbers, up to the rounding of log and cos. |z| ≤ 5.77, as u has 24 bits.
+    z = p(s), where s is the sum of eight independent numbers, uniform in [-½, ½), and p the odd polynomial of
+    degree 13 nearest to Φ⁻¹(F(s)), F the distribution of such a sum (Irwin's and Hall's). The distribution of
+    z differs from the normal one by 2e-5 at most, its tail P(|z| > x) by 1 % up to x = 6, its variance by
+    3e-5. The eight numbers are the bytes of a hash of the position and of a hash of that; which bits of the
+    two differ fills the gaps between the sums. Any device gives the same numbers, up to rounding. |z| ≤ 7.7.
+
+    It costs a processor less than half of Box's and Muller's way: there is no logarithm and no cosine in it.
 
     Args:
         count: How many.
-        keys: int32, three numbers; adding k to the first one skips k positions. Or of shape (3, count): each
-            number has its own, the position counted into the first.
+        keys: int32, three random numbers (see `random_bits`); adding k to the first one skips k positions. Or
+            of shape (3, count): each number has its own, the position counted into the first.
 
     Returns:
         float32, of shape (count,).
@@ -89,7 +95,17 @@ def normal(count: int, keys: Tensor) -> Tensor:
     position = keys[0]
     if keys.dim() == 1:
         position = torch.arange(count, dtype=torch.int32, device=keys.device) + position
-    first = scramble(scramble(position) ^ keys[1])
-    second = scramble(first ^ keys[2])
-    uniform = (((first >> 8) & 0xFFFFFF) + 1).to(torch.float32) * 2**-24
-    return torch.sqrt(-2 * torch.log(uniform)) * torch.cos(second.to(torch.float32) * (pi * 2**-31))
+    first = random_bits(position, keys[1], keys[2])
+    second = (first ^ keys[1]) * SECOND
+    second = second ^ ((second >> 15) & 0x1FFFF)
+    pairs = (first & BYTES) + ((first >> 8) & BYTES) + (second & BYTES) + ((second >> 8) & BYTES)
+    total = (pairs & 0xFFFF) + (pairs >> 16)
+    s = total.to(torch.float32) * 2.0**-8 + ((first ^ second).to(torch.float32) * 2.0**-40 - 4 * 255 / 256)
+    x = s * s
+    # Numbers that are written here are constants of compiled code; those of a table are read again and again.
+    p = x * 1.95839e-07 - 6.13207e-06
+    p = p * x + 7.75432e-05
+    p = p * x - 4.16545e-04
+    p = p * x + 1.434846e-03
+    p = p * x + 9.74928e-03
+    return s * (p * x + 1.201798)

@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from finetune_common.data.messages import counted, cut, numbered, refusal
+from finetune_common.data.messages import counted, cut, listed, numbered, refusal
 from finetune_common.data.tables import Table, flatten
 
 __all__ = ["read_json", "read_json_lines"]
@@ -33,8 +33,27 @@ def read_json(path: Path, file: TextIOWrapper) -> Table:
     """
     text = file.read()
     if not text.lstrip(BLANKS).startswith("["):
-        return _table(path, _lines(path, text.split("\n")))
+        return _table(path, _of_rows(path, _lines(path, text.split("\n"))))
     return _table(path, _elements(path, text))
+
+
+def _of_rows(path: Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Yield rows as they come; refuse one object that holds whole columns instead of a row."""
+    number = 0
+    for number, (line, row) in enumerate(rows, 1):
+        if number == 1:
+            first = row
+        yield line, row
+    if (
+        number == 1
+        and isinstance(first, dict)
+        and all(isinstance(one, dict | list) for one in first.values())
+    ):
+        raise refusal(
+            path,
+            f"one object with {listed(map(cut, first), 80)}, which are no row: give a list of rows, as "
+            "pandas writes with orient='records'",
+        )
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

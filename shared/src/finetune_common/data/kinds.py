@@ -6,9 +6,21 @@ from typing import Any
 
 from finetune_common.data.messages import counted, cut, listed, refusal
 from finetune_common.data.tables import Table
-from finetune_common.data.values import DECIMAL_COMMA, NUMBER, WHOLE, as_list, finite, spelled
+from finetune_common.data.values import (
+    DECIMAL_COMMA,
+    NUMBER,
+    WHOLE,
+    WITH_SIGN,
+    as_list,
+    finite,
+    is_missing,
+    spelled,
+)
 
 __all__ = ["Kind", "as_written", "tell_kind"]
+
+SEPARATORS = "|;,"
+"""What may stand between several labels in one cell."""
 
 FEW = 20
 """More different whole numbers than this could be scores as well as classes."""
@@ -53,6 +65,7 @@ def tell_kind(table: Table, column: str, given: str | None = None) -> Kind:
     """
     values = table.columns[column]
     lists = [row for row, value in enumerate(values) if isinstance(value, list)]
+    _refuse_what_no_list_can_hold(table, column)
     if given is not None:
         if lists and given != "labels":
             raise refusal(
@@ -73,6 +86,7 @@ def tell_kind(table: Table, column: str, given: str | None = None) -> Kind:
         return Kind("labels" if lists else "classes", "the file names its classes")
     if lists or all(as_list(value) is not None for value in dict.fromkeys(values)):
         return Kind("labels", "each label is a list")
+    _refuse_truth_among_numbers(table, column)
     counts = Counter(map(spelled, values))
     words = [text for text in counts if not NUMBER.fullmatch(text.strip())]
     if words and len(words) < len(counts):
@@ -95,6 +109,44 @@ def _refuse_a_mixture(table: Table, column: str, counts: Counter[str], words: li
         )
 
 
+def _refuse_what_no_list_can_hold(table: Table, column: str) -> None:
+    """Refuse lists of labels, also as text, in which something is no label."""
+    wrong = [
+        row
+        for row, value in enumerate(table.columns[column])
+        if isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
+        if any(isinstance(part, list | dict) or is_missing(part) for part in as_list(value) or [])
+    ]
+    if wrong:
+        raise refusal(
+            table.name,
+            f"{as_written(column)} is {cut(table.columns[column][wrong[0]])} in {counted(wrong)}: "
+            f"{table.where(wrong)}; a list of labels holds words or numbers alone",
+        )
+
+
+def _refuse_truth_among_numbers(table: Table, column: str) -> None:
+    """Refuse truth values beside other values: whether true is 1 is not ours to say."""
+    values = table.columns[column]
+    truths = [row for row, value in enumerate(values) if isinstance(value, bool)]
+    if truths and len(truths) < len(values):
+        raise refusal(
+            table.name,
+            f"{as_written(column)} holds truth values in {len(truths):,} of {len(values):,} rows: "
+            f"{table.where(truths)}; write all labels alike",
+        )
+
+
+def _several_in_one_cell(counts: Counter[str]) -> str:
+    """Return a cell that joins labels which others have alone, such as `a|b` beside `a` and `b`."""
+    for text in counts:
+        for sign in SEPARATORS:
+            joined = [part.strip() for part in text.split(sign)]
+            if len(joined) > 1 and all(part in counts for part in joined):
+                return text
+    return ""
+
+
 def _words(table: Table, column: str, counts: Counter[str]) -> Kind:
     if all(DECIMAL_COMMA.fullmatch(text.strip()) for text in counts):
         raise refusal(
@@ -102,6 +154,19 @@ def _words(table: Table, column: str, counts: Counter[str]) -> Kind:
             f"{as_written(column)} holds numbers with a comma, such as {cut(next(iter(counts)))}: write a "
             "point, "
             "or --kind classes takes them as words",
+        )
+    if all(WITH_SIGN.fullmatch(text.strip()) for text in counts):
+        raise refusal(
+            table.name,
+            f"{as_written(column)} holds numbers with a sign, such as {cut(next(iter(counts)))}: write plain "
+            "numbers, or --kind classes takes them as words",
+        )
+    if joined := _several_in_one_cell(counts):
+        return Kind(
+            "classes",
+            "labels are words",
+            f"{table.name}: {as_written(column)} has {cut(joined)} beside the labels that it joins, taken as "
+            "one class: --kind labels takes several labels a row, --kind classes says so",
         )
     if len(counts) > FEW and 2 * len(counts) > len(table):
         return Kind(

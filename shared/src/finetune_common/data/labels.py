@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
 from typing import Any
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from finetune_common.data.choices import Choices
-from finetune_common.data.kinds import Kind, as_written, parts, tell_kind
+from finetune_common.data.kinds import SEPARATORS, Kind, as_written, parts, tell_kind
 from finetune_common.data.messages import counted, cut, listed, refusal
 from finetune_common.data.tables import Table
 from finetune_common.data.values import WHOLE, finite, is_missing, spelled, well_formed
 from finetune_common.tasks import Task
 
 __all__ = ["Labels", "known_labels", "named_by_the_file", "tell_labels", "unlabelled"]
-
-SEPARATORS = "|;,"
-"""What may stand between several labels in one cell."""
 
 
 @dataclass(frozen=True)
@@ -208,10 +205,15 @@ def _spellings(counts: Mapping[str, Counter[str]]) -> dict[Decimal | str, Counte
         key = (
             Decimal(plain)
             if finite(plain) is not None
-            else " ".join(normalize("NFKC", text).casefold().split())
+            else " ".join(_seen(normalize("NFKC", text)).casefold().split())
         )
         groups.setdefault(key, Counter())[text] += count
     return groups
+
+
+def _seen(text: str) -> str:
+    """Return a text without characters that have no width."""
+    return text if text.isascii() else "".join(sign for sign in text if category(sign) != "Cf")
 
 
 def _named(groups: Mapping[Decimal | str, Counter[str]], *, fold: bool, whole: bool) -> dict[str, str]:

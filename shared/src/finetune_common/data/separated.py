@@ -129,7 +129,18 @@ def _propose(header: list[str], delimiter: str) -> str:
 
 
 def _check_quotes(path: Path, name: str, values: list[str], places: "array[int]") -> None:
-    """Refuse cells that were quoted by ' instead of ": their doubled quotes would stay in the text."""
+    """Refuse cells that were quoted by ' or after a blank: their quotes would stay in the text."""
+    late = [
+        place
+        for value, place in zip(values, places, strict=True)
+        if value[:1] == " " and (text := value.strip())[:1] == text[-1:] == '"' and len(text) > 1
+    ]
+    if late and len(late) == sum(map(bool, values)):  # one text among others may be so
+        raise refusal(
+            path,
+            f"every cell of {cut(name)} has a blank before the quote that begins it: "
+            f"{numbered('line', late)}; write no blank after the delimiter",
+        )
     found = [
         place
         for value, place in zip(values, places, strict=True)

@@ -17,6 +17,9 @@ WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 """A number with a comma where a point is expected."""
 
+WITH_SIGN = re.compile(r"[+-]?[$€£¥]?\s?\d[\d.,]*\s?[%‰$€£¥]?", re.ASCII)
+"""A number with the sign of a currency or a share, which is neither a plain number nor a word."""
+
 MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT")
 """What pandas writes for a value that is not there. `None`, `NA` and `null` are words of people too."""
 

@@ -7,6 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from finetune_common.compiled import Compiled
@@ -42,21 +45,71 @@ FREE = frozenset(
 """Operations that launch nothing."""
 
 
+FROM_NUMBERS = frozenset([torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor])
+TO_NUMBERS = frozenset(
+    [
+        Tensor.item,
+        Tensor.tolist,
+        Tensor.cpu,
+        Tensor.numpy,
+        Tensor.__bool__,
+        Tensor.__float__,
+        Tensor.__int__,
+        Tensor.__index__,
+    ]
+)
+
+
+class _Host(TorchFunctionMode):
+    """Note what carries numbers between Python and tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.brought: list[str] = []
+        self.read: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in FROM_NUMBERS and not isinstance(args[0], Tensor):
+            self.brought.append(function.__name__)
+        elif function in TO_NUMBERS:
+            self.read.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
 class Calls(TorchDispatchMode):
     """Count operations, compiled calls as one each; views and empty tensors are free.
+
+    What is made of Python's numbers would be a copy to the device (`from_host`), and what becomes one makes
+    the host wait (`waits`).
 
     Examples:
         >>> import torch
         >>> x = torch.ones(3)
         >>> with Calls() as calls:
-        ...     y = (x.view(-1) + 1) * 2
+        ...     y = (x.view(-1) + torch.tensor(1)) * 2
+        ...     z = float(y.sum())
         >>> calls.names
-        ['add', 'mul']
+        ['add', 'mul', 'sum', '_local_scalar_dense']
+        >>> calls.from_host
+        ['tensor']
+        >>> calls.waits
+        ['_local_scalar_dense', '__float__']
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self._host = _Host()
+
+    def __enter__(self) -> Calls:
+        self._host.brought.clear()
+        self._host.read.clear()
+        self._host.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._host.__exit__(*error)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
@@ -67,7 +120,13 @@ class Calls(TorchDispatchMode):
     @property
     def waits(self) -> list[str]:
         """Those that read a value, for which a host waits."""
-        return [name for name in self.names if name in ("_local_scalar_dense", "nonzero", "index", "item")]
+        waiting = [name for name in self.names if name in ("_local_scalar_dense", "nonzero", "index")]
+        return waiting + self._host.read
+
+    @property
+    def from_host(self) -> list[str]:
+        """Those that make a tensor of Python's numbers, since the counting began."""
+        return [*self._host.brought]
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
-from finetune_common.tasks import get_task
+from finetune_common.tasks import TASKS
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES, check_sources, digest_of
+from glue_harness.config.tasks import check_tasks, own_name
 
 __all__ = ["LIST_SLOTS", "SLOTS", "RunConfig"]
 
@@ -27,6 +29,7 @@ OPTIONAL = (
     *FILES,
     *DATASET,
     *CHOICES,
+    "task_sampling",
     "metric",
     "max_eval_samples",
     "decay_all",
@@ -35,8 +38,14 @@ OPTIONAL = (
     "load_best",
     "matmul_precision",
     "compile",
+    "head",
+    "head_seed",
+    "schedule_steps",
+    "metric_batch",
 )
-"""Fields that change nothing where they are empty: a run without them is the run it was before them."""
+"""Fields that change nothing where they are left alone: a run without them is the run it was before them."""
+
+SCHEDULES = ("linear", "warmup-linear", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,8 @@ class RunConfig:
     """Everything that decides a run.
 
     Args:
-        task: GLUE task, or a demo task (`glue-harness list tasks`).
+        task: GLUE task, or a demo task (`glue-harness list tasks`); several, with commas between them, train
+            one body with a head a task.
         model: Hub name, local folder, or `demo` (a tiny BERT made on the spot).
         output_dir: Folder of this run; a run started again there continues.
         model_config: Fields of the model's configuration to change (`--model.classifier_dropout 0.2`).
@@ -57,13 +67,18 @@ class RunConfig:
         text_columns: The column of text, or two with a comma between them.
         label_column: The column of the label.
         kind: Whether labels are classes, any number of labels a row, or scores; by default told from them.
+        task_sampling: How often each of several tasks is drawn: in proportion to its rows (size), or to their
+            square root (sqrt); size if left out.
         metric: The primary metric, any scikit-learn scorer; by default the first of the task's.
         delimiter: What stands between the cells of csv and tsv files; one character, or tab.
         encoding: Encoding of text files; by default UTF-8.
         label_spelling: Whether labels that differ by case or blanks only are exact, or one (fold).
         drop_unlabelled: Leave out rows without a label.
         validation_share: Share of the training rows to evaluate on, where there is no file for it.
+        metric_batch: Also tell each metric as its mean over batches of so many rows (`<metric>_of_batches`).
         seed: Seed of weights, data order and dropout.
+        head: Whether a pooler keeps its pretrained weights, or is drawn anew behind a dropout (new).
+        head_seed: Seed of the new weights of the head, where it is not the run's.
         epochs: Passes over the training rows, fractions allowed.
         max_steps: Optimizer steps in all; overrides epochs.
         max_train_samples: Train on the first rows of the seeded shuffle only.
@@ -72,7 +87,8 @@ class RunConfig:
         accumulate: Micro-batches in an optimizer step.
         max_length: Tokens to which a text is truncated.
         group_by_length: Batch texts of like length together (less padding).
-        schedule: Learning-rate schedule after warm-up.
+        schedule: Learning-rate schedule after warm-up; warmup-linear falls as if there had been none.
+        schedule_steps: Steps that the schedule is made for, where they are not those of the run.
         warmup: Warm-up: below 1 a share of all steps, from 1 on a number of steps.
         max_grad_norm: Clip the global gradient norm to this, 0 for never.
         weight_decay: Weight decay of matrices (biases and norms have none).
@@ -114,13 +130,17 @@ class RunConfig:
     text_columns: list[str] | str | None = None
     label_column: str | None = None
     kind: Literal["classes", "labels", "regression"] | None = None
+    task_sampling: Literal["size", "sqrt"] | None = None
     metric: str | None = None
     delimiter: str | None = None
     encoding: str | None = None
     label_spelling: Literal["exact", "fold"] | None = None
     drop_unlabelled: bool = False
     validation_share: float | None = None
+    metric_batch: int | None = None
     seed: int = 42
+    head: Literal["pretrained", "new"] | None = None
+    head_seed: int | None = None
     epochs: float = 3.0
     max_steps: int | None = None
     max_train_samples: int | None = None
@@ -129,7 +149,8 @@ class RunConfig:
     accumulate: int = 1
     max_length: int = 128
     group_by_length: bool = False
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "warmup-linear", "cosine", "constant"] = "linear"
+    schedule_steps: int | None = None
     warmup: float = 0.0
     max_grad_norm: float = 1.0
     weight_decay: float = 0.01
@@ -158,7 +179,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_data()
-        check_choice("schedule", self.schedule, ("linear", "cosine", "constant"))
+        check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
         check_choice("sharding", self.sharding, ("none", "fsdp"))
         check_number("epochs", self.epochs, above=0)
@@ -166,12 +187,17 @@ class RunConfig:
             check_number(name, getattr(self, name), at_least=1)
         check_number("max_length", self.max_length, at_least=4)
         counts = ("max_steps", "max_train_samples", "max_eval_samples", "eval_every", "save_every")
-        for name in (*counts, "early_stopping"):
+        for name in (*counts, "early_stopping", "schedule_steps", "metric_batch"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), at_least=1)
         for name in ("warmup", "max_grad_norm", "weight_decay", "num_workers", "early_stopping_delta"):
             check_number(name, getattr(self, name), at_least=0)
         check_number("seed", self.seed, at_least=0, below=2**32)
+        if self.head_seed is not None:
+            check_number("head_seed", self.head_seed, at_least=0, below=2**32)
+        if self.head is not None:
+            check_choice("head", self.head, ("pretrained", "new"))
+            object.__setattr__(self, "head", None if self.head == "pretrained" else self.head)
         if self.head_lr is not None:
             check_number("head_lr", self.head_lr, at_least=0)
         if self.early_stopping_delta and self.early_stopping is None:
@@ -189,9 +215,43 @@ class RunConfig:
         if isinstance(self.text_columns, str):
             names = [name.strip() for name in self.text_columns.split(",")]
             object.__setattr__(self, "text_columns", names)
-        check_sources(vars(self))
-        if not self.own:
-            get_task(self.task)
+        check_tasks(self)
+        check_sources(vars(self), several=self.several)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks: one, or several that share a body."""
+        return tuple(self.task.split(","))
+
+    @property
+    def several(self) -> bool:
+        """Whether it is a run of several tasks."""
+        return len(self.tasks) > 1
+
+    def of(self, task: str) -> RunConfig:
+        """Return the configuration of one of several tasks: its rows alone, and the same settings."""
+        mine = self.own and task not in TASKS
+        left_out = ("data_dir",) if mine else (*FILES, *DATASET, *CHOICES)
+        plain = {f.name: f.default for f in fields(self) if f.name in left_out}
+        return replace(self, task=task, task_sampling=None, **plain)
+
+    def one_of_its_tasks(self, task: str | None, folder: Path) -> str:
+        """Return which of several tasks is asked for; nothing where the run in this folder has one alone.
+
+        Raises:
+            ConfigurationError: It did not learn the task, or one has to be named.
+        """
+        if task not in self.tasks and (self.several or task is not None):
+            said = f"no task {task!r}" if task else "one of its tasks is meant"
+            raise ConfigurationError(
+                f"{folder}: {said}: it learned {', '.join(self.tasks)}: say which, as --task {self.tasks[0]}"
+            )
+        return task or "" if self.several else ""
+
+    @property
+    def of_own_rows(self) -> RunConfig:
+        """The configuration of the task whose rows are one's own."""
+        return self.of(own_name(self)) if self.several else self
 
     @property
     def own(self) -> bool:
@@ -208,7 +268,7 @@ class RunConfig:
         Of files of one's own it is the content of their rows, which are read for it.
         """
         settings = self.as_dict()
-        rows = {"rows": digest_of(settings)} if self.train_file is not None else {}
+        rows = {"rows": digest_of(self.of_own_rows.as_dict())} if self.train_file is not None else {}
         return identity_of(settings) | rows
 
     @property
@@ -218,31 +278,21 @@ class RunConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+LEFT_ALONE = {f.name: None if f.default is MISSING else f.default for f in fields(RunConfig)}
+"""Field → its default; None where it has to be given, or is a collection."""
+
+
 def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the part of plain settings that decides the numbers; what is optional and unused is left out.
 
     Where rows lie is left out, and how files of one's own were read: what was read counts.
     """
-    left_out = [*ELSEWHERE, *(key for key in OPTIONAL if not settings.get(key)), *FILES]
+    unused = [key for key in OPTIONAL if settings.get(key) in (LEFT_ALONE[key], {}, [], "")]
+    left_out = [*ELSEWHERE, *unused, *FILES]
     if settings.get("train_file"):
         left_out += CHOICES
     kept = {key: value for key, value in settings.items() if key not in left_out}
     return kept | dict.fromkeys(kept.keys() & {"data_dir"})
-
-
-def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:
-    """Name the first setting in which two identities differ: `optimizer.lr: 0.1 here, 0.2 there`."""
-    for key in sorted({*ours, *theirs}):
-        here, there = ours.get(key), theirs.get(key)
-        if (
-            isinstance(here, dict)
-            and isinstance(there, dict)
-            and (deeper := difference(here, there, f"{prefix}{key}."))
-        ):
-            return deeper
-        if here != there:
-            return f"{prefix}{key} is {here!r} here and {there!r} there"
-    return None
 
 
 DESCRIBED = [f for f in fields(RunConfig) if f.name not in (*SLOTS, "model_config")]

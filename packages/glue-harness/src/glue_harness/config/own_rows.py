@@ -36,13 +36,18 @@ def choices_of(settings: Mapping[str, Any]) -> Choices:
     return Choices(**given)
 
 
-def check_sources(settings: Mapping[str, Any]) -> None:
+def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
     """Refuse options about rows that contradict each other, before anything is read.
+
+    Args:
+        settings: Of a run.
+        several: Whether it has several tasks, of which one may have rows of one's own beside a data_dir.
 
     Raises:
         ConfigurationError: Two sources of rows, or options that need another one.
     """
-    given = [name for name in ("data_dir", "train_file", "dataset") if settings[name] is not None]
+    sources = ("train_file", "dataset") if several else ("data_dir", "train_file", "dataset")
+    given = [name for name in sources if settings[name] is not None]
     if len(given) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
         raise ConfigurationError(f"{first} and {second} are two sources of rows: give one of them")

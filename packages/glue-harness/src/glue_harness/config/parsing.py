@@ -216,6 +216,11 @@ def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[
         )
     if empty := [f.name for f in DESCRIBED if f.default is not None and rest.get(f.name, f) is None]:
         raise ConfigurationError(f"configuration key {empty[0]!r} is empty: give a value, or leave it out")
+    for f in DESCRIBED:
+        if f.type == "bool" and not isinstance(rest.get(f.name, False), bool):
+            raise ConfigurationError(f"configuration key {f.name!r} is {rest[f.name]!r}: give true or false")
+    if isinstance(rest.get("task"), list):
+        rest["task"] = ",".join(map(str, rest["task"]))
     given = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
     initial = _guarded(parser, choices, lambda p: p.parse_object(given, defaults=True))
     options = {action.dest for action in parser._actions} - {"help", "config", "print_config"}

@@ -14,6 +14,7 @@ import torch
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
+from glue_harness.cost.cuda import GPUS, check_device, usable_bytes
 from glue_harness.cost.footprint import measured_peak, optimizer_bytes, predict
 from glue_harness.cost.steps import Steps
 from glue_harness.hardware import versions
@@ -36,21 +37,26 @@ TOO_MANY = 2**20
 
 
 def read_bytes(text: str) -> int:
-    """Read an amount of memory.
+    """Read an amount of memory, or how much of a GPU tensors may take.
 
     Raises:
-        ConfigurationError: No number with a unit.
+        ConfigurationError: No number with a unit, and no GPU of `glue_harness.cost.cuda.GPUS`.
 
     Examples:
-        >>> read_bytes("16GiB"), read_bytes("1.5 GB"), read_bytes("1024")
-        (17179869184, 1500000000, 1024)
+        >>> read_bytes("16GiB"), read_bytes("1.5 GB"), read_bytes("1024"), read_bytes("T4")
+        (17179869184, 1500000000, 1024, 15247133900)
         >>> read_bytes("16 gigs")
         Traceback (most recent call last):
-        finetune_common.errors.ConfigurationError: --budget '16 gigs': give a number with MB, GB, MiB or GiB
+        finetune_common.errors.ConfigurationError: --budget '16 gigs': give a number with MB, GB, MiB or \
+GiB, or a GPU: T4, L4, A10, A100-40, H100, H200
     """
+    if text.strip().upper() in GPUS:
+        return usable_bytes(text.strip())
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS:
-        raise ConfigurationError(f"--budget {text!r}: give a number with MB, GB, MiB or GiB")
+        raise ConfigurationError(
+            f"--budget {text!r}: give a number with MB, GB, MiB or GiB, or a GPU: {', '.join(GPUS)}"
+        )
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
@@ -96,14 +102,14 @@ def _with(config: RunConfig, what: str, value: int) -> RunConfig:
     return dataclasses.replace(config, model_config={**config.model_config, **fields})
 
 
-def _predicted(config: RunConfig, device: str) -> float:
-    return predict(config, device).peak
+def _predicted(config: RunConfig, device: str, attention: str | None) -> float:
+    return predict(config, device, attention).peak
 
 
-def _measured(config: RunConfig, device: str) -> float:
+def _measured(config: RunConfig, device: str, attention: str | None) -> float:
     """Return the peak of a real step, ∞ where memory runs out."""
     try:
-        steps = Steps(config, device)
+        steps = Steps(config, device, attention)
         for _ in range(2):  # the first one compiles and allocates work space
             steps.model.zero_grad()
             peak = measured_peak(steps.forward_backward, device)
@@ -124,6 +130,7 @@ def capacity(
     *,
     by: str = "prediction",
     device: str = "cpu",
+    attention: str | None = None,
     output_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Search the largest value for each choice of the activation slot.
@@ -134,17 +141,15 @@ def capacity(
         budget: Bytes for parameters, gradients, optimizer state, activations and temporary tensors.
         choices: Name → choice of the activation slot.
         by: "prediction", from fake tensors, or "measurement", by real steps.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; a prediction needs no GPU.
+        attention: One of `glue_harness.cost.cuda.ATTENTION`; by default the model's own.
         output_dir: Receives `max_<what>_results.json`.
 
     Returns:
         What that file holds: for each choice the largest value (0: none fits), the peak there, and the
         seconds that the search took.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(
-            "--device cuda: torch finds no CUDA device; predict for cpu, or run where one is"
-        )
+    check_device(device, by, attention)
     changed(find_config(config.model), config.model_config)  # wrong fields are refused before any search
     step = SEARCHES[what][1]
     rows: dict[str, Any] = {}
@@ -153,7 +158,7 @@ def capacity(
 
         def cost(n: int, choice: dict[str, Any] = choice, known: dict[int, float] = known) -> float:
             one = dataclasses.replace(_with(config, what, n * step), activation=choice)
-            known[n] = METHODS[by](one, device)
+            known[n] = METHODS[by](one, device, attention)
             return known[n]
 
         began = time.perf_counter()
@@ -173,6 +178,7 @@ def capacity(
         "budget_bytes": budget,
         "by": by,
         "device": device,
+        "attention": attention,
         "batch_size": None if what == "batch-size" else config.batch_size,
         "max_length": config.max_length,
         "optimizer": config.optimizer,

@@ -25,7 +25,17 @@ def _steps_parser(command: str, description: str, compare: str) -> CommandParser
         metavar="LIST",
         help=f"activation methods, with levels behind a colon (the --activation given, or {compare})",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where, or for which (cpu)")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where, or for which (cpu)",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=("eager", "sdpa", "flash"),
+        help="written out, the kernel that torch takes, FlashAttention (the model's own: mostly sdpa)",
+    )
     parser.add_argument("--output-dir", type=Path, help="receives the JSON file, the table and figures")
     return parser
 
@@ -49,6 +59,7 @@ def profile_command(argv: Sequence[str]) -> None:
     parser = _steps_parser("profile", "Measure memory and speed of training steps on made-up rows.", default)
     parser.add_argument("--batch-sizes", metavar="LIST", help="several batch sizes, with a figure: 8,16,32")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps, after two that warm up (5)")
+    parser.add_argument("--predict", action="store_true", help="memory alone, from fake tensors, no time")
     options, rest = parser.parse_known_args(argv)
     config, choices = _steps_config(rest, options.compare, default, "glue-harness profile")
     try:
@@ -61,7 +72,17 @@ def profile_command(argv: Sequence[str]) -> None:
 
     from glue_harness.cost.profiling import profile_steps, table
 
-    made = table(profile_steps(config, choices, sizes, options.device, options.output_dir, options.repeats))
+    report = profile_steps(
+        config,
+        choices,
+        sizes,
+        options.device,
+        options.output_dir,
+        options.repeats,
+        by="prediction" if options.predict else "measurement",
+        attention=options.attention,
+    )
+    made = table(report)
     _keep(options.output_dir, "speed_results.md", made)
 
 
@@ -73,7 +94,12 @@ def capacity_command(argv: Sequence[str]) -> None:
         "Find the largest batch, depth or width that a memory budget allows, without allocating it.",
         default,
     )
-    parser.add_argument("--budget", required=True, metavar="BYTES", help="16GiB, 500MB, …")
+    parser.add_argument(
+        "--budget",
+        required=True,
+        metavar="BYTES",
+        help="16GiB, 500MB, …, or a GPU: T4, L4, A10, A100-40, H100, H200",
+    )
     parser.add_argument(
         "--search",
         choices=("batch-size", "layers", "hidden", "intermediate"),
@@ -96,6 +122,7 @@ def capacity_command(argv: Sequence[str]) -> None:
         choices,
         by=options.by,
         device=options.device,
+        attention=options.attention,
         output_dir=options.output_dir,
     )
     _keep(options.output_dir, f"max_{options.search.replace('-', '_')}_results.md", table(found))

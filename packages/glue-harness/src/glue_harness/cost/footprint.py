@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +17,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from glue_harness.config.fields import RunConfig
+from glue_harness.cost.cuda import ROUNDING, WORKSPACE, cuda_kernels
 from glue_harness.cost.steps import Steps
 from glue_harness.run.methods import build_methods
 
-__all__ = ["Footprint", "LiveBytes", "measured_peak", "optimizer_bytes", "predict"]
+__all__ = ["Footprint", "LiveBytes", "imposed", "measured_peak", "optimizer_bytes", "predict"]
 
 
 class LiveBytes(TorchDispatchMode):
     """Count the bytes of storages while they are alive, real or fake, and the most at a time.
+
+    Args:
+        rounding: Each storage counts in whole multiples of so many bytes, as an allocator gives them.
 
     Examples:
         >>> with LiveBytes() as live:
@@ -34,9 +39,10 @@ class LiveBytes(TorchDispatchMode):
         (32, 68)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rounding: int = 1) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self._rounding = rounding
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, storage: Any) -> None:
         if storage not in self._known:
-            size = storage.nbytes()
+            size = -(-storage.nbytes() // self._rounding) * self._rounding
             self._known[storage] = size
             self.now += size
             self.peak = max(self.peak, self.now)
@@ -77,32 +83,41 @@ class Footprint:
     peak: int
 
 
-def predict(config: RunConfig, device: str = "cpu") -> Footprint:
+def predict(config: RunConfig, device: str = "cpu", attention: str | None = None) -> Footprint:
     """Predict the memory of a training step without allocating it: forward and backward on fake tensors.
 
-    The attention kernels that are assumed are those of the device type. The optimizer's step itself is taken
-    to need nothing beside its state.
+    For "cuda" no GPU is needed: the fake tensors are a CPU's, and CUDA's choices are imposed on them
+    (`glue_harness.cost.cuda`). The optimizer's step itself is taken to need nothing beside its state.
 
     Args:
-        config: Model, slots, batch size and length. Rows are full.
-        device: "cpu", or "cuda" where torch has CUDA.
+        config: Model, slots, batch size, length and precision. Rows are full.
+        device: "cpu" or "cuda". On "cuda" every tensor counts in whole multiples of what the allocator
+            gives, and the peak has the work space of cuBLAS.
+        attention: One of `glue_harness.cost.cuda.ATTENTION`; by default the model's own.
 
     Returns:
         Bytes; exact for what is saved, within a few percent for the peak (work space of kernels is unseen).
     """
     state = optimizer_bytes(config)
-    with FakeTensorMode(), LiveBytes() as live:
-        steps = Steps(config, device)
+    with imposed(device, attention) as live:
+        steps = Steps(config, attention=attention)
         fixed = live.now
         loss, stored = steps.metered_forward()
         loss.backward()
         del loss
         trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
         gradients = sum(p.grad.nbytes for p in steps.model.parameters() if p.grad is not None)
-        inputs = sum(tensor.nbytes for tensor in steps.batch.values())
         optimizer = round(state * trained)
-        peak = max(live.peak, fixed + gradients) + optimizer
-        return Footprint(fixed - inputs, gradients, optimizer, stored, peak)
+        peak = max(live.peak, fixed + gradients) + optimizer + (WORKSPACE if device == "cuda" else 0)
+        return Footprint(steps.state_bytes()["parameters"], gradients, optimizer, stored, peak)
+
+
+@contextmanager
+def imposed(device: str, attention: str | None = None) -> Iterator[LiveBytes]:
+    """Within this context tensors are fake, saved as on a device, and counted; arguments as for `predict`."""
+    choices = cuda_kernels(attention or "sdpa") if device == "cuda" else nullcontext()
+    with choices, FakeTensorMode(), LiveBytes(ROUNDING if device == "cuda" else 1) as live:
+        yield live
 
 
 def optimizer_bytes(config: RunConfig) -> float:

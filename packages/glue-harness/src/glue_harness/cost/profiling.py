@@ -14,7 +14,8 @@ import torch
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
-from glue_harness.cost.footprint import measured_peak
+from glue_harness.cost.cuda import check_device
+from glue_harness.cost.footprint import measured_peak, predict
 from glue_harness.cost.steps import Steps
 from glue_harness.files import whole
 from glue_harness.hardware import hardware, versions
@@ -23,19 +24,22 @@ from glue_harness.run.records import write_whole
 __all__ = ["profile_step", "profile_steps", "table", "throughput_figure"]
 
 
-def profile_step(config: RunConfig, device: str, repeats: int = 5) -> dict[str, Any]:
+def profile_step(
+    config: RunConfig, device: str, repeats: int = 5, attention: str | None = None
+) -> dict[str, Any]:
     """Return memory and seconds of one kind of step; two steps warm up and are not counted.
 
     Args:
         config: Model, slots, batch size, length, precision.
         device: "cpu" or "cuda".
         repeats: Steps that are timed.
+        attention: "eager" or "sdpa"; by default the model's own.
 
     Returns:
         Bytes of parameters, gradients, optimizer state, saved activations and the peak (tensors, by the
         allocator's events); median seconds with and without the optimizer's step; rows a second.
     """
-    steps = Steps(config, device)
+    steps = Steps(config, device, attention)
     steps.prepare_optimizer()
     taken = [steps.timed(number) for number in range(1, repeats + 3)]
     passes, whole = map(list, zip(*taken[2:], strict=True))
@@ -59,6 +63,9 @@ def profile_steps(
     device: str,
     output_dir: Path | None = None,
     repeats: int = 5,
+    *,
+    by: str = "measurement",
+    attention: str | None = None,
 ) -> dict[str, Any]:
     """Profile each choice of the activation slot at each batch size.
 
@@ -71,19 +78,23 @@ def profile_steps(
         device: "cpu" or "cuda".
         output_dir: Receives `speed_results.json`, and `throughput.png` where there are several batch sizes.
         repeats: Steps that are timed.
+        by: "measurement", or "prediction" from fake tensors: bytes alone, on any machine.
+        attention: One of `glue_harness.cost.cuda.ATTENTION`; by default the model's own.
 
     Returns:
         What `speed_results.json` holds.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device cuda: torch finds no CUDA device; use cpu, or run where one is")
+    check_device(device, by, attention)
     rows = []
     for name, choice in choices.items():
         for size in batch_sizes:
             one = dataclasses.replace(config, activation=choice, batch_size=size)
             row: dict[str, Any] = {"activation": name, "batch_size": size}
             try:
-                row |= profile_step(one, device, repeats)
+                if by == "prediction":
+                    row["bytes"] = dataclasses.asdict(predict(one, device, attention))
+                else:
+                    row |= profile_step(one, device, repeats, attention)
             except (ConfigurationError, torch.OutOfMemoryError) as error:
                 row["error"] = " ".join(str(error).split())
             gc.collect()
@@ -93,6 +104,9 @@ def profile_steps(
         "model_config": config.model_config,
         "max_length": config.max_length,
         "accumulate": config.accumulate,
+        "by": by,
+        "device": device,
+        "attention": attention,
         "precision": config.precision,
         "slots": {
             "adaptation": config.adaptation,
@@ -101,11 +115,11 @@ def profile_steps(
         },
         "rows": rows,
         "versions": versions(),
-        "hardware": hardware(torch.device(device)),
+        "hardware": hardware(torch.device(device if by == "measurement" else "cpu")),
     }
     if output_dir is not None:
         write_whole(output_dir / "speed_results.json", json.dumps(report, indent=1) + "\n")
-        if len(batch_sizes) > 1:
+        if len(batch_sizes) > 1 and by == "measurement":
             throughput_figure(report, output_dir / "throughput.png")
     return report
 
@@ -113,20 +127,25 @@ def profile_steps(
 def table(report: Mapping[str, Any]) -> str:
     """Return a report as a markdown table; memory in MB, times against the first row."""
     head = ("parameters", "gradients", "optimizer", "activations", "peak")
+    titles = [f"{name}, MB" for name in head]
+    if report["by"] == "measurement":
+        titles += ["ms a step", "without optimizer", "rows/s"]
     lines = [
-        "| activations | batch | "
-        + " | ".join(f"{name}, MB" for name in head)
-        + " | ms a step | without optimizer | rows/s |",
-        "| --- | ---: |" + " ---: |" * (len(head) + 3),
+        f"| activations | batch | {' | '.join(titles)} |",
+        "| --- | ---: |" + " ---: |" * len(titles),
     ]
     for row in report["rows"]:
         start = f"| {row['activation']} | {row['batch_size']} | "
         if "error" in row:
-            lines.append(f"{start}{row['error']} |" + " |" * (len(head) + 2))
+            lines.append(f"{start}{row['error']} |" + " |" * (len(titles) - 1))
             continue
-        sizes = " | ".join(f"{row['bytes'][name] / 1e6:,.1f}" for name in head)
-        times = f"{1000 * row['seconds']['step']:,.0f} | {1000 * row['seconds']['without_optimizer']:,.0f}"
-        lines.append(f"{start}{sizes} | {times} | {row['rows_per_second']:.1f} |")
+        cells = [f"{row['bytes'][name] / 1e6:,.1f}" for name in head]
+        if report["by"] == "measurement":
+            step, passes = (1000 * row["seconds"][part] for part in ("step", "without_optimizer"))
+            cells += [f"{step:,.0f}", f"{passes:,.0f}", f"{row['rows_per_second']:.1f}"]
+        lines.append(f"{start}{' | '.join(cells)} |")
+    if report["by"] == "prediction":
+        lines += ["", f"By prediction for {report['device']}; the peak has room for all of a step's tensors."]
     return "\n".join(lines) + "\n"
 
 

@@ -22,11 +22,12 @@ class Steps:
     Args:
         config: Model, slots, batch size, length and precision.
         device: Where it lives.
+        attention: "eager" is written out, all else a fused kernel; by default the model's own.
     """
 
-    def __init__(self, config: RunConfig, device: str = "cpu") -> None:
+    def __init__(self, config: RunConfig, device: str = "cpu", attention: str | None = None) -> None:
         self.config, self.device = config, device
-        self.run = create_untrained(config, device)
+        self.run = create_untrained(config, device, attention)
         self.methods, self.model = self.run.methods, self.run.model.train()
         rows = (config.batch_size, config.max_length)
         words = self.model.config.get_text_config().vocab_size

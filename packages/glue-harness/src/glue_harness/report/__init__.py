@@ -13,9 +13,12 @@ from glue_harness.console import console_for_reading
 from glue_harness.files import writing
 from glue_harness.report.classes import class_tables, narrow, write_class_tables
 from glue_harness.report.contents import gather
-from glue_harness.report.render import print_table
+from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
+from glue_harness.report.published import compare, measured, table_of
+from glue_harness.report.render import as_markdown, print_table
 from glue_harness.report.tables import tables_of, write_tables
-from glue_harness.run.records import read_results
+from glue_harness.report.targets import read_targets
+from glue_harness.run.records import read_results, write_whole
 
 __all__ = ["report"]
 
@@ -55,6 +58,8 @@ def report(
     where: str | None = None,
     group_by: Sequence[str] = (),
     processes: int = 1,
+    targets: Path | None = None,
+    published_runs: int = 1,
 ) -> None:
     """Compare the runs below a folder.
 
@@ -71,6 +76,9 @@ def report(
         group_by: Options by which runs are put together; by default all but the seed.
         processes: How many draw the charts of four tasks and more. With 2 and more a script needs the guard
             `if __name__ == "__main__":`, as for any new process in Python.
+        targets: A csv file of published numbers (`glue_harness.report.targets.read_targets`): each beside
+            ours, with an interval and a verdict, on the screen, in `published.md` and on the page.
+        published_runs: How many runs are behind a published number.
 
     Raises:
         ConfigurationError: No runs, a damaged result, a condition or option that no run has, or a folder that
@@ -79,6 +87,7 @@ def report(
     from glue_harness.report.page import write_page
     from glue_harness.report.plots import draw_figures
 
+    published = read_targets(targets) if targets else ()
     results = read_results(folder)
     with _painters(processes, len({result["task"] for result in results})) as executor:
         contents = gather(
@@ -100,9 +109,17 @@ def report(
         for name, table in of_classes.items():
             print_table(narrow(table), console, f"{name}.csv")
         files = write_tables(contents, tables, output_dir) + write_class_tables(of_classes, output_dir)
+        beside = {}
+        if published:
+            found = measured(contents.results, evaluation)
+            lines, _ = compare(published, found, protocol, published_runs)
+            beside["published"] = table_of(lines, (PROTOCOLS[protocol].said, EVALUATIONS[evaluation]))
+            print_table(beside["published"], console, "published.md")
+            files.append(output_dir / "published.md")
+            write_whole(files[-1], as_markdown(beside["published"]))
         console.print(f"tables: {', '.join(map(str, files))}", soft_wrap=True)
         figures = draw_figures(contents, output_dir / "figures", executor)
     console.print(f"charts: {', '.join(str(figure.png) for figure in figures)}", soft_wrap=True)
-    shown = tables | {name: narrow(table) for name, table in of_classes.items()}
+    shown = tables | {name: narrow(table) for name, table in of_classes.items()} | beside
     page = write_page(contents, shown, figures, output_dir, folder.resolve().name)
     console.print(f"page: {page}", soft_wrap=True)

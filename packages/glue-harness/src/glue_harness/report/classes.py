@@ -13,7 +13,7 @@ import numpy as np
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
-from glue_harness.run.records import write_whole
+from glue_harness.run.records import is_own, write_whole
 
 __all__ = ["class_tables", "narrow", "write_class_tables"]
 
@@ -41,8 +41,7 @@ def class_tables(contents: Contents) -> dict[str, Table]:
 
 
 def _of(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    own = (result.get("data") or {}).get("schema")
-    return next(iter((result.get("classes") or {}).values()), None) if own else None
+    return next(iter((result.get("classes") or {}).values()), None) if is_own(result) else None
 
 
 def _table(row: Row, found: Sequence[Mapping[str, Any]]) -> Table:

@@ -30,7 +30,22 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-large-cased": ("bert", {**LARGE, "vocab_size": 28996}),
     "roberta-base": ("roberta", ROBERTA),
     "roberta-large": ("roberta", {**ROBERTA, **LARGE}),
+    "albert-base-v1": ("albert", BASE),
     "albert-base-v2": ("albert", BASE),
+    "t5-base": (
+        "t5",
+        {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "decoder_start_token_id": 0},
+    ),
+    "bart-base": (
+        "bart",
+        {
+            "vocab_size": 50265,
+            "d_model": 768,
+            **{"encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072},
+            **{"encoder_attention_heads": 12, "decoder_attention_heads": 12},
+        },
+    ),
+    "squeezebert-uncased": ("squeezebert", {}),
     "distilbert-base-uncased": ("distilbert", {}),
     "electra-base-discriminator": ("electra", {**BASE, "embedding_size": 768}),
     "deberta-v3-base": (
@@ -47,6 +62,19 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "pos_att_type": ["p2c", "c2p"],
             "max_relative_positions": -1,
             "position_biased_input": False,
+        },
+    ),
+    "Meta-Llama-3-8B": (
+        "llama",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+            "pad_token_id": 128001,
         },
     ),
 }

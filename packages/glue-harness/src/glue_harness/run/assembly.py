@@ -6,9 +6,9 @@ predict, export, search and the benchmark scripts. Nowhere else is a model loade
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,34 @@ from glue_harness.config.parsing import parse_mapping
 from glue_harness.run import checkpoint
 from glue_harness.run.architectures import find_config
 from glue_harness.run.fit import check_tokens
+from glue_harness.run.heads import with_heads
 from glue_harness.run.methods import Methods, build_methods
+from glue_harness.run.mixture import task_of_several
 from glue_harness.run.models import (
     build_model,
     has_weights,
     load_classifier,
     load_model,
     load_tokenizer,
-    parameter_groups,
+    quiet_about_heads,
 )
-from glue_harness.run.plan import task_left, task_of, task_told
+from glue_harness.run.parameters import parameter_groups
+from glue_harness.run.pooler import renew_pooler
 from glue_harness.run.predictor import Predictor
-from glue_harness.run.records import ADAPTER, MODEL
+from glue_harness.run.records import ADAPTER, MODEL, read_result
+from glue_harness.run.tasks import task_left, task_of, task_told
 
-__all__ = ["Run", "base_model", "create", "create_untrained", "open_model", "open_run", "read_config", "tell"]
+__all__ = [
+    "Run",
+    "base_model",
+    "create",
+    "create_untrained",
+    "open_model",
+    "open_run",
+    "read_config",
+    "reopen",
+    "tell",
+]
 
 
 @dataclass
@@ -48,7 +62,8 @@ class Run:
         config: What it was made from.
         methods: The methods of its slots.
         model: The adapted model.
-        task: What it learns; None where its rows are made up.
+        task: What it learns; None where its rows are made up. Of several tasks what they are judged by
+            together, and the model is a `glue_harness.run.heads.Heads`.
         tokenizer: The model's; None where its rows are made up.
         optimizer: From `prepare` on.
         handles: What gradient methods and monitors gave when they were attached, by their names in a
@@ -80,6 +95,11 @@ class Run:
         optimizer.register_step_pre_hook(lambda *_: begin("optimizer"))
         for number, monitor in enumerate(methods.monitor):
             self.handles[f"monitor.{number}"] = monitor.attach(self.model, optimizer)
+
+    def of(self, task: str) -> Run:
+        """Return a run of several tasks as one of this task: its classifier receives the task's head."""
+        heads: Any = self.model
+        return replace(self, config=self.config.of(task), model=heads.become(task), task=heads.tasks[task])
 
     @property
     def predictor(self) -> Predictor:
@@ -113,6 +133,7 @@ def create(
     *,
     methods: Methods | None = None,
     task: Task | None = None,
+    tasks: Mapping[str, Task] | None = None,
     tokenizer: Any = None,
     adapter: Path | None = None,
 ) -> Run:
@@ -122,6 +143,7 @@ def create(
         config: The run.
         methods: Its methods, where they are built already.
         task: Its task, where it is known already; else its rows are read for it.
+        tasks: The same of a run of several tasks, by name.
         tokenizer: The model's tokenizer, where it is loaded already.
         adapter: Folder with what its adaptation trained earlier.
 
@@ -133,6 +155,12 @@ def create(
     """
     methods = methods or build_methods(config)
     tokenizer = tokenizer or load_tokenizer(config.model, config.model_config.get("pad_token_id"))
+    if config.several:
+        tasks = tasks or {name: task_of(config.of(name)) for name in config.tasks}
+        run = Run(config, methods, torch.nn.Module(), task_of_several(tasks), tokenizer)
+        bases = {name: partial(base_model, replace(run, task=task)) for name, task in tasks.items()}
+        run.model = with_heads(bases, tasks, methods.adaptation)
+        return run
     run = Run(config, methods, torch.nn.Module(), task or task_of(config), tokenizer)
     adaptation: Any = methods.adaptation
     base = base_model(run)
@@ -143,17 +171,23 @@ def create(
 def base_model(run: Run) -> Any:
     """Return the model that a run adapts, as it was before; what is new is drawn from the seed."""
     config, kwargs = run.config, run.methods.adaptation.load_kwargs()
-    set_seed(config.seed)
+    set_seed(config.seed if config.head_seed is None else config.head_seed)
     assert run.task is not None
-    return load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
+    model = load_model(config.model, run.task, run.tokenizer, kwargs, config.model_config)
+    if config.head == "new":
+        renew_pooler(model)
+    if config.head_seed is not None:
+        set_seed(config.seed)
+    return model
 
 
-def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
+def create_untrained(config: RunConfig, device: str = "cpu", attention: str | None = None) -> Run:
     """Put a run together with random weights and no rows: what needs shapes alone.
 
     Args:
         config: The run.
         device: Where its model is made.
+        attention: "eager" writes attention out, all else calls torch's; by default the model's own.
 
     Raises:
         ConfigurationError: There is no model of this shape.
@@ -162,10 +196,12 @@ def create_untrained(config: RunConfig, device: str = "cpu") -> Run:
     methods = build_methods(config)
     with torch.device(device):
         model = build_model(config.model, config.model_config, config.max_length)
+        if attention is not None:
+            model.set_attn_implementation("eager" if attention == "eager" else "sdpa")
         return Run(config, methods, methods.adaptation.apply(model))
 
 
-def open_run(folder: Path | str) -> Run:
+def open_run(folder: Path | str, task: str | None = None) -> Run:
     """Open a run again that was trained: its methods, and its model with the weights that it ended with.
 
     The model is the one in `model/`; where the adaptation could not be merged, the base model with what
@@ -173,12 +209,14 @@ def open_run(folder: Path | str) -> Run:
 
     Args:
         folder: The run's folder.
+        task: Which of its tasks, where it learned several.
 
     Returns:
-        The run: `model` (in evaluation mode, on the CPU), `tokenizer`, `task`, `predict(texts)`, `config`.
+        The run, of that task: `model` (in evaluation mode, on the CPU), `tokenizer`, `task`,
+        `predict(texts)`, `config`.
 
     Raises:
-        ConfigurationError: No run, or one that kept no weights.
+        ConfigurationError: No run, or one that kept no weights, or did not learn the task.
 
     Examples:
         >>> import tempfile
@@ -191,43 +229,59 @@ def open_run(folder: Path | str) -> Run:
         ['acceptable', 'unacceptable']
     """
     folder = Path(folder)
-    config = read_config(folder)
-    newest = checkpoint.sound(folder / "checkpoint", checkpoint.WEIGHTS)
+    whole = read_config(folder)
+    name = whole.one_of_its_tasks(task, folder)
+    config = whole.of(name) if name else whole
     finished = (folder / "result.json").exists() and (folder / MODEL).is_dir()
-    if finished and has_weights(folder / MODEL):
-        model = load_classifier(str(folder))
-        task = task_left(config, folder, model.config)
-        return Run(config, build_methods(config), model, task, load_tokenizer(str(folder)), attached=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* is drawn anew")  # and then takes what was trained
-        if finished and (folder / ADAPTER).is_dir():
-            task = task_left(config, folder, find_config(str(folder)))
-            tokenizer = load_tokenizer(str(folder))
-            opened = create(config, task=task, tokenizer=tokenizer, adapter=folder / ADAPTER)
-        elif newest is not None:
-            opened = create(config)
-            checkpoint.load_weights(newest, opened.model, torch.device("cpu"))
-        else:
-            raise ConfigurationError(
-                f"{folder}: this run has neither a model nor a checkpoint (a sweep keeps those that its "
-                "specification's 'keep' says): run it again with --overwrite, or give another run"
-            )
+    result = read_result(folder, name) if finished else {}
+    place = str(folder / MODEL / name if name else folder)
+    if finished and has_weights(folder / MODEL / name):
+        model = load_classifier(place)
+        left = task_left(config, result, model.config)
+        return Run(
+            config, build_methods(config), model, left, load_tokenizer(str(folder), task=name), attached=False
+        )
+    if finished and (folder / ADAPTER / name).is_dir():
+        left = task_left(config, result, find_config(place))
+        with quiet_about_heads():
+            tokenizer = load_tokenizer(str(folder), task=name)
+            opened = create(config, task=left, tokenizer=tokenizer, adapter=folder / ADAPTER / name)
+    else:
+        opened = reopen(folder)
+        opened = opened.of(name) if name else opened
     opened.model.eval()
     return opened
 
 
-def open_model(model: str) -> Predictor:
+def reopen(folder: Path) -> Run:
+    """Put a run together again from its newest checkpoint, with all of its tasks; refused without one."""
+    newest = checkpoint.sound(folder / "checkpoint", checkpoint.WEIGHTS)
+    if newest is None:
+        raise ConfigurationError(
+            f"{folder}: this run has neither a model nor a checkpoint (a sweep keeps those that its "
+            "specification's 'keep' says): run it again with --overwrite, or give another run"
+        )
+    with quiet_about_heads():
+        opened = create(read_config(folder))
+    checkpoint.load_weights(newest, opened.model, torch.device("cpu"))
+    return opened
+
+
+def open_model(model: str, task: str | None = None) -> Predictor:
     """Open what predicts: a finished run, or any trained classifier.
 
     Args:
         model: Folder of a run or of a model, or a hub name. Of a run the length to which texts are truncated
             is that of its training, else the tokenizer's; a model does not say what its columns are called.
+        task: Which of its tasks, where a run learned several.
 
     Raises:
         ConfigurationError: Nothing that can be loaded, or a model without a trained head.
     """
     if (Path(model) / "config.yaml").is_file() and not (Path(model) / "config.json").exists():
-        return open_run(model).predictor
+        return open_run(model, task).predictor
+    if task is not None:
+        raise ConfigurationError(f"--task {task}: {model} is no run of several tasks: leave it out")
     loaded, tokenizer = load_classifier(model), load_tokenizer(model)
     check_tokens(model, loaded, tokenizer, pair=False)
     return Predictor(loaded, tokenizer, task_told(model, loaded.config), tokenizer.model_max_length)

@@ -11,7 +11,7 @@ import yaml
 
 from finetune_common.data.schema import Schema
 from finetune_common.tasks import GLUE_TASKS, Task
-from glue_harness.run.records import ADAPTER
+from glue_harness.run.records import ADAPTER, is_own
 
 __all__ = ["card_of"]
 
@@ -82,7 +82,7 @@ def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
     front["metrics"] = list(scores)
     if base == result["model"] != "demo":
         front["base_model"] = base
-    if task.name in GLUE_TASKS and not (result.get("data") or {}).get("schema"):
+    if task.name in GLUE_TASKS and not is_own(result):
         data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": task.evaluation[0]}
         told = [{"type": name, "value": value} for name, value in scores.items()]
         found = {"task": {"type": "text-classification"}, "dataset": data, "metrics": told}
@@ -109,7 +109,7 @@ def _methods(chosen: Any) -> str:
 
 
 def _data(result: Mapping[str, Any]) -> str:
-    """Return what rows of one's own were read as."""
+    """Return what the rows were read as."""
     schema = (result.get("data") or {}).get("schema")
     return f"## Data\n\n```text\n{Schema.from_dict(schema)}\n```\n\n" if schema else ""
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
@@ -263,7 +263,7 @@ def load_weights(checkpoint: Path, model: torch.nn.Module, device: torch.device)
         if any(map(is_spread, model.parameters())):
             _load_parts(file, model)
         else:
-            load_model(model, file, device="cpu" if device.type == "cpu" else str(device))
+            _load_whole(file, model, "cpu" if device.type == "cpu" else str(device))
 
 
 def processes_of(checkpoint: Path) -> int:
@@ -275,6 +275,19 @@ def processes_of(checkpoint: Path) -> int:
     with _readable(checkpoint):
         state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
         return state.get("processes", 1)
+
+
+def _load_whole(file: Path, model: torch.nn.Module, device: str) -> None:
+    tensors, own = load_file(file, device=device), model.state_dict(keep_vars=True)
+    read = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    read |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    # Quantised layers write the scales of their frozen weights, and read them with the base model only.
+    beside = {n for n in own.keys() - read if n in tensors and torch.equal(tensors[n], own[n].to(device))}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in beside}
+    missing, unexpected = model.load_state_dict(kept, strict=False)
+    there = {id(own[name]) for name in kept if name in own}
+    if wrong := unexpected + [name for name in missing if id(own[name]) not in there]:
+        raise KeyError(f"{wrong[0]} is on one side only")
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ import torch
 
 from finetune_common.measure import reset_peak_memory
 from glue_harness.config.fields import RunConfig
+from glue_harness.config.tasks import check_sharded
 from glue_harness.hardware import flushed_denormals
 from glue_harness.run import snapshot
 from glue_harness.run.assembly import create
 from glue_harness.run.loop import Training
 from glue_harness.run.methods import build_methods
+from glue_harness.run.mixture import Mixture, content_of, load_data
 from glue_harness.run.models import load_tokenizer
-from glue_harness.run.plan import Data
 from glue_harness.run.processes import join
 from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
@@ -63,22 +64,24 @@ def run(
         stop.waits |= processes.world > 1  # all end at the same step
         with processes.together():
             folder = stack.enter_context(RunFolder(config, processes.leads))
-            finished = folder.result() if folder.leads else None
+            finished = folder.result(content_of) if folder.leads else None
         if finished := processes.from_leader(finished):
             return finished
         with processes.together():
             methods = build_methods(config)
             if processes.sharded:
                 methods.check_sharded()
+                check_sharded(config)
             tokenizer = load_tokenizer(config.model, config.model_config.get("pad_token_id"))
-        data = processes.by_turns(lambda: Data.load(config, tokenizer))
+        data = processes.by_turns(lambda: load_data(config, tokenizer))
         with processes.together():
-            folder.begin_with(data)
+            folder.begin_with(data, quiet)
         stack.enter_context(flushed_denormals())
         stack.enter_context(processes.or_lost())
         with Progress(config, folder.leads and not quiet) as progress:
             with processes.together():
-                made = create(config, methods=methods, task=data.task, tokenizer=tokenizer)
+                tasks = data.tasks if isinstance(data, Mixture) else None
+                made = create(config, methods=methods, task=data.task, tasks=tasks, tokenizer=tokenizer)
             stack.callback(made.detach)
             training = Training(made, data, processes, folder, progress, on_evaluation, stop)
             snapshot.restore(training)

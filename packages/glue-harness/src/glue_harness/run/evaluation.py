@@ -15,10 +15,11 @@ import torch
 from finetune_common.data import evaluation_batches
 from finetune_common.metrics import class_report, compute_metrics
 from finetune_common.tasks import Task
+from glue_harness.run.mixture import Mixture, mean_of
 from glue_harness.run.plan import Data
 from glue_harness.run.processes import Processes
 
-__all__ = ["Evaluation", "History", "evaluate", "evaluate_test"]
+__all__ = ["Evaluation", "Evaluations", "History", "by_task", "evaluate", "evaluate_test"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,30 @@ class Evaluation:
             split: class_report(data.task, scores, np.asarray(data.datasets[split]["labels"]))
             for split, scores in self.scores.items()
         }
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What a model says about the evaluation sets of several tasks.
+
+    Attributes:
+        metrics: `mean` of the tasks' primary metrics, and `task.metric` of each.
+        parts: Task → its own evaluation.
+    """
+
+    metrics: dict[str, float]
+    parts: dict[str, Evaluation]
+
+
+def by_task(said: Evaluation | Evaluations, data: Data | Mixture) -> Iterator[tuple[str, Evaluation, Data]]:
+    """Yield each task's name, evaluation and rows; of a run of one task the name is empty."""
+    if isinstance(said, Evaluation):
+        assert isinstance(data, Data)
+        yield "", said, data
+    else:
+        assert isinstance(data, Mixture)
+        for name, own in said.parts.items():
+            yield name, own, data.parts[name]
 
 
 def _named(task: Task, chosen: Any) -> str:
@@ -131,41 +156,81 @@ def _scores(
     return ordered
 
 
+def _of_batches(
+    task: Task, scores: np.ndarray, labels: np.ndarray, split: str, rows: int
+) -> dict[str, float]:
+    """Return the mean of each metric over batches of rows; what has no value on a batch has none here."""
+    parts = [
+        compute_metrics(task, scores[first : first + rows], labels[first : first + rows], split)
+        for first in range(0, len(labels), rows)
+    ]
+    return {f"{name}_of_batches": float(np.mean([part[name] for part in parts])) for name in parts[0]}
+
+
 @torch.no_grad()
 def evaluate(
+    model: torch.nn.Module,
+    data: Data | Mixture,
+    batch_size: int,
+    processes: Processes,
+    between: Callable[[], None] = lambda: None,
+    metric_batch: int | None = None,
+) -> Evaluation | Evaluations:
+    """Score a model on every evaluation set of a task, each row once whatever the number of processes.
+
+    Args:
+        model: Left in the mode it came in.
+        data: The tokenised splits of the task, or of several.
+        batch_size: Rows at a time.
+        processes: All of the run, each of which scores its share.
+        between: Called before each batch, as often on every process.
+        metric_batch: Also tell each metric as its mean over batches of so many rows, in the order of the
+            rows, the last one shorter: `<metric>_of_batches`. That is another number wherever a metric is no
+            mean over rows, and where the last batch is short.
+    """
+    if isinstance(data, Mixture):
+        parts = {
+            name: _of_one(model, own, batch_size, processes, between, metric_batch)
+            for name, own in data.parts.items()
+        }
+        return Evaluations(mean_of(data.tasks, {name: own.metrics for name, own in parts.items()}), parts)
+    return _of_one(model, data, batch_size, processes, between, metric_batch)
+
+
+def _of_one(
     model: torch.nn.Module,
     data: Data,
     batch_size: int,
     processes: Processes,
     between: Callable[[], None] = lambda: None,
+    metric_batch: int | None = None,
 ) -> Evaluation:
-    """Score a model on every evaluation set of a task, each row once whatever the number of processes.
-
-    Args:
-        model: Left in the mode it came in.
-        data: The tokenised splits of the task.
-        batch_size: Rows at a time.
-        processes: All of the run, each of which scores its share.
-        between: Called before each batch, as often on every process.
-    """
     training = model.training
     model.eval()
     metrics: dict[str, float] = {}
     scores: dict[str, np.ndarray] = {}
     for split in data.task.evaluation:
         scores[split] = _scores(model, data, split, batch_size, processes, between)
-        metrics |= compute_metrics(
-            data.task, scores[split], np.asarray(data.datasets[split]["labels"]), split
-        )
+        labels = np.asarray(data.datasets[split]["labels"])
+        metrics |= compute_metrics(data.task, scores[split], labels, split)
+        if metric_batch:
+            metrics |= _of_batches(data.task, scores[split], labels, split, metric_batch)
     model.train(training)
     return Evaluation(metrics, scores)
 
 
+@torch.no_grad()
 def evaluate_test(
-    model: torch.nn.Module, data: Data, batch_size: int, processes: Processes
+    model: torch.nn.Module, data: Data | Mixture, batch_size: int, processes: Processes
 ) -> dict[str, float] | None:
     """Score a model on the rows that nothing was chosen by, where a run has some; see `evaluate`."""
+    if isinstance(data, Mixture):
+        each = {name: evaluate_test(model, own, batch_size, processes) for name, own in data.parts.items()}
+        told = {
+            f"{name}.{metric}": value for name, own in each.items() for metric, value in (own or {}).items()
+        }
+        return told or None
     if "test" not in data.datasets:
         return None
     task = replace(data.task, evaluation=("test",))
-    return evaluate(model, replace(data, task=task), batch_size, processes).metrics
+    return _of_one(model, replace(data, task=task), batch_size, processes).metrics

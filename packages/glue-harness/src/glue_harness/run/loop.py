@@ -21,8 +21,9 @@ from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, tell
-from glue_harness.run.evaluation import Evaluation, History, evaluate, evaluate_test
+from glue_harness.run.evaluation import Evaluation, Evaluations, History, evaluate, evaluate_test
 from glue_harness.run.fit import check_positions
+from glue_harness.run.mixture import Mixture
 from glue_harness.run.plan import Data, MicroBatch, Plan
 from glue_harness.run.processes import Processes
 from glue_harness.run.progress import Progress
@@ -53,7 +54,7 @@ class Training:
     def __init__(
         self,
         run: Run,
-        data: Data,
+        data: Data | Mixture,
         processes: Processes,
         folder: RunFolder,
         progress: Progress,
@@ -67,7 +68,7 @@ class Training:
         self.task = data.task
         self.step = self.examples = self.saved = 0
         self.saved_bytes: int | None = None
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | Evaluations | None = None
         self.tested: dict[str, float] | None = None
         self.history = History(self.task.primary)
         self.watch = Stopwatch(PARTS, processes.device)
@@ -92,7 +93,7 @@ class Training:
             shard(self.model, processes.device.type, processes.world)
         self.model.to(processes.device).train()
         began_with = processes.world if self.newest is None else checkpoint.processes_of(self.newest)
-        self.plan = Plan(config, self.data.lengths["train"], began_with)
+        self.plan = Plan(config, self.data.training_lengths, began_with)
 
     def _attach(self) -> None:
         """Attach to the model what acts while it trains."""
@@ -106,9 +107,10 @@ class Training:
     def _leaves_some_unused(self) -> bool:
         """Say whether a trained parameter may get no gradient: DDP has to look for it after each pass then.
 
-        A pass over one row tells. An adaptation that acts within steps may change what trains.
+        A pass over one row tells. An adaptation that acts within steps may change what trains, and of several
+        heads a pass trains one.
         """
-        if any(
+        if self.config.several or any(
             hasattr(self.methods.adaptation, act) for act in ("before_forward", "after_backward", "on_step")
         ):
             return True
@@ -226,10 +228,12 @@ class Training:
         if self.config.load_best and self.history.best is self.history.last:
             snapshot.keep_best(self)
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> Evaluation | Evaluations:
         self.watch.switch("evaluation")
         size = self.config.batch_size
-        evaluation = evaluate(self.model, self.data, size, self.processes, self._stop_if_asked)
+        evaluation = evaluate(
+            self.model, self.data, size, self.processes, self._stop_if_asked, self.config.metric_batch
+        )
         self.watch.switch(None)
         return evaluation
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ __all__ = [
     "load_classifier",
     "load_model",
     "load_tokenizer",
-    "parameter_groups",
+    "quiet_about_heads",
 ]
 
 WEIGHT_FILES = (
@@ -44,9 +45,9 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHT_FILES)
 
 
-def _check_folder(model: str) -> None:
+def _check_folder(model: str, task: str = "") -> None:
     """Refuse a local path that does not hold a model, in one line."""
-    files = model_files(model)
+    files = model_files(model, task)
     folder = Path(files)
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")):
@@ -75,12 +76,15 @@ def _unloadable(model: str, error: Exception) -> ConfigurationError:
     )
 
 
-def load_tokenizer(model: str, pad_token_id: int | None = None) -> transformers.PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str, pad_token_id: int | None = None, task: str = ""
+) -> transformers.PreTrainedTokenizerBase:
     """Return the model's fast tokenizer, with a padding token: its own, or the one that ends a text.
 
     Args:
         model: Hub name, folder of a model or of a run, or `demo`.
         pad_token_id: The token to pad with, where the tokenizer has neither.
+        task: Whose it is, where a run learned several.
 
     Raises:
         ConfigurationError: Nothing that can be loaded, or no token to pad with.
@@ -89,7 +93,7 @@ def load_tokenizer(model: str, pad_token_id: int | None = None) -> transformers.
         from finetune_common.demo import demo_tokenizer
 
         return demo_tokenizer()
-    files = model_files(model)
+    files = model_files(model, task)
     if files == model:  # a run leaves the tokenizer also where it has no weights to leave
         _check_folder(model)
     folder = Path(files)
@@ -154,8 +158,8 @@ def load_model(
         own = {**labels_of(task), "pad_token_id": tokenizer.pad_token_id, **(model_config or {})}
         config = changed(demo_config(len(tokenizer)), own)
         return transformers.BertForSequenceClassification(config)
-    config, before = _config_of(model, **labels_of(task)), _config_of(model)
-    loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs)
+    config, before = _config_of(model, task.name, **labels_of(task)), _config_of(model, task.name)
+    loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs, task.name)
     if _says_other_labels(before, task) and _draw_head_anew(loaded, report):
         named = () if before.problem_type == "regression" else (before.id2label or {}).values()
         was, now = (", ".join(names) or "numbers" for names in (named, task.labels))
@@ -183,21 +187,24 @@ def load_classifier(model: str) -> transformers.PreTrainedModel:
     return loaded.eval()
 
 
-def _config_of(model: str, **fields: Any) -> transformers.PretrainedConfig:
-    _check_folder(model)
+def _config_of(model: str, task: str = "", **fields: Any) -> transformers.PretrainedConfig:
+    _check_folder(model, task)
     try:
-        return transformers.AutoConfig.from_pretrained(model_files(model), **fields)
+        return transformers.AutoConfig.from_pretrained(model_files(model, task), **fields)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(model, error) from None
 
 
 def _loaded(
-    model: str, config: transformers.PretrainedConfig, load_kwargs: Mapping[str, Any] | None = None
+    model: str,
+    config: transformers.PretrainedConfig,
+    load_kwargs: Mapping[str, Any] | None = None,
+    task: str = "",
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
     """Return a classifier and what transformers reports of its loading."""
     try:
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            model_files(model),
+            model_files(model, task),
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the head of another task is drawn anew
@@ -267,33 +274,9 @@ def labels_of(task: Task) -> dict[str, Any]:
     }
 
 
-def parameter_groups(
-    model: torch.nn.Module, weight_decay: float, head_lr: float | None = None, decay_all: bool = False
-) -> list[dict[str, Any]]:
-    """Split what trains: matrices decay, biases and norms on request; the head may have its own rate.
-
-    The head is all that lies outside of the base model, and the base model's pooler.
-
-    Returns:
-        Groups as `finetune_common.slots.Optimizer.build` takes them, none empty.
-    """
-    base: Any = model.base_model
-    body = set() if base is model else {id(parameter) for parameter in base.parameters()}
-    if isinstance(pooler := getattr(base, "pooler", None), torch.nn.Module):
-        body -= {id(parameter) for parameter in pooler.parameters()}
-    if head_lr is not None and not body:
-        raise ConfigurationError(
-            f"head_lr={head_lr}: no head can be told from the rest of this model; leave it out"
-        )
-    groups: dict[tuple[bool, bool], list[tuple[str, torch.nn.Parameter]]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            own_rate = head_lr is not None and id(parameter) not in body
-            groups.setdefault((own_rate, decay_all or parameter.ndim >= 2), []).append((name, parameter))
-    if not groups:
-        raise ConfigurationError("nothing trains: the adaptation froze every parameter")
-    return [
-        {"params": params, "weight_decay": weight_decay if decays else 0.0}
-        | ({"lr": head_lr} if own_rate else {})
-        for (own_rate, decays), params in groups.items()
-    ]
+@contextmanager
+def quiet_about_heads() -> Iterator[None]:
+    """Let a head be drawn anew without a warning: it receives what was trained."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* is drawn anew")
+        yield

@@ -2,96 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
-from torch.utils.data import DataLoader
 
 from finetune_common.data import (
     Collator,
     Schema,
+    batch_counts,
     epoch_batches,
     fingerprint,
+    known_schema,
     load_task,
     make_loader,
+    mixed_batches,
     token_facts,
     token_lengths,
     tokenize,
 )
-from finetune_common.errors import ConfigurationError
-from finetune_common.metrics import metrics_of
-from finetune_common.tasks import TASKS, Task, get_task
+from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
 from glue_harness.run.processes import Processes
+from glue_harness.run.tasks import task_of
 
-__all__ = ["Data", "MicroBatch", "Plan", "load_rows", "task_of"]
+if TYPE_CHECKING:
+    from glue_harness.run.mixture import Mixture
 
-
-def task_of(config: RunConfig) -> Task:
-    """Return a run's task; that of rows of one's own is read off them."""
-    if config.own:
-        return own_rows(config.as_dict()).task
-    task = get_task(config.task)
-    if config.metric is None or config.metric == task.primary:
-        return task
-    if len(task.evaluation) > 1:
-        raise ConfigurationError(
-            f"--metric {config.metric}: {task.name} is evaluated on {len(task.evaluation)} sets, by its "
-            "own metrics"
-        )
-    return replace(task, metrics=metrics_of(task, config.metric), primary=config.metric)
-
-
-def task_left(config: RunConfig, folder: Path, described: Any) -> Task:
-    """Return a finished run's task from what it left, without reading its rows.
-
-    Args:
-        config: The run.
-        folder: Its folder, with `result.json`.
-        described: The configuration of its model, which names the labels.
-    """
-    if not config.own and config.metric is None:
-        return get_task(config.task)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
-    if config.task in TASKS:
-        return replace(TASKS[config.task], evaluation=("validation",), **judged)
-    names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
-    schema = (result.get("data") or {}).get("schema") or {}
-    return Task(
-        config.task,
-        tuple(result["columns"]),
-        names,
-        rows={},
-        label_range=(-math.inf, math.inf),
-        official_label=schema.get("label_column", "label"),
-        several=described.problem_type == "multi_label_classification",
-        **judged,
-    )
-
-
-def task_told(name: str, described: Any) -> Task:
-    """Return the task of a model of which nothing but its configuration is known.
-
-    Args:
-        name: What it is called.
-        described: The configuration.
-    """
-    several = described.problem_type == "multi_label_classification"
-    if described.problem_type == "regression" or (described.num_labels == 1 and not several):
-        return Task(name, (), (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-math.inf, math.inf))
-    labels = tuple(str(label) for _, label in sorted(described.id2label.items()))
-    told = Task(name, (), labels, (), "", {}, several=several)
-    metrics = metrics_of(told)
-    return replace(told, metrics=metrics, primary=metrics[0])
+__all__ = ["Data", "MicroBatch", "Plan", "load_rows"]
 
 
 def load_rows(config: RunConfig) -> tuple[Task, Any]:
@@ -113,7 +57,9 @@ class Data:
         collator: Makes batches.
         texts: Split → text columns, of the splits that are scored.
         content: What identifies the rows (`finetune_common.data.fingerprint`).
-        schema: What rows of one's own were read as.
+        schema: What the rows were read as.
+        own: Whether they are one's own.
+        marks: What each batch says beside its tensors: whose it is, where a run has several tasks.
     """
 
     task: Task
@@ -123,6 +69,8 @@ class Data:
     texts: dict[str, Any] = field(default_factory=dict)
     content: dict[str, Any] = field(default_factory=dict)
     schema: Schema | None = None
+    own: bool = False
+    marks: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, config: RunConfig, tokenizer: Any) -> Data:
@@ -132,10 +80,12 @@ class Data:
         """
         task, raw = load_rows(config)
         content = fingerprint(task, raw)
-        schema = None
-        if config.own:
-            schema = own_rows(config.as_dict()).with_scores_of_no_model()
-            schema = schema.with_tokens(token_facts(raw["train"], tokenizer, task, config.max_length))
+        schema = (
+            own_rows(config.as_dict()).with_scores_of_no_model()
+            if config.own
+            else known_schema(task, raw, config.data_dir)
+        )
+        schema = schema.with_tokens(token_facts(raw["train"], tokenizer, task, config.max_length))
         datasets = tokenize(raw, tokenizer, task, config.max_length, content=content)
         texts = {}
         for split in datasets:
@@ -149,17 +99,39 @@ class Data:
         lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
         collator = Collator(tokenizer, task, pad_to_multiple_of=pad_to)
-        return cls(task, datasets, lengths, collator, texts, content, schema)
+        return cls(task, datasets, lengths, collator, texts, content, schema, config.own)
 
     @property
     def record(self) -> dict[str, Any]:
         """What a run notes of its rows, as plain data."""
-        return {"content": self.content, "schema": self.schema.as_dict() if self.schema else None}
+        schema = self.schema.as_dict() if self.schema else None
+        return {"content": self.content, "schema": schema, "own": self.own}
 
-    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> DataLoader:
+    @property
+    def schemas(self) -> list[Schema]:
+        """What the rows were read as."""
+        return [self.schema] if self.schema else []
+
+    @property
+    def training_rows(self) -> int:
+        """How many rows are trained on."""
+        return len(self.lengths["train"])
+
+    @property
+    def training_lengths(self) -> Any:
+        """Tokens of each training row."""
+        return self.lengths["train"]
+
+    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterable[dict[str, Any]]:
         """Return a loader of these batches of rows, pinned where a GPU waits for them."""
         pinned = torch.cuda.is_available()
-        return make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
+        rows = make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
+        return ({**batch, **self.marks} for batch in rows) if self.marks else rows
+
+
+def _warmup_linear(warmup: int, total: int, step: int) -> float:
+    """The schedule of pytorch-pretrained-bert: step/warmup, then at once 1 - step/total."""
+    return step / warmup if step < warmup else max(0.0, 1 - step / total)
 
 
 def _some(rows: Any, seed: int, count: int) -> Any:
@@ -180,44 +152,56 @@ class Plan:
 
     Args:
         config: Says how many rows a micro-batch of one process has, and how many make a step.
-        lengths: Tokens of each training row.
+        lengths: Tokens of each training row; of several tasks, task → the same.
         processes: How many processes the run began with. A run that goes on with another number keeps the
             rows of its steps, and with them what is left to do and its schedule.
     """
 
     config: RunConfig
-    lengths: np.ndarray
+    lengths: np.ndarray | Mapping[str, np.ndarray]
     processes: int
     total: int = field(init=False)
     per_epoch: int = field(init=False)
 
     def __post_init__(self) -> None:
-        batches = math.ceil(len(self.lengths) / (self.config.batch_size * self.processes))
+        batches = sum(self._counts())
         self.per_epoch = math.ceil(batches / self.config.accumulate)
         self.total = self.config.max_steps or math.ceil(self.config.epochs * self.per_epoch)
 
+    def _counts(self) -> list[int]:
+        """Return how many batches over all processes an epoch has, of each task."""
+        size = self.config.batch_size * self.processes
+        if isinstance(self.lengths, Mapping):
+            sizes = [len(rows) for rows in self.lengths.values()]
+            return batch_counts(sizes, size, self.config.task_sampling or "size")
+        return batch_counts([len(self.lengths)], size)
+
+    def _drawn(self, epoch: int) -> list[list[int]]:
+        """Return the rows of an epoch's batches, over all processes."""
+        config = self.config
+        size = config.batch_size * self.processes
+        common: Any = {"seed": config.seed, "epoch": epoch, "group_by_length": config.group_by_length}
+        if isinstance(self.lengths, Mapping):
+            return mixed_batches(self.lengths, size, sampling=config.task_sampling or "size", **common)
+        return epoch_batches(self.lengths, size, **common)
+
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """Return the learning-rate schedule: warm-up, then what the run's `schedule` names."""
-        asked = self.config.warmup
-        warmup = math.ceil(asked * self.total) if asked < 1 else int(asked)
+        asked, total = self.config.warmup, self.config.schedule_steps or self.total
+        warmup = math.ceil(asked * total) if asked < 1 else int(asked)
+        if self.config.schedule == "warmup-linear":
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warmup_linear, warmup, total))
         name = "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule
-        return transformers.get_scheduler(name, optimizer, warmup, self.total)
+        return transformers.get_scheduler(name, optimizer, warmup, total)
 
     def windows(self, step: int) -> list[list[list[int]]]:
         """Return the windows that are left of the epoch in which a step is, over all processes."""
-        config = self.config
-        batches = epoch_batches(
-            self.lengths,
-            config.batch_size * self.processes,
-            seed=config.seed,
-            epoch=step // self.per_epoch,
-            group_by_length=config.group_by_length,
-        )
-        windows = [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
+        accumulate, batches = self.config.accumulate, self._drawn(step // self.per_epoch)
+        windows = [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]
         return windows[step % self.per_epoch : step % self.per_epoch + self.total - step]
 
     def batches(
-        self, step: int, data: Data, processes: Processes, num_workers: int
+        self, step: int, data: Data | Mixture, processes: Processes, num_workers: int
     ) -> Iterator[tuple[int, list[MicroBatch]]]:
         """Yield what each step that is left of an epoch trains on.
 

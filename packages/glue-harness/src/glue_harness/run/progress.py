@@ -66,7 +66,7 @@ class Progress:
         self._task = self._bar.add_task(name, total=total, completed=step, said="")
         methods = [config.adaptation, config.activation, *config.gradient, config.optimizer, *config.monitor]
         self._say(
-            f"{config.task}: {len(training.data.datasets['train']):,} rows, model {config.model}, "
+            f"{config.task}: {training.data.training_rows:,} rows, model {config.model}, "
             f"{' + '.join(method['name'] for method in methods)} (lr {training.scheduler.base_lrs[0]:g}), "
             + (f"goes on after step {step:,} of {total:,}" if step else f"{total:,} steps")
         )

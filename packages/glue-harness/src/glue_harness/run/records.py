@@ -13,11 +13,12 @@ from filelock import FileLock, Timeout
 
 from finetune_common.data.content import changed_rows
 from finetune_common.errors import ConfigurationError
-from glue_harness.config.fields import RunConfig, difference, identity_of
-from glue_harness.config.own_rows import own_rows
+from glue_harness.config.difference import difference
+from glue_harness.config.fields import RunConfig, identity_of
 from glue_harness.files import whole, writing
 
 if TYPE_CHECKING:
+    from glue_harness.run.mixture import Mixture
     from glue_harness.run.plan import Data
 
 __all__ = [
@@ -27,8 +28,12 @@ __all__ = [
     "TRACKER",
     "RunFolder",
     "RunInUse",
+    "is_own",
     "model_files",
+    "predictions_of",
+    "read_result",
     "read_results",
+    "result_of_task",
     "write_report",
     "write_whole",
 ]
@@ -49,11 +54,19 @@ def write_whole(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
-def model_files(model: str) -> str:
+def predictions_of(task: str) -> str:
+    """Return the name of the file of predictions, of one of several tasks where it is named."""
+    return f"predictions-{task}.tsv" if task else "predictions.tsv"
+
+
+def model_files(model: str, task: str = "") -> str:
     """Return where a model's files are: those of a run in its folder `model/`, else where it says.
+
+    A run of several tasks has a folder `model/<task>` each.
 
     Args:
         model: Hub name, model folder, or the folder of a finished run.
+        task: Whose head is wanted, of a run of several tasks; its first task's where it did not learn this.
 
     Raises:
         ConfigurationError: A run that is not finished, or that kept no model.
@@ -68,7 +81,10 @@ def model_files(model: str) -> str:
             f"--model {model}: this run kept no model (a sweep keeps those that its specification's 'keep' "
             "says): do it again with --overwrite, or give another"
         )
-    return str(run / MODEL)
+    if (run / MODEL / "config.json").exists():
+        return str(run / MODEL)
+    learned = str(_whole(run / "config.yaml", yaml.safe_load)["task"]).split(",")
+    return str(run / MODEL / (task if task in learned else learned[0]))
 
 
 def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
@@ -135,8 +151,8 @@ class RunFolder:
         if self._config.overwrite:
             for kept in (self.checkpoints, self.path / MODEL, self.path / ADAPTER):
                 shutil.rmtree(kept, ignore_errors=True)
-            written = ("result.json", "config.yaml", "data.json", "metrics.jsonl", "predictions.tsv")
-            for name in (*written, TRACKER):
+            written = ("result.json", "config.yaml", "data.json", "metrics.jsonl", TRACKER)
+            for name in (*written, *map(predictions_of, ("", *self._config.tasks))):
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
             there = _whole(file, lambda text: dict(yaml.safe_load(text).items()))
@@ -148,8 +164,8 @@ class RunFolder:
         else:  # whatever began here left nothing to continue
             write_whole(file, yaml.safe_dump(self._config.as_dict(), sort_keys=False))
 
-    def begin_with(self, data: Data) -> None:
-        """Note in `data.json` what the run trains on, and print what rows of one's own were read as.
+    def begin_with(self, data: Data | Mixture, quiet: bool = False) -> None:
+        """Note in `data.json` what the run trains on, and unless `quiet` print what the rows were read as.
 
         Raises:
             ConfigurationError: The run began with other rows; says what changed.
@@ -161,13 +177,13 @@ class RunFolder:
             self._check_rows(data.content)
         else:
             write_whole(file, json.dumps(data.record, indent=1) + "\n")
-            if data.schema is not None:
-                print(data.schema, flush=True)
+            for schema in [] if quiet else data.schemas:
+                print(schema, flush=True)
 
     def _check_rows(self, content: Mapping[str, Any]) -> None:
         before = _whole(self.path / "data.json", json.loads)
         if differs := changed_rows(before["content"], content):
-            sources = (before["schema"] or {}).get("sources", {})
+            sources = before["schema"]["sources"] if before["schema"] and before.get("own", True) else {}
             split, _, rest = differs.partition(" ")
             named = f"{sources[split]['file']} {rest}" if split in sources else differs
             raise ConfigurationError(
@@ -175,26 +191,41 @@ class RunFolder:
                 "choose another folder or --overwrite"
             )
 
-    def result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, else None."""
+    def result(self, content_of: Callable[[RunConfig], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """Return the result of a finished run, else None.
+
+        Args:
+            content_of: What identifies the rows now; None where nobody can edit them.
+
+        Raises:
+            ConfigurationError: They have changed since.
+        """
         file = self.path / "result.json"
         if not file.exists():
             return None
-        if self._config.own and (self.path / "data.json").exists():
-            self._check_rows(own_rows(self._config.as_dict()).content())
+        if (self.path / "data.json").exists() and (now := content_of(self._config)) is not None:
+            self._check_rows(now)
         return _whole(file, _result)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`: from now on the run is finished."""
         write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
-    def write_predictions(self, rows: Iterable[tuple[Any, ...]], texts: Sequence[str]) -> None:
-        """Write `predictions.tsv`: index, label, prediction, scores, and a column for each text."""
+    def write_predictions(
+        self, rows: Iterable[tuple[Any, ...]], texts: Sequence[str], task: str = ""
+    ) -> None:
+        """Write `predictions.tsv`: index, label, prediction, scores, and a column for each text.
+
+        Args:
+            rows: From `Evaluation.rows`.
+            texts: Names of the columns of text.
+            task: Which of several tasks, each of which has a file of its own.
+        """
         lines = [
             "\t".join(["index", "label", "prediction", "scores", *texts]),
             *("\t".join(map(str, row)) for row in rows),
         ]
-        write_whole(self.path / "predictions.tsv", "\n".join(lines) + "\n")
+        write_whole(self.path / predictions_of(task), "\n".join(lines) + "\n")
 
     def keep_metrics(self, last_step: int) -> None:
         """Drop the lines of `metrics.jsonl` after a step: the run continues from there."""
@@ -238,6 +269,23 @@ def _result(text: str) -> dict[str, Any]:
     for key in ("task", "model", "seed", "slots", "settings", "primary", "metrics", "history"):
         result[key]
     return result
+
+
+def is_own(result: Mapping[str, Any]) -> bool:
+    """Say whether a result is of rows of one's own; earlier versions described no others."""
+    data = result.get("data") or {}
+    return bool(data.get("own", data.get("schema")))
+
+
+def result_of_task(result: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return the result of one of several tasks, as that of a run of its own."""
+    return {**result, **result["tasks"][task], "task": task}
+
+
+def read_result(folder: Path, task: str = "") -> dict[str, Any]:
+    """Return what a finished run's `result.json` holds, of one of several tasks where it is named."""
+    result = _whole(folder / "result.json", _result)
+    return result_of_task(result, task) if task else result
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

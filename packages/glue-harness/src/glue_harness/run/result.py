@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune_common.measure import peak_memory_bytes
 from glue_harness.hardware import hardware, versions
+from glue_harness.run.evaluation import by_task
 from glue_harness.run.methods import method_versions
+from glue_harness.run.mixture import Mixture
 from glue_harness.run.records import SCHEMA
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ def result_of(training: Training) -> dict[str, Any]:
     seconds = training.watch.seconds()
     settings = config.identity()
     slots = {slot: settings.pop(slot) for slot in ("adaptation", "activation", "gradient", "optimizer")}
+    more = {"tasks": _each(training)} if config.several else {}
     trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
     return {
         "schema": SCHEMA,
@@ -37,7 +41,7 @@ def result_of(training: Training) -> dict[str, Any]:
         "test": training.tested,
         "history": history.entries,
         "data": training.data.record,
-        "classes": training.evaluation.of_classes(training.data) if training.evaluation else {},
+        "classes": {} if config.several else _classes(training).get("", {}),
         "steps": training.step,
         "stopped_early": training.stopped_early,
         "examples_per_second": training.examples / (sum(seconds.values()) - seconds["evaluation"]),
@@ -50,4 +54,37 @@ def result_of(training: Training) -> dict[str, Any]:
         },
         "versions": versions() | method_versions(config),
         "hardware": hardware(processes.device) | {"processes": processes.world, "sharded": processes.sharded},
+        **more,
     }
+
+
+def _classes(training: Training) -> dict[str, Any]:
+    said, data = training.evaluation, training.data
+    return {} if said is None else {name: own.of_classes(rows) for name, own, rows in by_task(said, data)}
+
+
+def _each(training: Training) -> dict[str, Any]:
+    """Return what there is to say of each of several tasks, as a run of its own says it."""
+    data, history, classes = training.data, training.history, _classes(training)
+    assert isinstance(data, Mixture)
+    return {
+        name: {
+            "columns": list(part.task.columns),
+            "rows": {split: len(lengths) for split, lengths in part.lengths.items()},
+            "primary": part.task.primary,
+            "metrics": {
+                which: _own(entry["metrics"], name)
+                for which, entry in (("last", history.last), ("best", history.best))
+            },
+            "test": _own(training.tested or {}, name) or None,
+            "data": part.record,
+            "classes": classes.get(name, {}),
+        }
+        for name, part in data.parts.items()
+    }
+
+
+def _own(metrics: Mapping[str, float], task: str) -> dict[str, float]:
+    """Return the metrics of one of several tasks, by their own names."""
+    begin = f"{task}."
+    return {name.removeprefix(begin): value for name, value in metrics.items() if name.startswith(begin)}

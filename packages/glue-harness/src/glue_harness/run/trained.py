@@ -13,7 +13,9 @@ from glue_harness.files import whole_folder
 from glue_harness.run import checkpoint
 from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.card import card_of
-from glue_harness.run.records import ADAPTER, MODEL
+from glue_harness.run.evaluation import by_task
+from glue_harness.run.heads import Heads
+from glue_harness.run.records import ADAPTER, MODEL, result_of_task
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
@@ -58,7 +60,8 @@ def leave(training: Training) -> dict[str, Any]:
     """
     result = training.result()
     if training.folder.leads and training.evaluation is not None:
-        training.folder.write_predictions(training.evaluation.rows(training.data), training.task.columns)
+        for name, said, rows in by_task(training.evaluation, training.data):
+            training.folder.write_predictions(said.rows(rows), rows.task.columns, name)
         # with shards the leader has a part of the weights, and the checkpoint has them whole
         run = open_run(training.folder.path) if training.processes.sharded else training.run
         leave_model(run, training.folder.path, result)
@@ -72,14 +75,22 @@ def leave_model(run: Run, folder: Path, result: Mapping[str, Any]) -> None:
 
     Args:
         run: Is trained; its model is not used afterwards.
-        folder: The run's.
+        folder: The run's; of several tasks each has a folder of its name in them.
         result: What `result.json` holds.
     """
+    tasks = list(run.model.tasks) if isinstance(run.model, Heads) else [""]
     if save := getattr(run.methods.adaptation, "save", None):
         with whole_folder(folder / ADAPTER) as unfinished:
-            save(run.model, unfinished)
-    model = plain(run)
-    assert run.task is not None
-    card = card_of(result, run.task, "apart" if model is None else "whole")
+            for name in tasks:
+                (unfinished / name).mkdir(exist_ok=True)
+                save((run.of(name) if name else run).model, unfinished / name)
+    classifier = run.of(tasks[0]) if tasks[0] else run
+    model = plain(classifier)  # its adaptation is folded in once, for all heads
     with whole_folder(folder / MODEL) as unfinished:
-        write_model(run, model, unfinished, card)
+        for name in tasks:
+            part = run.of(name) if name else run
+            assert part.task is not None
+            own = result_of_task(result, name) if name else result
+            card = card_of(own, part.task, "apart" if model is None else "whole")
+            (unfinished / name).mkdir(exist_ok=True)
+            write_model(part, model, unfinished / name, card)

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from glue_harness.cluster import connected
-from glue_harness.config.fields import difference
+from glue_harness.config.difference import difference
 from glue_harness.extras import need
 from glue_harness.files import writing
 from glue_harness.run.records import write_whole

@@ -18,7 +18,7 @@ import yaml
 
 from glue_harness.files import whole
 from glue_harness.run import checkpoint
-from glue_harness.run.assembly import open_run
+from glue_harness.run.assembly import reopen
 from glue_harness.run.records import ADAPTER, MODEL, write_whole
 from glue_harness.run.trained import leave_model
 
@@ -126,5 +126,5 @@ def keep_best(run: Path, search: Path) -> Path:
         settings |= {"output_dir": str(best), "overwrite": False}
         write_whole(unfinished / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         result = json.loads((unfinished / "result.json").read_text(encoding="utf-8"))
-        leave_model(open_run(unfinished), unfinished, result)
+        leave_model(reopen(unfinished), unfinished, result)
     return best

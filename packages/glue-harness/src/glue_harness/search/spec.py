@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_common.errors import ConfigurationError, did_you_mean
-from finetune_common.tasks import TASKS
 from glue_harness.config.fields import SLOTS, RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
@@ -125,13 +124,11 @@ class SearchSpec:
     @cached_property
     def metric(self) -> str:
         """The task's primary metric; of a task of one's own it is told from the file of training rows."""
-        from glue_harness.run.plan import load_rows
+        from glue_harness.run.mixture import MEAN
+        from glue_harness.run.plan import task_of
 
-        known = TASKS.get(self.base["task"])
-        if known is not None and "train_file" not in self.base:
-            return known.primary
-        task, _ = load_rows(self.configure(next(self._corners()), Path("trial")))
-        return task.primary
+        config = self.configure(next(self._corners()), Path("trial"))
+        return MEAN if config.several else task_of(config).primary
 
     @property
     def seed(self) -> int:

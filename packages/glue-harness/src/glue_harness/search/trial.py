@@ -15,6 +15,7 @@ from ray import tune
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
 from glue_harness.run import checkpoint
+from glue_harness.run.evaluation import by_task
 from glue_harness.run.records import RunInUse, write_whole
 from glue_harness.search.records import RESULT_SO_FAR, TRIALS, Evaluation, read_reached
 from glue_harness.search.spec import SearchSpec
@@ -112,7 +113,8 @@ class _Reporter:
         made = Evaluation.make(self._parent, self._trial, entry, self._point)
         made.write(self._search, folder)
         if training.evaluation is not None:
-            training.folder.write_predictions(training.evaluation.rows(training.data), training.task.columns)
+            for name, said, rows in by_task(training.evaluation, training.data):
+                training.folder.write_predictions(said.rows(rows), rows.task.columns, name)
         write_whole(folder / RESULT_SO_FAR, json.dumps(training.result(), indent=2) + "\n")
         origin = self._parent.trial if self._parent else self._trial
         self._parent = made

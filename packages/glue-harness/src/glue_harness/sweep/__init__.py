@@ -11,6 +11,7 @@ from typing import Any
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from glue_harness.config.fields import RunConfig
 from glue_harness.console import console_for_reading
+from glue_harness.cost.sweeps import foreseen
 from glue_harness.extras import need
 from glue_harness.run.records import MODEL
 from glue_harness.sweep.keeping import check_disk, keep_models
@@ -32,6 +33,7 @@ def sweep(
     retry_failed: bool = False,
     launcher: str = "local",
     slurm: str = "",
+    scale: str | None = None,
 ) -> None:
     """Do the runs of a specification that are not done yet.
 
@@ -44,10 +46,12 @@ def sweep(
         spec: The specification's file.
         output_dir: Holds a folder a run.
         jobs: Runs at a time, each with its share of the cores, or its GPU.
-        dry_run: Only print what would be run, the disk that it needs, and how long runs of this folder took.
+        dry_run: Only print what would be run, the disk, the memory and the hours that it needs, and how long
+            runs of this folder took.
         retry_failed: Try runs again that failed in an earlier sweep.
         launcher: `local` (processes on this machine), `ray` (tasks of a cluster) or `slurm` (a job array).
         slurm: What a SLURM job asks for: `partition=gpu,timeout_min=240`.
+        scale: At which scale (`glue_harness.sweep.scales.at_scale`).
 
     Raises:
         ConfigurationError: Something in the specification, too little disk, or, after the others are done,
@@ -60,12 +64,14 @@ def sweep(
     if launcher == "local" and not dry_run:
         warm_up()
     console = console_for_reading()
-    planned, keep = read_spec(spec, output_dir), read_keep(spec)
+    planned, keep = read_spec(spec, output_dir, scale), read_keep(spec, scale)
     left = [run for run in planned if state_of(run) != FINISHED]
     console.print(f"{len(planned)} runs, {len(planned) - len(left)} of them finished")
     disk = check_disk(output_dir, [run.config for run in left], keep, jobs) if left else ""
     if dry_run:
         console.print(disk, soft_wrap=True)
+        if left:
+            console.print(foreseen([run.config for run in left], jobs), soft_wrap=True)
         for run in left:
             console.print(f"  {run.name}{' (failed)' * (state_of(run) == FAILED)}", soft_wrap=True)
         took = [seconds_of(run) for run in planned if state_of(run) == FINISHED]

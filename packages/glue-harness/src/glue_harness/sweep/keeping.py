@@ -73,7 +73,8 @@ def _make_small(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     files = [file for file in folder.iterdir() if file.is_file()]
     if sum(file.stat().st_size for file in files) > SMALL:
-        (folder / "predictions.tsv").unlink(missing_ok=True)
+        for large in folder.glob("predictions*.tsv"):
+            large.unlink()
 
 
 def disk_needed(configs: Sequence[RunConfig], keep: str, jobs: int) -> int:

@@ -14,11 +14,15 @@ from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
 from glue_harness.sweep.keeping import KEEPS
+from glue_harness.sweep.scales import at_scale
 
 __all__ = ["PlannedRun", "points", "read_keep", "read_spec"]
 
-EXPANDED = ("base", "grid", "cases", "exclude")
-PARTS = {"base": dict, "grid": dict, "cases": list, "exclude": list, "keep": str}
+EXPANDED = ("base", "grid", "cases", "where", "exclude")
+PARTS = {
+    **{"base": dict, "grid": dict, "cases": list, "where": list, "exclude": list},
+    **{"keep": str, "scales": dict},
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,14 @@ class PlannedRun:
     config: RunConfig
 
 
-def _read(path: Path) -> dict[str, Any]:
-    spec = read_specification(path, PARTS)
+def _read(path: Path, scale: str | None) -> dict[str, Any]:
+    spec = {part: kind() for part, kind in PARTS.items()} | at_scale(read_specification(path, PARTS), scale)
     for axis, values in spec["grid"].items():
         if not isinstance(values, list) or not values:
             raise ConfigurationError(f"{path}: grid.{axis} has to be a list of values, not {values!r}")
+    for rule in spec["where"]:
+        if not isinstance(rule, dict) or set(rule) != {"if", "then"}:
+            raise ConfigurationError(f"{path}: where: {rule!r}: give 'if' and 'then', each with options")
     return spec
 
 
@@ -55,21 +62,30 @@ def _covers(pattern: Any, value: Any) -> bool:
 def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what differs from the base: every case with every point of the grid, less the exclusions.
 
+    The rules of `where` are gone through in order: a point that its `if` describes gets the options of its
+    `then`. The exclusions see the outcome.
+
     Examples:
         >>> spec = {"base": {"epochs": 3}, "grid": {"seed": [1, 2]}, "exclude": [{"epochs": 3, "seed": 2}]}
         >>> list(points(spec))
         [{'seed': 1}]
+        >>> rule = {"if": {"task": "stsb"}, "then": {"metric": "spearmanr"}}
+        >>> list(points({"grid": {"task": ["rte", "stsb"]}, "where": [rule]}))
+        [{'task': 'rte'}, {'task': 'stsb', 'metric': 'spearmanr'}]
     """
-    base, grid, cases, exclude = (spec.get(part) or PARTS[part]() for part in EXPANDED)
+    base, grid, cases, where, exclude = (spec.get(part) or PARTS[part]() for part in EXPANDED)
     for case in cases or [{}]:
         for values in itertools.product(*grid.values()):
             point = {**case, **dict(zip(grid, values, strict=True))}
-            whole = {**base, **point}
-            if not any(
-                all(key in whole and _covers(pattern, whole[key]) for key, pattern in exclusion.items())
-                for exclusion in exclude
-            ):
+            for rule in where:
+                if _describes(rule["if"], {**base, **point}):
+                    point |= rule["then"]
+            if not any(_describes(exclusion, {**base, **point}) for exclusion in exclude):
                 yield point
+
+
+def _describes(pattern: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    return all(key in run and _covers(value, run[key]) for key, value in pattern.items())
 
 
 def _words(key: str, value: Any) -> str:
@@ -100,22 +116,23 @@ def _present(folder: Path) -> dict[str, str]:
     return {name[-8:]: name for name in names if re.search(r"(^|-)[0-9a-f]{8}$", name)}
 
 
-def read_keep(path: Path) -> str:
+def read_keep(path: Path, scale: str | None = None) -> str:
     """Return which finished runs keep their models: "none", "best" (the default) or "all"."""
-    keep = _read(path)["keep"] or "best"
+    keep = _read(path, scale)["keep"] or "best"
     if keep not in KEEPS:
         raise ConfigurationError(f"{path}: keep: {did_you_mean(keep, KEEPS)}")
     return keep
 
 
-def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
+def read_spec(path: Path, output_dir: Path, scale: str | None = None) -> list[PlannedRun]:
     """Expand a specification.
 
     Args:
         path: YAML with `base` (any options), `grid` (option → list of values), `cases` (complete
-            alternatives), `exclude` (combinations left out) and `keep` (`read_keep`); `${NAME}` is read
-            from the environment.
+            alternatives), `where` (options that follow from others), `exclude` (combinations left out),
+            `keep` (`read_keep`) and `scales`; `${NAME}` is read from the environment.
         output_dir: The sweep's folder.
+        scale: See `glue_harness.sweep.scales.at_scale`.
 
     Returns:
         The runs, seeds innermost where `seed` is the last axis, each configuration checked.
@@ -123,7 +140,7 @@ def read_spec(path: Path, output_dir: Path) -> list[PlannedRun]:
     Raises:
         ConfigurationError: Names the file and the value.
     """
-    spec, present = _read(path), _present(output_dir)
+    spec, present = _read(path, scale), _present(output_dir)
     runs: dict[str, PlannedRun] = {}
     for point in points(spec):
         mapping = {**spec["base"], **point, "output_dir": str(output_dir)}

@@ -1,0 +1,172 @@
+"""Have the runs of the paper scale the settings of the released code? Compared are resolved settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from finetune_common.tasks import TASKS
+from glue_harness.report.published import covers
+from glue_harness.run.architectures import changed, find_config
+from reproduce.catalogue import Benchmark, catalogue
+from reproduce.scales import points, read, settings
+
+__all__ = ["differences", "facts", "hindrance", "released", "table"]
+
+DROPOUTS = {
+    "hidden": ("hidden_dropout_prob", "dropout_rate", "dropout"),
+    "attention": ("attention_probs_dropout_prob", "attention_dropout", "dropout_rate"),
+    "classifier": ("classifier_dropout_prob", "classifier_dropout", "hidden_dropout_prob", "dropout_rate"),
+}
+"""Which dropout → the fields of a configuration that hold it, the first that is set."""
+
+POOLERS = ("bert", "albert", "squeezebert")
+"""Model types whose classifier reads a pooler of the checkpoint; the others' heads are new as a whole."""
+
+
+def released(benchmark: Benchmark) -> Mapping[str, Any] | None:
+    """Return what is known of the released experiment; None for a benchmark of our own."""
+    path = benchmark.folder / "released.yaml"
+    known = read(path) if path.exists() else {}
+    return known.get(benchmark.name.partition(".")[2])
+
+
+def _warmup_steps(run: Mapping[str, Any]) -> int:
+    rows = min(TASKS[run["task"]].rows["train"], run["max_train_samples"] or math.inf)
+    steps = math.ceil(run["epochs"] * math.ceil(rows / (run["batch_size"] * run["accumulate"])))
+    asked = run["warmup"]
+    return math.ceil(asked * (run["schedule_steps"] or steps)) if asked < 1 else int(asked)
+
+
+@cache
+def _architecture(model: str, fields: tuple[tuple[str, Any], ...]) -> Mapping[str, Any]:
+    config = changed(find_config(model), dict(fields))
+    dropouts = {
+        name: next((getattr(config, key) for key in keys if getattr(config, key, None) is not None), None)
+        for name, keys in DROPOUTS.items()
+    }
+    return {"dropout": dropouts, "pooler": "pretrained" if config.model_type in POOLERS else "none"}
+
+
+def facts(benchmark: Benchmark, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run, and what follows from them.
+
+    Args:
+        benchmark: Gives the protocol and the evaluation that counts.
+        run: All its options, as `reproduce.scales.settings` returns them.
+    """
+    architecture = _architecture(run["model"], tuple(sorted(run["model_config"].items())))
+    pooler = "new" if run["head"] == "new" else architecture["pooler"]
+    return {
+        **run,
+        "evaluation": benchmark.evaluation,
+        "protocol": benchmark.protocol,
+        "published_runs": benchmark.published_runs,
+        "rows_a_step": run["batch_size"] * run["accumulate"],
+        "warmup_steps": _warmup_steps(run),
+        "selects_by": run["metric"] or TASKS[run["task"]].primary,
+        "dropout": architecture["dropout"],
+        "head": {"pooler": pooler, "shared_by_seeds": run["head_seed"] is not None},
+        "padding": "longest",
+        "measured_in": "evaluation mode",
+    }
+
+
+def _runs(benchmark: Benchmark) -> list[dict[str, Any]]:
+    spec = benchmark.spec("paper")
+    if benchmark.script:
+        told = {"protocol": benchmark.protocol, "published_runs": benchmark.published_runs}
+        return [{**spec, **told}]
+    return [facts(benchmark, settings(point)) for point in points(spec)]
+
+
+def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the settings of a mapping with the keys that lead to each; an empty mapping is a setting."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from _leaves(inner, (*path, key))
+        else:
+            yield (*path, key), inner
+
+
+def _at(run: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """Return a setting by the keys that lead to it; None where there is none."""
+    value: Any = run
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+@cache
+def differences(benchmark: Benchmark) -> Mapping[str, str]:
+    """Return each setting that differs from the released one: name → what is released, and what is here.
+
+    A setting of all runs has to be that of each run which repeats a released one; a described run has to be
+    among them, and so has each value of an axis. What no option says differs as long as nobody looks.
+
+    Args:
+        benchmark: One with a paper scale; one that the releases know nothing of has no difference.
+    """
+    known = released(benchmark)
+    if known is None:
+        return {}
+    every, some, axes = (known.get(part) or {} for part in ("every", "some", "axes"))
+    runs = _runs(benchmark)
+    found = {name: "no such run" for name, run in some.items() if not any(covers(run, r) for r in runs)}
+    repeated = [run for run in runs if not some or any(covers(pattern, run) for pattern in some.values())]
+    for path, value in _leaves(every):
+        if others := [_at(run, path) for run in repeated if _at(run, path) != value]:
+            found[".".join(path)] = f"{_shown([value])} released, {_shown(others)} here"
+    for axis, values in axes.items():
+        ours = [_at(run, axis.split(".")) for run in repeated]
+        if missing := [value for value in values if value not in ours]:
+            found[axis] = f"{_shown(missing)} released, not here"
+    return found | (known.get("other") or {})
+
+
+def _shown(values: Sequence[Any]) -> str:
+    return ", ".join(dict.fromkeys("none" if value is None else str(value) for value in values))
+
+
+def hindrance(benchmark: Benchmark, run: Mapping[str, Any]) -> str:
+    """Return why a published number cannot be judged by ours: empty where nothing stands against it.
+
+    Args:
+        benchmark: Ours, with what it declares.
+        run: The settings of the run that would produce the number.
+    """
+    if undeclared := sorted(differences(benchmark).keys() - benchmark.differs.keys()):
+        return f"{undeclared[0]} differs, and nobody says why"
+    reasons = (
+        said["matters"]
+        for said in benchmark.differs.values()
+        if isinstance(said, Mapping) and covers(said.get("of") or {}, run)
+    )
+    return next(reasons, "")
+
+
+def table(judged: Mapping[str, tuple[int, int]]) -> str:
+    """Return all differences as a markdown table.
+
+    Args:
+        judged: Benchmark → how many published numbers are judged, and how many are not.
+    """
+    lines = [
+        "| benchmark | published numbers judged | not judged | differs from the released code | why |",
+        "| --- | ---: | ---: | --- | --- |",
+    ]
+    for benchmark in catalogue().values():
+        if released(benchmark) is None:
+            continue
+        yes, no = judged.get(benchmark.name, (0, 0))
+        row = f"| `{benchmark.name}` | {yes} | {no} "
+        for name, what in differences(benchmark).items():
+            said = benchmark.differs.get(name, "**not declared**")
+            why = said if isinstance(said, str) else f"**not comparable**: {said['matters']}"
+            lines.append(f"{row}| {name}: {what} | {why} |")
+            row = "| | | "
+        if row != "| | | ":
+            lines.append(f"{row}| nothing | |")
+    return "\n".join(lines) + "\n"

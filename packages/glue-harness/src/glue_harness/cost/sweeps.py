@@ -1,0 +1,135 @@
+"""The hours and the memory of many runs, before any of them: from shapes alone, without data or a GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import TASKS
+from glue_harness.config.fields import RunConfig
+from glue_harness.cost.footprint import predict
+from glue_harness.run.models import build_model
+
+__all__ = ["CORE", "FILLED", "GPU", "foreseen", "operations", "passed", "run_seconds"]
+
+FILLED = 0.5
+"""Share of `max_length` that a padded row has."""
+
+CORE, GPU = 4e10, 1.5e13
+"""Arithmetic operations a second that a run gets out of a CPU core (measured: SST-2 with MiniLM), and out of
+a data-centre GPU in fp32 (assumed)."""
+
+START = 2.0
+"""Seconds before a run's first step."""
+
+
+def passed(model: str, model_config: dict[str, Any] | None = None) -> int:
+    """Return how many parameters a token passes: embeddings are none, a shared layer counts each time.
+
+    Args:
+        model: Preset, hub name, folder, or `demo`.
+        model_config: Fields of its configuration to change.
+
+    Raises:
+        ConfigurationError: A model whose shape is not known here.
+
+    Examples:
+        >>> passed("bert-base-uncased") // 10**6, passed("albert-base-v2") // 10**6
+        (85, 85)
+    """
+    with torch.device("meta"):
+        built = build_model(model, model_config, max_length=1).eval()
+        matrices = {
+            module: sum(weight.numel() for weight in module.parameters(recurse=False) if weight.ndim > 1)
+            for module in built.modules()
+            if not isinstance(module, nn.Embedding)
+        }
+        count = 0
+
+        def add(module: nn.Module, *_: Any) -> None:
+            nonlocal count
+            count += matrices[module]
+
+        for module in matrices:
+            module.register_forward_hook(add)
+        # a head that looks for the end of a text finds no values, but its body has run then
+        with suppress(RuntimeError, NotImplementedError):
+            built(input_ids=torch.zeros(1, 8, dtype=torch.long))
+    return count or sum(matrices.values())
+
+
+def operations(config: RunConfig, parameters: int) -> float:
+    """Return the arithmetic operations of a run: 6 a parameter and token in training, 2 in evaluation.
+
+    Args:
+        config: Of a known task.
+        parameters: From `passed`.
+    """
+    task = TASKS[config.task]
+    rows = min(task.rows["train"], config.max_train_samples or task.rows["train"])
+    step = config.batch_size * config.accumulate
+    trained = config.max_steps * step if config.max_steps else rows * config.epochs
+    held_out = sum(min(task.rows[split], config.max_eval_samples or math.inf) for split in task.evaluation)
+    evaluations = max(1.0, trained / step / config.eval_every if config.eval_every else config.epochs)
+    return parameters * FILLED * config.max_length * (6 * trained + 2 * held_out * evaluations)
+
+
+def run_seconds(configs: Sequence[RunConfig], speed: float) -> float:
+    """Return the seconds of runs, one after the other, at so many operations a second.
+
+    Raises:
+        ConfigurationError: Rows of one's own, which are not read for it, or a model whose shape is not known.
+    """
+    sizes: dict[str, int] = {}
+    seconds = 0.0
+    for config in configs:
+        if config.task not in TASKS or config.own:
+            raise ConfigurationError(f"the rows of {config.task} are not read for it")
+        shape = json.dumps([config.model, config.model_config], sort_keys=True)
+        if shape not in sizes:
+            sizes[shape] = passed(config.model, config.model_config)
+        seconds += START + operations(config, sizes[shape]) / speed
+    return seconds
+
+
+def _memory(configs: Sequence[RunConfig]) -> str:
+    """Say what the largest step needs: of each model the one with the most tokens, activations kept."""
+    largest: dict[str, RunConfig] = {}
+    for config in sorted(
+        configs, key=lambda c: (c.activation["name"] == "none", c.batch_size * c.max_length)
+    ):
+        largest[json.dumps([config.model, config.model_config], sort_keys=True)] = config
+    peaks, unknown = {}, []
+    for config in largest.values():
+        try:
+            peaks[config.model] = predict(config).peak
+        except Exception:  # whatever a model of the hub does with rows that have no values
+            unknown.append(config.model)
+    if not peaks:
+        return "memory: not known"
+    most = max(peaks, key=lambda model: peaks[model])
+    without = f"; not known: {', '.join(unknown)}" if unknown else ""
+    return f"about {peaks[most] / 1e9:.1f} GB of memory for a step of {most}{without}"
+
+
+def foreseen(configs: Sequence[RunConfig], jobs: int) -> str:
+    """Say what runs will take: hours of one GPU and of one core, and the memory of a step.
+
+    Args:
+        configs: The runs.
+        jobs: Runs at a time.
+    """
+    try:
+        gpu, core = (run_seconds(configs, speed) / 3600 for speed in (GPU, CORE))
+        shared = f", {jobs} at a time in a share of it" if jobs > 1 else ""
+        hours = f"about {gpu:,.1f} h of one GPU or {core:,.0f} h of one core{shared}"
+    except ConfigurationError as error:
+        hours = f"hours: not known ({error})"
+    return f"{hours}; {_memory(configs)}"

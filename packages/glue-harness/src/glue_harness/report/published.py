@@ -1,0 +1,269 @@
+"""What was published, what came out here, and whether that is a reproduction: the rules are in `verdict`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glue_harness.report.aggregate import model_name
+from glue_harness.report.protocols import PROTOCOLS
+from glue_harness.report.render import Cell, Table
+from glue_harness.report.targets import Target
+
+__all__ = [
+    "Line",
+    "Measurement",
+    "compare",
+    "covers",
+    "interval",
+    "measured",
+    "table_of",
+    "verdict",
+]
+
+LEVEL = 0.95
+UNKNOWN, ELSEWHERE = "no published number", "not comparable at this scale"
+TRAINING = ("data", "forward", "backward", "gradient", "optimizer")
+"""Parts of a run's time that a training step consists of."""
+
+COLUMNS = {
+    **dict.fromkeys(("task", "model", "setting", "metric"), False),
+    **dict.fromkeys(("published", "ours", "difference", "95 % interval"), True),
+    "verdict": False,
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A run's numbers.
+
+    Attributes:
+        settings: What it ran with.
+        seed: None where a result is not of one seed.
+        metrics: Name → number.
+        primary: The metric that decides among runs; empty for the one that is asked for.
+        folder: The folder of a run in its sweep; empty for a script's.
+    """
+
+    settings: Mapping[str, Any]
+    seed: int | None
+    metrics: Mapping[str, float]
+    primary: str = ""
+    folder: str = ""
+
+
+def measured(results: Iterable[Mapping[str, Any]], evaluation: str) -> list[Measurement]:
+    """Return what runs of a sweep measured: metrics, `seconds_per_step` and `saved_activation_bytes`."""
+    found = []
+    for result in results:
+        seconds = sum(result["seconds"].get(part, 0.0) for part in TRAINING)
+        extra = {
+            "seconds_per_step": seconds / max(result["steps"], 1),
+            "saved_activation_bytes": result["saved_activation_bytes"],
+        }
+        settings = {**result["settings"], "task": result["task"], "model": result["model"], **result["slots"]}
+        numbers = {**result["metrics"][evaluation], **extra}
+        found.append(Measurement(settings, result["seed"], numbers, result["primary"], result["folder"]))
+    return found
+
+
+def covers(pattern: Any, value: Any) -> bool:
+    """Say whether settings are what a pattern describes: it may leave out keys, and name one of a list.
+
+    Examples:
+        >>> covers({"optimizer": {"lr": 0.1}}, {"optimizer": {"name": "sgd", "lr": 0.1}, "seed": 1})
+        True
+        >>> covers({"epochs": 15}, {"epochs": [0, 15]}), covers({"epochs": [15]}, {"epochs": [0, 15]})
+        (True, False)
+    """
+    if isinstance(pattern, Mapping) and isinstance(value, Mapping):
+        return all(key in value and covers(inner, value[key]) for key, inner in pattern.items())
+    if isinstance(value, list) and not isinstance(pattern, list):
+        return any(covers(pattern, one) for one in value)
+    if isinstance(value, list) and isinstance(pattern, list):
+        return len(pattern) == len(value) and all(map(covers, pattern, value))
+    return pattern == value
+
+
+def interval(values: Sequence[float], center: float, published_runs: float, median: bool) -> Any:
+    """Return where the number of a repetition would lie in 95 % of all cases, None with a single run.
+
+        center ± t(n - 1) · s · sqrt(c · (1/n + 1/m))
+
+    s is the standard deviation of our n runs and m how many runs are behind the published number, which is
+    no more exact than ours. c is 1 for a mean and π/2 for a median, whose spread is that much larger.
+
+    Args:
+        values: One a seed.
+        center: What the protocol makes of them.
+        published_runs: m; ∞ gives the interval of our own number.
+        median: Whether the protocol is the median.
+
+    Examples:
+        >>> low, high = interval([0.80, 0.82, 0.84], 0.82, math.inf, median=False)
+        >>> round(low, 4), round(high, 4)
+        (0.7703, 0.8697)
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    from scipy.stats import t as student
+
+    mean = sum(values) / n
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    wider = math.pi / 2 if median and n > 2 else 1.0
+    quantile = float(student.ppf((1 + LEVEL) / 2, n - 1))
+    half = quantile * spread * math.sqrt(wider * (1 / n + 1 / published_runs))
+    return center - half, center + half
+
+
+def verdict(
+    published: float | None,
+    ours: float | None,
+    around: tuple[float, float] | None,
+    *,
+    reading: float = 0.0,
+    comparable: bool = True,
+    note: str = "",
+) -> str:
+    """Say whether a published number was reproduced: all rules, the first that applies.
+
+    Without a published number there is nothing to say. At a scale with other models, data or budgets than
+    the published ones a number is not comparable, and neither is one that a note says not to be. One that
+    was not run, or only once, is not judged. It is reproduced if it lies in the interval of ours, which is
+    widened by the error of reading it off a figure.
+
+    Args:
+        published: The published number.
+        ours: Our number.
+        around: The interval of `interval`.
+        reading: Error of reading the published number.
+        comparable: Whether the scale has the published settings.
+        note: Why the number cannot be compared.
+
+    Examples:
+        >>> verdict(0.90, 0.91, (0.89, 0.93)), verdict(0.95, 0.91, (0.89, 0.93))
+        ('reproduced', 'not reproduced')
+        >>> verdict(0.90, 0.70, (0.69, 0.71), comparable=False)
+        'not comparable at this scale'
+    """
+    if published is None:
+        return UNKNOWN
+    if not comparable:
+        return ELSEWHERE
+    if note:
+        return f"not comparable: {note}"
+    if ours is None:
+        return "not run"
+    if around is None:
+        return "one run: not judged"
+    inside = around[0] - reading <= published <= around[1] + reading
+    return "reproduced" if inside else "not reproduced"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the comparison, in the published unit where there is one."""
+
+    task: str
+    model: str
+    setting: str
+    metric: str
+    published: float | None
+    ours: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def _number(found: Sequence[Measurement], key: str, protocol: str) -> tuple[float | None, list[float]]:
+    """Return what a protocol makes of runs, and the number of each seed."""
+    by_seed: dict[Any, list[Mapping[str, float]]] = {}
+    for one in found:
+        by_seed.setdefault(one.seed, []).append(one.metrics)
+    if not by_seed:
+        return None, []
+    how, primary = PROTOCOLS[protocol], found[0].primary or key
+    seeds = [how.within(runs, primary) for runs in by_seed.values()]
+    return how.over(seeds, primary)[key], [seed[key] for seed in seeds]
+
+
+def _model(target: Target, found: Sequence[Measurement]) -> str:
+    """Name the published model, and in brackets ours where it is another."""
+    published = target.run.get("model")
+    others = {one.settings["model"] for one in found if published and one.settings["model"] != published}
+    return f"{target.model} (ours: {', '.join(sorted(map(model_name, others)))})" if others else target.model
+
+
+def compare(
+    targets: Iterable[Target],
+    found: Sequence[Measurement],
+    protocol: str = "mean",
+    published_runs: float = 1,
+    *,
+    as_published: bool = True,
+    hindrance: Callable[[Target], str] = lambda target: "",
+) -> tuple[list[Line], set[str]]:
+    """Set published numbers beside ours.
+
+    Where ours have not the published settings, a number stands beside the setting of ours that is the same
+    but for the model, the epochs and the learning rate.
+
+    Args:
+        targets: The published numbers.
+        found: Ours.
+        protocol: How runs become one number, one of `PROTOCOLS`.
+        published_runs: How many runs are behind a published number.
+        as_published: Whether ours have the published settings.
+        hindrance: Says why a number cannot be judged, nothing where it can.
+
+    Returns:
+        A line a number, and the folders of the runs that are beside one.
+    """
+    lines, told = [], set()
+    for target in targets:
+        pattern = dict(target.run)
+        if not as_published:
+            pattern = {key: value for key, value in pattern.items() if key not in ("model", "epochs")}
+            if "optimizer" in pattern:
+                pattern["optimizer"] = {k: v for k, v in pattern["optimizer"].items() if k != "lr"}
+        matched = [one for one in found if target.key in one.metrics and covers(pattern, one.settings)]
+        if not target.key or not (matched or as_published):
+            continue
+        told |= {one.folder for one in matched}
+        ours, values = _number(matched, target.key, protocol)
+        around, published = None, target.value if target.verified else None
+        if ours is not None:
+            ours, values = ours * target.times, [value * target.times for value in values]
+            runs = published_runs if as_published else math.inf
+            around = interval(values, ours, runs, protocol == "median")
+        said = verdict(
+            published,
+            ours,
+            around,
+            reading=target.reading,
+            comparable=as_published,
+            note=target.note or (hindrance(target) if as_published else ""),
+        )
+        setting = f"{target.method}, layer {target.layer}" if target.layer else target.method
+        shown = (target.task, _model(target, matched), setting, target.metric)
+        lines.append(Line(*shown, published, ours, around, said))
+    return lines, told
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def table_of(lines: Sequence[Line], notes: Sequence[str] = ()) -> Table:
+    """Return the comparison as a table."""
+    rows = []
+    for line in lines:
+        gap = None if line.ours is None or line.published is None else line.ours - line.published
+        around = "–" if line.interval is None else " to ".join(map(_shown, line.interval))
+        difference = "–" if gap is None or line.verdict.startswith("not comp") else f"{gap:+.4f}"
+        told = (line.task, line.model, line.setting, line.metric)
+        numbers = (_shown(line.published), _shown(line.ours), difference, around)
+        rows.append([Cell(text) for text in (*told, *numbers, line.verdict)])
+    return Table("published and ours", COLUMNS, rows, notes)

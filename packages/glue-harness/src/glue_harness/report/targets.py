@@ -1,0 +1,105 @@
+"""Published numbers: a csv file, each row with the run that would produce it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+
+__all__ = ["Target", "read_targets"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row of a file of published numbers.
+
+    Attributes:
+        table: The published table or figure.
+        method: The setting, as published.
+        model: The model, as published.
+        task: The task, as published.
+        layer: The layer, where the figure has one axis of them.
+        metric: The metric, as published.
+        value: The number; None where it is not known.
+        reading: How far off the number may be, read off a figure.
+        source: Where it is from.
+        verified: Whether it was read there.
+        benchmark: Which of several sweeps would produce it; empty where there is one.
+        run: Settings of the run that would.
+        key: The metric of ours.
+        times: What turns our unit into the published one.
+        note: Why it is not judged; empty where it is.
+    """
+
+    table: str
+    method: str
+    model: str
+    task: str
+    layer: str
+    metric: str
+    value: float | None
+    reading: float
+    source: str
+    verified: bool
+    benchmark: str
+    run: Mapping[str, Any]
+    key: str
+    times: float
+    note: str
+
+
+REQUIRED = ("method", "task", "metric", "value", "run", "key")
+OPTIONAL = ("table", "model", "layer", "reading", "source", "verified", "benchmark", "times", "note")
+
+
+def read_targets(path: Path) -> tuple[Target, ...]:
+    """Read published numbers.
+
+    Args:
+        path: A csv file with the columns method, task, metric, value, run (settings, as YAML) and key (our
+            metric), and any of table, model, layer, reading, source, verified, benchmark, times and note.
+
+    Raises:
+        ConfigurationError: Names the file, and the line or the column.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--targets {path}: cannot be read ({error}): give a csv file") from None
+    columns = reader.fieldnames or ()
+    for name in REQUIRED:
+        if name not in columns:
+            raise ConfigurationError(f"--targets {path}: no column {name!r}: {did_you_mean(name, columns)}")
+    found = []
+    for number, row in enumerate(rows, 2):
+        try:
+            found.append(_target({**dict.fromkeys(OPTIONAL, ""), **row}))
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            told = " ".join(str(error).split())
+            raise ConfigurationError(f"--targets {path}: line {number}: {told}") from None
+    return tuple(found)
+
+
+def _target(row: Mapping[str, str]) -> Target:
+    run = yaml.safe_load(row["run"] or "{}") or {}
+    if not isinstance(run, dict):
+        raise ValueError(f"run {row['run']!r} has to be settings: {{model: …, optimizer: {{lr: …}}}}")
+    return Target(
+        **{key: row[key] for key in ("table", "method", "model", "task", "layer", "metric", "source")},
+        value=float(row["value"]) if row["value"] else None,
+        reading=float(row["reading"] or 0),
+        verified=row["verified"] in ("", "True"),
+        benchmark=row["benchmark"],
+        run=run,
+        key=row["key"],
+        times=float(row["times"] or 1),
+        note=row["note"],
+    )

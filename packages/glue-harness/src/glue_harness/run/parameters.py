@@ -1,0 +1,43 @@
+"""Which parameters an optimizer gets, and which of them decay or have a rate of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from finetune_common.errors import ConfigurationError
+
+__all__ = ["parameter_groups"]
+
+
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, head_lr: float | None = None, decay_all: bool = False
+) -> list[dict[str, Any]]:
+    """Split what trains: matrices decay, biases and norms on request; the head may have its own rate.
+
+    The head is all that lies outside of the base model, and the base model's pooler.
+
+    Returns:
+        Groups as `finetune_common.slots.Optimizer.build` takes them, none empty.
+    """
+    base: Any = model.base_model
+    body = set() if base is model else {id(parameter) for parameter in base.parameters()}
+    if isinstance(pooler := getattr(base, "pooler", None), torch.nn.Module):
+        body -= {id(parameter) for parameter in pooler.parameters()}
+    if head_lr is not None and not body:
+        raise ConfigurationError(
+            f"head_lr={head_lr}: no head can be told from the rest of this model; leave it out"
+        )
+    groups: dict[tuple[bool, bool], list[tuple[str, torch.nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own_rate = head_lr is not None and id(parameter) not in body
+            groups.setdefault((own_rate, decay_all or parameter.ndim >= 2), []).append((name, parameter))
+    if not groups:
+        raise ConfigurationError("nothing trains: the adaptation froze every parameter")
+    return [
+        {"params": params, "weight_decay": weight_decay if decays else 0.0}
+        | ({"lr": head_lr} if own_rate else {})
+        for (own_rate, decays), params in groups.items()
+    ]

@@ -1,0 +1,113 @@
+"""One specification, several scales: what a scale changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune_common.errors import ConfigurationError, did_you_mean
+
+__all__ = ["SMOKE", "at_scale", "changed"]
+
+CHANGES = ("base", "defaults", "grid", "cases", "where", "exclude", "one_of_each", "keep")
+
+WRITTEN = "paper"
+"""The scale of a specification as it is written."""
+
+SMOKE: Mapping[str, Any] = {
+    "one_of_each": True,
+    "base": {
+        **{"task": "demo-entailment", "model": "demo", "data_dir": None, "seed": 41, "epochs": 1},
+        **{"max_steps": 4, "max_train_samples": 128, "max_length": 32, "eval_every": None},
+    },
+}
+"""What the scale `smoke` makes of any sweep: one run of each method, four steps of a tiny model."""
+
+
+def at_scale(spec: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
+    """Return a specification at a scale.
+
+    Args:
+        spec: As in the file; its `scales` hold name → change (see `changed`).
+        scale: A name in `scales`; `smoke`, which any specification has; `paper` or None for the
+            specification as it is written.
+
+    Raises:
+        ConfigurationError: A scale that the specification has not.
+
+    Examples:
+        >>> spec = {"base": {"epochs": 3}, "scales": {"cpu": {"base": {"epochs": 1}}}}
+        >>> at_scale(spec, "cpu"), at_scale(spec, None)
+        ({'base': {'epochs': 1}}, {'base': {'epochs': 3}})
+    """
+    own = spec.get("scales") or {}
+    written = {key: value for key, value in spec.items() if key != "scales" and value}
+    if scale == "smoke":
+        mine = own.get(scale) or {}
+        return changed(written, {**SMOKE, **mine, "base": {**SMOKE["base"], **(mine.get("base") or {})}})
+    if scale in own:
+        return changed(written, own[scale])
+    if scale in (None, WRITTEN):
+        return written
+    known = [*own, "smoke", WRITTEN]
+    raise ConfigurationError(f"--scale {scale} is unknown: {did_you_mean(str(scale), known)}")
+
+
+def _kind(value: Any) -> Any:
+    """Say which method a value chooses; values that choose none are all of a kind."""
+    if isinstance(value, Mapping):
+        return value.get("name")
+    if isinstance(value, list):
+        return tuple(_kind(inner) for inner in value)
+    return None
+
+
+def _one_of_each(values: Sequence[Any]) -> list[Any]:
+    """Keep the first value of each method."""
+    return list({repr(_kind(value)): value for value in reversed(values)}.values())[::-1]
+
+
+def _one_case_of_each(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return list({repr([_kind(v) for v in case.values()]): case for case in reversed(cases)}.values())[::-1]
+
+
+def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sweep's specification as a scale changes it.
+
+    Args:
+        spec: `base`, `grid`, `cases` and `exclude` as in the file of a sweep.
+        change: `base` sets options, which then are neither axes of the grid nor told by a case; `defaults`
+            sets options that axes and cases may still override; `grid` sets axes; `cases` replaces the
+            cases; `where` and `exclude` replace these lists; `keep` says which models are kept; `one_of_each`
+            keeps the first value of each method on every axis and the first case of each method.
+
+    Raises:
+        ConfigurationError: A key that is none of these.
+
+    Examples:
+        >>> spec = {"base": {"epochs": 3}, "grid": {"task": ["rte", "mrpc"], "seed": [1, 2]}}
+        >>> changed(spec, {"base": {"task": "sst2"}, "grid": {"seed": [1]}})
+        {'base': {'epochs': 3, 'task': 'sst2'}, 'grid': {'seed': [1]}}
+    """
+    if unknown := [key for key in change if key not in CHANGES]:
+        raise ConfigurationError(f"a scale's {unknown[0]!r} is unknown: {did_you_mean(unknown[0], CHANGES)}")
+    fixed = change.get("base") or {}
+    grid = {axis: values for axis, values in (spec.get("grid") or {}).items() if axis not in fixed}
+    cases = [
+        {key: value for key, value in case.items() if key not in fixed} for case in spec.get("cases") or []
+    ]
+    if change.get("one_of_each"):
+        grid = {axis: _one_of_each(values) for axis, values in grid.items()}
+        cases = _one_case_of_each(cases)
+    new = {
+        "base": {**(spec.get("base") or {}), **(change.get("defaults") or {}), **fixed},
+        "grid": {**grid, **(change.get("grid") or {})},
+        "cases": change.get("cases") or cases,
+        "where": [
+            {"if": rule["if"], "then": {key: v for key, v in rule["then"].items() if key not in fixed}}
+            for rule in change.get("where", spec.get("where")) or []
+        ],
+        "exclude": change.get("exclude", spec.get("exclude")),
+        "keep": change.get("keep") or spec.get("keep"),
+    }
+    return {key: value for key, value in new.items() if value}

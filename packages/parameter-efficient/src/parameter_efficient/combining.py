@@ -1,0 +1,108 @@
+"""A weighted sum of LoRAs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient.adaptation import adapt
+from parameter_efficient.attachment import InPlace
+from parameter_efficient.configs import LoRA
+from parameter_efficient.injected import ADAPTER
+from parameter_efficient.low_rank import CHANGING, LowRank
+from parameter_efficient.records import Record, record_of, records_of
+from parameter_efficient.switching import activate
+
+__all__ = ["combine"]
+
+Model = TypeVar("Model", bound=nn.Module)
+Update = tuple[Tensor, Tensor]
+
+
+def _updates(record: Record, weight: float, found: dict[str, list[Update]]) -> None:
+    """Add a LoRA's updates: name of a matrix → A and w · scaling · B."""
+    for attachment in record.attachments:
+        if isinstance(attachment, LowRank):
+            for name, layer in attachment.layers.items():
+                down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+                found.setdefault(name, []).append((down, weight * layer.scaling[ADAPTER] * up))
+
+
+def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
+    """Make a new adaptation that is a weighted sum of LoRAs: ΔW = Σ_i w_i (α_i/r_i) B_i A_i, exactly.
+
+    Its rank in each matrix is the sum of theirs. What trained in place (a head) is θ + Σ_i w_i (θ_i - θ), θ
+    being the base's. It becomes active; the others stay as they are.
+
+    Args:
+        model: A model with these adaptations.
+        weights: Name of an adaptation → w_i, any number.
+        name: Of the new one.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigurationError: One of them is no LoRA, has DoRA's norms or has changed the base weights; or the
+            name is taken.
+
+    Examples:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+        >>> model = BertForSequenceClassification(BertConfig(num_hidden_layers=1, **sizes))
+        >>> model = adapt(adapt(model, LoRA(rank=2), name="news"), LoRA(rank=3), name="mails")
+        >>> model = combine(model, {"news": 0.5, "mails": 0.5}, "both")
+        >>> model.bert.encoder.layer[0].attention.self.query.lora_A["default"].out_features
+        5
+    """
+    if not weights:
+        raise ConfigurationError("weights is empty: give name → weight of at least one LoRA")
+    records, before = [(record_of(model, one), w) for one, w in weights.items()], records_of(model).active
+    for (record, _), one in zip(records, weights, strict=True):
+        config = record.config
+        if not isinstance(config, LoRA) or config.dora or config.new_tokens or config.init in CHANGING:
+            raise ConfigurationError(
+                f"{one!r} cannot be part of a sum: only LoRA without dora, new_tokens, pissa and olora can"
+            )
+    activate(model, None)
+    own: dict[str, list[Update]] = {}
+    sums: dict[tuple[nn.Module, str], Tensor] = {}
+    for record, weight in records:
+        _updates(record, weight, own)
+        for attachment in record.attachments:
+            if isinstance(attachment, InPlace):
+                for place, first, trained in attachment.changes():
+                    sums[place] = sums.get(place, first) + weight * (trained - first)
+    like: Any = records[0][0].config
+    ranks = {name: sum(len(down) for down, _ in pairs) for name, pairs in own.items()}
+    places = {(id(m), attribute) for m, attribute in sums}
+    names = [
+        n for n, m in model.named_modules() for attribute in m._parameters if (id(m), attribute) in places
+    ]
+    config = replace(
+        like,
+        layers="all",
+        targets=tuple(re.escape(one) for one in own),
+        rank_pattern={re.escape(one): rank for one, rank in ranks.items()},
+        **{"alpha": None, "alpha_pattern": {}, "rslora": False, "dropout": 0.0, "init": "kaiming"},
+        also_train=tuple(dict.fromkeys(re.escape(one) for one in names)),
+    )
+    try:
+        adapt(model, config, name=name, probe=False)
+    except BaseException:
+        activate(model, before)
+        raise
+    with torch.no_grad():
+        for one, pairs in own.items():
+            layer: Any = model.get_submodule(one)
+            layer.lora_A[ADAPTER].weight.copy_(torch.cat([down for down, _ in pairs]))
+            layer.lora_B[ADAPTER].weight.copy_(torch.cat([up for _, up in pairs], dim=1))
+        for (module, attribute), value in sums.items():
+            getattr(module, attribute).copy_(value)
+    return model

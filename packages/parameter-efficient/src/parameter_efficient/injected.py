@@ -1,0 +1,233 @@
+"""What peft puts into a model in place, in a form that can be undone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune_common.errors import ConfigurationError
+from parameter_efficient.attachment import Attachment, Outside, place_of_new
+from parameter_efficient.configs import ThroughPeft
+
+__all__ = ["ADAPTER", "Injected", "described_by", "peft_settings"]
+
+ADAPTER = "default"
+"""The name that what is injected has in peft."""
+
+OURS = {
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode"),
+    *("modules_to_save", "peft_version"),
+}
+"""What peft's configurations say of a model as a whole."""
+
+
+def _plain(value: Any) -> Any:
+    """Return plain data: sets as sorted lists, enumerations as their values."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return getattr(value, "value", value)
+
+
+def described_by(config: Any) -> ThroughPeft:
+    """Return the configuration that stands for one of peft's; `modules_to_save` is `also_train`.
+
+    Raises:
+        ConfigurationError: It is none of peft's.
+    """
+    from peft import PeftConfig
+
+    if not isinstance(config, PeftConfig):
+        raise ConfigurationError(
+            f"{config!r} is no configuration: pass one of parameter_efficient or a PeftConfig"
+        )
+    plain = _plain(config.to_dict())
+    usual = {f.name: None if f.default is MISSING else _plain(f.default) for f in fields(config)}
+    made = {f.name for f in fields(config) if f.default is MISSING}  # an empty one of these is as always
+    settings = {
+        key: value
+        for key, value in plain.items()
+        if key not in OURS and value != usual.get(key) and (value or key not in made)
+    }
+    also = tuple(getattr(config, "modules_to_save", None) or ())
+    return ThroughPeft(settings={"peft_type": plain["peft_type"], **settings}, also_train=also)
+
+
+def peft_settings(config: ThroughPeft) -> Any:
+    """Return peft's configuration.
+
+    Raises:
+        ConfigurationError: peft has none of this type, refuses it, or it cannot act inside of a model.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    settings = dict(config.settings)
+    kind = str(settings.pop("peft_type"))
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        names = ", ".join(sorted(one.value for one in PEFT_TYPE_TO_TUNER_MAPPING))
+        raise ConfigurationError(f"peft_type={kind!r} is unknown to this peft: choose from {names}")
+    try:
+        made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)  # type: ignore[index]
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"peft refuses these settings of {kind}: {error}") from None
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)  # type: ignore[call-overload]
+    if tuner is None or made.is_prompt_learning or made.is_adaption_prompt:
+        raise ConfigurationError(
+            f"{kind} wraps a whole model: use get_peft_model, or PrefixTuning for learned keys and values"
+        )
+    if hasattr(tuner, "update_and_allocate"):
+        raise ConfigurationError(f"{kind} has to be told of every step, which is not done here: use LoRA")
+    changes = getattr(made, "init_lora_weights", True)
+    if getattr(made, "bias", "none") not in ("none", False):
+        raise ConfigurationError(f"bias={made.bias!r} trains the base's own biases: use Fusion with BitFit")
+    if getattr(made, "layer_replication", None):
+        raise ConfigurationError("layer_replication makes another model: use get_peft_model")
+    if kind == "OSF" or changes not in (True, False, "gaussian", "orthogonal", "eva"):
+        raise ConfigurationError(
+            f"{kind} with init_lora_weights={changes!r} changes the base weights, which could not be "
+            "restored: use LoRA(init='pissa') or LoRA(init='olora')"
+        )
+    return made
+
+
+def _children(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module | None]:
+    return {(parent, name): child for parent in model.modules() for name, child in parent._modules.items()}
+
+
+class Injected(Attachment):
+    """Layers of peft in the places of a model's own, which lie inside of them.
+
+    Args:
+        model: The model.
+        settings: A configuration of peft.
+        dtype: Of new parameters: float32 (at least) or model.
+        generator: Its seed seeds what peft draws; the global stream does not move.
+    """
+
+    def __init__(self, model: nn.Module, settings: Any, dtype: str, generator: torch.Generator) -> None:
+        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+        self._model, self.settings = model, settings
+        own, before = {id(p) for p in model.parameters()}, _children(model)
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type]
+        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+        try:
+            with torch.random.fork_rng(list(devices)):
+                torch.default_generator.manual_seed(generator.initial_seed())
+                tuner(model, settings, ADAPTER)
+        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+            self._restore(before)
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigurationError(f"peft cannot adapt {type(model).__name__}: {reason}") from error
+        except BaseException:
+            self._restore(before)
+            raise
+        self._exchanged = {
+            place: (old, new)
+            for place, old in before.items()
+            if (new := place[0]._modules[place[1]]) is not old and old is not None and new is not None
+        }
+        if not self._exchanged:
+            self._restore(before)
+            raise ConfigurationError(
+                f"peft's {settings.peft_type.value} found nothing to adapt in {type(model).__name__}: "
+                "give target_modules"
+            )
+        inside = {id(new): new for _, new in self._exchanged.values()}
+        self.layers: dict[str, Any] = {n: m for n, m in model.named_modules() if id(m) in inside}
+        self._before: dict[str, list[Tensor]] = {}
+        self._merged: list[tuple[nn.Module, str, nn.Module]] = []
+        self._places = [
+            (module, name)
+            for layer in self.layers.values()
+            for module in layer.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and id(parameter) not in own and parameter.requires_grad
+        ]
+        for layer in self.layers.values():
+            layer.train(model.training)
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(**place_of_new(dtype, *self.layers.values()))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return what trains."""
+        seen: set[int] = set()
+        for module, name in self._places:
+            parameter = module._parameters[name]
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter
+
+    def _restore(self, before: Mapping[tuple[nn.Module, str], nn.Module | None]) -> None:
+        for (parent, name), child in before.items():
+            parent._modules[name] = child
+        vars(self._model).pop("peft_config", None)
+
+    def detach(self) -> None:
+        """Take peft's layers out."""
+        self._outside = [Outside(layer, layer.get_base_layer()) for layer in self.layers.values()]
+        self._restore({place: old for place, (old, _) in self._exchanged.items()})
+
+    def reattach(self) -> None:
+        """Put them in again."""
+        for layer in self._outside:
+            layer.catch_up()
+        self._restore({place: new for place, (_, new) in self._exchanged.items()})
+        self._model.peft_config = {ADAPTER: self.settings}  # type: ignore[assignment]
+
+    def merge(self, safe: bool = True) -> None:
+        """Fold the change into the base weights.
+
+        Args:
+            safe: Refuse where that gives a number that is not finite; no weight is changed then.
+        """
+        for name, layer in self.layers.items():
+            base = layer.get_base_layer()
+            if not hasattr(layer, "merge") or not all(p.is_floating_point() for p in base.parameters()):
+                raise ConfigurationError(
+                    f"{type(layer).__name__} on {name} cannot be merged: quantised weights would be rounded "
+                    "anew, and what acts between weights has no place in them; keep it attached"
+                )
+        try:
+            for name, layer in self.layers.items():
+                self._before[name] = [p.detach().clone() for p in layer.get_base_layer().parameters()]
+                layer.merge(safe_merge=safe)
+        except (ValueError, NotImplementedError) as error:
+            for name in self._before:
+                self._unmerge(name)
+            raise ConfigurationError(
+                f"merging {name} gives numbers that are not finite, or is not possible ({error}): take an "
+                "earlier checkpoint, or remove(model)"
+            ) from error
+        self._outside = [Outside(layer, layer.get_base_layer()) for layer in self.layers.values()]
+        merged = {id(new): new.get_base_layer() for _, new in self._exchanged.values()}  # type: ignore[operator]
+        for (parent, name), (_, new) in self._exchanged.items():
+            parent._modules[name] = merged[id(new)]
+
+    def _unmerge(self, name: str) -> None:
+        layer = self.layers[name]
+        if layer.merged_adapters:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it may be inexact: the exact values follow
+                layer.unmerge()
+        for parameter, value in zip(layer.get_base_layer().parameters(), self._before[name], strict=True):
+            parameter.data.copy_(value)
+
+    def unmerge(self) -> None:
+        """Restore the base weights as they were, and the change beside them."""
+        for layer in self._outside:
+            layer.catch_up()
+        for name in self.layers:
+            self._unmerge(name)
+        self._before.clear()
+        for (parent, name), (_, new) in self._exchanged.items():
+            parent._modules[name] = new

@@ -1,0 +1,82 @@
+"""Batches over several tasks: each holds rows of one of them, in an order that is a function of the seed."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, sqrt
+
+import numpy as np
+
+from finetune_common.data.batches import epoch_batches
+from finetune_common.errors import check_choice
+
+__all__ = ["batch_counts", "mixed_batches"]
+
+SAMPLINGS = ("size", "sqrt")
+"""How often a task is drawn: in proportion to its rows, or to their square root."""
+
+
+def batch_counts(sizes: Sequence[int], batch_size: int, sampling: str = "size") -> list[int]:
+    """Return how many batches of each task an epoch has.
+
+    In proportion to size, task t has n_t = ceil(N_t / B) batches, so that each of its N_t rows comes once. In
+    proportion to the square root, the sum of all n_t batches is shared out by sqrt(N_t): small tasks come
+    more often. Every task has at least one.
+
+    Args:
+        sizes: Rows of each task, N_t.
+        batch_size: Rows of a batch, B.
+        sampling: `size` or `sqrt`.
+
+    Examples:
+        >>> batch_counts([900, 100], 10), batch_counts([900, 100], 10, "sqrt")
+        ([90, 10], [75, 25])
+    """
+    check_choice("task_sampling", sampling, SAMPLINGS)
+    whole = [ceil(size / batch_size) for size in sizes]
+    if sampling == "size":
+        return whole
+    roots = [sqrt(size) for size in sizes]
+    return [max(1, round(sum(whole) * root / sum(roots))) for root in roots]
+
+
+def mixed_batches(
+    lengths: Mapping[str, Sequence[int] | np.ndarray],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    sampling: str = "size",
+    group_by_length: bool = False,
+) -> list[list[int]]:
+    """Return the rows of every batch of an epoch over several tasks, the tasks' batches shuffled.
+
+    Rows are numbered through all tasks in the order of `lengths`. Each task has a stream of its own epochs,
+    drawn by `epoch_batches`; an epoch here takes the next `batch_counts` batches of each stream. So a task
+    that is drawn more often begins its rows again, and none of a large task is left out for good.
+
+    Args:
+        lengths: Task → tokens of each of its rows.
+        batch_size: Rows of a batch; the last of a task's own epoch may be short.
+        seed: At least 0.
+        epoch: From 0.
+        sampling: `size` or `sqrt`, see `batch_counts`.
+        group_by_length: See `epoch_batches`.
+
+    Examples:
+        >>> batches = mixed_batches({"a": [7] * 4, "b": [7] * 2}, 2, seed=0, epoch=0)
+        >>> sorted(sorted(batch) for batch in batches)
+        [[0, 1], [2, 3], [4, 5]]
+    """
+    sizes = [len(rows) for rows in lengths.values()]
+    batches: list[list[int]] = []
+    before = 0
+    for own, count in zip(lengths.values(), batch_counts(sizes, batch_size, sampling), strict=True):
+        per_epoch = ceil(len(own) / batch_size)
+        first, last = epoch * count, (epoch + 1) * count
+        stream: list[list[int]] = []
+        for round_ in range(first // per_epoch, ceil(last / per_epoch)):
+            stream += epoch_batches(own, batch_size, seed=seed, epoch=round_, group_by_length=group_by_length)
+        skipped = first % per_epoch
+        batches += [[before + row for row in rows] for rows in stream[skipped : skipped + count]]
+        before += len(own)
+    order = np.random.default_rng([seed, epoch, len(lengths)]).permutation(len(batches))
+    return [batches[number] for number in order]
