@@ -42,7 +42,7 @@ def grouping_of(tensor: Tensor, layout: Layout, count: int, formula: Formula, si
     columns = _features(tensor, layout, count)
     if formula.groups == "rotated":
         own = math.gcd(size // 4, columns) if columns else 0
-        return Neighbours(own if own >= LEAST_ROTATED else size, rotated=True)
+        return Neighbours(own if own >= LEAST_ROTATED else max(1, size // 4), rotated=True)
     if formula.groups == "few":
         return Neighbours(max(1, size // 8))
     if formula.groups == "columns" and columns > 1 and count // columns >= size // 2 and not _image(tensor):

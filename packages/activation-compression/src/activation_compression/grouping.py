@@ -59,9 +59,7 @@ class Neighbours:
         if self._turns:
             turn, mix = _rotation(size, block.device)
         if size != self.size or turn is not None:
-            missing = -block.numel() % self.size
-            groups = torch.cat([block, block[-1:].expand(missing)]) if missing else block
-            groups = groups.view(-1, self.size)
+            groups = kernels.filled(block, -block.numel() % self.size, turn is not None).view(-1, self.size)
             if turn is not None:
                 groups = groups.float() @ turn
             if size != self.size:

@@ -19,7 +19,15 @@ from activation_compression import rotation, rules
 from finetune_common.compiled import Compiled
 
 __all__ = [
-    *("columns_first", "dequantize_columns_into", "dequantize_into", "flags_into", "gate_into", "is_fake"),
+    *(
+        "columns_first",
+        "dequantize_columns_into",
+        "dequantize_into",
+        "filled",
+        "flags_into",
+        "gate_into",
+        "is_fake",
+    ),
     *("quantize_columns_into", "quantize_into", "unflag_into"),
 ]
 
@@ -37,7 +45,7 @@ def is_fake(tensor: Tensor) -> bool:
 def quantize_into(
     x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, keys: Tensor, mix: Any = None
 ):
-    """Write `rules.encode` of a one-dimensional tensor; its last group is filled up with its last element.
+    """Write `rules.encode` of a one-dimensional tensor; its last group is filled up.
 
     Args:
         x: One-dimensional, floating.
@@ -58,10 +66,17 @@ def quantize_into(
         rows = x[:whole].view(groups, size), codes[: groups * width].view(words).view(groups, -1)
         _call(encode, *rows, low[:groups], step[:groups], keys, *more)
     if whole < x.numel():
-        rest = torch.cat([x[whole:], x[-1:].expand(size - (x.numel() - whole))]).view(1, size)
+        rest = filled(x[whole:], size - (x.numel() - whole), bool(more)).view(1, size)
         tail = codes[groups * width :].view(words).view(1, -1), low[groups:], step[groups:]
         keys = keys + keys.new_tensor([groups, 0])
         encode.function(rest, *tail, keys, *more)
+
+
+def filled(x: Tensor, missing: int, rotated: bool) -> Tensor:
+    """Return a last group that is filled up: with its last element, with zeros where all would be mixed."""
+    if not missing:
+        return x
+    return torch.cat([x, x.new_zeros(missing) if rotated else x[-1:].expand(missing)])
 
 
 def dequantize_into(
