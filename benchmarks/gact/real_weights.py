@@ -35,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def measure(name: str, folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each way of storing."""
     config = RunConfig(
-        task="mrpc",
+        task=options.task,
         model=folder,
         data_dir=options.data_dir,
         output_dir="none",
@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--task", default="mrpc")
     parser.add_argument("--models", nargs="+", default=[os.environ.get("MINILM_DIR")], help="folders")
     parser.add_argument("--names", nargs="+", default=["MiniLM", "MPNet"], help="what the table calls them")
     parser.add_argument("--data-dir", default=os.environ.get("GLUE_DATA_DIR"))
@@ -102,7 +103,7 @@ def main() -> None:
     ]
     report = {
         "rows": rows,
-        **{key: getattr(options, key) for key in ("draws", "max_length")},
+        **{key: getattr(options, key) for key in ("task", "draws", "max_length")},
         "batch": options.rows,
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),

@@ -15,8 +15,15 @@ from typing import Any
 from finetune_common.errors import check_choice
 
 __all__ = [
-    *("DECLARABLE", "EXACT", "FORMULAS", "OUTLIERS", "Formula", "Formulas", "Node"),
-    *("is_vocabulary", "what_follows"),
+    "DECLARABLE",
+    "EXACT",
+    "FORMULAS",
+    "OUTLIERS",
+    "Formula",
+    "Formulas",
+    "Node",
+    "is_vocabulary",
+    "what_follows",
 ]
 
 VOCABULARY = 8
@@ -39,8 +46,9 @@ class Formula:
         gate: Of a gate: node → the two numbers.
         bound: Of an index: node → the bound.
         groups: Which elements of a rounded value share a minimum and a step (`group_choice`): columns,
-            rotated, few or neighbours.
-        finer: Whether a rounded value gets twice the bits.
+            rotated or neighbours.
+        finer: Whether a rounded value gets twice the bits: q and k of fused attention, whose scores are
+            exponentiated; what the logits of a vocabulary are computed from again.
         wary: Whether a rounded value is wrong after all where what comes next is singular: p (1 - p) times
             1 / p, of which one p is rounded and the other is not.
     """
@@ -56,7 +64,6 @@ class Formula:
 LINEAR, SMOOTH, EXACT = Formula("linear"), Formula("smooth"), Formula("exact")
 LOGARITHM, SHAPE, COUPLED = Formula("logarithm"), Formula("shape"), Formula("coupled")
 FINER = Formula("linear", finer=True)
-EXPONENTIATED = Formula("linear", groups="few")
 OUTLIERS = Formula("smooth", groups="rotated")
 SQUARED = Formula("linear", groups="rotated", wary=True)
 IMAGE, IMAGES = Formula("linear", groups="neighbours"), Formula("smooth", groups="neighbours")
@@ -122,7 +129,7 @@ def _rows(*groups: tuple[Iterable[str], Mapping[str, Entry]]) -> dict[tuple[str,
     }
 
 
-_FUSED_ATTENTION = {"query": EXPONENTIATED, "key": EXPONENTIATED, "value": LINEAR, "output": COUPLED}
+_FUSED_ATTENTION = {"query": FINER, "key": FINER, "value": LINEAR, "output": COUPLED}
 _NORMS = (
     *("NativeGroupNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"),
     *("NativeBatchNormLegit", "NativeBatchNormLegitBackward1", "BatchNormWithUpdate"),

@@ -4,7 +4,6 @@
 | --- | --- | --- |
 | a normalisation | rotated neighbours | in the residual stream single features of tokens are huge |
 | a linear map, a product, a smooth function | columns | each feature has a range of its own over tokens |
-| q and k of fused attention | few neighbours | their scores are exponentiated |
 | anything made by a convolution | neighbours | they are of one channel |
 """
 
@@ -43,8 +42,6 @@ def grouping_of(tensor: Tensor, layout: Layout, count: int, formula: Formula, si
     if formula.groups == "rotated":
         own = math.gcd(size // 4, columns) if columns else 0
         return Neighbours(own if own >= LEAST_ROTATED else max(1, size // 4), rotated=True)
-    if formula.groups == "few":
-        return Neighbours(max(1, size // 8))
     if formula.groups == "columns" and columns > 1 and count // columns >= size // 2 and not _image(tensor):
         return Columns(size, columns)
     return Neighbours(size)

@@ -19,16 +19,16 @@ from activation_compression import rotation, rules
 from finetune_common.compiled import Compiled
 
 __all__ = [
-    *(
-        "columns_first",
-        "dequantize_columns_into",
-        "dequantize_into",
-        "filled",
-        "flags_into",
-        "gate_into",
-        "is_fake",
-    ),
-    *("quantize_columns_into", "quantize_into", "unflag_into"),
+    "columns_first",
+    "dequantize_columns_into",
+    "dequantize_into",
+    "filled",
+    "flags_into",
+    "gate_into",
+    "is_fake",
+    "quantize_columns_into",
+    "quantize_into",
+    "unflag_into",
 ]
 
 COMPILE_FROM = 2**16

@@ -16,9 +16,20 @@ from torch import Tensor
 from finetune_common.compiled import random_bits, uniform16
 
 __all__ = [
-    *("cast", "decode", "decode_columns", "decode_flags"),
-    *("encode", "encode_columns", "encode_flags", "encode_gate"),
-    *("PIECES", "WORDS", "noise16", "parts_of", "rounded", "shifting"),
+    "PIECES",
+    "WORDS",
+    "cast",
+    "decode",
+    "decode_columns",
+    "decode_flags",
+    "encode",
+    "encode_columns",
+    "encode_flags",
+    "encode_gate",
+    "noise16",
+    "parts_of",
+    "rounded",
+    "shifting",
 ]
 
 TINIEST = 2.0**-126
