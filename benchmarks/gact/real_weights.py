@@ -47,7 +47,8 @@ def measure(name: str, folder: str, options: argparse.Namespace) -> list[dict[st
     [batch] = Data.load(config, run.tokenizer).loader("train", [list(range(options.rows))])
     exact = gradient(model, batch, ActivationCompressor(model, "L0"))
     rows = []
-    for way, settings in WAYS.items():
+    for way in options.ways:
+        settings = WAYS[way]
         compressor = ActivationCompressor(model, **settings)
         if compressor.level.automatic:
             compressor.adapt(lambda: model(**batch).loss)
@@ -63,6 +64,7 @@ def measure(name: str, folder: str, options: argparse.Namespace) -> list[dict[st
                 "error_of_mean": float((mean - exact).norm() / exact.norm()),
             }
         )
+        print(f"{name}, {way}: error {rows[-1]['error']:.3f} at {rows[-1]['ratio']:.1f}x", flush=True)
     return rows
 
 
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--task", default="mrpc")
     parser.add_argument("--models", nargs="+", default=[os.environ.get("MINILM_DIR")], help="folders")
     parser.add_argument("--names", nargs="+", default=["MiniLM", "MPNet"], help="what the table calls them")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="rows a model")
     parser.add_argument("--data-dir", default=os.environ.get("GLUE_DATA_DIR"))
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=96)
