@@ -1,4 +1,4 @@
-"""Other architectures with tiny configurations: bytes saved, error of the gradient, and whether it trains.
+"""Nineteen architectures, 2 layers, 256 wide: bytes saved, error of the gradient, and whether it trains.
 
 The error is that of one gradient against the plain one, ‖ĝ - g‖ / ‖g‖, and of the mean of several; the loss
 is that of one batch before and after training on it, compressed and plain from the same start.
@@ -23,9 +23,16 @@ from glue_harness.hardware import hardware, versions
 from glue_harness.run.records import write_report
 
 HERE = Path(__file__).parent
-DRAWS, STEPS, RATE = 20, 15, 1e-3
-TEXT = {"vocab_size": 200}
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+DRAWS, STEPS, RATE, LEVELS = 20, 15, 1e-3, ("lossless", "L1", "L1.2")
+WORDS, WIDTH, LENGTH, BATCH = 512, 256, 64, 8
+TEXT = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+INNER = {"intermediate_size": 2 * WIDTH}
+DECODER = {**TEXT, **INNER, "num_key_value_heads": 2, "use_cache": False}
+DECODER |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": WIDTH, "head_dim": WIDTH // 4}
+SEEING = {"image_size": 32, "patch_size": 4, **{k: v for k, v in TEXT.items() if k != "vocab_size"}}
+
+Batch = dict[str, Tensor]
 
 
 class GraphConvolution(nn.Module):
@@ -33,12 +40,12 @@ class GraphConvolution(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        nodes = 200
+        nodes = 400
         edges = (torch.rand(nodes, nodes) < 0.05).float()
         adjacency = ((edges + edges.t() + torch.eye(nodes)) > 0).float()
         scale = adjacency.sum(1).rsqrt()
         self.register_buffer("adjacency", scale[:, None] * adjacency * scale)
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in ((32, 64), (64, 64), (64, 5))])
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in ((32, 128), (128, 128), (128, 5))])
 
     def forward(self, features: Tensor, labels: Tensor) -> Any:
         """Return the mean cross-entropy over nodes."""
@@ -48,65 +55,110 @@ class GraphConvolution(nn.Module):
         return transformers.modeling_outputs.SequenceClassifierOutput(loss=loss)
 
 
-def text(decoder: bool = False) -> dict[str, Tensor]:
-    tokens = torch.randint(2, 200, (8, 32))
-    return {"input_ids": tokens, "labels": tokens if decoder else torch.randint(2, (8,))}
+def text(decoder: bool = False) -> Batch:
+    tokens = torch.randint(2, WORDS, (BATCH, LENGTH))
+    return {"input_ids": tokens, "labels": tokens if decoder else torch.randint(2, (BATCH,))}
 
 
-def images(size: int) -> dict[str, Tensor]:
-    return {"pixel_values": torch.randn(8, 3, size, size), "labels": torch.randint(2, (8,))}
+def images(size: int) -> Batch:
+    return {"pixel_values": torch.randn(BATCH, 3, size, size), "labels": torch.randint(2, (BATCH,))}
 
 
-def make(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return a model and a batch."""
-    t = transformers
-    models: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {
-        "BERT": lambda: (t.BertForSequenceClassification(t.BertConfig(**TEXT, **SMALL)), text()),
-        "DeBERTa": lambda: (t.DebertaV2ForSequenceClassification(t.DebertaV2Config(**TEXT, **SMALL)), text()),
-        "GPT-2": lambda: (
-            t.GPT2LMHeadModel(
-                t.GPT2Config(**TEXT, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
-            ),
-            text(decoder=True),
-        ),
-        "T5": lambda: (
-            t.T5ForConditionalGeneration(
-                t.T5Config(
-                    **TEXT, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0
-                )
-            ),
-            text(decoder=True),
-        ),
-        "ViT": lambda: (
-            t.ViTForImageClassification(
-                t.ViTConfig(image_size=32, patch_size=4, hidden_dropout_prob=0.1, **SMALL)
-            ),
-            images(32),
-        ),
-        "Swin": lambda: (
-            t.SwinForImageClassification(
-                t.SwinConfig(
-                    image_size=32, patch_size=2, embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4
-                )
-            ),
-            images(32),
-        ),
-        "ResNet": lambda: (
-            t.ResNetForImageClassification(
-                t.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic")
-            ),
-            images(64),
-        ),
-        "graph convolution": lambda: (
-            GraphConvolution(),
-            {"features": torch.randn(200, 32), "labels": torch.randint(5, (200,))},
-        ),
+def decoder(name: str, **more: Any) -> tuple[nn.Module, Batch]:
+    """Return a small causal model of a family and a batch."""
+    config = getattr(transformers, f"{name}Config")(**{**DECODER, **more})
+    return getattr(transformers, f"{name}ForCausalLM")(config), text(decoder=True)
+
+
+def classifier(name: str, batch: Batch, kind: str = "Sequence", **settings: Any) -> tuple[nn.Module, Batch]:
+    """Return a small classifier of a family and a batch."""
+    config = getattr(transformers, f"{name}Config")(**settings)
+    return getattr(transformers, f"{name}For{kind}Classification")(config), batch
+
+
+def t5() -> tuple[nn.Module, Batch]:
+    config = transformers.T5Config(
+        **{"vocab_size": WORDS, "d_model": WIDTH, "d_kv": WIDTH // 4, "d_ff": 2 * WIDTH, "num_layers": 2},
+        **{"num_heads": 4, "decoder_start_token_id": 0, "use_cache": False},
+    )
+    return transformers.T5ForConditionalGeneration(config), text(decoder=True)
+
+
+def whisper() -> tuple[nn.Module, Batch]:
+    layers = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in WHISPER.items()}
+    config = transformers.WhisperConfig(
+        **{"vocab_size": WORDS, "d_model": WIDTH, "num_mel_bins": 16, "max_source_positions": 100},
+        **{"max_target_positions": LENGTH, "use_cache": False, **layers, **SPECIAL},
+    )
+    tokens = torch.randint(2, WORDS, (BATCH, 32))
+    return transformers.WhisperForConditionalGeneration(config), {
+        "input_features": torch.randn(BATCH, 16, 200),
+        "labels": tokens,
     }
+
+
+WHISPER = {"layers": 2, "attention_heads": 4, "ffn_dim": 2 * WIDTH}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+
+
+def wav2vec() -> tuple[nn.Module, Batch]:
+    config = transformers.Wav2Vec2Config(
+        **{**TEXT, **INNER, "vocab_size": 32, "conv_dim": (64, 64), "conv_stride": (5, 4)},
+        **{"conv_kernel": (10, 8), "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16},
+        **{"num_conv_pos_embedding_groups": 4, "mask_time_prob": 0.0, "layerdrop": 0.0},
+    )
+    labels = torch.randint(1, 32, (BATCH, 20))
+    return transformers.Wav2Vec2ForCTC(config), {"input_values": torch.randn(BATCH, 2400), "labels": labels}
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Batch]]] = {
+    "Llama": lambda: decoder("Llama"),
+    "Qwen3": lambda: decoder("Qwen3", head_dim=WIDTH // 4),
+    "Gemma3": lambda: gemma(),
+    "Mistral": lambda: decoder("Mistral"),
+    "Phi3": lambda: decoder("Phi3"),
+    "Mixtral": lambda: decoder("Mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "Qwen3-MoE": lambda: decoder("Qwen3Moe", num_experts=4, **EXPERTS),
+    "Mamba": lambda: (
+        transformers.MambaForCausalLM(
+            transformers.MambaConfig(
+                vocab_size=WORDS, hidden_size=WIDTH, num_hidden_layers=2, use_cache=False
+            )
+        ),
+        text(decoder=True),
+    ),
+    "BERT": lambda: classifier("Bert", text(), **TEXT, **INNER),
+    "ModernBERT": lambda: classifier("ModernBert", text(), **TEXT, **INNER, **MODERN),
+    "DeBERTa-v2": lambda: classifier("DebertaV2", text(), **TEXT, **INNER),
+    "T5": t5,
+    "Whisper": whisper,
+    "Wav2Vec2-CTC": wav2vec,
+    "ViT": lambda: classifier("ViT", images(32), "Image", **SEEING, **INNER),
+    "DINOv2": lambda: classifier("Dinov2", images(32), "Image", **SEEING),
+    "ConvNeXt": lambda: classifier(
+        "ConvNext", images(64), "Image", hidden_sizes=[64, 128], depths=[2, 2], num_stages=2
+    ),
+    "ResNet": lambda: classifier(
+        *("ResNet", images(64), "Image"),
+        **{"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [2, 2], "layer_type": "basic"},
+    ),
+    "graph convolution": lambda: (
+        GraphConvolution(),
+        {"features": torch.randn(400, 32), "labels": torch.randint(5, (400,))},
+    ),
+}
+MODERN = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1, "cls_token_id": 0, "sep_token_id": 1}
+
+
+def gemma() -> tuple[nn.Module, Batch]:
+    config = transformers.Gemma3TextConfig(**{**DECODER, "head_dim": WIDTH // 4})
+    return transformers.Gemma3ForCausalLM(config), text(decoder=True)
+
+
+def make(name: str) -> tuple[nn.Module, Batch]:
+    """Return a model and a batch."""
     torch.manual_seed(0)
-    return models[name]()
-
-
-ARCHITECTURES = ("BERT", "DeBERTa", "GPT-2", "T5", "ViT", "Swin", "ResNet", "graph convolution")
+    return MODELS[name]()
 
 
 def gradient(model: nn.Module, batch: dict[str, Tensor], compressor: ActivationCompressor) -> Tensor:
@@ -172,17 +224,15 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure all, print and keep the table."""
-    parser = argparse.ArgumentParser(description="Other architectures with compressed activations.")
-    parser.add_argument("--names", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser = argparse.ArgumentParser(description="Nineteen architectures with compressed activations.")
+    parser.add_argument("--names", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"gradients to average ({DRAWS})")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of training ({STEPS})")
     parser.add_argument("--output-dir", type=Path, default=HERE / "results" / "architectures")
     options = parser.parse_args()
     report = {
         "rows": [
-            measure(name, level, options.draws, options.steps)
-            for name in options.names
-            for level in ("L1", "L1.2")
+            measure(name, level, options.draws, options.steps) for name in options.names for level in LEVELS
         ],
         "draws": options.draws,
         "steps": options.steps,

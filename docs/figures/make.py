@@ -15,8 +15,11 @@ from typing import Any
 import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
+from torch._subclasses import FakeTensorMode
 from torch.distributions import Pareto
+from transformers import BertConfig, BertForSequenceClassification
 
+from activation_compression import ActivationCompressor
 from glue_harness import parse_mapping, run
 from glue_harness.cost.footprint import predict
 from sensitivity_lr.analysis import SensitivityTracker
@@ -173,6 +176,41 @@ def activation_memory() -> Figure:
     return figure
 
 
+def what_a_layer_saves() -> Figure:
+    """Bytes of two BERT layers by what becomes of them: as autograd saves them, lossless, and at 4 bits."""
+    config = BertConfig(num_hidden_layers=2)
+    kinds = ("computed again", "rounded", "one bit", "as it is")
+    bars: dict[str, dict[str, int]] = {}
+    with FakeTensorMode():
+        model = BertForSequenceClassification(config).train()
+        batch = {
+            "input_ids": torch.zeros(16, 128, dtype=torch.long),
+            "attention_mask": torch.ones(16, 1, 128, 128),
+            "labels": torch.zeros(16, dtype=torch.long),
+        }
+        for level in ("L1", "lossless"):
+            with ActivationCompressor(model, level) as compressor:
+                model(**batch)
+            before, after = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
+            for row in compressor.stats.rows:
+                small = {1: "one bit", 2: "rounded", 4: "rounded", 8: "rounded"}.get(row.bits, "as it is")
+                kind = "computed again" if row.derived_from else small
+                before[kind] += row.original_bytes
+                after[kind] += row.stored_bytes
+            bars.setdefault("as autograd saves it", before)
+            bars[level] = after
+    figure = Figure(figsize=(6, 2.4), layout="constrained")
+    axes, names = figure.subplots(), list(bars)[::-1]
+    left = [0.0] * len(names)
+    for number, kind in enumerate(kinds):
+        widths = [bars[name][kind] / 2**20 for name in names]
+        axes.barh(names, widths, left=left, color=f"C{number}", label=kind)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set(xlabel="saved activations of two BERT layers, MiB (batch 16, 128 tokens)")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def home() -> Figure:
     """What methods need against plain fine-tuning, from the committed measurements of speed."""
     steps, ways = (
@@ -213,6 +251,7 @@ def main() -> None:
         layers,
         parameter_efficiency,
         activation_memory,
+        what_a_layer_saves,
         home,
     ):
         if chosen and draw.__name__ not in chosen:

@@ -137,12 +137,12 @@ SHAPES = {
     "llama, grouped heads": lambda: LlamaForSequenceClassification(llama(4)),
 }
 RATIOS = {
-    ("bert", "L1"): 12.3,
-    ("bert", "L1.2"): 22.4,
+    ("bert", "L1"): 14.2,
+    ("bert", "L1.2"): 25.2,
     ("bert", "lossless"): 2.0,
-    ("llama", "L1"): 11.3,
+    ("llama", "L1"): 13.1,
     ("llama", "lossless"): 1.86,
-    ("llama, grouped heads", "L1"): 12.2,
+    ("llama, grouped heads", "L1"): 14.5,
     ("llama, grouped heads", "lossless"): 1.97,
 }
 

@@ -100,7 +100,7 @@ def test_random_numbers_are_independent_of_position_seed_and_stream():
 
 
 def test_uniform_numbers_fill_their_interval_evenly():
-    u, v = rules.noise16(2000, 128, 0, torch.tensor([7, 9], dtype=torch.int32))
+    u, v = rules.noise16((2000, 128), 0, torch.tensor([7, 9], dtype=torch.int32))
     for numbers in (u, v):
         counts = torch.histc(numbers.flatten(), 64, 0, 1).double()
         expected = numbers.numel() / 64
@@ -208,7 +208,7 @@ def test_agrees_with_a_slow_reference(bits):
     found = rules.decode(codes, low, step, bits, 256, torch.float32).numpy()
     parts = 8 // bits
     width = 256 // parts
-    rows = [n for pair in range((parts + 1) // 2) for n in rules.noise16(1, width, pair * width, keys)]
+    rows = [n for pair in range((parts + 1) // 2) for n in rules.noise16((1, width), pair, keys)]
     u = torch.cat(rows, dim=1).flatten()[:256].double().numpy()
     np.testing.assert_allclose(
         found, slow_reference(np.float64(np.float32(x)), bits, u), atol=float(step) * 1e-3

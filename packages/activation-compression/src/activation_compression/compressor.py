@@ -109,7 +109,7 @@ class ActivationCompressor:
         self.stats = Statistics()
         self.log: list[dict[str, Any]] = []
         self.store = Store(self.level, derive, group_size, Draws(seed), min_elements, Formulas(formulas))
-        self.store.alike = not derive
+        self.store.alike = self.store.published = not derive
         self._settings: dict[str, Any] = {
             "group_size": group_size,
             "seed": seed,

@@ -14,7 +14,17 @@ from typing import Any
 
 from finetune_common.errors import check_choice
 
-__all__ = ["DECLARABLE", "EXACT", "FORMULAS", "Formula", "Formulas", "Node", "is_vocabulary", "what_follows"]
+__all__ = [
+    "DECLARABLE",
+    "EXACT",
+    "FORMULAS",
+    "OUTLIERS",
+    "Formula",
+    "Formulas",
+    "Node",
+    "is_vocabulary",
+    "what_follows",
+]
 
 VOCABULARY = 8
 """Outputs for each input from which a linear map counts as that of a vocabulary."""
@@ -35,8 +45,10 @@ class Formula:
             only together with other saved values.
         gate: Of a gate: node → the two numbers.
         bound: Of an index: node → the bound.
+        groups: Which elements of a rounded value share a minimum and a step (`group_choice`): columns,
+            rotated or neighbours.
         finer: Whether a rounded value gets twice the bits: q and k of fused attention, whose scores are
-            exponentiated; the inputs of layer normalisations, in which pre-trained models have outliers.
+            exponentiated; what the logits of a vocabulary are computed from again.
         wary: Whether a rounded value is wrong after all where what comes next is singular: p (1 - p) times
             1 / p, of which one p is rounded and the other is not.
     """
@@ -44,6 +56,7 @@ class Formula:
     kind: str
     gate: Callable[[Node], tuple[float, float]] | None = None
     bound: Callable[[Node], int] | None = None
+    groups: str = "columns"
     finer: bool = False
     wary: bool = False
 
@@ -51,8 +64,9 @@ class Formula:
 LINEAR, SMOOTH, EXACT = Formula("linear"), Formula("smooth"), Formula("exact")
 LOGARITHM, SHAPE, COUPLED = Formula("logarithm"), Formula("shape"), Formula("coupled")
 FINER = Formula("linear", finer=True)
-OUTLIERS = Formula("smooth", finer=True)
-SQUARED = Formula("linear", finer=True, wary=True)
+OUTLIERS = Formula("smooth", groups="rotated")
+SQUARED = Formula("linear", groups="rotated", wary=True)
+IMAGE, IMAGES = Formula("linear", groups="neighbours"), Formula("smooth", groups="neighbours")
 FACTOR, RESULT = Formula("linear", wary=True), Formula("smooth", wary=True)
 
 DECLARABLE = {"linear": LINEAR, "smooth": SMOOTH, "exact": EXACT, "shape": SHAPE}
@@ -136,12 +150,14 @@ FORMULAS = _rows(
     (("Addcmul",), {"tensor1": LINEAR, "tensor2": LINEAR}),
     (("GroupedMm",), {"self": LINEAR, "mat2": LINEAR}),
     (("LerpBackward1",), {"self": LINEAR, "end": LINEAR, "weight": LINEAR}),
-    (("Linear", "Convolution", "ConvolutionBackward1"), {"input": LINEAR, "weight": LINEAR}),
+    (("Linear",), {"input": LINEAR, "weight": LINEAR}),
+    (("Convolution", "ConvolutionBackward1"), {"input": IMAGE, "weight": IMAGE}),
     (
         ("CudnnConvolution", "CudnnConvolutionTranspose", "MkldnnConvolution", "MpsConvolution"),
-        {"self": LINEAR, "weight": LINEAR},
+        {"self": IMAGE, "weight": IMAGE},
     ),
-    (("ConvDepthwise2D", "ConvDepthwise3D", "MkldnnLinear"), {"self": LINEAR, "weight": LINEAR}),
+    (("ConvDepthwise2D", "ConvDepthwise3D"), {"self": IMAGE, "weight": IMAGE}),
+    (("MkldnnLinear",), {"self": LINEAR, "weight": LINEAR}),
     # losses and moments whose slope is linear
     (("MseLoss",), {"self": LINEAR, "target": LINEAR}),
     (("Var", "VarMean"), {"self": LINEAR}),
@@ -153,7 +169,7 @@ FORMULAS = _rows(
     (("Elu",), {"self": _elu}),
     (("LogSigmoid",), {"self": SMOOTH}),
     (("BinaryCrossEntropyWithLogits",), {"self": SMOOTH}),
-    (_NORMS, {"input": SMOOTH}),
+    (_NORMS, {"input": IMAGES}),
     (("NativeLayerNorm", "FusedRmsNorm"), {"input": OUTLIERS}),
     # one bit: whether the gradient passes
     (("Relu",), {"result": _gate(0.0, math.inf)}),

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from activation_compression.blocks import sample
 from activation_compression.derivations import RECIPES
-from activation_compression.formulas import EXACT, SMOOTH, Formula, Node, what_follows
+from activation_compression.formulas import EXACT, OUTLIERS, Formula, Node, what_follows
 from activation_compression.operation import CurrentOperation, calling_module, producer, saved_values
 from activation_compression.recipe import note
 from activation_compression.regions import Regions
@@ -180,7 +180,7 @@ class ForwardPass:
         They stay exact where the region decides something from values, such as which expert a token goes
         to: it would decide otherwise when it runs again.
         """
-        return SMOOTH if value == "region" and not self._regions.decides else EXACT
+        return OUTLIERS if value == "region" and not self._regions.decides else EXACT
 
     def _calling(self) -> str:
         return calling_module(self._modules)

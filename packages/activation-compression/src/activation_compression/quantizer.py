@@ -11,11 +11,22 @@ from torch import Tensor
 
 from activation_compression import blocks, kernels
 from activation_compression.blocks import Layout, as_block
+from activation_compression.grouping import Grouping, Neighbours
 from activation_compression.levels import WIDTHS
-from activation_compression.rules import FLAG_GROUP, parts_of
+from activation_compression.rules import FLAG_GROUP
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
-__all__ = ["Codes", "Flags", "Quantized", "dequantize", "keys_of", "pack_flags", "pack_gate", "quantize"]
+__all__ = [
+    "Codes",
+    "Flags",
+    "Quantized",
+    "dequantize",
+    "fitting",
+    "keys_of",
+    "pack_flags",
+    "pack_gate",
+    "quantize",
+]
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 """What is quantised."""
@@ -30,7 +41,7 @@ class Codes:
         low: bfloat16, the minimum of each group, rounded down.
         step: bfloat16, the distance between two codes of each group, rounded up.
         bits: 1, 2, 4 or 8.
-        group_size: Elements of a group.
+        grouping: Which elements are a group.
         count: Elements of the block.
         dtype: Of the block.
     """
@@ -39,7 +50,7 @@ class Codes:
     low: Tensor
     step: Tensor
     bits: int
-    group_size: int
+    grouping: Grouping
     count: int
     dtype: torch.dtype
 
@@ -53,34 +64,42 @@ class Codes:
         """Bytes of codes, minima and steps."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no group is known to hold NaN or ±∞; asked on a CPU alone, as a GPU would have to wait."""
+        step = self.step
+        return step.device.type != "cpu" or kernels.is_fake(step) or not bool(step.isnan().any())
+
     def with_tensors(self, tensors: list[Tensor]) -> Codes:
         """Return the same codes in other memory."""
         codes, low, step = tensors
         return replace(self, codes=codes, low=low, step=step)
 
     @classmethod
-    def pack(cls, block: Tensor, bits: int, group_size: int, keys: Tensor | None) -> Codes:
-        """Quantise a block; a fake one needs no keys and receives no values."""
-        size = _stored_size(group_size, bits)
-        groups = -(-block.numel() // group_size)
-        codes = block.new_empty(groups * size // parts_of(bits), dtype=torch.uint8)
+    def pack(cls, block: Tensor, bits: int, grouping: Grouping | int, keys: Tensor | None) -> Codes:
+        """Quantise a block; a fake one needs no keys and receives no values.
+
+        Args:
+            block: One-dimensional, floating.
+            bits: 1, 2, 4 or 8.
+            grouping: Which elements share a minimum and a step; a number: that many neighbours.
+            keys: int32, two numbers.
+        """
+        grouping = Neighbours(grouping) if isinstance(grouping, int) else grouping
+        count, groups = grouping.lengths(block.numel(), bits)
+        codes = block.new_empty(count, dtype=torch.uint8)
         low, step = block.new_empty((2, groups), dtype=torch.bfloat16).unbind()
         if groups and not kernels.is_fake(block):
             assert keys is not None
-            kernels.quantize_into(_regrouped(block, group_size, size), codes, low, step, bits, size, keys)
-        return cls(codes, low, step, bits, group_size, block.numel(), block.dtype)
+            grouping.write(block, codes, low, step, bits, keys)
+        return cls(codes, low, step, bits, grouping, block.numel(), block.dtype)
 
     def unpack(self) -> Tensor:
         """Return the block, each element within one step of the original."""
-        size = _stored_size(self.group_size, self.bits)
-        regroup = size != self.group_size
-        count = len(self.low) * size if regroup else self.count
-        block = self.codes.new_empty(count, dtype=self.dtype)
-        if count and not kernels.is_fake(block):
-            kernels.dequantize_into(block, self.codes, self.low, self.step, self.bits, size)
-        if not regroup:
-            return block
-        return block.view(-1, size)[:, : self.group_size].reshape(-1)[: self.count].contiguous()
+        block = self.codes.new_empty(self.count, dtype=self.dtype)
+        if self.count and not kernels.is_fake(block):
+            self.grouping.read(block, self.codes, self.low, self.step, self.bits)
+        return block
 
 
 @dataclass(frozen=True)
@@ -283,16 +302,7 @@ def _shifted(value: Tensor, by: int) -> Tensor:
     return (value >> by) & (2 ** (64 - by) - 1)
 
 
-def _stored_size(group_size: int, bits: int) -> int:
-    """Return the group size filled up to whole bytes."""
-    parts = parts_of(bits)
-    return -(-group_size // parts) * parts
-
-
-def _regrouped(block: Tensor, group_size: int, size: int) -> Tensor:
-    """Fill every group up to `size` elements by repeating its last one."""
-    if size == group_size:
-        return block
-    missing = -block.numel() % group_size
-    groups = torch.cat([block, block[-1:].expand(missing)]).view(-1, group_size)
-    return torch.cat([groups, groups[:, -1:].expand(-1, size - group_size)], dim=1).view(-1)
+def fitting(bound: int, dtype: torch.dtype) -> torch.dtype | None:
+    """Return the narrowest integers that hold all numbers below a bound, if narrower than a dtype."""
+    narrow = (torch.uint8, torch.int16, torch.int32)
+    return next((d for d in narrow if bound <= torch.iinfo(d).max and d.itemsize < dtype.itemsize), None)

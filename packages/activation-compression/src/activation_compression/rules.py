@@ -2,17 +2,35 @@
 
 A tensor is cut into groups of S elements, and a group into 8 / bits *parts* of S·bits/8 neighbours. Byte j of
 a group's codes holds element j of every part, the first part in the lowest bits. So all parts of a group are
-read, reduced and written side by side: one pass over memory, on a GPU one kernel.
+read, reduced and written side by side: one pass over memory, on a GPU one kernel. A group may also run across
+rows: then what is said of an element holds of a run of columns.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from finetune_common.compiled import random_bits, uniform16
 
-__all__ = ["decode", "decode_flags", "encode", "encode_flags", "encode_gate", "noise16", "parts_of"]
+__all__ = [
+    "PIECES",
+    "WORDS",
+    "cast",
+    "decode",
+    "decode_columns",
+    "decode_flags",
+    "encode",
+    "encode_columns",
+    "encode_flags",
+    "encode_gate",
+    "noise16",
+    "parts_of",
+    "rounded",
+    "shifting",
+]
 
 TINIEST = 2.0**-126
 """The smallest step: the smallest normal float32."""
@@ -28,26 +46,29 @@ def parts_of(bits: int) -> int:
     return 8 // bits
 
 
-def noise16(count: int, width: int, offset: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+def noise16(shape: Sequence[int], number: int, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return two independent numbers in {0, 1, …, 65535}/65536 for every position of a grid.
 
     Args:
-        count: Rows of the grid.
-        width: Columns of the grid.
-        offset: Position of the first element.
+        shape: Of the grid, two or three lengths.
+        number: Of the grid; other grids of this shape have other numbers.
         keys: int32, two numbers.
 
     Returns:
-        Two float32 tensors (count, width).
+        Two float32 tensors of that shape.
 
     Examples:
-        >>> u, v = noise16(1000, 128, 0, torch.tensor([1, 2], dtype=torch.int32))
+        >>> u, v = noise16((1000, 128), 0, torch.tensor([1, 2], dtype=torch.int32))
         >>> round(float(u.mean()), 2), round(float((u * v).mean()), 2)
         (0.5, 0.25)
     """
-    rows = torch.arange(count, dtype=torch.int32, device=keys.device).unsqueeze(1) * width
-    position = rows + torch.arange(width, dtype=torch.int32, device=keys.device) + offset
-    return uniform16(random_bits(position, *keys.unbind()))
+    position, count = None, number
+    for length in shape:
+        places = torch.arange(length, dtype=torch.int32, device=keys.device)
+        position = places if position is None else position.unsqueeze(-1) * length + places
+        count = count * length
+    assert position is not None
+    return uniform16(random_bits(position + count, *keys.unbind()))
 
 
 def _bfloat16_below(x: Tensor) -> Tensor:
@@ -59,6 +80,45 @@ def _bfloat16_below(x: Tensor) -> Tensor:
 def _bfloat16_above(x: Tensor) -> Tensor:
     """Round a non-negative float32 to bfloat16 towards +∞ (the value stays float32)."""
     return ((x.view(torch.int32) + 0xFFFF) & -65536).view(torch.float32)
+
+
+def shifting(bits: int) -> torch.dtype:
+    """Return the integers in which codes of so many bits together are shifted."""
+    return torch.int64 if bits > 32 else torch.int32
+
+
+def rounded(
+    pieces: Sequence[Tensor], bits: int, keys: Tensor, axis: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round pieces of groups side by side: (groups, neighbours), or with columns as one more axis.
+
+    Args:
+        pieces: In float32.
+        bits: 1, 2, 4 or 8.
+        keys: int32, two numbers.
+        axis: That of the elements of a group.
+
+    Returns:
+        The codes of all pieces in one integer, the first in the lowest bits; m and s, one a group and column.
+    """
+    levels = 2**bits - 1
+    low, high = pieces[0], pieces[0]
+    for piece in pieces[1:]:
+        low, high = torch.minimum(low, piece), torch.maximum(high, piece)
+    low = _bfloat16_below(low.amin(dim=axis, keepdim=True))
+    width = high.amax(dim=axis, keepdim=True) - low
+    step = _bfloat16_above((width / levels).clamp(min=TINIEST))
+    inverse = 1.0 / step
+    codes, noise, whole = None, (), shifting(bits * len(pieces))
+    for number, piece in enumerate(pieces):
+        if number % 2 == 0:
+            noise = noise16(piece.shape, number // 2, keys)
+        q = torch.floor((piece - low) * inverse + noise[number % 2]).clamp(max=levels).to(whole)
+        shifted = (q & levels) << (bits * number)
+        codes = shifted if codes is None else codes | shifted
+    assert codes is not None
+    step = torch.where(width < torch.inf, step, torch.nan)
+    return codes, low.to(torch.bfloat16), step.to(torch.bfloat16)
 
 
 def encode(x: Tensor, bits: int, size: int, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,31 +144,10 @@ def encode(x: Tensor, bits: int, size: int, keys: Tensor) -> tuple[Tensor, Tenso
         >>> codes.shape, low.item(), step.item() >= 7 / 15
         (torch.Size([4]), 0.0, True)
     """
-    parts, levels = parts_of(bits), 2**bits - 1
+    parts = parts_of(bits)
     pieces = [part.float() for part in x.view(-1, parts, size // parts).unbind(1)]
-    low, high = pieces[0], pieces[0]
-    for piece in pieces[1:]:
-        low, high = torch.minimum(low, piece), torch.maximum(high, piece)
-    low = _bfloat16_below(low.amin(dim=1, keepdim=True))
-    width = high.amax(dim=1, keepdim=True) - low
-    step = _bfloat16_above((width / levels).clamp(min=TINIEST))
-    inverse = 1.0 / step
-    codes, noise = None, ()
-    for number, piece in enumerate(pieces):
-        if number % 2 == 0:
-            columns = size // parts
-            offset = (number // 2) * len(piece) * columns
-            noise = noise16(len(piece), columns, offset, keys)
-        q = torch.floor((piece - low) * inverse + noise[number % 2]).clamp(max=levels).to(torch.int32)
-        shifted = (q & levels) << (bits * number)
-        codes = shifted if codes is None else codes | shifted
-    assert codes is not None
-    step = torch.where(width < torch.inf, step, torch.nan)
-    return (
-        codes.to(torch.uint8).view(-1),
-        low.to(torch.bfloat16).view(-1),
-        step.to(torch.bfloat16).view(-1),
-    )
+    codes, low, step = rounded(pieces, bits, keys)
+    return codes.to(torch.uint8).view(-1), low.view(-1), step.view(-1)
 
 
 def decode(codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -127,13 +166,64 @@ def decode(codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, dtype
         >>> decode(*encode(torch.tensor([0.0, 0.0, 15.0, 15.0]), 4, 4, keys), 4, 4, torch.float32)
         tensor([ 0.,  0., 15., 15.])
     """
-    parts, levels = parts_of(bits), 2**bits - 1
-    packed = codes.view(-1, 1, size // parts).to(torch.int32)
-    shifts = bits * torch.arange(parts, dtype=torch.int32, device=codes.device).view(1, parts, 1)
-    x = ((packed >> shifts) & levels).float() * step.float().view(-1, 1, 1) + low.float().view(-1, 1, 1)
-    if dtype == torch.float16:
-        x = x.clamp(-65504.0, 65504.0)
-    return x.to(dtype).view(-1)
+    parts = parts_of(bits)
+    packed = codes.view(-1, size // parts)
+    return _decoded(packed, low.view(-1, 1, 1), step.view(-1, 1, 1), bits, parts, dtype).view(-1)
+
+
+PIECES = 8
+"""Pieces of a group whose codes share words, where groups run across rows or are rotated."""
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bits → the integers that hold a code of each piece."""
+
+
+def encode_columns(
+    x: Tensor, bits: int, keys: Tensor, columns_first: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise groups that run across rows: the elements of one column in neighbouring rows.
+
+    Args:
+        x: (groups, `PIECES`, rows, columns), floating; a group is `x[g, :, :, c]`.
+        bits: 1, 2, 4 or 8.
+        keys: int32, two numbers.
+        columns_first: Whether codes of one group lie side by side. A GPU then needs one kernel; a CPU writes
+            rows faster.
+
+    Returns:
+        Codes (`WORDS[bits]`, (groups, rows, columns) or (groups, columns, rows)), m and s (bfloat16,
+        (groups, columns)).
+
+    Examples:
+        >>> x = torch.tensor([[0.0, 100.0], [15.0, 1600.0]]).repeat(4, 1).view(1, 8, 1, 2)
+        >>> encoded = encode_columns(x, 4, torch.tensor([3, 4], dtype=torch.int32))
+        >>> decode_columns(*encoded, 4, torch.float32).equal(x)
+        True
+    """
+    axis = 2 if columns_first else 1
+    parts = [part.float() for part in x.unbind(1)]
+    parts = [part.transpose(1, 2) for part in parts] if columns_first else parts
+    codes, low, step = rounded(parts, bits, keys, axis)
+    return codes.to(WORDS[bits]).contiguous(), low.squeeze(axis), step.squeeze(axis)
+
+
+def decode_columns(
+    codes: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dtype, columns_first: bool = False
+) -> Tensor:
+    """Return m + q·s of every element, in the shape that `encode_columns` took, whose results are given."""
+    codes = codes.transpose(1, 2) if columns_first else codes
+    return _decoded(codes, low[:, None, None], step[:, None, None], bits, PIECES, dtype)
+
+
+def _decoded(codes: Tensor, low: Tensor, step: Tensor, bits: int, pieces: int, dtype: torch.dtype) -> Tensor:
+    shape = (1, pieces) + (1,) * (codes.ndim - 1)
+    shifts = bits * torch.arange(pieces, dtype=torch.int32, device=codes.device).view(shape)
+    q = (codes.unsqueeze(1).to(shifting(bits * pieces)) >> shifts) & (2**bits - 1)
+    return cast(q.float() * step.float() + low.float(), dtype)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return float32 in another dtype; float16 ends at its largest number."""
+    return (x.clamp(-65504.0, 65504.0) if dtype == torch.float16 else x).to(dtype)
 
 
 def encode_flags(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -197,8 +197,7 @@ class Adjoint:
         """Add Σ_i D_i slope_i² of a tensor: D = r² / 6 in a group of range r, the mean over places."""
         slope, codes = self._slopes.pop(stored), stored.content
         assert isinstance(codes, Codes)
-        filled = torch.nn.functional.pad(slope, (0, -len(slope) % codes.group_size))
-        squares = filled.view(-1, codes.group_size).square().sum(dim=1)
+        squares = codes.grouping.sums(slope.square(), codes.bits)
         ranges = codes.step.float() * (2**codes.bits - 1)
         self._sums[stored.name] += float((squares * ranges.square()).sum() / 6)
 

@@ -19,10 +19,12 @@ from activation_compression.blocks import Layout, as_block, fills_memory, sample
 from activation_compression.derivations import logarithms, made_again
 from activation_compression.draws import Draws
 from activation_compression.formulas import Formula, Formulas, Node
+from activation_compression.group_choice import grouping_of
+from activation_compression.grouping import Neighbours
 from activation_compression.levels import WIDTHS, Level
 from activation_compression.offload import HostMemory, Plain
 from activation_compression.operation import CurrentOperation, made_of_parameter
-from activation_compression.quantizer import FLOATING, Codes, Flags, pack_flags, pack_gate
+from activation_compression.quantizer import FLOATING, Codes, fitting, pack_flags, pack_gate
 from activation_compression.recipe import Derived, Recipe, noted
 from activation_compression.stored import Alias, Content, Held, Kept, Nothing, Saved, Stored, StoredView
 
@@ -37,7 +39,7 @@ class Form:
 
     Attributes:
         kind: flags, integers, half, gate, rounded, derived or unchanged (in host memory).
-        detail: The dtype, the two numbers, the recipe, or whether more bits are due.
+        detail: The dtype, the two numbers, the recipe, or the formula of what is rounded.
     """
 
     kind: str
@@ -74,6 +76,7 @@ class Store:
         formulas: How backward formulas read what they saved.
         widths: Name → bits, where automatic precision has assigned them.
         alike: Whether no tensor gets twice the bits of others.
+        published: Whether all are grouped as in the published method: neighbours, not rotated.
     """
 
     level: Level
@@ -84,6 +87,7 @@ class Store:
     formulas: Formulas
     widths: dict[str, int] = field(default_factory=dict)
     alike: bool = False
+    published: bool = False
 
     def __post_init__(self) -> None:
         self.own: set[int] = set()
@@ -150,7 +154,7 @@ class Store:
             bound = formula.bound(node) if formula.bound is not None else None
             return (
                 Form("integers", dtype)
-                if bound is not None and (dtype := _fitting(bound, tensor.dtype))
+                if bound is not None and (dtype := fitting(bound, tensor.dtype))
                 else None
             )
         if formula.kind == "coupled" and node is not None:
@@ -172,7 +176,7 @@ class Store:
         if formula.kind == "logarithm":
             return Form("half") if self.derive and tensor.dtype == torch.float32 else unchanged
         rounded = formula.kind in ("linear", "smooth", "coupled")
-        return Form("rounded", formula.finer) if rounded else unchanged
+        return Form("rounded", formula) if rounded else unchanged
 
     def _again(self, tensor: Tensor, formula: Formula, node: Node | None) -> Recipe | None:
         """Return how to compute a tensor again, if that is as good as storing it."""
@@ -243,7 +247,7 @@ class Store:
             return Kept(tensor)
         stored, few = self.table.get(key), sample(block)
         if stored is None or stored.sample != few:  # a change behind torch's back raises no version
-            content = self._content(block, name, form, whole)
+            content = self._content(block, name, form, whole, layout)
             if content is None:
                 return self._keep(saved, tensor, this)
             stored = self.table[key] = Stored(name, content, StorageWeakRef(storage), few)
@@ -265,8 +269,8 @@ class Store:
         exact = dense and form.kind in ("flags", "integers", "unchanged")
         return self._view(stored, layout, is_value=form.kind != "gate", is_exact=exact)
 
-    def _content(self, block: Tensor, name: str, form: Form, whole: Tensor) -> Content | None:
-        content: Codes | Flags | Plain | Derived | None = None
+    def _content(self, block: Tensor, name: str, form: Form, whole: Tensor, layout: Layout) -> Content | None:
+        content: Any = None
         match form.kind:
             case "flags":
                 content = pack_flags(block)
@@ -275,14 +279,22 @@ class Store:
                 content = Plain(block.to(dtype), block.dtype)
             case "gate":
                 content = pack_gate(block, *form.detail)
-            case "rounded" if (bits := self.width(name, form.detail)) == 16 and block.element_size() > 2:
-                content = Plain(block.to(torch.bfloat16), block.dtype)
-            case "rounded" if bits <= 8:
-                content = Codes.pack(block, bits, self.group_size, self.draws.next(block, name))
+            case "rounded":
+                content = self._rounded(block, name, form.detail, whole, layout)
             case "derived":
                 form.detail.use()
                 return Derived(form.detail, whole)
         return content if self._host is None else self._host.take(content or Plain(block, block.dtype))
+
+    def _rounded(self, block: Tensor, name: str, formula: Formula, whole: Tensor, layout: Layout) -> Any:
+        """Return a rounded block; None where its width is none of the quantiser's."""
+        bits, grouping = self.width(name, formula.finer), Neighbours(self.group_size)
+        if bits == 16 and block.element_size() > 2:
+            return Plain(block.to(torch.bfloat16), block.dtype)
+        if not self.published:
+            grouping = grouping_of(whole, layout, block.numel(), formula, self.group_size)
+        codes = Codes.pack(block, bits, grouping, self.draws.next(block, name)) if bits <= 8 else None
+        return codes if codes is None or codes.is_finite else None
 
     def width(self, name: str, finer: bool = False) -> int:
         """Return the bits for the tensor `module:operation:number`."""
@@ -292,9 +304,3 @@ class Store:
     def widest(self) -> int:
         """Return the largest quantised width that is no more than the level's average."""
         return max((width for width in WIDTHS if width <= self.level.bits), default=1)
-
-
-def _fitting(bound: int, dtype: torch.dtype) -> torch.dtype | None:
-    """Return the narrowest integers that hold all numbers below a bound, if narrower than a dtype."""
-    narrow = (torch.uint8, torch.int16, torch.int32)
-    return next((d for d in narrow if bound <= torch.iinfo(d).max and d.itemsize < dtype.itemsize), None)

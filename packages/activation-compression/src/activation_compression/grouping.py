@@ -1,0 +1,184 @@
+"""Which elements of a block share a minimum and a step: neighbours, or one column of many rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from activation_compression import kernels
+from activation_compression.rotation import matrix, mixing, rotates
+from activation_compression.rules import PIECES, WORDS, parts_of
+
+__all__ = ["Columns", "Grouping", "Neighbours"]
+
+
+class Grouping(Protocol):
+    """A way to cut a one-dimensional block into groups."""
+
+    def lengths(self, count: int, bits: int) -> tuple[int, int]:
+        """Return the bytes of the codes and the number of groups of `count` elements."""
+        ...
+
+    def write(self, block: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor) -> None:
+        """Quantise a block into codes, minima and steps."""
+        ...
+
+    def read(self, out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
+        """Write the block that codes, minima and steps stand for."""
+        ...
+
+    def sums(self, values: Tensor, bits: int) -> Tensor:
+        """Return the sum of a value an element over each group, in the order of minima and steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Elements that lie side by side in memory.
+
+    Attributes:
+        size: Elements of a group.
+        rotated: Whether groups are rotated before they are rounded, where the size lets them.
+    """
+
+    size: int
+    rotated: bool = False
+
+    def lengths(self, count: int, bits: int) -> tuple[int, int]:
+        """Return the bytes of the codes and the number of groups of `count` elements."""
+        groups = -(-count // self.size)
+        return groups * self._stored(bits) // parts_of(bits), groups
+
+    def write(self, block: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor) -> None:
+        """Quantise a block into codes, minima and steps."""
+        size, turn, mix = self._stored(bits), None, None
+        if self._turns:
+            turn, mix = _rotation(size, block.device)
+        if size != self.size or turn is not None:
+            groups = kernels.filled(block, -block.numel() % self.size, turn is not None).view(-1, self.size)
+            if turn is not None:
+                groups = groups.float() @ turn
+            if size != self.size:
+                groups = torch.cat([groups, groups[:, -1:].expand(-1, size - self.size)], dim=1)
+            block = groups.view(-1)
+        kernels.quantize_into(block, codes, low, step, bits, size, keys, mix)
+
+    def read(self, out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
+        """Write the block that codes, minima and steps stand for."""
+        size, turn, mix = self._stored(bits), None, None
+        if self._turns:
+            turn, mix = _rotation(size, out.device)
+        if size == self.size and turn is None:
+            return kernels.dequantize_into(out, codes, low, step, bits, size, mix)
+        filled = out.new_empty(len(low) * size, dtype=out.dtype if turn is None else torch.float32)
+        kernels.dequantize_into(filled, codes, low, step, bits, size, mix)
+        groups = filled.view(-1, size)[:, : self.size]
+        if turn is not None:
+            groups = groups @ turn.t()
+        out.copy_(groups.reshape(-1)[: out.numel()])
+
+    def sums(self, values: Tensor, bits: int) -> Tensor:
+        """Return the sum of a value an element over each group."""
+        filled = torch.nn.functional.pad(values, (0, -len(values) % self.size))
+        return filled.view(-1, self.size).sum(dim=1)
+
+    def _stored(self, bits: int) -> int:
+        """Return the group size filled up to whole bytes."""
+        parts = parts_of(bits)
+        return -(-self.size // parts) * parts
+
+    @property
+    def _turns(self) -> bool:
+        return self.rotated and rotates(self.size)
+
+
+@cache
+def _rotation(size: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Return the matrix that turns groups before they are rounded, or what turns them within the kernel."""
+    if device.type == "cpu":
+        return matrix(size), None
+    return None, mixing(size, device)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Elements of one column in about `size` neighbouring rows; the last rows are a group of their own.
+
+    A feature's range over tokens is often far narrower than the range of all features of one token.
+
+    Attributes:
+        size: Rows of a group, about.
+        columns: Elements of a row; blocks hold whole rows.
+    """
+
+    size: int
+    columns: int
+
+    def lengths(self, count: int, bits: int) -> tuple[int, int]:
+        """Return the bytes of the codes and the number of groups of `count` elements."""
+        groups, rows, rest = self._cut(count, bits)
+        return self.columns * (groups * rows + rest) * bits // 8, self.columns * (groups + bool(rest))
+
+    def write(self, block: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor) -> None:
+        """Quantise a block into codes, minima and steps."""
+        groups, rows, rest = self._cut(block.numel(), bits)
+        whole = groups * rows * self.columns
+        parts = self._parts(block[:whole], codes, low, step, groups, rows, bits)
+        kernels.quantize_columns_into(*parts, bits, keys)
+        if rest:
+            last = block[whole:].view(-1, self.columns)
+            last = torch.cat([last, last[-1:].expand(rest - len(last), -1)]).view(-1)
+            tail = self._tail(codes, low, step, whole, groups, bits)
+            parts = self._parts(last, *tail, 1, rest, bits)
+            kernels.quantize_columns_into(*parts, bits, keys + keys.new_tensor([groups, 0]))
+
+    def read(self, out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
+        """Write the block that codes, minima and steps stand for."""
+        groups, rows, rest = self._cut(out.numel(), bits)
+        whole = groups * rows * self.columns
+        kernels.dequantize_columns_into(*self._parts(out[:whole], codes, low, step, groups, rows, bits), bits)
+        if rest:
+            last = out.new_empty(rest * self.columns)
+            tail = self._tail(codes, low, step, whole, groups, bits)
+            kernels.dequantize_columns_into(*self._parts(last, *tail, 1, rest, bits), bits)
+            out[whole:] = last[: out.numel() - whole]
+
+    def sums(self, values: Tensor, bits: int) -> Tensor:
+        """Return the sum of a value an element over each group."""
+        groups, rows, _ = self._cut(values.numel(), bits)
+        whole = groups * rows * self.columns
+        found = values[:whole].view(groups, rows, self.columns).sum(dim=1).view(-1)
+        if whole == values.numel():
+            return found
+        return torch.cat([found, values[whole:].view(-1, self.columns).sum(dim=0)])
+
+    def _cut(self, count: int, bits: int) -> tuple[int, int, int]:
+        """Return the number of groups, their rows, and those of the last group, filled up to whole words."""
+        rows, parts = count // self.columns, PIECES
+        groups = max(1, round(rows / self.size))
+        each = rows // groups // parts * parts
+        rest = rows - groups * each
+        return groups, each, -(-rest // parts) * parts
+
+    def _parts(
+        self, x: Tensor, codes: Tensor, low: Tensor, step: Tensor, groups: int, rows: int, bits: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        each, narrow = groups * self.columns, rows // PIECES
+        taken = codes[: rows * each * bits // 8].view(WORDS[bits])
+        shape = (self.columns, narrow) if kernels.columns_first(x.device) else (narrow, self.columns)
+        return (
+            x.view(groups, -1, narrow, self.columns),
+            taken.view(groups, *shape),
+            low[:each].view(groups, self.columns),
+            step[:each].view(groups, self.columns),
+        )
+
+    def _tail(
+        self, codes: Tensor, low: Tensor, step: Tensor, whole: int, groups: int, bits: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        first = groups * self.columns
+        return codes[whole * bits // 8 :], low[first:], step[first:]
