@@ -24,7 +24,8 @@ from measuring import add_device, begin, in_turns, timed, write
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import kernels
-from activation_compression.quantizer import Codes, keys_of, pack_flags
+from activation_compression.keys import keys_of
+from activation_compression.quantizer import Codes, pack_flags
 from activation_compression.slots import (
     CheckpointMethod,
     CompressCheckpointMethod,

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import ActivationCompressor, blocks
-from activation_compression.quantizer import keys_of
+from activation_compression.keys import keys_of
 from finetune_common.measure import SavedTensorMeter
 
 

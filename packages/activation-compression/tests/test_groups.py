@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from activation_compression import ActivationCompressor, kernels, rotation, rules
 from activation_compression.grouping import Columns, Grouping, Neighbours
-from activation_compression.quantizer import Codes, keys_of
+from activation_compression.keys import keys_of
+from activation_compression.quantizer import Codes
 
 WIDTHS = (1, 2, 4, 8)
 GROUPINGS = (Neighbours(256), Neighbours(128, rotated=True), Columns(64, 40))

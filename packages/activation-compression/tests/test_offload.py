@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from activation_compression import ActivationCompressor, offload
+from activation_compression.keys import keys_of
 from activation_compression.offload import AHEAD, LEAVING, HostContent, HostMemory, Plain
-from activation_compression.quantizer import Codes, keys_of, pack_flags
+from activation_compression.quantizer import Codes, pack_flags
 
 
 def codes(bits, group_size, count, dtype=torch.float32):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from activation_compression import kernels
-from activation_compression.quantizer import keys_of
+from activation_compression.keys import keys_of
 
 __all__ = ["Draws"]
 

@@ -134,7 +134,7 @@ class Columns:
             last = torch.cat([last, last[-1:].expand(rest - len(last), -1)]).view(-1)
             tail = self._tail(codes, low, step, whole, groups, bits)
             parts = self._parts(last, *tail, 1, rest, bits)
-            kernels.quantize_columns_into(*parts, bits, keys + keys.new_tensor([groups, 0]))
+            kernels.quantize_columns_into(*parts, bits, torch.stack((keys[0] + groups, keys[1])))
 
     def read(self, out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
         """Write the block that codes, minima and steps stand for."""

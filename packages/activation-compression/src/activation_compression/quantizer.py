@@ -12,6 +12,7 @@ from torch import Tensor
 from activation_compression import blocks, kernels
 from activation_compression.blocks import Layout, as_block
 from activation_compression.grouping import Grouping, Neighbours
+from activation_compression.keys import keys_of
 from activation_compression.levels import WIDTHS
 from activation_compression.rules import FLAG_GROUP
 from finetune_common.errors import ConfigurationError, check_choice, check_number
@@ -22,7 +23,6 @@ __all__ = [
     "Quantized",
     "dequantize",
     "fitting",
-    "keys_of",
     "pack_flags",
     "pack_gate",
     "quantize",
@@ -270,36 +270,6 @@ def dequantize(q: Quantized) -> Tensor:
         return q.content
     with torch.no_grad():
         return q.layout.view(q.content.unpack())
-
-
-def keys_of(seed: int, first: int, count: int, device: torch.device) -> Tensor:
-    """Return the keys of `count` tensors from number `first` on: int32 (count, 2).
-
-    Examples:
-        >>> keys_of(0, 0, 3, torch.device("cpu"))[2].equal(keys_of(0, 2, 1, torch.device("cpu"))[0])
-        True
-    """
-    numbers = torch.arange(first, first + count, device=device)
-    mixed = _mix(numbers + _signed(seed * 0x9E3779B97F4A7C15))
-    return torch.stack((mixed & 0x7FFFFFFF, _shifted(mixed, 33)), dim=1).to(torch.int32)
-
-
-def _mix(value: Tensor) -> Tensor:
-    """Spread 64 bits (the finaliser of SplitMix64), where they are: nothing is copied to a device."""
-    value = value + _signed(0x9E3779B97F4A7C15)
-    value = (value ^ _shifted(value, 30)) * _signed(0xBF58476D1CE4E5B9)
-    value = (value ^ _shifted(value, 27)) * _signed(0x94D049BB133111EB)
-    return value ^ _shifted(value, 31)
-
-
-def _signed(value: int) -> int:
-    """Return the int64 of the same 64 bits."""
-    return (value + 2**63) % 2**64 - 2**63
-
-
-def _shifted(value: Tensor, by: int) -> Tensor:
-    """Shift right, zeros coming in from the left."""
-    return (value >> by) & (2 ** (64 - by) - 1)
 
 
 def fitting(bound: int, dtype: torch.dtype) -> torch.dtype | None:

@@ -26,24 +26,11 @@ from activation_compression.offload import HostMemory, Plain
 from activation_compression.operation import CurrentOperation, made_of_parameter
 from activation_compression.quantizer import FLOATING, Codes, fitting, pack_flags, pack_gate
 from activation_compression.recipe import Derived, Recipe, noted
-from activation_compression.stored import Alias, Content, Held, Kept, Nothing, Saved, Stored, StoredView
+from activation_compression.stored import Alias, Content, Form, Held, Kept, Nothing, Saved, Stored, StoredView
 
 __all__ = ["Store"]
 
 PLAIN_TYPES = (Tensor, nn.Parameter)
-
-
-@dataclass(frozen=True)
-class Form:
-    """Another form of a tensor.
-
-    Attributes:
-        kind: flags, integers, half, gate, rounded, derived or unchanged (in host memory).
-        detail: The dtype, the two numbers, the recipe, or the formula of what is rounded.
-    """
-
-    kind: str
-    detail: Any = None
 
 
 class Pass(Protocol):

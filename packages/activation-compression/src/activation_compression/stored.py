@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import count
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +13,24 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from activation_compression.blocks import Layout
 
-__all__ = ["Alias", "Content", "Held", "Kept", "Nothing", "Saved", "Stored", "StoredView"]
+__all__ = ["Alias", "Content", "Form", "Held", "Kept", "Nothing", "Saved", "Stored", "StoredView"]
 
 
 NUMBERS = count()
 """The order in which tensors are saved."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Another form of a tensor.
+
+    Attributes:
+        kind: flags, integers, half, gate, rounded, derived or unchanged (in host memory).
+        detail: The dtype, the two numbers, the recipe, or the formula of what is rounded.
+    """
+
+    kind: str
+    detail: Any = None
 
 
 class Content(Protocol):
