@@ -45,9 +45,9 @@ def module_path(path: str) -> str:
 
     Examples:
         >>> module_path("L['self'].encoder.layer[0].output"), module_path("L['fn']._modules['head']")
-        ('encoder.layer.0.output', 'fn.head')
+        ('encoder.layer.0.output', 'head')
     """
+    path = re.sub(r"^L\['\w+'\]", "", path)
     path = _INDEX.sub(lambda found: "." + (found[1] or found[2] or ""), path)
-    path = path.removeprefix("L.self").removeprefix("L.")
     parts = [part for part in path.split(".") if part and part not in ("_modules", "_orig_mod", "module")]
     return ".".join(parts)
