@@ -178,7 +178,8 @@ def test_costs_have_a_verdict_and_the_bytes_of_the_timed_step():
 def test_percents_are_compared_as_percents():
     target = [line for line in comparison(find("peft.layers"), "paper", []) if line.task == "mrpc"]
     assert len(target) == 84
-    assert {line.verdict for line in target} == {"not run"}
+    unknown = "not comparable: the published rate is not known"
+    assert {line.verdict for line in target} == {"not run", unknown}
     assert "88.51" in table(target)
 
 
