@@ -1,8 +1,8 @@
 """Compiled models with compressed activations, against what else saves memory: bytes, seconds, peak.
 
 Each way trains the same small model in a process of its own, compiled or eager: what the forward pass keeps
-for backward (each storage once), the median step after the first ones, the largest resident set above that of a
-process between two steps, and the seconds of the first step, with torch's caches empty.
+for backward (each storage once), the median step after the first ones, the largest resident set above that of
+a process between two steps, and the seconds of the first step, with torch's caches empty.
 
     python benchmarks/speed/compiled_activations.py --output compiled_activations.json
 """
