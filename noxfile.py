@@ -75,7 +75,7 @@ def tests(session: nox.Session) -> None:
     As many processes as cores, up to four, with one thread each: a file stays in one process, where what it
     compiles is compiled once.
     """
-    install_all(session, "pytest-xdist", "lightning")
+    install_all(session, "pytest-xdist", "lightning", "playwright")
     workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
     session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
