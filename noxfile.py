@@ -29,10 +29,28 @@ def install_all(session: nox.Session, *requirements: str) -> None:
     install(session, *(arg for path in ["./shared[data,test]", *own] for arg in ("-e", path)), *requirements)
 
 
+COMMON = "--task demo-similarity --model demo --epochs 8 --batch-size 16 --warmup 0.1 --seed 41"
+QUICKSTART = {
+    "AdamW": "--optimizer adamw --optimizer.lr 2e-3",
+    "SAGE-AdamW": "--optimizer sage-adamw --optimizer.lr 2e-3",
+    "clipped Adam": "--optimizer clipped-adam --optimizer.lr 2e-3 --optimizer.quantile 0.5 --max-grad-norm 0",
+    "AdamW + AGNI": "--optimizer adamw --optimizer.lr 2e-3 --gradient agni --gradient.eta 0.1 "
+    "--accumulate 2 --batch-size 8",
+    "AdamW, lossless": "--optimizer adamw --optimizer.lr 2e-3 "
+    "--activation compress --activation.level lossless",
+    "AdamW, 4 bits": "--optimizer adamw --optimizer.lr 2e-3 --activation compress --activation.level L1",
+    "AdamW, LoRA": "--optimizer adamw --optimizer.lr 1e-2 --adaptation lora",
+}
+"""What `quickstart` runs: name → options; `examples/quickstart.py` says the same in Python."""
+
+
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """Each package at work on a demo task: what it needs, what it predicts, what to try next."""
     install(session, "./shared[data]", *(f"./packages/{name}" for name in PACKAGES))
+    for name, options in QUICKSTART.items():
+        folder = ("--output-dir", f"runs/quickstart/{name}")
+        session.run("glue-harness", "run", *COMMON.split(), *options.split(), *folder)
     session.run("python", "examples/quickstart.py")
 
 

@@ -13,7 +13,14 @@ from glue_harness import open_run, parse_mapping, run
 from glue_harness.cost.profiling import profile_step
 
 EPOCHS = 8
-COMMON = {"task": "demo-similarity", "model": "demo", "batch_size": 16, "warmup": 0.1, "seed": 41}
+COMMON = {
+    "task": "demo-similarity",
+    "model": "demo",
+    "epochs": EPOCHS,
+    "batch_size": 16,
+    "warmup": 0.1,
+    "seed": 41,
+}
 ADAMW = {"optimizer": {"name": "adamw", "lr": 2e-3}}
 METHODS = {
     "AdamW": ADAMW,
@@ -29,13 +36,13 @@ METHODS = {
 # ## Train
 #
 # The same as seven times `glue-harness run` with other options. Each run has a folder: its settings, its
-# metrics, the model.
+# metrics, the model. A run that is finished is not made again.
 
 # %%
 results, configs = {}, {}
-for number, (name, methods) in enumerate(METHODS.items()):
-    folder = f"runs/quickstart/{number}"
-    configs[name] = parse_mapping({**COMMON, "epochs": EPOCHS, **methods, "output_dir": folder})
+for name, methods in METHODS.items():
+    settings = {**COMMON, **methods, "output_dir": f"runs/quickstart/{name}"}
+    configs[name] = parse_mapping(settings)
     with redirect_stdout(sys.stderr):
         results[name] = run(configs[name])
 

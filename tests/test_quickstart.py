@@ -1,11 +1,15 @@
 """The first thing a newcomer runs: the script, and the notebook that is made of it."""
 
+import ast
 import json
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from glue_harness.config.parsing import parse_line, parse_mapping
 
 
 @pytest.mark.slow
@@ -31,3 +35,23 @@ def test_every_method_is_in_the_table_and_the_notebook_shows_the_same_cells(
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in shown["cells"]]
     assert cells == tool["cells"](script)
     assert any(cell.get("outputs") for cell in shown["cells"])
+
+
+def assigned(file: Path, *wanted: str) -> dict[str, Any]:
+    """Return what a file assigns to these names, without running the rest of it."""
+    found: dict[str, Any] = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in wanted:
+            exec(ast.unparse(node), found)
+    return found
+
+
+def test_the_session_s_commands_are_the_runs_of_the_script(root: Path) -> None:
+    """Else the script would find other runs in its folders."""
+    session = assigned(root / "noxfile.py", "COMMON", "QUICKSTART")
+    script = assigned(root / "examples/quickstart.py", "EPOCHS", "SETTINGS", "COMMON", "ADAMW", "METHODS")
+    assert list(session["QUICKSTART"]) == list(script["METHODS"])
+    for name, options in session["QUICKSTART"].items():
+        line = [*session["COMMON"].split(), *options.split(), "--output-dir", "x"]
+        settings = {**script["COMMON"], **script["METHODS"][name], "output_dir": "x"}
+        assert parse_line(line)[0].hash == parse_mapping(settings).hash, name

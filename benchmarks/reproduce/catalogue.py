@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_common.errors import ConfigurationError, did_you_mean
-from glue_harness.sweep.scales import SMOKE, changed
-from reproduce.scales import merged, read
+from glue_harness.sweep.scales import SMOKE
+from reproduce.scales import changed, merged, read
 
 __all__ = ["BENCHMARKS", "SCALES", "Benchmark", "Scale", "catalogue", "find"]
 

@@ -13,8 +13,9 @@ import yaml
 from finetune_common.slots import find
 from glue_harness.config.fields import LIST_SLOTS, SLOTS, RunConfig
 from glue_harness.sweep import spec as sweep
+from glue_harness.sweep.scales import changed
 
-__all__ = ["DEFAULTS", "merged", "points", "read", "settings"]
+__all__ = ["DEFAULTS", "changed", "merged", "points", "read", "settings"]
 
 DEFAULTS = {
     option.name: option.default
