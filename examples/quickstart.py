@@ -2,7 +2,7 @@
 # # Each method at work
 #
 # A tiny BERT learns to score how alike two sentences are, once with each method of this project. The task is
-# made up on the spot; nothing is downloaded. Two to three minutes on two cores. One short run can show
+# made up on the spot; nothing is downloaded. A few minutes on two cores. One short run can show
 # what a method *needs*: parameters, memory, time. Which one scores better, several seeds must tell.
 
 # %%

@@ -1,6 +1,7 @@
 """A run with a method in every slot, killed or asked to stop again and again, ends as one left alone."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -134,7 +135,7 @@ for name, place, count in moments:
     if place == "seconds":
         time.sleep(count)
         os.kill(child, number)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print("ended:", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 '''
 
 
@@ -145,7 +146,7 @@ def drive(folder: Path, moments: list[Moment]) -> list[int]:
     argv = [sys.executable, "-c", DRIVER, json.dumps(settings), json.dumps([*moments, last])]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return [int(code) for code in done.stdout.split()]
+    return [int(code) for code in re.findall(r"^ended: (-?\d+)$", done.stdout, re.MULTILINE)]
 
 
 def outcome(folder: Path) -> dict[str, Any]:

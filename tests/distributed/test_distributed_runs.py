@@ -310,4 +310,4 @@ def test_accelerate_decides(tmp_path: Path) -> None:
     described = result(tmp_path / "run")["hardware"]
     assert described["processes"] == 2
     assert described["sharded"] is True
-    assert done.stdout.count("demo-entailment:") == 1
+    assert done.stdout.count("result: ") == 1

@@ -66,9 +66,9 @@ class Codes:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no group is known to hold NaN or ±∞; asked on a CPU alone, as a GPU would have to wait."""
+        """Whether no group is known to hold NaN or ±∞; not asked where reading a value would wait."""
         step = self.step
-        return step.device.type != "cpu" or kernels.is_fake(step) or not bool(step.isnan().any())
+        return blocks.reading_waits(step) or kernels.is_fake(step) or not bool(step.isnan().any())
 
     def with_tensors(self, tensors: list[Tensor]) -> Codes:
         """Return the same codes in other memory."""
