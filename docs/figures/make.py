@@ -37,7 +37,12 @@ DEMO = {
     "weight_decay": 0,
     "optimizer": {"name": "adamw", "lr": 1e-3},
 }
-HOME_ACTIVATIONS = {"4 bits (L1)": "L1", "2 bits (L1.2)": "L1.2", "checkpointing": "checkpoint"}
+HOME_ACTIVATIONS = {
+    "lossless": "lossless",
+    "4 bits (L1)": "L1",
+    "2 bits (L1.2)": "L1.2",
+    "checkpointing": "checkpoint",
+}
 HOME_ADAPTATIONS = {
     "LoRA": "LoRA, rank 8, q and v",
     "adapters": "adapters in all layers",
