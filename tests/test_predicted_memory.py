@@ -70,3 +70,15 @@ def test_lora_of_a_large_llama_is_predicted_in_seconds() -> None:
     assert found.parameters > 4 * 7.5e9
     assert 0 < found.gradients < 0.01 * found.parameters
     assert found.optimizer == pytest.approx(2 * found.gradients)
+
+
+@pytest.mark.parametrize("name", ["bottleneck-adapter", "compacter", "ia3", "loreft", "lora", "prefix"])
+def test_what_an_adaptation_adds_is_made_of_fake_tensors_too(name: str) -> None:
+    """Few parameters train, so that there are fewer gradients than parameters."""
+    from glue_harness.config.parsing import parse_line
+    from glue_harness.cost.footprint import predict
+
+    line = ["--task", "sst2", "--output-dir", "-", "--model", "bert-base-uncased", "--max-length", "32"]
+    small = ["--model.num_hidden_layers", "1", "--model.vocab_size", "500", "--batch-size", "2"]
+    predicted = predict(parse_line([*line, *small, "--adaptation", name])[0])
+    assert 0 < predicted.gradients < predicted.parameters < predicted.peak

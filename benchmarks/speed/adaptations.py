@@ -10,8 +10,6 @@ compared are the medians. A step is forward, backward and torch's AdamW on what 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +20,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from measuring import add_device, begin, in_turns, processor, timed, write
+from measuring import add_device, begin, in_turns, peft_circumstances, timed, write
 from torch import nn
 
 from finetune_common.measure import SavedTensorMeter
@@ -164,13 +162,7 @@ def main() -> None:
             for way in WAYS
         },
         "repeats": options.repeats,
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        },
-        "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        **peft_circumstances(),
     }
     write(report, table(report), options.output)
 

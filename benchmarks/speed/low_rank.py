@@ -10,8 +10,6 @@ device, so that what is timed is finding layers and roles and putting LoRA there
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,7 +18,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from measuring import in_turns, processor, timed, write
+from measuring import in_turns, peft_circumstances, timed, write
 from torch import nn
 
 from finetune_common.measure import SavedTensorMeter
@@ -151,13 +149,7 @@ def main() -> None:
         "largest_difference": difference,
         "adapt": {"Llama 2 7B, meta": {"seconds": median(adapt_7b() for _ in range(3))}},
         "repeats": options.repeats,
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        },
-        "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        **peft_circumstances(),
     }
     write(report, table(report), options.output)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from finetune_common.errors import ConfigurationError
 from glue_harness.run.records import write_whole
 
-__all__ = ["add_device", "begin", "in_turns", "processor", "timed", "write"]
+__all__ = ["add_device", "begin", "in_turns", "peft_circumstances", "processor", "timed", "write"]
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +73,22 @@ def processor() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
     )
+
+
+def peft_circumstances() -> dict[str, Any]:
+    """Return the versions and the hardware that measurements beside peft are of."""
+    import peft
+    import transformers
+
+    return {
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+        "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+    }
 
 
 def write(report: dict[str, Any], table: str, output: Path | None) -> None:

@@ -19,6 +19,13 @@ __all__ = ["Adapter", "attach_adapter", "attach_behind", "first_of", "with_first
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
+class _Unset(nn.Linear):
+    """A linear map whose values the adapter sets: no random number is drawn, fake tensors will do."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+
 class Adapter(Resident):
     """The network a(h) of `BottleneckAdapter`.
 
@@ -36,8 +43,8 @@ class Adapter(Resident):
     ) -> None:
         super().__init__()
         self.scaling = config.scaling
-        self.down: Any = nn.utils.skip_init(nn.Linear, width, config.bottleneck, **place)
-        self.up: Any = nn.utils.skip_init(nn.Linear, config.bottleneck, width, **place)
+        self.down: Any = _Unset(width, config.bottleneck, **place)
+        self.up: Any = _Unset(config.bottleneck, width, **place)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width, **place) if config.layer_norm else None
