@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.tasks import TASKS
+from glue_harness.config.hold_out import read_hold_out
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES, by_content, check_sources, digest_of
 from glue_harness.config.tasks import check_tasks, own_name
 
@@ -31,6 +32,8 @@ OPTIONAL = (
     *CHOICES,
     "task_sampling",
     "metric",
+    "hold_out",
+    "evaluate_on",
     "max_eval_samples",
     "decay_all",
     "early_stopping",
@@ -82,6 +85,9 @@ class RunConfig:
         epochs: Passes over the training rows, fractions allowed.
         max_steps: Optimizer steps in all; overrides epochs.
         max_train_samples: Train on the first rows of the seeded shuffle only.
+        hold_out: Rows to take out of training, by name (choose=5000,score=10000), the same for every seed.
+        evaluate_on: What to evaluate on instead of the task's own set: a part of hold_out; after a comma more
+            (score,validation), which are scored once, at the end.
         max_eval_samples: Evaluate on so many rows only, the same for every seed.
         batch_size: Rows of a micro-batch on one device.
         accumulate: Micro-batches in an optimizer step.
@@ -145,6 +151,8 @@ class RunConfig:
     epochs: float = 3.0
     max_steps: int | None = None
     max_train_samples: int | None = None
+    hold_out: dict[str, int] | str | None = None
+    evaluate_on: list[str] | str | None = None
     max_eval_samples: int | None = None
     batch_size: int = 32
     accumulate: int = 1
@@ -218,6 +226,9 @@ class RunConfig:
             object.__setattr__(self, "text_columns", names)
         check_tasks(self)
         check_sources(vars(self), several=self.several)
+        hold_out, evaluate_on = read_hold_out(self.hold_out, self.evaluate_on)
+        object.__setattr__(self, "hold_out", hold_out)
+        object.__setattr__(self, "evaluate_on", evaluate_on)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from finetune_common.data import (
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
+from glue_harness.run.holding import hold_out
 from glue_harness.run.processes import Processes
 from glue_harness.run.tasks import task_of
 
@@ -59,6 +60,7 @@ class Data:
         content: What identifies the rows (`finetune_common.data.fingerprint`).
         schema: What the rows were read as.
         own: Whether they are one's own.
+        beside: Splits that are scored once, at the end, beside the task's own.
         marks: What each batch says beside its tensors: whose it is, where a run has several tasks.
     """
 
@@ -70,6 +72,7 @@ class Data:
     content: dict[str, Any] = field(default_factory=dict)
     schema: Schema | None = None
     own: bool = False
+    beside: tuple[str, ...] = ()
     marks: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -87,6 +90,7 @@ class Data:
         )
         schema = schema.with_tokens(token_facts(raw["train"], tokenizer, task, config.max_length))
         datasets = tokenize(raw, tokenizer, task, config.max_length, content=content)
+        task, beside = hold_out(config, task, raw, datasets)
         texts = {}
         for split in datasets:
             count = config.max_train_samples if split == "train" else config.max_eval_samples
@@ -99,7 +103,7 @@ class Data:
         lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
         collator = Collator(tokenizer, task, pad_to_multiple_of=pad_to)
-        return cls(task, datasets, lengths, collator, texts, content, schema, config.own)
+        return cls(task, datasets, lengths, collator, texts, content, schema, config.own, beside)
 
     @property
     def record(self) -> dict[str, Any]:
