@@ -21,7 +21,14 @@ from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, tell
-from glue_harness.run.evaluation import Evaluation, Evaluations, History, evaluate, evaluate_beside, evaluate_test
+from glue_harness.run.evaluation import (
+    Evaluation,
+    Evaluations,
+    History,
+    evaluate,
+    evaluate_beside,
+    evaluate_test,
+)
 from glue_harness.run.fit import check_positions
 from glue_harness.run.mixture import Mixture
 from glue_harness.run.plan import Data, MicroBatch, Plan

@@ -30,6 +30,7 @@ from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
 from glue_harness.run.holding import hold_out
+from glue_harness.run.label_noise import with_false_labels
 from glue_harness.run.processes import Processes
 from glue_harness.run.tasks import task_of
 
@@ -100,6 +101,8 @@ class Data:
                 raw[split] = _some(raw[split], seed, count)
             if split != "train":
                 texts[str(split)] = raw[split].select_columns(list(task.columns))
+        if config.label_noise is not None:
+            datasets["train"] = with_false_labels(datasets["train"], task, config.label_noise, config.seed)
         lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
         collator = Collator(tokenizer, task, pad_to_multiple_of=pad_to)
