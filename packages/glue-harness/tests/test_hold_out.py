@@ -1,6 +1,7 @@
 """Training rows that are held out to judge a run, and training labels that are false on purpose."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
 from glue_harness import open_run, parse_mapping
 from glue_harness.cost.sweeps import operations
+from glue_harness.report.aggregate import summarise
 from glue_harness.report.contents import gather
+from glue_harness.report.tables import markdown
 from glue_harness.run.holding import _judged_by
 from glue_harness.run.models import load_tokenizer
 from glue_harness.run.plan import Data
@@ -78,11 +81,28 @@ def test_reports_and_forecasts_know_of_parts(train: Train, tmp_path: Path) -> No
     for seed in (1, 2):
         train(f"runs/{seed}", **PLAIN, hold_out=PARTS, evaluate_on="score", seed=seed)
     (row,) = gather(read_results(tmp_path / "runs")).rows
+    assert row.beside == {}
     assert (row.seeds, row.options["hold_out.score"]) == ((1, 2), 120)
     base = {"task": "sst2", "model": "demo", "output_dir": "x", "max_train_samples": 1, "max_length": 64}
     config = parse_mapping(base | {"hold_out": "score=10000", "evaluate_on": "score,validation"})
     evaluated = operations(config, 1) - 6 * 0.5 * 64 * 3
     assert evaluated == pytest.approx(2 * 0.5 * 64 * (10_000 + 872) * 3)
+
+
+def test_a_report_tells_the_official_set_with_an_interval_of_its_own(
+    made_up: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Three seeds: mean 0.8, sd 0.1; Student's interval at 95 % is 0.8 ± 4.303 x 0.1/√3."""
+    for seed in (1, 2, 3):
+        folder = made_up("sst2", "adamw", seed, [0.85])
+    for file, dev in zip(sorted(folder.rglob("result.json")), (0.7, 0.8, 0.9), strict=True):
+        result = json.loads(file.read_text())
+        file.write_text(json.dumps(result | {"beside": {"validation": {"accuracy": dev}}}))
+    (row,) = rows = summarise(read_results(folder))
+    mean, spread, interval = row.beside["validation accuracy"]
+    assert (mean, spread) == pytest.approx((0.8, 0.1))
+    assert interval == pytest.approx((0.8 - 0.2484, 0.8 + 0.2484), abs=1e-4)
+    assert "validation accuracy 0.8000 ± 0.1000 (0.5516 to 1.0484)" in markdown(rows, ("setting", "last"))
 
 
 @pytest.mark.parametrize(

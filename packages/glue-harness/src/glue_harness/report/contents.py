@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.report.aggregate import Average, Row, averages, summarise
+from glue_harness.report.aggregate import Row, summarise
+from glue_harness.report.averages import Average, averages
 from glue_harness.report.compare import Comparison, compare, ties
 from glue_harness.report.select import flatten, parse_condition, select
 

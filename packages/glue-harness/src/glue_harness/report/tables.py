@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from glue_harness.console import console_for_reading
-from glue_harness.report.aggregate import Average, Row, model_name
+from glue_harness.report.aggregate import Row, Told, model_name
+from glue_harness.report.averages import Average
 from glue_harness.report.compare import ALPHA, Comparison
 from glue_harness.report.contents import Contents
 from glue_harness.report.csv_files import csv_of
@@ -22,6 +23,9 @@ __all__ = ["about_intervals", "markdown", "print_run", "summary_table", "tables_
 KINDS = {None: "rows", True: "named before", False: "exploratory"}
 """Whether comparisons were named before the runs, in words."""
 
+BESIDE = "beside"
+"""The column of the sets that were scored beside the one that judges."""
+
 NUMBERS = ("runs", "examples/s", "peak memory", "trainable")
 
 
@@ -30,7 +34,14 @@ def _with_spread(value: tuple[float, float | None]) -> str:
     return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
 
 
+def _with_interval(value: Told) -> str:
+    mean, spread, interval = value
+    around = "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})"
+    return _with_spread((mean, spread)) + around
+
+
 def _cells(row: Row) -> dict[str, str]:
+    beside = {BESIDE: ", ".join(f"{name} {_with_interval(told)}" for name, told in row.beside.items())}
     return {
         "task": row.task,
         "model": model_name(row.model),
@@ -39,6 +50,7 @@ def _cells(row: Row) -> dict[str, str]:
         "last": ", ".join(
             f"{metric.replace('_', ' ')} {_with_spread(value)}" for metric, value in row.metrics.items()
         ),
+        **(beside if row.beside else {}),
         "best": _with_spread(row.best[row.primary]),
         "examples/s": f"{row.examples_per_second:.0f}",
         "peak memory": f"{row.peak_memory_bytes / 2**20:.0f} MiB",
@@ -79,18 +91,22 @@ def summary_table(
         protocol: How the numbers were made, for the note.
         evaluation: Which column carries the marks.
     """
-    wanted = list(columns or _cells(rows[0]))
+    told_beside = any(row.beside for row in rows)
+    wanted = [name for name in columns or _cells(rows[0]) if name != BESIDE]
+    if told_beside:
+        wanted.insert(wanted.index("last") + 1 if "last" in wanted else len(wanted), BESIDE)
     drawn = []
     for number, row in enumerate(rows):
         cells, mark = _cells(row), (marks or {}).get(number)
         if mark == "tie":
             cells[evaluation] += " ≈"
-        drawn.append([Cell(cells[name], mark == "best" and name == evaluation) for name in wanted])
+        drawn.append([Cell(cells.get(name, ""), mark == "best" and name == evaluation) for name in wanted])
     made = PROTOCOLS[protocol]
     also = f" (as {made.used_by})" if made.used_by else ""
     notes = [
         f"numbers: {made.said}{also}; ±: sd over seeds",
         *(f"{name}: {said}" for name, said in EVALUATIONS.items()),
+        *([f"{BESIDE}: scored once, at the end; in brackets 95 % over seeds"] if told_beside else []),
         *(_about_ties(rows, marks) if marks else []),
     ]
     return Table("Settings", {name: name in NUMBERS for name in wanted}, drawn, notes, _sections(rows))
