@@ -2,7 +2,7 @@
 
     python benchmarks/claims.py                # make claims.md anew from the committed results
 
-`claims.yaml` names them. One whose runs are not there is left out, and counts in the correction as one that
+`claims.yaml` names them. One without results of its runs and of the trials before them is left out, and counts in the correction as one that
 shows nothing: what is told first is not easier to tell.
 """
 
@@ -80,7 +80,7 @@ def claims() -> list[Claim]:
     """Return the primary comparisons that were run, in the order in which they are named."""
     written = planned()
     margin, every = written["margin"], written["comparisons"]
-    there = [one for one in every if (BENCHMARKS / one["results"]).exists()]
+    there = [one for one in every if (BENCHMARKS / one["results"].replace(".json", "-trials.json")).exists()]
     results = [json.loads((BENCHMARKS / one["results"]).read_text(encoding="utf-8")) for one in there]
     run = [_comparison(one, own, margin) for one, own in zip(there, results, strict=True)]
     nothing = [1.0] * (len(every) - len(run))
