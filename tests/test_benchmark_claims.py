@@ -31,8 +31,9 @@ def test_p_values_are_those_of_scipy_times_holms_factor() -> None:
         for result in results:
             key = json.dumps(result["slots"], sort_keys=True)
             scores.setdefault(key, {})[result["seed"]] = result["metrics"]["last"]["accuracy"]
-        means = {np.mean(list(own.values())): own for own in scores.values()}
-        ours, theirs = (means[row.score("last")[0]] for row in (claim.found.row, claim.found.baseline))
+        means = {round(float(np.mean(list(own.values()))), 9): own for own in scores.values()}
+        rows = claim.found.row, claim.found.baseline
+        ours, theirs = (means[round(row.score("last")[0], 9)] for row in rows)
         differences = np.array([ours[seed] - theirs[seed] for seed in sorted(ours)])
         test = scipy.stats.permutation_test(
             (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=np.inf

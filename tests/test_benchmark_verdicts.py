@@ -160,7 +160,7 @@ def test_costs_have_a_verdict_and_the_bytes_of_the_timed_step():
     [own] = [line for line in told if "| adamw + agni |" in line]
     assert plain.endswith("| – | – | 1 | – | 500 ms, 1.00x |")
     assert "+0.0100" in own
-    assert own.endswith("| too few seeds | 1 | 3 MiB | 500 ms, 1.00x |")
+    assert own.endswith("| undecided | 1 | 3 MiB | 500 ms, 1.00x |")
 
 
 def test_ways_of_a_grid_without_published_numbers_are_compared_with_none():

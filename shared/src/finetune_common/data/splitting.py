@@ -39,7 +39,7 @@ def held_out(
     Examples:
         >>> left, parts = held_out([("a",), ("b",), ("c",), ("a",), ("d",)], {"choose": 1, "score": 2})
         >>> left, parts
-        ([1, 2], {'choose': [4], 'score': [0, 3]})
+        ([2, 4], {'choose': [1], 'score': [0, 3]})
     """
     if sum(parts.values()) >= len(texts):
         named = ", ".join(f"{name} {rows:,}" for name, rows in parts.items())

@@ -35,7 +35,7 @@ def equivalence_test(differences: Sequence[float] | np.ndarray, margin: float) -
 
     Examples:
         >>> round(equivalence_test([0.001, -0.001, 0.002, 0.0, -0.002, 0.001], margin=0.005), 5)
-        0.00019
+        0.00024
         >>> equivalence_test([0.0, 0.0], margin=0.005), equivalence_test([0.01], margin=0.005)
         (0.0, 1.0)
     """
