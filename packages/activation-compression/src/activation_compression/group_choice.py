@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,7 +18,10 @@ from activation_compression.blocks import Layout
 from activation_compression.formulas import Formula, Node
 from activation_compression.grouping import Columns, Grouping, Neighbours
 
-__all__ = ["grouping_of"]
+__all__ = ["WAYS", "grouping_of", "ways_of"]
+
+WAYS = ("columns", "rotated", "neighbours")
+"""What automatic precision chooses from."""
 
 LEAST_ROTATED = 32
 """Elements of a group from which a rotation is worth its minimum and step."""
@@ -45,6 +49,16 @@ def grouping_of(tensor: Tensor, layout: Layout, count: int, formula: Formula, si
     if formula.groups == "columns" and columns > 1 and count // columns >= size // 2 and not _image(tensor):
         return Columns(size, columns)
     return Neighbours(size)
+
+
+def ways_of(tensor: Tensor, layout: Layout, count: int, formula: Formula, size: int) -> dict[str, Grouping]:
+    """Return all ways to group a tensor that differ, the usual one first; arguments as for `grouping_of`."""
+    found: dict[str, Grouping] = {}
+    for way in (formula.groups, *WAYS):
+        grouping = grouping_of(tensor, layout, count, replace(formula, groups=way), size)
+        if grouping not in found.values():
+            found[way] = grouping
+    return found
 
 
 def _features(tensor: Tensor, layout: Layout, count: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from threading import Lock
 from typing import Any, Protocol
@@ -62,6 +62,7 @@ class Store:
         min_elements: Tensors with fewer elements are kept.
         formulas: How backward formulas read what they saved.
         widths: Name → bits, where automatic precision has assigned them.
+        ways: Name → how its elements are grouped, where automatic precision has chosen it.
         alike: Whether no tensor gets twice the bits of others.
         published: Whether all are grouped as in the published method: neighbours, not rotated.
     """
@@ -73,6 +74,7 @@ class Store:
     min_elements: int
     formulas: Formulas
     widths: dict[str, int] = field(default_factory=dict)
+    ways: dict[str, str] = field(default_factory=dict)
     alike: bool = False
     published: bool = False
 
@@ -279,7 +281,8 @@ class Store:
         if bits == 16 and block.element_size() > 2:
             return Plain(block.to(torch.bfloat16), block.dtype)
         if not self.published:
-            grouping = grouping_of(whole, layout, block.numel(), formula, self.group_size)
+            own = replace(formula, groups=self.ways.get(name, formula.groups))
+            grouping = grouping_of(whole, layout, block.numel(), own, self.group_size)
         codes = Codes.pack(block, bits, grouping, self.draws.next(block, name)) if bits <= 8 else None
         return codes if codes is None or codes.is_finite else None
 
