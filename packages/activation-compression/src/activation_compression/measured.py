@@ -62,11 +62,11 @@ class Measured:
         usual = {key: dict([next(iter(own.items()))]) for key, own in self.ways.items()}
         equal = {key: min(8, 2 * widest) if key in self.finer else widest for key in self.elements}
         return {
-            "the same, no single bit where not linear": Assignment(
+            "optimum, no single bit where not linear": Assignment(
                 *allocate_ways(self.ways, self.elements, average, self.least)
             ),
             "optimum of the first order": Assignment(*allocate_ways(self.ways, self.elements, average)),
-            "that, groups as the formula says": Assignment(
+            "optimum, groups as the formulas say": Assignment(
                 *allocate_ways(usual, self.elements, average, self.least)
             ),
             "equal widths": Assignment(equal),
