@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from activation_compression.blocks import Layout
+from activation_compression.blocks import Layout, viewed
 from activation_compression.formulas import Formula, Node
 from activation_compression.grouping import Columns, Grouping, Neighbours
 
@@ -63,8 +63,8 @@ def ways_of(tensor: Tensor, layout: Layout, count: int, formula: Formula, size: 
 
 def _features(tensor: Tensor, layout: Layout, count: int) -> int:
     """Return the length of a tensor's rows in memory; of the matrix that it is a view of, if it is one."""
-    base = tensor._base
-    if base is not None and base.numel() == count and base.ndim and base.is_contiguous():
+    base = viewed(tensor)
+    if base is not tensor and base.numel() == count and base.ndim and base.is_contiguous():
         return base.shape[-1]
     inner = [n for n, stride in zip(layout.kept, layout.strides, strict=True) if stride == 1 and n > 1]
     return inner[0] if inner and count % inner[0] == 0 else 0
