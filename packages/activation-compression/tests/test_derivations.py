@@ -349,8 +349,8 @@ def test_what_is_made_of_two_bits_again_is_right_in_the_mean(act):
     """f(x̂) of a rounded x̂ has another mean than f(x), which no number of draws mends.
 
     The weight gradient of the next layer is linear in f(x). Stored, it is unbiased: of one draw's error 1/8
-    is left in the mean of 64. Made again, with its curvature taken off, it may be twice that; it is 7 times that
-    without, for GELU.
+    is left in the mean of 64. Made again, with its curvature taken off, it may be twice that; without, it is
+    7 times that for GELU.
     """
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(128, 192), act, nn.Linear(192, 1)), torch.randn(256, 128)
