@@ -19,7 +19,7 @@ __all__ = ["Derived", "Recipe", "note", "noted"]
 NOTES = "activation_compression"
 """Where a node's `metadata` keeps what this package knows of it."""
 
-COARSE = 2
+COARSE = 4
 """Bits up to which the curvature of a function matters beside what rounding moves it at random."""
 CHUNK = 2**16
 """Elements that a cache holds while something is taken off them."""
