@@ -279,7 +279,7 @@ class Store:
         if bits == 16 and block.element_size() > 2:
             return Plain(block.to(torch.bfloat16), block.dtype)
         if not self.published:
-            grouping = grouping_of(whole, layout, block.numel(), formula, self.group_size)
+            grouping = grouping_of(whole, layout, block.numel(), formula.groups, self.group_size)
         codes = Codes.pack(block, bits, grouping, self.draws.next(block, name)) if bits <= 8 else None
         return codes if codes is None or codes.is_finite else None
 
