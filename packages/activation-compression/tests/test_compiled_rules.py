@@ -278,9 +278,12 @@ def test_small_tensors_are_kept():
 def test_rows_name_modules_and_count_bytes():
     model = Feed(nn.GELU())
     _, _, options = pair(model, random(128, 64))
-    row = rows(options)["0:addmm"]
+    found = rows(options)
+    assert set(found) == {"0:addmm", ":input"}
+    row = found["0:addmm"]
     assert (row.shape, row.dtype, row.bits) == ((128, 128), "float32", 4)
-    assert (row.original_bytes, row.stored_bytes) == (128 * 128 * 4, 128 * 128 // 2 + 64 * 4)
+    codes, groups = 128 * 128 // 2, 128 * 4  # half a byte an element; a minimum and a step each column
+    assert (row.original_bytes, row.stored_bytes) == (128 * 128 * 4, codes + groups)
 
 
 @pytest.mark.parametrize(
