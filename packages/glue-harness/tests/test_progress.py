@@ -40,8 +40,8 @@ def test_lines(train: Callable[..., Any], capsys: pytest.CaptureFixture[str], mo
 def test_the_first_step_tells_nothing_about_the_next(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It compiles for 100 seconds."""
     now = [0.0]
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     config = parse_mapping({"task": "demo-entailment", "model": "demo", "output_dir": "-"})
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     plan, data = SimpleNamespace(total=1000), SimpleNamespace(training_rows=64)
     rates = SimpleNamespace(base_lrs=[0.1])
     shown = progress.Progress(config)

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from activation_compression.compiled.crossing import Crossing, is_view
 from activation_compression.compiled.readings import CASTS, packet
-from activation_compression.compiled.tensors import hint_of, is_of_parameter
+from activation_compression.compiled.tensors import hint_of, is_of_parameter, root_of
 
-__all__ = ["copied_back", "is_choice", "make_again"]
+__all__ = ["copied_back", "make_again"]
 
 DEEPEST = 12
 """Nodes, one after another, between a value and parameters."""
@@ -35,7 +35,7 @@ def make_again(crossing: Crossing, least: int, derive: bool) -> None:
     for given, made in list(crossing.tensors()):
         if made.op == "placeholder" or hint_of(made.meta["val"].numel()) < least:
             continue
-        if is_choice(made) or (derive and _follows_from_parameters(made, DEEPEST)):
+        if is_choice(root_of(made)) or (derive and _follows_from_parameters(made, DEEPEST)):
             with crossing.backward.inserting_before(_first_call(crossing)):
                 again = copied_back(crossing, made, {}, given)
             given.replace_all_uses_with(again)
@@ -91,8 +91,8 @@ def copied_back(crossing: Crossing, node: fx.Node, known: dict[fx.Node, fx.Node]
     elif node.op == "placeholder" or value.dtype == torch.bool:
         known[node] = crossing.cross(node, beside)
     else:
-        own = [copied_back(crossing, given, known, beside) for given in node.all_input_nodes]
-        assert len(own) == len(node.all_input_nodes)
+        for given in node.all_input_nodes:
+            copied_back(crossing, given, known, beside)
         known[node] = crossing.backward.node_copy(node, lambda given: known[given])
     return known[node]
 
