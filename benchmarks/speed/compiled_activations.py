@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from compiled_table import TARGETS, table
@@ -43,6 +44,7 @@ from transformers import (
 
 from activation_compression import ActivationCompressor, checkpoint_blocks, compile_options
 from activation_compression.checkpointing import find_blocks
+from activation_compression.compiled.partitioner import Partitioner
 from glue_harness.cost.footprint import running_bytes
 from glue_harness.hardware import hardware, versions
 
@@ -84,8 +86,12 @@ def forward_of(way: str, model: nn.Module) -> Callable[..., Any]:
     """Return what runs a forward pass in one of the ways."""
     kind, _, rest = way.partition(" ")
     if rest == "checkpoint":
-        checkpoint_blocks(model).__enter__()
-        return model
+
+        def checkpointed(**batch: Any) -> Any:
+            with checkpoint_blocks(model):
+                return model(**batch)
+
+        return checkpointed
     if rest == "selective checkpoint":
         contexts = partial(create_selective_checkpoint_contexts, keep_products)
         for block in find_blocks(model):
@@ -189,15 +195,22 @@ def error(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def shapes(options: argparse.Namespace) -> dict[str, Any]:
-    """Return how often compiled L1 is compiled for ten shapes, and after the second of them."""
+    """Return how often compiled L1 is partitioned for ten shapes, and how many graphs kernels take."""
     job = Job(options)
     forward = forward_of("compiled L1", job.model)
-    frames: list[int] = []
-    for number in range(10):
-        batch = job.batch_of(options.batch_size - number, options.length - 5 * number)
-        job.step(forward, batch=batch)
-        frames.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    return {"shapes": len(frames), "graphs": frames[-1], "graphs_after_two": frames[-1] - frames[1]}
+    graphs: list[int] = []
+    with patch.object(Partitioner, "__call__", autospec=True, side_effect=Partitioner.__call__) as called:
+        for number in range(10):
+            batch = job.batch_of(options.batch_size - number, options.length - 5 * number)
+            job.step(forward, batch=batch)
+            graphs.append(called.call_count)
+    every = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return {
+        "shapes": len(graphs),
+        "graphs": graphs[-1],
+        "graphs_after_two": graphs[-1] - graphs[1],
+        "kernels": every - graphs[-1],
+    }
 
 
 CHECKS = {"error": error, "shapes": shapes}
