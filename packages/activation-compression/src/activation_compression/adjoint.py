@@ -83,7 +83,7 @@ class Adjoint:
         block, layout, _ = as_block(tensor.detach())
         ways = {formula.groups: codes.grouping}
         if self._choose:
-            ways = ways_of(tensor, layout, block.numel(), formula, self._size)
+            ways = ways_of(tensor, layout, block.numel(), formula.groups, self._size)
         self._groupings[name], self._spread[name] = ways, {}
         ones = torch.ones(block.numel(), device=block.device)
         for way, grouping in ways.items():

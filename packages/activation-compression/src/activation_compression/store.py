@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from threading import Lock
 from typing import Any, Protocol
@@ -280,8 +280,8 @@ class Store:
         if bits == 16 and block.element_size() > 2:
             return Plain(block.to(torch.bfloat16), block.dtype)
         if not self.published:
-            own = replace(formula, groups=self.ways.get(name, formula.groups))
-            grouping = grouping_of(whole, layout, block.numel(), own, self.group_size)
+            groups = self.ways.get(name, formula.groups)
+            grouping = grouping_of(whole, layout, block.numel(), groups, self.group_size)
         codes = Codes.pack(block, bits, grouping, self.draws.next(block, name)) if bits <= 8 else None
         return codes if codes is None or codes.is_finite else None
 
