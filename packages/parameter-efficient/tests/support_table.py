@@ -4,6 +4,9 @@ What `adapt` accepts is checked from outside: one step of SGD moves all that tra
 in a role whose own name says another one is wrong.
 
     python packages/parameter-efficient/tests/support_table.py sequence causal image
+
+Rows that `support/*.json` has already are kept: a run that was stopped goes on, and what a change concerns is
+taken out of the file first.
 """
 
 from __future__ import annotations
@@ -144,12 +147,13 @@ def main() -> None:
     results = Path(__file__).parent / "support"
     results.mkdir(exist_ok=True)
     for task in sys.argv[1:] or list(zoo.TASKS):
-        rows: dict[str, dict[str, str]] = {}
+        file = results / f"{task}.json"
+        rows: dict[str, dict[str, str]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
         for kind, cls in zoo.classes(task):
-            found = row(kind, cls)
+            found = rows.get(cls.__name__) or row(kind, cls)
             if found is not None:
                 rows[cls.__name__] = found
-                (results / f"{task}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
                 text = f"<!-- made by {Path(__file__).name} -->\n\n" + markdown(task, rows)
                 (results / f"{task}.md").write_text(text, encoding="utf-8")
 

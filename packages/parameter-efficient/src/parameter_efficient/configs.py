@@ -58,7 +58,8 @@ class HeadOnly(Config):
 class BottleneckAdapter(Config):
     """A small network of its own behind (or beside) a sub-layer: L (2 d r + d + r [+ 2 d]) parameters.
 
-    a(h) = LN(h + s · dropout(U φ(D h + b_D) + b_U)), D: d → r, U: r → d; no LN where `layer_norm` is off.
+    a(h) = LN(h + s · dropout(U φ(D h + b_D) + b_U)), D: d → r, U: r → d; no LN where `layer_norm` is off. The
+    2 d are LN's factors and offsets.
 
     Sequential: h is the sub-layer's output and a(h) takes its place. Parallel: a(h) is the residual that
     the sub-layer's output is added to, h being the sub-layer's input. In models that normalise before a
@@ -75,6 +76,7 @@ class BottleneckAdapter(Config):
         activation: φ: tanh, relu, gelu or silu.
         layer_norm: Whether LN is there. With it, output differs from the base model's from the start; without
             it, it is the same, exactly.
+        elementwise_affine: Whether LN has a factor and an offset for each feature, 2 d parameters, or none.
         scaling: s, above 0.
         dropout: Share of the update's elements that are dropped in training, in [0, 1).
         init_std: Standard deviation of D at the start, at least 0.
@@ -94,6 +96,7 @@ class BottleneckAdapter(Config):
     parallel: bool = False
     activation: Literal["tanh", "relu", "gelu", "silu"] = "tanh"
     layer_norm: bool = True
+    elementwise_affine: bool = True
     scaling: float = 1.0
     dropout: float = 0.1
     init_std: float = 0.02
@@ -140,7 +143,7 @@ class Compacter(BottleneckAdapter):
 
 @dataclass(frozen=True)
 class LoReFT(Config):
-    """A change of hidden states in a small subspace: L (2 r d + r) parameters.
+    """A change of hidden states in a small subspace, at all tokens or some: L (2 r d + r) parameters.
 
     h' = h + Rᵀ (W h + b - R h) behind a layer, R: d → r with orthonormal rows (Wu et al. 2024, arXiv
     2404.03592, eq. 2). W begins at R and b at 0, so that h' = h; the work draws W.
@@ -148,18 +151,34 @@ class LoReFT(Config):
     Args:
         layers: Layers behind which states change, from 0, or from the end (-1); or all.
         rank: r, from 1 to d.
-        first: Change only so many first tokens of each row, at least 1; null for all tokens.
+        positions: [p, s], the first p and the last s tokens of each row that are no padding, as in the work
+            (p + s at least 1; one map for both, and for a short row all its tokens); or all. A text that
+            is generated step by step changes at its prompt's tokens only.
+
+    Examples:
+        >>> LoReFT(rank=4, positions=[7, 7]).positions
+        (7, 7)
+        >>> LoReFT(positions=[0, 0])
+        Traceback (most recent call last):
+        finetune_common.errors.ConfigurationError: positions=(0, 0) cannot be used: give how many first and
+        how many last tokens, as [7, 7] or [0, 1], or 'all'
     """
 
     layers: Layers = "all"
     rank: int = 4
-    first: int | None = None
+    positions: tuple[int, int] | Literal["all"] = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("rank", self.rank, at_least=1)
-        if self.first is not None:
-            check_number("first", self.first, at_least=1)
+        if self.positions != "all":
+            counts = self.positions if isinstance(self.positions, tuple) else ()
+            whole = all(type(count) is int and count >= 0 for count in counts)
+            if len(counts) != 2 or not whole or not sum(counts):
+                raise ConfigurationError(
+                    f"positions={self.positions!r} cannot be used: give how many first and how many last "
+                    "tokens, as [7, 7] or [0, 1], or 'all'"
+                )
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,8 @@ def find_roles(flow: Flow) -> Roles:
     fed = {target for name, reach in edges.items() if name != X for target in reach}
     memory = {name for name in flow.fed_by_another_sequence() if name not in fed and name not in edges[X]}
     readers = (set(edges[X]) | memory) - {OUT}
-    found = [roles for name in flow.nodes if (roles := _attention(flow, edges, name)) is not None]
+    ends = [name for name, node in flow.nodes.items() if not is_experts(node)]
+    found = [roles for name in ends if (roles := _attention(flow, edges, name)) is not None]
     groups = [set().union(*(_before(edges, name, readers) for name in roles.values())) for roles in found]
     crossing = [bool(group & memory) for group in groups]
     if crossing.count(False) != 1 or crossing.count(True) > 1:
@@ -279,7 +280,7 @@ def find_roles(flow: Flow) -> Roles:
         )
     }
     if "ffn_out" in feed_forward:
-        rest = {n for n in flow.nodes if n not in attention}
+        rest = {n for n in flow.nodes if n not in attention and edges[n]}
         end = _end(flow, feed_forward["ffn_out"], rest, attention | set(norms))
         ends["ffn"] = (end, feed_forward["ffn_in"], rest)
     flow.add({name: flow.module(name) for name in norms})
