@@ -12,14 +12,7 @@ from torch.utils._pytree import tree_map_only
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Attachment, Place
 from parameter_efficient.blocks import Stack
-from parameter_efficient.forward import (
-    DOES_NOT_RUN,
-    first_tensor,
-    logits_of,
-    outputs_of,
-    undisturbed,
-    valueless,
-)
+from parameter_efficient.forward import DOES_NOT_RUN, logits_of, undisturbed, valueless
 
 __all__ = ["FrozenInput", "head_parameters"]
 
@@ -32,55 +25,13 @@ def _detached(module: nn.Module, args: Any, output: Any) -> Any:
     )
 
 
-class _Pooled:
-    """Finds the modules behind the blocks that see a row's summary, where the blocks see its tokens.
-
-    Args:
-        stacks: The blocks.
-        body: Where such modules, poolers, may lie.
-    """
-
-    def __init__(self, stacks: list[Stack], body: list[nn.Module]) -> None:
-        self.parameters: set[int] = set()
-        self._tokens: tuple[int, int] | None = None
-        blocks = [block for stack in stacks for block in stack.blocks.values()]
-        inside = {id(module) for block in blocks for module in block.modules()}
-        for block in blocks:
-            block.register_forward_hook(self._leave_block)
-        for module in (m for part in body for m in part.modules() if id(m) not in inside):
-            module.register_forward_pre_hook(self._enter, with_kwargs=True)
-
-    @staticmethod
-    def _extent(value: Any) -> tuple[int, int] | None:
-        tensor = first_tensor(value)
-        return None if tensor is None or not tensor.ndim else (tensor.ndim, tensor.shape[:-1].numel())
-
-    def _leave_block(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._tokens = self._extent(output)
-
-    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        own = self._extent((args, kwargs))
-        if self._tokens and own and any(a < b for a, b in zip(own, self._tokens, strict=True)):
-            self.parameters |= {id(p) for p in module.parameters()}
-
-
-def _behind(
-    model: nn.Module, stacks: list[Stack], body: list[nn.Module], inputs: Mapping[str, Any]
-) -> tuple[set[int], set[int]]:
-    """Return the parameters behind the blocks, whose gradient passes no block, and those that see summaries.
-
-    Without values there are no gradients: all parameters may be behind the blocks then.
-    """
+def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) -> set[int]:
+    """Return the parameters behind the blocks: those whose gradient passes no block."""
     blocks = [block for stack in stacks for block in stack.blocks.values()]
     within = {id(parameter) for block in blocks for parameter in block.parameters()}
     outside = [p for p in model.parameters() if id(p) not in within and p.is_floating_point()]
     flags = [p.requires_grad for p in outside]
     with undisturbed(model), torch.enable_grad():
-        pooled = _Pooled(stacks, body)
-        if valueless(model):
-            outputs_of(model, inputs)
-            has_head = getattr(model, "base_model", model) is not model
-            return ({id(p) for p in outside} if has_head else set()), pooled.parameters
         for block in blocks:
             block.register_forward_hook(_detached)
         for parameter in outside:
@@ -89,7 +40,7 @@ def _behind(
             logits = [one for one in logits_of(model, inputs) if one.requires_grad]
             total = sum(one.float().sum() for one in logits) if logits else None
             if not isinstance(total, Tensor):
-                return set(), set()
+                return set()
             gradients = torch.autograd.grad(total, outside, allow_unused=True)
         except DOES_NOT_RUN as error:
             reason = " ".join(str(error).split())[:120]
@@ -100,8 +51,7 @@ def _behind(
         finally:
             for parameter, flag in zip(outside, flags, strict=True):
                 parameter.requires_grad_(flag)
-    found = {id(p) for p, gradient in zip(outside, gradients, strict=True) if gradient is not None}
-    return found, pooled.parameters
+    return {id(p) for p, gradient in zip(outside, gradients, strict=True) if gradient is not None}
 
 
 def _body(model: Any, stacks: list[Stack]) -> list[nn.Module]:
@@ -112,12 +62,15 @@ def _body(model: Any, stacks: list[Stack]) -> list[nn.Module]:
     return [model.get_submodule(stack.container) for stack in stacks if stack.container]
 
 
+def _has_head(model: Any) -> bool:
+    """Return whether a model of which only shapes are known is more than its base model."""
+    return getattr(model, "base_model", model) is not model
+
+
 def head_parameters(
     model: Any, stacks: list[Stack], inputs: Mapping[str, Any], choice: str | None
 ) -> list[Place]:
-    """Return the head's parameters: those behind the blocks, outside of the base model or at its pooler.
-
-    A pooler is what lies in the base model and sees fewer tokens, or dimensions, than the last block gives.
+    """Return the head's parameters: those behind the blocks and outside of the base model, and its pooler.
 
     Args:
         model: The model.
@@ -135,8 +88,13 @@ def head_parameters(
     if choice == "none" or (choice is None and vocabulary is not None):
         return []
     body = _body(model, stacks)
-    behind, pooled = _behind(model, stacks, body, inputs) if body and body[0] is not model else (set(), set())
-    inner = {id(p) for part in body for p in part.parameters()} - pooled
+    if valueless(model):
+        behind = {id(p) for p in model.parameters()} if _has_head(model) else set()
+    else:
+        behind = _behind(model, stacks, inputs) if body else set()
+    poolers = [m for part in body for name, m in part.named_modules() if "pool" in name.rpartition(".")[2]]
+    inner = {id(p) for part in body for p in part.parameters()}
+    inner -= {id(p) for pooler in poolers for p in pooler.parameters()}
     places = {
         (module, name): parameter
         for module in model.modules()
