@@ -5,8 +5,8 @@
 
 The JSON holds every run's `result.json`. The table beside it (`.md`), the differences to a baseline
 (`-paired.md`), the comparison with what was published (`-published.md`), the list of benchmarks with their
-times (`list.md`), what differs from the released code (`differences.md`), the page of all results
-(`results.md`) and the reports that the documentation links are never written by hand.
+times (`list.md`), what differs from the released code (`differences.md`, for all and for each work), the
+page of all results (`results.md`) and the reports that the documentation links are never written by hand.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from glue_harness.report.aggregate import model_name, summarise
+from glue_harness.report.contents import gather
+from glue_harness.report.page import write_page
+from glue_harness.report.plots import draw_figures
+from glue_harness.report.protocols import PROTOCOLS
+from glue_harness.report.render import as_markdown
 from glue_harness.report.tables import markdown
+from glue_harness.report.tables import tables_of as drawn_tables
 from glue_harness.run.records import read_results, write_whole
-from reproduce import conformance, costs, paired, published
+from reproduce import conformance, costs, published
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue, find
 from reproduce.listing import listing
-from reproduce.page import page, place
 from reproduce.scales import points
 
 COLUMNS = ("task", "setting", "runs", "last")
@@ -32,9 +38,8 @@ COLUMNS = ("task", "setting", "runs", "last")
 
 def sweep_results() -> list[Path]:
     """Return the committed results of sweeps; `speed/` has a form of its own."""
-    return [
-        path for path in sorted(BENCHMARKS.glob("*/results/*.json")) if path.parent.parent.name != "speed"
-    ]
+    found = sorted(BENCHMARKS.glob("*/results/*.json"))
+    return [path for path in found if path.parent.parent.name != "speed"]
 
 
 def kept_name(model: str) -> str:
@@ -42,16 +47,24 @@ def kept_name(model: str) -> str:
     return model_name(model) if Path(model).is_absolute() else model
 
 
-def without_paths(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result as it is kept: models by name, no data folder."""
-    settings = {key: value for key, value in result["settings"].items() if key != "data_dir"}
-    named = {"model": kept_name(result["model"])}
-    return result | named | {"settings": settings | named}
-
-
 def kept(runs: Path) -> list[dict[str, Any]]:
-    """Return the results of a sweep's folder as they are kept."""
-    return [without_paths(result) for result in read_results(runs)]
+    """Return the results of a sweep's folder as they are kept: models by name, no data folder."""
+    found = []
+    for result in read_results(runs):
+        named = {"model": kept_name(result["model"])}
+        settings = {key: value for key, value in result["settings"].items() if key != "data_dir"}
+        found.append(result | named | {"settings": settings | named})
+    return found
+
+
+def keep(runs: Path, file: Path) -> None:
+    """Write the results of a sweep's folder as they are kept."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(kept(runs), indent=1) + "\n")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -67,28 +80,27 @@ def table(results: list[dict[str, Any]]) -> str:
     )
 
 
-def published_table(benchmark: Benchmark, scale: str, results: Any) -> str:
-    """Return the comparison with what was published, and how its numbers are made; nothing of no lines."""
-    lines = published.comparison(benchmark, scale, results)
-    if not lines:
-        return ""
-    return f"{published.table(lines)}\n{published.footnote(lines, benchmark, scale)}\n"
-
-
-def costs_table(benchmark: Benchmark, scale: str, results: Any) -> str:
-    """Return what the settings of a benchmark cost, with the time of a step where it was measured."""
-    timing = find(benchmark.costs).kept(scale)
-    timed = json.loads(timing.read_text(encoding="utf-8"))["rows"] if timing.exists() else ()
-    return costs.table(results, timed)
+def paired_table(results: list[dict[str, Any]], benchmark: Benchmark) -> str:
+    """Return the differences to a benchmark's baseline, with intervals and verdicts."""
+    protocol = PROTOCOLS[benchmark.protocol]
+    how = {"protocol": benchmark.protocol, "evaluation": benchmark.evaluation}
+    drawn = drawn_tables(gather(results, baseline=benchmark.baseline, **how))["comparison"]
+    notes = [note[0].upper() + note[1:] for note in (*drawn.notes, *[protocol.said] * bool(protocol.drops))]
+    return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join(notes)}.\n"
 
 
 def pages() -> dict[Path, str]:
-    """Return every report that the documentation shows, made anew."""
-    return {
-        place(benchmark): page(benchmark, json.loads(path.read_text(encoding="utf-8")))
-        for benchmark, scale, path in _committed()
-        if benchmark.report and scale == "cpu"
-    }
+    """Return the reports that the documentation shows, made anew as `glue-harness report` does."""
+    made = {}
+    for benchmark, scale, path in _committed():
+        if benchmark.report and scale == "cpu":
+            contents = gather(_read(path), baseline=costs.PLAIN)
+            with TemporaryDirectory() as folder:
+                figures = draw_figures(contents, Path(folder))
+                page = write_page(contents, drawn_tables(contents), figures, Path(folder), benchmark.name)
+                place = BENCHMARKS.parent / "docs" / "benchmarks" / f"{benchmark.name.replace('.', '-')}.html"
+                made[place] = page.read_text(encoding="utf-8")
+    return made
 
 
 def _committed() -> Iterator[tuple[Benchmark, str, Path]]:
@@ -99,16 +111,21 @@ def _committed() -> Iterator[tuple[Benchmark, str, Path]]:
                 yield benchmark, scale, benchmark.kept(scale)
 
 
-def _tables_of(benchmark: Benchmark, scale: str, path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield what is made from committed results."""
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if benchmark.baseline:
-        yield path.with_name(f"{path.stem}-paired.md"), paired.table(results, benchmark)
-    told = any(target.benchmark == benchmark.name for target in published.targets(benchmark.work))
-    if told and (compared := published_table(benchmark, scale, results)):
-        yield path.with_name("published.md" if benchmark.script else f"{path.stem}-published.md"), compared
+def tables_of(benchmark: Benchmark, scale: str, path: Path) -> dict[Path, str]:
+    """Return what is made from the kept results of a scale."""
+    results, made = _read(path), {}
+    if not benchmark.script:
+        made[path.with_suffix(".md")] = table(results)
+    if benchmark.baseline and scale != "smoke":
+        made[path.with_name(f"{path.stem}-paired.md")] = paired_table(results, benchmark)
+    if compared := published.table(benchmark, scale, results):
+        name = "published.md" if benchmark.script else f"{path.stem}-published.md"
+        made[path.with_name(name)] = compared
     if benchmark.costs:
-        yield path.with_name(f"{path.stem}-costs.md"), costs_table(benchmark, scale, results)
+        timing = find(benchmark.costs).kept(scale)
+        timed = _read(timing)["rows"] if timing.exists() else ()
+        made[path.with_name(f"{path.stem}-costs.md")] = costs.table(results, timed)
+    return made
 
 
 def _here(benchmark: Benchmark, scale: str, results: Sequence[dict[str, Any]]) -> str:
@@ -135,7 +152,7 @@ def _page(made: dict[Path, str]) -> str:
         if benchmark.analysis:
             files += sorted(path.with_suffix("").glob("*.md"))
         texts = [made[one] if one in made else one.read_text(encoding="utf-8") for one in files]
-        here = _here(benchmark, scale, json.loads(path.read_text(encoding="utf-8")))
+        here = _here(benchmark, scale, _read(path))
         title = f"### {benchmark.name}\n\n{benchmark.title}, {scale} scale{here}.\n"
         parts.setdefault(path, "\n".join([title, *texts]))
     return "\n".join(parts.values())
@@ -143,14 +160,13 @@ def _page(made: dict[Path, str]) -> str:
 
 def tables() -> dict[Path, str]:
     """Return every committed table, made anew."""
-    made = {
-        path.with_suffix(".md"): table(json.loads(path.read_text(encoding="utf-8")))
-        for path in sweep_results()
-    }
+    made = {path.with_suffix(".md"): table(_read(path)) for path in sweep_results()}
     for committed in _committed():
-        made |= dict(_tables_of(*committed))
+        made |= tables_of(*committed)
     told = {"list": listing(), "results": _page(made), "differences": conformance.table(published.judged())}
-    return made | {BENCHMARKS / f"{name}.md": text for name, text in told.items()}
+    made |= {BENCHMARKS / f"{name}.md": text for name, text in told.items()}
+    works = sorted(path.parent for path in BENCHMARKS.glob("*/released.yaml"))
+    return made | {work / "differences.md": conformance.method_table(work.name) for work in works}
 
 
 def main() -> None:
@@ -163,8 +179,7 @@ def main() -> None:
     if not options.tables:
         if options.json is None:
             parser.error("give the folder of a sweep and the JSON file to write, or --tables")
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.json, json.dumps(kept(options.runs), indent=1) + "\n")
+        keep(options.runs, options.json)
     for path, text in (tables() | pages()).items():
         write_whole(path, text)
 

@@ -8,7 +8,7 @@
 A name stands for one benchmark, a work for all of its own, `all` for all. Runs are kept in `runs/benchmarks`;
 started again, what is finished is not repeated. One that fails does not stop the others. Results of the cpu
 and paper scales go to the work's `results/`, with their tables. NAME=DIR says where a model or the data are,
-as the specifications name them.
+as the specifications name them. `--dry-run` says what it takes, and needs no GPU.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ import collect
 from finetune_common.errors import ConfigurationError
 from glue_harness.run.records import write_whole
 from reproduce.catalogue import SCALES, Benchmark, catalogue, find
-from reproduce.commands import CommandError
 from reproduce.listing import listing
-from reproduce.performing import perform
+from reproduce.performing import foresee, perform
 from reproduce.speed import speed
 
 
@@ -50,7 +49,7 @@ def perform_all(benchmarks: Sequence[Benchmark], scale: str, output: Path, jobs:
     for benchmark in benchmarks:
         try:
             print(perform(benchmark, scale, output, jobs), flush=True)
-        except (ConfigurationError, CommandError) as error:
+        except ConfigurationError as error:
             failed += 1
             print(f"benchmark: error: {benchmark.name}: {error}; the same command continues", file=sys.stderr)
     if scale != "smoke" and failed < len(benchmarks):
@@ -82,6 +81,7 @@ def _main(argv: Sequence[str] | None) -> bool:
     parser.add_argument("--scale", choices=SCALES, default="smoke", help="how large (smoke)")
     parser.add_argument("--jobs", type=int, default=1, help="processes of a sweep (1); 0: in this process")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/benchmarks"), help="folder of the runs")
+    parser.add_argument("--dry-run", action="store_true", help="only print what it needs")
     options = parser.parse_intermixed_args(argv)
     names = _variables(options.names)
     if options.list:
@@ -91,6 +91,10 @@ def _main(argv: Sequence[str] | None) -> bool:
         return speed(options.output_dir / "speed")
     if names:
         wanted = chosen(names, options.scale)
+        if options.dry_run:
+            for benchmark in wanted:
+                foresee(benchmark, options.scale, options.output_dir, options.jobs)
+            return True
         return perform_all(wanted, options.scale, options.output_dir, options.jobs)
     raise ConfigurationError("no benchmark is named: --list shows all")
 

@@ -18,7 +18,7 @@ def test_nineteen_released_experiments_are_known():
     known = {
         f"{path.parent.name}.{name}"
         for path in BENCHMARKS.glob("*/released.yaml")
-        for name in yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name in yaml.safe_load(path.read_text(encoding="utf-8")).keys() - {"method"}
     }
     assert known == set(RELEASED)
     assert len(known) == 19
@@ -56,6 +56,20 @@ def test_a_setting_that_is_changed_is_found(name, change, found):
     told = conformance.differences.__wrapped__(other)
     assert found in told
     assert found not in benchmark.differs
+
+
+def test_the_page_of_a_method_shows_every_difference():
+    pages = [
+        path.read_text(encoding="utf-8") for path in (BENCHMARKS.parent / "docs" / "methods").glob("*.md")
+    ]
+    for work in sorted({find(name).work for name in RELEASED}):
+        assert sum(f'--8<-- "benchmarks/{work}/differences.md"' in page for page in pages) == 1
+        rows = conformance.method_table(work).splitlines()[2:]
+        names = {row.split(" | ")[0].removeprefix("| ") for row in rows}
+        own = [find(name) for name in RELEASED if find(name).work == work]
+        assert {name for benchmark in own for name in conformance.differences(benchmark)} <= names
+        assert any(row.endswith("| the method |") for row in rows)
+        assert all(row.count(" | ") == 3 for row in rows)
 
 
 def test_a_number_is_not_judged_beside_an_undeclared_difference():

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from finetune_common.errors import ConfigurationError
 from reproduce.catalogue import BENCHMARKS
-from reproduce.commands import CommandError
 from reproduce.speed import figures, ratios, speed
 
 COUNTS = ("sweep_resilience",)
@@ -28,7 +28,7 @@ def test_a_figure_that_is_new_or_was_zero_has_no_ratio():
 def test_a_script_that_fails_is_named_and_the_others_go_on(capsys, monkeypatch, tmp_path):
     def report(script, output):
         if script.stem == "optimizers":
-            raise CommandError("failed with exit status 3, see above")
+            raise ConfigurationError("failed with exit status 3, see above")
         return json.loads((script.parent / "results" / output.name).read_text(encoding="utf-8"))
 
     monkeypatch.setattr("reproduce.speed._report", report)

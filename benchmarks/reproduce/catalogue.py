@@ -25,29 +25,28 @@ class Scale:
     """A benchmark at a scale.
 
     Attributes:
-        name: One of `SCALES`.
+        results: Name of the results, a file (sweep) or a folder (script) in the work's `results/`.
         spec: The file that is changed, None for a script without one.
         change: What this scale changes in it.
-        results: Name of the results, a file (sweep) or a folder (script) in the work's `results/`.
         minutes: Estimate of a script; those of sweeps are computed.
         gpu_memory: GB that a GPU needs, at the paper scale.
     """
 
-    name: str
-    spec: Path | None
     results: str
+    spec: Path | None = None
     change: Mapping[str, Any] = field(default_factory=dict)
     minutes: float | None = None
     gpu_memory: int = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Benchmark:
     """A table or figure of a work.
 
     Attributes:
         name: `work.benchmark`.
         title: What it compares.
+        scales: Name → scale.
         published: Which table or figure it belongs to; empty for one of our own.
         protocol: How runs become one number, as in `glue-harness report --protocol`.
         evaluation: `last` or `best`.
@@ -59,27 +58,23 @@ class Benchmark:
         costs: Which benchmark times a step of the same settings; memory and time are then told beside the
             scores. Empty for no such table.
         report: Whether the documentation shows the report of its results.
-        scales: Name → scale.
         differs: What differs from the released code, name → why. Where that forbids a comparison it is a
             mapping: `matters` says why, and `of` of which runs, all by default.
     """
 
     name: str
     title: str
-    published: str
-    protocol: str
-    evaluation: str
-    published_runs: int
-    script: Path | None
-    analysis: Path | None
-    baseline: str
-    costs: str
-    report: bool
     scales: Mapping[str, Scale]
+    published: str = ""
+    protocol: str = "mean"
+    evaluation: str = "last"
+    published_runs: int = 1
+    script: Path | None = None
+    analysis: Path | None = None
+    baseline: str = ""
+    costs: str = ""
+    report: bool = False
     differs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __hash__(self) -> int:
-        return hash(self.name)
 
     @property
     def work(self) -> str:
@@ -92,11 +87,7 @@ class Benchmark:
         return BENCHMARKS / self.work
 
     def at(self, scale: str) -> Scale:
-        """Return the scale of that name.
-
-        Raises:
-            ConfigurationError: The benchmark has none.
-        """
+        """Return the scale of that name, or refuse one that the benchmark has not."""
         if scale not in self.scales:
             raise ConfigurationError(
                 f"--scale {scale}: {self.name} has none; it has {', '.join(self.scales)}"
@@ -118,38 +109,27 @@ class Benchmark:
         return folder / name / "result.json" if self.script else folder / f"{name}.json"
 
 
-def _scale(folder: Path, benchmark: str, name: str, described: Mapping[str, Any], sweep: bool) -> Scale:
-    options = dict(described)
-    spec = options.pop("spec", None)
-    results = options.pop("results", None) or f"{benchmark}-{name}"
-    apart = {key: options.pop(key) for key in ("minutes", "gpu_memory") if key in options}
-    change = merged(SMOKE, options) if sweep and name == "smoke" else options
-    return Scale(name, folder / spec if spec else None, results, change, **apart)
+def _scale(folder: Path, results: str, described: Mapping[str, Any], smoke: bool) -> Scale:
+    apart = {key: described[key] for key in ("results", "minutes", "gpu_memory") if key in described}
+    change = {key: value for key, value in described.items() if key not in (*apart, "spec")}
+    spec = folder / described["spec"] if "spec" in described else None
+    return Scale(
+        **{"results": results, **apart}, spec=spec, change=merged(SMOKE, change) if smoke else change
+    )
 
 
 def _benchmark(folder: Path, name: str, described: Mapping[str, Any]) -> Benchmark:
-    options = dict(described)
-    script, analysis = options.pop("script", None), options.pop("analysis", None)
-    scales = {scale: options.pop(scale) for scale in SCALES if scale in options}
-    if script is None:
+    scales = {scale: described[scale] for scale in SCALES if scale in described}
+    if "script" not in described:
         largest = scales.get("paper") or scales["cpu"]
         scales = {"smoke": {"spec": largest["spec"]}} | scales
-    return Benchmark(
-        name=f"{folder.name}.{name}",
-        title=options.pop("title"),
-        published=options.pop("published", ""),
-        protocol=options.pop("protocol", "mean"),
-        evaluation=options.pop("evaluation", "last"),
-        published_runs=options.pop("published_runs", 1),
-        script=folder / script if script else None,
-        analysis=folder / analysis if analysis else None,
-        baseline=options.pop("baseline", ""),
-        costs=options.pop("costs", ""),
-        report=options.pop("report", False),
-        differs=options.pop("differs", {}),
-        scales={key: _scale(folder, name, key, said, script is None) for key, said in scales.items()},
-        **options,
-    )
+    options = {key: value for key, value in described.items() if key not in SCALES}
+    options |= {key: folder / options[key] for key in ("script", "analysis") if key in options}
+    made = {
+        scale: _scale(folder, f"{name}-{scale}", said, scale == "smoke" and "script" not in described)
+        for scale, said in scales.items()
+    }
+    return Benchmark(name=f"{folder.name}.{name}", scales=made, **options)
 
 
 @cache
@@ -164,11 +144,7 @@ def catalogue() -> Mapping[str, Benchmark]:
 
 
 def find(name: str) -> Benchmark:
-    """Return the benchmark of that name.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
+    """Return the benchmark of that name, or refuse a name of none."""
     known = catalogue()
     if name not in known:
         raise ConfigurationError(f"benchmark {name!r} is unknown: {did_you_mean(name, known)}")

@@ -10,10 +10,10 @@ from typing import Any
 from finetune_common.tasks import TASKS
 from glue_harness.report.published import covers
 from glue_harness.run.architectures import changed, find_config
-from reproduce.catalogue import Benchmark, catalogue
+from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue
 from reproduce.scales import points, read, settings
 
-__all__ = ["differences", "facts", "hindrance", "released", "table"]
+__all__ = ["differences", "facts", "hindrance", "method_table", "released", "table"]
 
 DROPOUTS = {
     "hidden": ("hidden_dropout_prob", "dropout_rate", "dropout"),
@@ -26,11 +26,15 @@ POOLERS = ("bert", "albert", "squeezebert")
 """Model types whose classifier reads a pooler of the checkpoint; the others' heads are new as a whole."""
 
 
+@cache
+def _known(work: str) -> Mapping[str, Any]:
+    path = BENCHMARKS / work / "released.yaml"
+    return read(path) if path.exists() else {}
+
+
 def released(benchmark: Benchmark) -> Mapping[str, Any] | None:
     """Return what is known of the released experiment; None for a benchmark of our own."""
-    path = benchmark.folder / "released.yaml"
-    known = read(path) if path.exists() else {}
-    return known.get(benchmark.name.partition(".")[2])
+    return _known(benchmark.work).get(benchmark.name.partition(".")[2])
 
 
 def _warmup_steps(run: Mapping[str, Any]) -> int:
@@ -82,25 +86,22 @@ def _runs(benchmark: Benchmark) -> list[dict[str, Any]]:
     return [facts(benchmark, settings(point)) for point in points(spec)]
 
 
-def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(value: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the settings of a mapping with the keys that lead to each; an empty mapping is a setting."""
     for key, inner in value.items():
-        if isinstance(inner, Mapping) and inner:
-            yield from _leaves(inner, (*path, key))
-        else:
-            yield (*path, key), inner
+        nested = isinstance(inner, Mapping) and inner
+        yield from _leaves(inner, (*at, key)) if nested else [((*at, key), inner)]
 
 
-def _at(run: Mapping[str, Any], path: Sequence[str]) -> Any:
+def _at(run: Any, path: Sequence[str]) -> Any:
     """Return a setting by the keys that lead to it; None where there is none."""
-    value: Any = run
     for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+        run = run.get(key) if isinstance(run, Mapping) else None
+    return run
 
 
 @cache
-def differences(benchmark: Benchmark) -> Mapping[str, str]:
+def differences(benchmark: Benchmark) -> Mapping[str, tuple[str, str]]:
     """Return each setting that differs from the released one: name → what is released, and what is here.
 
     A setting of all runs has to be that of each run which repeats a released one; a described run has to be
@@ -114,16 +115,20 @@ def differences(benchmark: Benchmark) -> Mapping[str, str]:
         return {}
     every, some, axes = (known.get(part) or {} for part in ("every", "some", "axes"))
     runs = _runs(benchmark)
-    found = {name: "no such run" for name, run in some.items() if not any(covers(run, r) for r in runs)}
+    found = {
+        name: ("one of the runs", "no such run")
+        for name, run in some.items()
+        if not any(covers(run, r) for r in runs)
+    }
     repeated = [run for run in runs if not some or any(covers(pattern, run) for pattern in some.values())]
     for path, value in _leaves(every):
         if others := [_at(run, path) for run in repeated if _at(run, path) != value]:
-            found[".".join(path)] = f"{_shown([value])} released, {_shown(others)} here"
+            found[".".join(path)] = _shown([value]), _shown(others)
     for axis, values in axes.items():
         ours = [_at(run, axis.split(".")) for run in repeated]
         if missing := [value for value in values if value not in ours]:
-            found[axis] = f"{_shown(missing)} released, not here"
-    return found | (known.get("other") or {})
+            found[axis] = _shown(missing), "not among them"
+    return found | {name: (said, "") for name, said in (known.get("other") or {}).items()}
 
 
 def _shown(values: Sequence[Any]) -> str:
@@ -148,25 +153,38 @@ def hindrance(benchmark: Benchmark, run: Mapping[str, Any]) -> str:
 
 
 def table(judged: Mapping[str, tuple[int, int]]) -> str:
-    """Return all differences as a markdown table.
+    """Return which experiments are compared, and where they differ, as a markdown table.
 
     Args:
         judged: Benchmark → how many published numbers are judged, and how many are not.
     """
     lines = [
-        "| benchmark | published numbers judged | not judged | differs from the released code | why |",
+        "| benchmark | published numbers judged | not judged | differs from the release | not comparable |",
         "| --- | ---: | ---: | --- | --- |",
     ]
     for benchmark in catalogue().values():
-        if released(benchmark) is None:
-            continue
-        yes, no = judged.get(benchmark.name, (0, 0))
-        row = f"| `{benchmark.name}` | {yes} | {no} "
-        for name, what in differences(benchmark).items():
-            said = benchmark.differs.get(name, "**not declared**")
-            why = said if isinstance(said, str) else f"**not comparable**: {said['matters']}"
-            lines.append(f"{row}| {name}: {what} | {why} |")
-            row = "| | | "
-        if row != "| | | ":
-            lines.append(f"{row}| nothing | |")
+        if released(benchmark) is not None:
+            yes, no = judged.get(benchmark.name, (0, 0))
+            names = ", ".join(differences(benchmark)) or "nothing"
+            matters = [said["matters"] for said in benchmark.differs.values() if isinstance(said, Mapping)]
+            why = "; ".join(dict.fromkeys(matters))
+            lines.append(f"| `{benchmark.name}` | {yes} | {no} | {names} | {why} |")
     return "\n".join(lines) + "\n"
+
+
+def method_table(work: str) -> str:
+    """Return what differs from a work's released code: the method first, then the experiments."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for name, said in _known(work)["method"].items():
+        rows[name, said["released"], said["here"]] = ["the method"]
+    for benchmark in catalogue().values():
+        if benchmark.work == work and released(benchmark) is not None:
+            for name, (theirs, ours) in differences(benchmark).items():
+                said = benchmark.differs.get(name, "**not declared**")
+                why = said if isinstance(said, str) else f"**not comparable**: {said['matters']}"
+                told = name, theirs, f"{ours}: {why}" if ours else why
+                rows.setdefault(told, []).append(f"`{benchmark.name.partition('.')[2]}`")
+    lines = ["| what | released | here | in |", "| --- | --- | --- | --- |"]
+    for told, places in rows.items():
+        lines.append(f"| {' | '.join(map(str, told))} | {', '.join(places)} |")
+    return "\n".join([*lines, ""])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glue_harness.report.aggregate import Row, methods_in_words, summarise
+from glue_harness.report.aggregate import methods_in_words, summarise
 from glue_harness.report.compare import Comparison, baselines, compare
 from glue_harness.report.select import parse_condition
 from glue_harness.report.tables import about_intervals
@@ -17,18 +17,8 @@ PLAIN = "optimizer=adamw,adaptation=full,gradient=none,activation=none"
 """The setting that the others are compared with: a condition as in `glue-harness report --baseline`."""
 
 
-def _setting(result: Mapping[str, Any]) -> str:
+def _key(result: Mapping[str, Any]) -> str:
     return json.dumps([result["task"], result["slots"]], sort_keys=True)
-
-
-def _step(own: float | None, plain: float | None) -> str:
-    if own is None or plain is None:
-        return "–"
-    return f"{1000 * own:.0f} ms, {own / plain:.2f}x"
-
-
-def _saved(size: int | None) -> str:
-    return "–" if size is None else f"{size / 2**20:,.0f} MiB"
 
 
 def _against(comparison: Comparison | None) -> str:
@@ -48,28 +38,25 @@ def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any
         timed: The same settings with the seconds of a step and the bytes that it saves, from
             `benchmarks/combined/time.py`.
     """
-    rows = summarise(results)
-    by_folder = {result["folder"]: result for result in results}
-    condition = parse_condition("costs", PLAIN)
-    plain = {id(row): base for row, base in baselines(rows, condition)}
+    rows, condition = summarise(results), parse_condition("costs", PLAIN)
+    run_of = {row.runs: next(r for r in results if r["folder"] == row.runs[0]) for row in rows}
+    plain = {row.runs: base for row, base in baselines(rows, condition)}
     comparisons = compare(rows, condition)
-    against = {id(found.row): found for found in comparisons}
-    steps = {_setting(row): (row["seconds"]["step"], row.get("saved_bytes")) for row in timed}
-
-    def step_of(row: Row) -> tuple[float | None, int | None]:
-        return steps.get(_setting(by_folder[row.runs[0]]), (None, None))
-
+    against = {found.row.runs: found for found in comparisons}
+    steps = {_key(step): step for step in timed}
     lines = [
         "| task | methods | score | against AdamW | verdict | parameters | saved activations | a step |",
         "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for row in rows:
-        seconds, saved = step_of(row)
-        methods = methods_in_words(by_folder[row.runs[0]]["slots"])
+        own, base = (steps.get(_key(run_of[one.runs]), {}) for one in (row, plain.get(row.runs, row)))
+        size = own.get("saved_bytes")
+        seconds = [step["seconds"]["step"] for step in (own, base) if step]
+        step = f"{1000 * seconds[0]:.0f} ms, {seconds[0] / seconds[1]:.2f}x" if len(seconds) == 2 else "–"
         lines.append(
-            f"| {row.task} | {methods} | {row.score('last')[0]:.4f} "
-            f"| {_against(against.get(id(row)))} | {row.trainable:,} | {_saved(saved)} "
-            f"| {_step(seconds, step_of(plain.get(id(row), row))[0])} |"
+            f"| {row.task} | {methods_in_words(run_of[row.runs]['slots'])} | {row.score('last')[0]:.4f} "
+            f"| {_against(against.get(row.runs))} | {row.trainable:,} "
+            f"| {'–' if size is None else f'{size / 2**20:,.0f} MiB'} | {step} |"
         )
     notes = (
         "Score: the task's first metric, mean over seeds",

@@ -3,61 +3,63 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 import collect
+from finetune_common.errors import ConfigurationError
+from glue_harness.run.entry import run
 from glue_harness.run.records import write_whole
+from glue_harness.sweep import sweep
 from glue_harness.sweep.spec import read_spec
-from reproduce.catalogue import Benchmark, Scale
-from reproduce.commands import command
-from reproduce.estimates import estimate
+from reproduce.catalogue import Benchmark
+from reproduce.listing import estimate, shown
 from reproduce.preflight import preflight
-from reproduce.scales import read
 
-__all__ = ["perform", "same_numbers"]
+__all__ = ["command", "foresee", "perform", "same_numbers"]
 
 
-def spec_file(benchmark: Benchmark, scale: Scale, folder: Path) -> Path:
-    """Return the file of a scale's specification; one that the scale changes is written."""
-    if scale.spec is not None and benchmark.spec(scale.name) == read(scale.spec):
-        return scale.spec
+def command(*words: str | Path) -> None:
+    """Run a script with its options in a process of its own; one that fails has told why."""
+    if status := subprocess.call([sys.executable, *map(str, words)]):
+        raise ConfigurationError(f"failed with exit status {status}, see above")
+
+
+def _spec_file(benchmark: Benchmark, scale: str, folder: Path) -> Path:
+    """Write a scale's specification, and return its file."""
     path = folder / "spec.yaml"
-    write_whole(path, yaml.safe_dump(benchmark.spec(scale.name), sort_keys=False, allow_unicode=True))
+    write_whole(path, yaml.safe_dump(benchmark.spec(scale), sort_keys=False, allow_unicode=True))
     return path
 
 
-def run_script(benchmark: Benchmark, scale: Scale, folder: Path) -> None:
+def _run_script(benchmark: Benchmark, scale: str, folder: Path) -> None:
     """Run a script: with the scale's specification, or with its options where it has none."""
     assert benchmark.script is not None
-    if scale.spec is None:
-        options = [word for key, value in scale.change.items() for word in (f"--{key}", str(value))]
+    if benchmark.at(scale).spec is None:
+        options = [word for key, value in benchmark.spec(scale).items() for word in (f"--{key}", str(value))]
     else:
-        options = ["--spec", str(spec_file(benchmark, scale, folder))]
+        options = ["--spec", str(_spec_file(benchmark, scale, folder))]
     command(benchmark.script, *options, "--output-dir", folder / "results")
 
 
-def threads(committed: Path, jobs: int) -> dict[str, str]:
-    """Return what gives each run the threads that the committed ones had: the order of sums depends on it."""
-    if not committed.exists():
-        return {}
-    machine = json.loads(committed.read_text(encoding="utf-8"))[0]["hardware"]
-    return {"OMP_NUM_THREADS": str(machine["threads"] * jobs)} if machine["device"] == "cpu" else {}
-
-
-def run_sweep(benchmark: Benchmark, scale: Scale, folder: Path, jobs: int) -> None:
+def _run_sweep(benchmark: Benchmark, scale: str, folder: Path, jobs: int) -> None:
     """Do the runs of a sweep: by worker processes, or without any in this one."""
-    spec = spec_file(benchmark, scale, folder)
+    spec, committed = _spec_file(benchmark, scale, folder), benchmark.kept(scale)
     if jobs:
-        words = ("-m", "glue_harness", "sweep", spec, "--output-dir", folder / "runs", "--jobs", str(jobs))
-        command(*words, **threads(benchmark.kept(scale.name), jobs))
+        if committed.exists():  # the order of sums, and so the numbers, depend on the threads of a run
+            machine = json.loads(committed.read_text(encoding="utf-8"))[0]["hardware"]
+            if machine["device"] == "cpu":
+                os.environ["OMP_NUM_THREADS"] = str(machine["threads"] * jobs)
+        sweep(spec, folder / "runs", jobs, dry_run=False)
     else:
-        from glue_harness.run.entry import run
-
         for planned in read_spec(spec, folder / "runs"):
             run(planned.config)
     if benchmark.analysis:
@@ -82,7 +84,7 @@ def same_numbers(results: Sequence[dict[str, Any]], committed: Path) -> str:
     return f"{same} of {len(results)} runs have the numbers of the committed results"
 
 
-def keep_folder(source: Path, target: Path) -> None:
+def _keep_folder(source: Path, target: Path) -> None:
     """Copy what a script wrote: numbers, tables and figures."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
@@ -90,28 +92,40 @@ def keep_folder(source: Path, target: Path) -> None:
             shutil.copy(path, target / path.name)
 
 
-def perform(benchmark: Benchmark, name: str, output: Path, jobs: int) -> str:
+def _announce(benchmark: Benchmark, scale: str) -> None:
+    needed = f"{shown(*estimate(benchmark, scale))} of one {'GPU' if scale == 'paper' else 'core'}"
+    print(f"{benchmark.name}, {scale}: {benchmark.title}; {needed}", flush=True)
+
+
+def foresee(benchmark: Benchmark, scale: str, output: Path, jobs: int) -> None:
+    """Print what a benchmark needs at a scale: hours, memory, disk; of a sweep also its runs."""
+    _announce(benchmark, scale)
+    if benchmark.script:
+        memory = benchmark.at(scale).gpu_memory if scale == "paper" else 0
+        print(f"a GPU of {memory} GB" if memory else "no GPU", "and less than 1 GB of disk", flush=True)
+        return
+    with TemporaryDirectory() as folder:
+        spec = _spec_file(benchmark, scale, Path(folder))
+        sweep(spec, output / benchmark.name / scale / "runs", max(jobs, 1), dry_run=True)
+
+
+def perform(benchmark: Benchmark, scale: str, output: Path, jobs: int) -> str:
     """Run a benchmark at a scale, keep its results, and return its tables."""
-    scale, folder = benchmark.at(name), output / benchmark.name / name
-    of = "GPU" if name == "paper" else "core"
-    print(f"{benchmark.name}, {name}: {benchmark.title}; {estimate(benchmark, name)} of one {of}", flush=True)
-    if name == "paper":
+    folder = output / benchmark.name / scale
+    _announce(benchmark, scale)
+    if scale == "paper":
         preflight(benchmark, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = benchmark.kept(name) if name != "smoke" else folder / "results" / "result.json"
+    kept = benchmark.kept(scale) if scale != "smoke" else folder / "results" / "result.json"
     if benchmark.script:
-        run_script(benchmark, scale, folder)
-        results = json.loads((folder / "results" / "result.json").read_text(encoding="utf-8"))
-        if name != "smoke":
-            keep_folder(folder / "results", kept.parent)
-        return collect.published_table(benchmark, name, results)
-    run_sweep(benchmark, scale, folder, jobs)
-    results = collect.kept(folder / "runs")
-    if name != "smoke":
-        print(same_numbers(results, kept))
-    if benchmark.analysis and name != "smoke":
-        keep_folder(folder / "analysis", kept.with_suffix(""))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(kept, json.dumps(results, indent=1) + "\n")
-    told = collect.published_table(benchmark, name, results)
-    return f"{collect.costs_table(benchmark, name, results)}\n{told}" if benchmark.costs else told
+        _run_script(benchmark, scale, folder)
+        if scale != "smoke":
+            _keep_folder(folder / "results", kept.parent)
+    else:
+        _run_sweep(benchmark, scale, folder, jobs)
+        if scale != "smoke":
+            print(same_numbers(collect.kept(folder / "runs"), kept))
+            if benchmark.analysis:
+                _keep_folder(folder / "analysis", kept.with_suffix(""))
+        collect.keep(folder / "runs", kept)
+    return "\n".join(collect.tables_of(benchmark, scale, kept).values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,71 +35,51 @@ def _gpu(gigabytes: int) -> str:
     return "" if found >= ROUNDED * gigabytes else f"{found:.0f} GB of GPU memory: {gigabytes} are needed"
 
 
-def _models(spec: Mapping[str, Any]) -> list[str]:
-    """Return the models that a specification names, that of a sweep or of a script."""
-    parts = points(spec) if "base" in spec else [spec]
-    named = (name for part in parts for name in part.get("models", [part.get("model")]))
-    return [name for name in dict.fromkeys(named) if name]
+def _tried(load: Callable[..., Any], *args: Any) -> str:
+    try:
+        load(*args)
+    except ConfigurationError as error:
+        return str(error)
+    return ""
 
 
 def _model(name: str, load: Callable[[str], Any]) -> str:
-    try:
-        load(name)
-    except ConfigurationError as error:
-        return str(error)
-    return ""
+    return _tried(load, name)
 
 
 def _data(task: str, folder: str | None) -> str:
-    try:
-        load_task(get_task(task), data_dir=folder)
-    except ConfigurationError as error:
-        return str(error)
-    return ""
+    return _tried(lambda: load_task(get_task(task), data_dir=folder))
 
 
 def _images(name: str) -> str:
     try:
         load_dataset_builder(name)
     except (OSError, ValueError) as error:
-        return (
-            f"data {name}: cannot be loaded ({' '.join(str(error).split())[:160]}): the hub is needed, once"
-        )
+        return f"data {name}: the hub is needed, once ({' '.join(str(error).split())[:160]})"
     return ""
 
 
-def _disk(spec: Mapping[str, Any], output: Path) -> str:
-    """Return what is wrong with the disk of a folder, which may not be there yet."""
+def _missing(benchmark: Benchmark, output: Path) -> Iterator[str]:
+    spec = benchmark.spec("paper")
+    runs = list(points(spec)) if "base" in spec else [spec]
+    yield _gpu(benchmark.at("paper").gpu_memory)
+    named = (name for run in runs for name in run.get("models", [run.get("model")]) if name)
+    for name in dict.fromkeys(named):
+        # a script makes its rows up, or has images: it needs no tokenizer
+        yield _model(name, find_config if benchmark.script else load_tokenizer)
+    if benchmark.script:
+        yield _images(spec["data"]) if "data" in spec else ""
+        return
+    for task, folder in dict.fromkeys((run["task"], run.get("data_dir")) for run in runs):
+        yield _data(task, folder)
     configs = [
         RunConfig(run["task"], run["model"], str(output), model_config=run.get("model_config") or {})
-        for run in points(spec)
+        for run in runs
     ]
-    try:
-        check_disk(output, configs, spec.get("keep") or "best", jobs=1)
-    except ConfigurationError as error:
-        return str(error)
-    return ""
-
-
-def _missing(benchmark: Benchmark, spec: Mapping[str, Any], output: Path) -> Iterator[str]:
-    yield _gpu(benchmark.at("paper").gpu_memory)
-    for model in _models(spec):
-        # a script makes its rows up, or has images: it needs no tokenizer
-        yield _model(model, find_config if benchmark.script else load_tokenizer)
-    if benchmark.script is None:
-        for task, folder in dict.fromkeys((run["task"], run.get("data_dir")) for run in points(spec)):
-            yield _data(task, folder)
-    elif "data" in spec:
-        yield _images(spec["data"])
-    if benchmark.script is None:
-        yield _disk(spec, output)
+    yield _tried(check_disk, output, configs, spec.get("keep") or "best", 1)
 
 
 def preflight(benchmark: Benchmark, output: Path) -> None:
-    """Refuse the paper scale where something is missing.
-
-    Raises:
-        ConfigurationError: GPU, memory, model, data or disk are missing: all of them in one line.
-    """
-    if missing := [found for found in _missing(benchmark, benchmark.spec("paper"), output) if found]:
+    """Refuse the paper scale where GPU, memory, model, data or disk are missing: all of them in one line."""
+    if missing := [found for found in _missing(benchmark, output) if found]:
         raise ConfigurationError(f"--scale paper: {'; '.join(missing)}")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-from glue_harness.report.aggregate import model_name, summarise
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
-from glue_harness.report.published import Line, compare, interval, table_of, verdict
+from glue_harness.report.published import Line, Measurement, compare, measured, table_of
 from glue_harness.report.render import as_markdown
 from glue_harness.report.targets import Target, read_targets
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue
 from reproduce.conformance import differences, hindrance
-from reproduce.measurements import ONCE, measurements
 
-__all__ = ["comparison", "footnote", "judged", "table", "targets"]
+__all__ = ["comparison", "judged", "table", "targets"]
 
 
 @cache
@@ -36,71 +33,90 @@ def judged() -> dict[str, tuple[int, int]]:
     return found
 
 
-def _own(
-    benchmark: Benchmark,
-    results: Sequence[Mapping[str, Any]],
-    told: set[str],
-    units: Mapping[str, tuple[str, float]],
-) -> list[Line]:
-    """Return a line for each of our settings that no published number is beside, in the published unit."""
-    lines = []
-    for row in summarise(results, benchmark.protocol, evaluation=benchmark.evaluation):
-        if told.isdisjoint(row.runs):
-            metric, times = units.get(row.primary, (row.primary.replace("_", " "), 1.0))
-            values = [times * value for value in row.seed_scores(benchmark.evaluation).values()]
-            ours = times * row.score(benchmark.evaluation)[0]
-            around = interval(values, ours, math.inf, benchmark.protocol == "median")
-            shown = (row.task, model_name(row.model), row.setting, metric)
-            lines.append(Line(*shown, None, ours, around, verdict(None, ours, around)))
-    return lines
+def _quadratic(result: Any) -> Iterator[Measurement]:
+    spec = result["spec"]
+    for name, (_, median, _) in result["grid"].items():
+        for place, gamma in enumerate(spec["step_sizes"]):
+            settings = {**spec, "variants": {name: spec["variants"][name]}, "step_sizes": gamma}
+            yield Measurement(settings, None, {"squared_distance": 2 * median[-1][place]})
 
 
-def _comparable(benchmark: Benchmark, scale: str) -> bool:
+def _images(result: Any) -> Iterator[Measurement]:
+    spec = result["spec"]
+    for way, runs in result["runs"].items():
+        for seed, run in runs.items():
+            settings = {**spec, "ways": {way: spec["ways"][way]}, "tails": {}}
+            told = {key: run[key][-1] for key in ("accuracy", "accuracy_of_batches") if run.get(key)}
+            yield Measurement(settings, int(seed), told)
+            for epoch, sample in run["tails"].items():
+                tails = {**spec["tails"], "ways": way, "epochs": int(epoch)}
+                numbers = {key: sample[key] for key in ("mean", "sd", "rho_mild", "rho_extreme", "hill")}
+                yield Measurement({**settings, "tails": tails}, int(seed), numbers)
+
+
+def _capacity(result: Any) -> Iterator[Measurement]:
+    spec = result["spec"]
+    for row in result["rows"]:
+        name = row["activations"]
+        same = {"models": row["model"], "activations": {name: spec["activations"][name]}}
+        what = {key: row[key] for key in ("searches", "throughput_at") if key in row}
+        numbers = {key: row[key] for key in ("largest", "sequences_per_second") if row.get(key) is not None}
+        apart = {"searches": None, "throughput_at": None}
+        yield Measurement({**spec, **apart, **same, **what}, None, numbers)
+
+
+SCRIPTS: dict[str, tuple[Callable[[Any], Iterator[Measurement]], str]] = {
+    "quadratic": (_quadratic, "median over the repeats of one seed"),
+    "images": (_images, ""),
+    "capacity": (_capacity, "one measurement each; a speed is the median of its rounds"),
+}
+"""Script → how its `result.json` is read, and how numbers that are not of several seeds are made."""
+
+
+def _as_published(benchmark: Benchmark, scale: str) -> bool:
     return "paper" in benchmark.scales and benchmark.spec(scale) == benchmark.spec("paper")
 
 
 def comparison(benchmark: Benchmark, scale: str, results: Any) -> list[Line]:
-    """Compare kept results with what was published.
-
-    Args:
-        benchmark: The benchmark.
-        scale: Which scale the results are of.
-        results: What the kept JSON holds.
-    """
-    own = [t for t in targets(benchmark.work) if t.benchmark == benchmark.name]
-    lines, told = compare(
+    """Compare what the kept JSON of a scale holds with what was published."""
+    own = [target for target in targets(benchmark.work) if target.benchmark == benchmark.name]
+    if not own:
+        return []
+    if benchmark.script:
+        read, _ = SCRIPTS.get(benchmark.script.stem, (lambda result: iter(()), ""))
+        found = list(read(results))
+    else:
+        found = measured(results, benchmark.evaluation)
+    lines, _ = compare(
         own,
-        measurements(benchmark, results),
+        found,
         benchmark.protocol,
         benchmark.published_runs,
-        as_published=_comparable(benchmark, scale),
+        as_published=_as_published(benchmark, scale),
         hindrance=lambda target: hindrance(benchmark, target.run),
     )
-    if benchmark.script:
-        return lines
-    return lines + _own(benchmark, results, told, {t.key: (t.metric, t.times) for t in own})
+    return lines
 
 
-def table(lines: Sequence[Line]) -> str:
-    """Return the comparison as a markdown table."""
-    return as_markdown(table_of(lines))
-
-
-def footnote(lines: Sequence[Line], benchmark: Benchmark, scale: str) -> str:
+def _footnote(lines: list[Line], benchmark: Benchmark, scale: str) -> str:
     """Return how the numbers of a comparison, and their intervals, are made."""
     several = any(line.interval for line in lines)
-    name = benchmark.script.stem if benchmark.script else ""
-    said = [ONCE.get(name) or (PROTOCOLS[benchmark.protocol].said if several else "one run each")]
+    _, once = SCRIPTS.get(benchmark.script.stem if benchmark.script else "", (None, ""))
+    said = [once or (PROTOCOLS[benchmark.protocol].said if several else "one run each")]
     if not benchmark.script:
         said.append(EVALUATIONS[benchmark.evaluation])
-    if several and _comparable(benchmark, scale):
-        said.append(
-            "95 % interval of a repetition with as many runs as are behind the published number "
-            f"({benchmark.published_runs})"
-        )
+    if several and _as_published(benchmark, scale):
+        runs = f"as many runs as are behind the published number ({benchmark.published_runs})"
+        said.append(f"95 % interval of a repetition with {runs}")
     elif several:
         said.append("95 % interval of our number")
     told = f"Ours: {'; '.join(said)}."
     if scale == "paper" and (names := ", ".join(differences(benchmark))):
         told += f" Differs from the released code in: {names}; the page of benchmarks says why."
     return told
+
+
+def table(benchmark: Benchmark, scale: str, results: Any) -> str:
+    """Return the comparison as markdown, and how its numbers are made; nothing without targets."""
+    lines = comparison(benchmark, scale, results)
+    return f"{as_markdown(table_of(lines))}\n{_footnote(lines, benchmark, scale)}\n" if lines else ""

@@ -11,17 +11,11 @@ from typing import Any
 import yaml
 
 from finetune_common.slots import find
-from glue_harness.config.fields import LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.config.fields import LEFT_ALONE, LIST_SLOTS, SLOTS
 from glue_harness.sweep import spec as sweep
 from glue_harness.sweep.scales import changed
 
-__all__ = ["DEFAULTS", "changed", "merged", "points", "read", "settings"]
-
-DEFAULTS = {
-    option.name: option.default
-    for option in dataclasses.fields(RunConfig)
-    if option.default is not dataclasses.MISSING
-} | {"model_config": {}}
+__all__ = ["changed", "merged", "points", "read", "settings"]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -36,18 +30,16 @@ def merged(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
         >>> merged({"steps": 100, "tails": {"n": 1000, "seed": 0}}, {"tails": {"n": 10, "seed": None}})
         {'steps': 100, 'tails': {'n': 10}}
     """
-    both = {**spec}
-    for key, value in change.items():
-        inner = both.get(key)
-        nested = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        both[key] = merged(inner, value) if nested else value
+    both = {**spec, **change}
+    for key in spec.keys() & change.keys():
+        if isinstance(spec[key], Mapping) and isinstance(change[key], Mapping):
+            both[key] = merged(spec[key], change[key])
     return {key: value for key, value in both.items() if change.get(key, True) is not None}
 
 
 def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the options of every run of a sweep, as they are written."""
-    for point in sweep.points(spec):
-        yield {**(spec.get("base") or {}), **point}
+    return ({**(spec.get("base") or {}), **point} for point in sweep.points(spec))
 
 
 def _choice(slot: str, value: Any) -> dict[str, Any]:
@@ -64,7 +56,7 @@ def settings(point: Mapping[str, Any]) -> dict[str, Any]:
         >>> run["optimizer"]["momentum"], run["epochs"], run["gradient"]
         (0.9, 3.0, [])
     """
-    found = {**DEFAULTS, **point}
+    found = {**LEFT_ALONE, "model_config": {}, **point}
     for slot, default in SLOTS.items():
         value = point.get(slot, default)
         if slot in LIST_SLOTS:

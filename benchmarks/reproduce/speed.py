@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from reproduce.catalogue import BENCHMARKS
-from reproduce.commands import CommandError, command
+from reproduce.performing import command
 
 __all__ = ["figures", "ratios", "speed"]
 
@@ -36,13 +36,11 @@ def figures(report: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, floa
         >>> dict(figures([{"way": "plain", "ratio": 1.0}]))
         {'plain, ratio': 1.0}
     """
+    if isinstance(report, list):
+        report = {entry["way"]: entry for entry in report if isinstance(entry, Mapping) and "way" in entry}
     if isinstance(report, Mapping):
         for key, value in report.items():
-            yield from figures(value, (*path, key))
-    elif isinstance(report, list):
-        for entry in report:
-            if isinstance(entry, Mapping) and "way" in entry:
-                yield from figures(entry, (*path, str(entry["way"])))
+            yield from figures(value, (*path, str(key)))
     elif isinstance(report, int | float) and not isinstance(report, bool) and set(FIGURES) & set(path[-2:]):
         yield ", ".join(path), float(report)
 
@@ -53,24 +51,19 @@ def ratios(now: Any, committed: Any) -> str:
     lines = ["| figure | committed | now | now / committed |", "| --- | ---: | ---: | ---: |"]
     for name, value in figures(now):
         if before.get(name):
-            shown = f"{before[name]:.4g} | {value:.4g} | {value / before[name]:.2f}"
-            lines.append(f"| {name} | {shown} |")
+            lines.append(f"| {name} | {before[name]:.4g} | {value:.4g} | {value / before[name]:.2f} |")
     return "\n".join(lines) + "\n"
-
-
-def _options(script: str) -> list[str]:
-    words = []
-    for option, variable in OPTIONS.get(script, {}).items():
-        if variable not in os.environ:
-            raise ConfigurationError(f"it needs {variable}=DIR: give it on the line")
-        words += [option, os.environ[variable]]
-    return words
 
 
 def _report(script: Path, output: Path) -> Any:
     """Run a script; returns its report."""
+    words: list[str | Path] = ["--output", output]
+    for option, variable in OPTIONS.get(script.stem, {}).items():
+        if variable not in os.environ:
+            raise ConfigurationError(f"it needs {variable}=DIR: give it on the line")
+        words += [option, os.environ[variable]]
     output.parent.mkdir(parents=True, exist_ok=True)
-    command(script, *_options(script.stem), "--output", output)
+    command(script, *words)
     return json.loads(output.read_text(encoding="utf-8"))
 
 
@@ -82,13 +75,12 @@ def speed(output: Path) -> bool:
     """
     failed = False
     for committed in sorted((FOLDER / "results").glob("*.json")):
-        script = FOLDER / f"{committed.stem}.py"
-        before = json.loads(committed.read_text(encoding="utf-8"))
+        script, before = FOLDER / f"{committed.stem}.py", json.loads(committed.read_text(encoding="utf-8"))
         if not script.exists() or not dict(figures(before)):
             continue
         try:
             now = _report(script, output / committed.name)
-        except (ConfigurationError, CommandError) as error:
+        except ConfigurationError as error:
             failed = True
             print(f"benchmark: error: speed/{script.name}: {error}", file=sys.stderr)
         else:

@@ -13,7 +13,9 @@ from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import get_task
 from glue_harness import run
 from glue_harness.cli import main
+from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
+from glue_harness.cost.footprint import predict
 from glue_harness.cost.sweeps import run_seconds
 from glue_harness.report.targets import read_targets
 from glue_harness.run.evaluation import _of_batches
@@ -161,6 +163,27 @@ def test_a_dry_run_tells_hours_memory_and_disk_without_a_gpu(spec_file, tmp_path
     assert "GB of disk are needed" in told
     assert "h of one GPU or" in told
     assert "GB of memory for a step of bert-base-uncased" in told
+
+
+def test_a_dry_run_tells_all_where_the_disk_is_too_small(spec_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e6))
+    line = ["sweep", str(spec_file), "--output-dir", str(tmp_path / "runs")]
+    assert main([*line, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "make space" in told
+    assert "GB of memory for a step of bert-base-uncased" in told
+    assert main(line) == 2
+
+
+@pytest.mark.parametrize("model", ["t5-base", "facebook/bart-base"])
+def test_memory_of_a_head_that_looks_for_the_end_of_a_text_is_known(model):
+    """Parameters alone take four bytes each, their gradients too, and AdamW's state twice that."""
+    shape = {"num_layers": 1, "num_decoder_layers": 1} if model == "t5-base" else {}
+    config = RunConfig("mrpc", model, output_dir="-", batch_size=2, max_length=16, model_config=shape)
+    found = predict(config)
+    assert found.parameters == found.gradients == found.optimizer // 2
+    assert found.peak > 4 * found.parameters
+    assert found.activations > 0
 
 
 def test_hours_follow_from_rows_tokens_and_parameters():

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from finetune_common.errors import ConfigurationError
+from glue_harness.report.equivalence import equivalence_test, verdict_of
 from glue_harness.report.statistics import (
     bootstrap_interval,
     holm,
@@ -223,3 +224,53 @@ def test_what_is_no_difference_is_refused(bad: list[float]) -> None:
     for function in (sign_flip_test, wilcoxon_test, bootstrap_interval, mean_interval):
         with pytest.raises(ConfigurationError, match="at least one finite number"):
             function(bad)
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 5, 8, 20])
+def test_equivalence_is_two_one_sided_t_tests_of_scipy(pairs: int) -> None:
+    generator = np.random.default_rng(pairs)
+    for margin in (0.1, 0.5, 2.0):
+        values = generator.normal(generator.uniform(-1, 1), 0.4, size=pairs)
+        above = scipy.stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+        below = scipy.stats.ttest_1samp(values, margin, alternative="less").pvalue
+        assert equivalence_test(values, margin) == pytest.approx(max(above, below))
+        assert equivalence_test(-values, margin) == pytest.approx(equivalence_test(values, margin))
+
+
+def test_equivalence_is_ninety_percent_of_the_interval_inside_the_margin() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        values = generator.normal(0.1, 0.5, size=8)
+        low, high = mean_interval(values, 0.90) or (0.0, 0.0)
+        assert (equivalence_test(values, 0.5) <= 0.05) == (low > -0.5 and high < 0.5)
+
+
+def test_equivalence_keeps_its_level_at_the_margin() -> None:
+    """Where the true difference is the margin itself, "equal" is wrong in at most one case of twenty."""
+    generator = np.random.default_rng(1)
+    wrong = sum(equivalence_test(generator.normal(0.5, 0.6, 8), 0.5) <= 0.05 for _ in range(REPEATS))
+    assert wrong <= ALLOWED
+
+
+def test_equivalence_without_any_spread() -> None:
+    assert equivalence_test([0.0] * 8, 0.005) == 0.0
+    assert equivalence_test([0.3] * 8, 0.005) == 1.0
+    with pytest.raises(ConfigurationError, match="margin"):
+        equivalence_test([0.1, 0.2], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("difference", "different", "equal", "margin", "said"),
+    [
+        (None, 1.0, 1.0, 0.005, "undecided"),
+        (0.01, 0.04, 0.9, 0.005, "better"),
+        (-0.01, 0.04, 0.9, 0.005, "worse"),
+        (0.01, 0.06, 0.06, 0.005, "undecided"),
+        (0.002, 0.01, 0.01, 0.005, "equal within ±0.005"),
+        (0.002, 0.01, 0.01, None, "better"),
+    ],
+)
+def test_verdicts(
+    difference: float | None, different: float, equal: float, margin: float | None, said: str
+) -> None:
+    assert verdict_of(difference, different, equal, margin, alpha=0.05) == said

@@ -127,6 +127,17 @@ def report_command(argv: Sequence[str]) -> None:
         help="compare with the setting of which this is true, paired by seed; e.g. optimizer=adamw",
     )
     parser.add_argument(
+        "--margin",
+        type=float,
+        metavar="DELTA",
+        help="call a setting equal where a difference of DELTA or more is excluded; e.g. 0.005",
+    )
+    parser.add_argument(
+        "--primary",
+        metavar="KEY=VALUE,...",
+        help="the comparisons that were named before the runs; the others are exploratory",
+    )
+    parser.add_argument(
         "--test", choices=("permutation", "wilcoxon"), default="permutation", help="paired test (permutation)"
     )
     parser.add_argument(
@@ -159,6 +170,8 @@ def report_command(argv: Sequence[str]) -> None:
         evaluation=options.evaluation,
         test=options.test,
         baseline=options.baseline,
+        margin=options.margin,
+        primary=options.primary,
         where=options.where,
         group_by=[key for key in keys if key],
         processes=own_cores(),

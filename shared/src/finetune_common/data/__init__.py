@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from finetune_common.data.official import read_official
     from finetune_common.data.own_files import OwnRows, load_own_files, read_own_files, read_own_tables
     from finetune_common.data.schema import Schema
+    from finetune_common.data.splitting import held_out
     from finetune_common.data.tokens import default_cache_dir, tokenize
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "epoch_batches",
     "evaluation_batches",
     "fingerprint",
+    "held_out",
     "known_schema",
     "load_own_files",
     "load_task",
@@ -64,6 +66,7 @@ __getattr__ = lazy_exports(
         "epoch_batches": ".batches",
         "evaluation_batches": ".batches",
         "fingerprint": ".content",
+        "held_out": ".splitting",
         "known_schema": ".known",
         "load_own_files": ".own_files",
         "load_task": ".loading",

@@ -1,10 +1,71 @@
-"""Take a share of the training rows for evaluation, with each class's share of it."""
+"""Take rows out of training to evaluate on: a share of each class, or so many rows by name."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from hashlib import blake2b
 
-__all__ = ["stratified"]
+from finetune_common.errors import ConfigurationError
+
+__all__ = ["held_out", "stratified"]
+
+
+def _keys(texts: Sequence[tuple[str, ...]], seed: int) -> list[bytes]:
+    """Return a hash of the seed and the texts of each row."""
+    return [
+        blake2b(repr((seed, text)).encode(errors="surrogatepass"), digest_size=8).digest() for text in texts
+    ]
+
+
+def held_out(
+    texts: Sequence[tuple[str, ...]], parts: Mapping[str, int], seed: int = 0
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Take parts of so many rows each out of all rows; no text is in two of them, nor in what is left.
+
+    Rows are ordered by a hash of the seed and their texts, and the parts filled in turn: neither the order of
+    the file nor the seed of a run matters. Rows with the same texts stay together; where a part has no room
+    for all of them, they are left, so that each part has exactly its rows.
+
+    Args:
+        texts: Of each row.
+        parts: Name → rows, each at least 1.
+        seed: Another one draws other rows.
+
+    Returns:
+        The rows that are left, and those of each part, all in the order of the file.
+
+    Raises:
+        ConfigurationError: No row would be left, or texts repeat so often that a part cannot be filled.
+
+    Examples:
+        >>> left, parts = held_out([("a",), ("b",), ("c",), ("a",), ("d",)], {"choose": 1, "score": 2})
+        >>> left, parts
+        ([2, 4], {'choose': [1], 'score': [0, 3]})
+    """
+    if sum(parts.values()) >= len(texts):
+        named = ", ".join(f"{name} {rows:,}" for name, rows in parts.items())
+        raise ConfigurationError(
+            f"hold_out: {named} leave none of {len(texts):,} rows to train on: hold out fewer"
+        )
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for row, key in enumerate(_keys(texts, seed)):
+        groups[key].append(row)
+    found: dict[str, list[int]] = {name: [] for name in parts}
+    for key in sorted(groups):
+        rows = groups[key]
+        roomy = (name for name, wanted in parts.items() if len(found[name]) + len(rows) <= wanted)
+        if (name := next(roomy, None)) is not None:
+            found[name] += rows
+    for name, wanted in parts.items():
+        if len(found[name]) < wanted:
+            raise ConfigurationError(
+                f"hold_out: {name} gets {len(found[name]):,} of {wanted:,} rows: texts that repeat stay "
+                "together: hold out fewer"
+            )
+    taken = {row for rows in found.values() for row in rows}
+    left = [row for row in range(len(texts)) if row not in taken]
+    if not left:
+        raise ConfigurationError("hold_out: no row is left to train on: hold out fewer")
+    return left, {name: sorted(rows) for name, rows in found.items()}
 
 
 def stratified(
@@ -29,9 +90,7 @@ def stratified(
         >>> stratified([("a",), ("b",), ("c",), ("d",), ("a",)], [0, 0, 1, 1, 0], share=0.5)[1]
         [1, 3]
     """
-    keys = [
-        blake2b(repr((seed, text)).encode(errors="surrogatepass"), digest_size=8).digest() for text in texts
-    ]
+    keys = _keys(texts, seed)
     homes: dict[bytes, Hashable] = {}
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for row, (key, label) in enumerate(zip(keys, classes, strict=True)):

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.tasks import TASKS
+from glue_harness.config.hold_out import read_hold_out
+from glue_harness.config.identity import ELSEWHERE, OPTIONAL
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES, by_content, check_sources, digest_of
 from glue_harness.config.tasks import check_tasks, own_name
 
@@ -20,30 +22,6 @@ SLOTS = {"adaptation": "full", "activation": "none", "gradient": None, "optimize
 
 LIST_SLOTS = ("gradient", "monitor")
 """Slots that hold any number of methods, in order."""
-
-ELSEWHERE = ("output_dir", "device", "num_workers", "offline", "overwrite", "sharding", "tracker")
-"""Fields that say where and how a run happens, and leave its numbers alone."""
-
-OPTIONAL = (
-    "model_config",
-    *FILES,
-    *DATASET,
-    *CHOICES,
-    "task_sampling",
-    "metric",
-    "max_eval_samples",
-    "decay_all",
-    "early_stopping",
-    "early_stopping_delta",
-    "load_best",
-    "matmul_precision",
-    "compile",
-    "head",
-    "head_seed",
-    "schedule_steps",
-    "metric_batch",
-)
-"""Fields that change nothing where they are left alone: a run without them is the run it was before them."""
 
 SCHEDULES = ("linear", "warmup-linear", "cosine", "constant")
 
@@ -82,6 +60,10 @@ class RunConfig:
         epochs: Passes over the training rows, fractions allowed.
         max_steps: Optimizer steps in all; overrides epochs.
         max_train_samples: Train on the first rows of the seeded shuffle only.
+        label_noise: Share of the training rows that get another class than theirs, drawn by the seed.
+        hold_out: Rows to take out of training, by name (choose=5000,score=10000), the same for every seed.
+        evaluate_on: What to evaluate on instead of the task's own set: a part of hold_out; after a comma more
+            (score,validation), which are scored once, at the end.
         max_eval_samples: Evaluate on so many rows only, the same for every seed.
         batch_size: Rows of a micro-batch on one device.
         accumulate: Micro-batches in an optimizer step.
@@ -145,6 +127,9 @@ class RunConfig:
     epochs: float = 3.0
     max_steps: int | None = None
     max_train_samples: int | None = None
+    label_noise: float | None = None
+    hold_out: dict[str, int] | str | None = None
+    evaluate_on: list[str] | str | None = None
     max_eval_samples: int | None = None
     batch_size: int = 32
     accumulate: int = 1
@@ -199,6 +184,8 @@ class RunConfig:
         if self.head is not None:
             check_choice("head", self.head, ("pretrained", "new"))
             object.__setattr__(self, "head", None if self.head == "pretrained" else self.head)
+        if self.label_noise is not None:
+            check_number("label_noise", self.label_noise, above=0, at_most=1)
         if self.head_lr is not None:
             check_number("head_lr", self.head_lr, at_least=0)
         if self.early_stopping_delta and self.early_stopping is None:
@@ -218,6 +205,9 @@ class RunConfig:
             object.__setattr__(self, "text_columns", names)
         check_tasks(self)
         check_sources(vars(self), several=self.several)
+        hold_out, evaluate_on = read_hold_out(self.hold_out, self.evaluate_on)
+        object.__setattr__(self, "hold_out", hold_out)
+        object.__setattr__(self, "evaluate_on", evaluate_on)
 
     @property
     def tasks(self) -> tuple[str, ...]:

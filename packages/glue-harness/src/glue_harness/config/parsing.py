@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -73,8 +74,8 @@ class _Parser(ArgumentParser):
         raise ConfigurationError(message)
 
 
-def _add_options(group: Any, slot: str, choice: Choice) -> None:
-    options = find(slot, choice["name"]).Options
+def _add_options(group: Any, slot: str, method: str) -> None:
+    options = find(slot, method).Options
     hints, described = get_type_hints(options), _help_of(options)
     for option in dataclasses.fields(options):
         default = option.default if option.default is not dataclasses.MISSING else option.default_factory()  # type: ignore[misc]
@@ -86,7 +87,9 @@ def _add_options(group: Any, slot: str, choice: Choice) -> None:
         )
 
 
-def _parser(choices: Mapping[str, list[Choice]], prog: str) -> ArgumentParser:
+@cache
+def _parser(chosen: tuple[tuple[str, ...], ...], prog: str) -> ArgumentParser:
+    """Return a parser of all options, those of the methods that are chosen for each slot among them."""
     parser = _Parser(
         prog=prog,
         description="Fine-tune a model on a task; the result is written to the run's folder.",
@@ -108,18 +111,13 @@ def _parser(choices: Mapping[str, list[Choice]], prog: str) -> ArgumentParser:
         parser.add_argument(
             f"--{option.name.replace('_', '-')}", default=default, help=described[option.name], **flag
         )
-    for slot in SLOTS:
+    for slot, own in zip(SLOTS, chosen, strict=True):
         names = ", ".join(available(slot)) or "none is installed"
         group = parser.add_argument_group(slot, f"{described[slot]} Installed: {names}.")
-        chosen = choices[slot]
-        group.add_argument(
-            f"--{slot}.name",
-            metavar="NAME",
-            type=str | None,
-            default=chosen[0]["name"] if len(chosen) == 1 else None,
-        )
-        if len(chosen) == 1:
-            _add_options(group, slot, chosen[0])
+        one = own[0] if len(own) == 1 else None
+        group.add_argument(f"--{slot}.name", metavar="NAME", type=str | None, default=one)
+        if one:
+            _add_options(group, slot, one)
     return parser
 
 
@@ -175,7 +173,7 @@ def _check_several(slot: str, choices: list[Choice]) -> list[Choice]:
     for choice in choices:
         parser = _Parser(exit_on_error=False, default_env=False)
         parser.add_argument(f"--{slot}.name", type=str)
-        _add_options(parser, slot, choice)
+        _add_options(parser, slot, choice["name"])
         checked.append(
             _slot_value(
                 _guarded(parser, {slot: [choice]}, lambda p, c=choice: p.parse_object({slot: c})), slot
@@ -206,7 +204,9 @@ def _slot_value(parsed: Namespace, slot: str) -> Choice:
 
 def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
     choices = _merge(content, named)
-    parser = _parser(choices, prog)
+    names = tuple(tuple(choice["name"] for choice in choices[slot]) for slot in SLOTS)
+    # a line changes the parser's defaults: only without one is it kept for the next mapping
+    parser = _parser.__wrapped__(names, prog) if argv else _parser(names, prog)
     apart = (*SLOTS, "model_config")
     rest = {str(key).replace("-", "_"): value for key, value in content.items() if key not in apart}
     if unknown := [key for key in rest if key not in {f.name for f in DESCRIBED}]:
@@ -222,10 +222,11 @@ def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[
     if isinstance(rest.get("task"), list):
         rest["task"] = ",".join(map(str, rest["task"]))
     given = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
-    initial = _guarded(parser, choices, lambda p: p.parse_object(given, defaults=True))
-    options = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
-    parser.set_defaults({option: initial[option] for option in options if option in initial})
-    parsed = _guarded(parser, choices, lambda p: p.parse_args(_drop_slots(argv)))
+    parsed = _guarded(parser, choices, lambda p: p.parse_object(given, defaults=True))
+    if argv:
+        options = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
+        parser.set_defaults({option: parsed[option] for option in options if option in parsed})
+        parsed = _guarded(parser, choices, lambda p: p.parse_args(_drop_slots(argv)))
     for slot, chosen in choices.items():
         if len(chosen) == 1:
             value = _slot_value(parsed, slot)

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import ROUNDING, WORKSPACE, cuda_kernels
+from glue_harness.cost.ends import OneEndEach
 from glue_harness.cost.steps import Steps
 from glue_harness.run.methods import build_methods
 
@@ -126,7 +127,8 @@ def imposed(device: str, attention: str | None = None) -> Iterator[LiveBytes]:
     """Within this context tensors are fake, saved as on a device, and counted; arguments as for `predict`."""
     choices = cuda_kernels(attention or "sdpa") if device == "cuda" else nullcontext()
     moved = patch.object(torch.utils, "swap_tensors", _swapped)
-    with choices, moved, FakeTensorMode(), LiveBytes(ROUNDING if device == "cuda" else 1) as live:
+    counted = LiveBytes(ROUNDING if device == "cuda" else 1)
+    with choices, moved, FakeTensorMode(), OneEndEach(), counted as live:
         yield live
 
 

@@ -74,10 +74,15 @@ def operations(config: RunConfig, parameters: int) -> float:
         parameters: From `passed`.
     """
     tasks, most = [TASKS[name] for name in config.tasks], config.max_train_samples or math.inf
-    rows = sum(min(task.rows["train"], most) for task in tasks)
+    held = config.hold_out if isinstance(config.hold_out, dict) else {}
+    rows = sum(min(task.rows["train"] - sum(held.values()), most) for task in tasks)
     step = config.batch_size * config.accumulate
     trained = config.max_steps * step if config.max_steps else rows * config.epochs
-    evaluated = [task.rows[split] for task in tasks for split in task.evaluation]
+    evaluated = [
+        held.get(split) or task.rows[split]
+        for task in tasks
+        for split in (config.evaluate_on or task.evaluation)
+    ]
     held_out = sum(min(count, config.max_eval_samples or math.inf) for count in evaluated)
     evaluations = max(1.0, trained / step / config.eval_every if config.eval_every else config.epochs)
     return parameters * FILLED * config.max_length * (6 * trained + 2 * held_out * evaluations)

@@ -55,6 +55,8 @@ def report(
     evaluation: str = "last",
     test: str = "permutation",
     baseline: str | None = None,
+    margin: float | None = None,
+    primary: str | None = None,
     where: str | None = None,
     group_by: Sequence[str] = (),
     processes: int = 1,
@@ -72,6 +74,10 @@ def report(
         evaluation: Which evaluation of a run counts, `last` or `best`.
         test: How settings are compared, `permutation` or `wilcoxon`.
         baseline: Condition that is true of one setting a task, e.g. `optimizer=adamw`.
+        margin: What difference from the baseline is too small to matter, in the unit of the metric: 0.005 is
+            half a point of accuracy. Without it nothing is called equal.
+        primary: Condition that is true of the comparisons that were named before the runs; the others are
+            exploratory.
         where: Condition that runs have to meet, e.g. `task=rte|mrpc,optimizer=adamw`.
         group_by: Options by which runs are put together; by default all but the seed.
         processes: How many draw the charts of four tasks and more. With 2 and more a script needs the guard
@@ -96,6 +102,8 @@ def report(
             evaluation=evaluation,
             test=test,
             baseline=baseline,
+            margin=margin,
+            primary=primary,
             where=where,
             group_by=group_by,
         )

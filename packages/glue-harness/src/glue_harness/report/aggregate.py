@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from finetune_common.errors import ConfigurationError
-from finetune_common.tasks import GLUE_TASKS, TASKS
 from glue_harness.config.fields import SLOTS
 from glue_harness.report.protocols import PROTOCOLS, Protocol
 from glue_harness.report.select import flatten, known_key
+from glue_harness.report.statistics import mean_interval
 
-__all__ = ["Average", "Row", "averages", "methods_in_words", "model_name", "summarise"]
+__all__ = ["Row", "label", "methods_in_words", "model_name", "summarise", "varying_options"]
 
 Result = Mapping[str, Any]
 Value = tuple[float, float | None]
 """A number, and the standard deviation over seeds where there are several."""
 
+Told = tuple[float, float | None, tuple[float, float] | None]
+"""A mean, its standard deviation over seeds, and an interval of it."""
+
 PLAIN = {"adaptation": "full", "activation": "none"}
 """Choices that a label leaves out: the model as it is, and autograd as it is."""
 
 IDENTIFIES_ROW = ("task", "model", "seed")
-
-ELEVEN = [
-    (task, metric)
-    for task in ("cola", "rte", "mrpc", "stsb", "sst2", "qnli", "mnli", "qqp")
-    for metric in TASKS[task].metrics
-    if metric != "accuracy_mismatched"
-]
-"""The numbers whose plain mean AGNI's README gives."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,8 @@ class Row:
         peak_memory_bytes: Largest of the runs.
         trainable: Trainable parameters.
         runs: The folders.
+        beside: `set metric` → mean, sd over seeds or None, and its 95 % interval over seeds or None, of the
+            sets that were scored beside the one that judges.
     """
 
     task: str
@@ -69,6 +66,7 @@ class Row:
     peak_memory_bytes: int
     trainable: int
     runs: tuple[str, ...]
+    beside: dict[str, Told] = field(default_factory=dict)
 
     def score(self, evaluation: str) -> Value:
         """Return the primary metric at the `last` or the `best` evaluation."""
@@ -107,7 +105,7 @@ def methods_in_words(slots: Mapping[str, Any]) -> str:
     return " + ".join(named)
 
 
-def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def varying_options(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the options that tell settings apart; a method's own only where the method is shared."""
 
     def values(name: str) -> dict[str, set[str]]:
@@ -123,7 +121,7 @@ def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if any(len(found) > 1 for found in values(name).values())]
 
 
-def _label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
+def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
     """Say in words what a setting is: its optimizer, and whatever varies."""
     words = [settings["optimizer"]] if "optimizer" in settings else []
     for key in varying:
@@ -175,6 +173,17 @@ def _values(by_seed: Mapping[int, Mapping[str, float]], primary: str, protocol: 
     }
 
 
+def _beside(runs: Sequence[Result]) -> dict[str, Told]:
+    found: dict[str, list[float]] = {}
+    for run in sorted(runs, key=lambda one: one["seed"]):
+        for split, metrics in run.get("beside", {}).items():
+            for metric, value in metrics.items():
+                found.setdefault(f"{split} {metric}", []).append(value)
+    return {
+        name: (fmean(values), _deviation(values), mean_interval(values)) for name, values in found.items()
+    }
+
+
 def summarise(
     results: Iterable[Result],
     protocol: str = "mean",
@@ -210,7 +219,7 @@ def summarise(
     by_task: dict[str, list[dict[str, Any]]] = {}
     for task, _, key in groups:
         by_task.setdefault(task, []).append(settings[key])
-    varying = {task: list(group_by) or _varying(present) for task, present in by_task.items()}
+    varying = {task: list(group_by) or varying_options(present) for task, present in by_task.items()}
     rows = []
     for (task, model, key), runs in groups.items():
         primary = runs[0]["primary"]
@@ -219,7 +228,7 @@ def summarise(
             Row(
                 task=task,
                 model=model,
-                setting=_label(settings[key], varying[task]),
+                setting=label(settings[key], varying[task]),
                 options=settings[key],
                 seeds=tuple(sorted(r["seed"] for r in runs)),
                 metrics=_values(by_seed["last"], primary, how),
@@ -230,62 +239,8 @@ def summarise(
                 peak_memory_bytes=max(r["peak_memory_bytes"] for r in runs),
                 trainable=runs[0]["parameters"]["trainable"],
                 runs=tuple(r["folder"] for r in runs),
+                beside=_beside(runs),
             )
         )
     order = {task: number for number, task in enumerate(by_task)}
     return sorted(rows, key=lambda row: (order[row.task], row.model, -row.score(evaluation)[0]))
-
-
-@dataclass(frozen=True)
-class Average:
-    """One setting over the tasks of GLUE.
-
-    Attributes:
-        model: The model.
-        setting: What tells it from the others, in words.
-        glue: Mean over the nine tasks of the mean of each task's metrics; None without all of them.
-        eleven: Mean of the eleven numbers of AGNI's README (no WNLI, no mismatched MNLI); None without all.
-    """
-
-    model: str
-    setting: str
-    glue: float | None
-    eleven: float | None
-
-
-def averages(rows: Sequence[Row], evaluation: str = "last") -> list[Average]:
-    """Average settings over tasks, where the tasks are all there.
-
-    Args:
-        rows: From `summarise`; rows with the same model and options belong together.
-        evaluation: `last` or `best`.
-
-    Returns:
-        Only those with at least one of the two averages, the best first.
-    """
-    from finetune_common.metrics import glue_average
-
-    together: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.task in GLUE_TASKS:
-            key = row.model, json.dumps(row.options, sort_keys=True)
-            together.setdefault(key, []).append(row)
-    varying = _varying([of_setting[0].options for of_setting in together.values()])
-    found = []
-    for (model, _), of_setting in together.items():
-        scores = {
-            row.task: {
-                metric: value
-                for metric, (value, _) in (row.metrics if evaluation == "last" else row.best).items()
-            }
-            for row in of_setting
-        }
-        try:
-            glue = glue_average(scores)
-        except ConfigurationError:
-            glue = None
-        eleven = [scores[task][metric] for task, metric in ELEVEN if metric in scores.get(task, {})]
-        average = fmean(eleven) if len(eleven) == len(ELEVEN) else None
-        if average is not None or glue is not None:
-            found.append(Average(model, _label(of_setting[0].options, varying), glue, average))
-    return sorted(found, key=lambda a: -(a.glue if a.glue is not None else a.eleven or 0.0))

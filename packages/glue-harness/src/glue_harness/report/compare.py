@@ -1,4 +1,4 @@
-"""Settings against a baseline, paired by seed, with a verdict in words."""
+"""Settings against a baseline, paired by seed, with a verdict in one of four words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.report.aggregate import Row
+from glue_harness.report.equivalence import equivalence_test, verdict_of
 from glue_harness.report.select import Condition, select
 from glue_harness.report.statistics import (
     TESTS,
@@ -33,9 +34,12 @@ class Comparison:
         difference: Mean over the pairs of setting − baseline, in the unit of the metric; None without a pair.
         interval: Confidence interval of it at 95 %; None with fewer than two pairs.
         p: Two-sided p-value, 1 without a pair.
-        corrected: The same after Holm's correction over all comparisons made together.
+        corrected: The same after Holm's correction over the comparisons of its family.
+        equal: p-value of "the difference is the margin or more", corrected alike; 1 without a margin.
         improvement: Probability that a run of the setting is better than one of the baseline.
-        verdict: What may be said.
+        verdict: What may be said (`verdict_of`).
+        family: How many comparisons were corrected together.
+        primary: Whether it was named beforehand; None where none was.
     """
 
     row: Row
@@ -45,20 +49,11 @@ class Comparison:
     interval: tuple[float, float] | None
     p: float
     corrected: float
+    equal: float
     improvement: float
     verdict: str
-
-
-def _verdict(difference: float | None, pairs: int, p: float, corrected: float, together: int) -> str:
-    if difference is None:
-        return "no seed in common"
-    if smallest_p(pairs) > ALPHA:
-        return "too few seeds"
-    if corrected <= ALPHA:
-        return "better" if difference > 0 else "worse"
-    if p <= smallest_p(pairs) * (1 + 1e-9):
-        return f"too few seeds for {together} comparisons"
-    return "no difference shown"
+    family: int
+    primary: bool | None = None
 
 
 def _differences(row: Row, baseline: Row, evaluation: str) -> list[float]:
@@ -96,8 +91,32 @@ def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]
     return [(row, baseline) for row, baseline in pairs if baseline is not None and row is not baseline]
 
 
+def _families(pairs: Sequence[tuple[Row, Row]], primary: Condition | None) -> list[bool | None]:
+    """Return for each comparison whether it was named beforehand."""
+    if primary is None:
+        return [None] * len(pairs)
+    described = [{**row.options, "task": row.task, "model": row.model} for row, _ in pairs]
+    named = set(select("--primary", primary, described))
+    return [number in named for number in range(len(pairs))]
+
+
+def _holm_within(p_values: Sequence[float], families: Sequence[bool | None]) -> list[float]:
+    """Return p-values corrected within each family."""
+    corrected = list(p_values)
+    for family in set(families):
+        places = [place for place, own in enumerate(families) if own is family]
+        for place, p in zip(places, holm([p_values[place] for place in places]), strict=True):
+            corrected[place] = p
+    return corrected
+
+
 def compare(
-    rows: Sequence[Row], condition: Condition, evaluation: str = "last", test: str = "permutation"
+    rows: Sequence[Row],
+    condition: Condition,
+    evaluation: str = "last",
+    test: str = "permutation",
+    margin: float | None = None,
+    primary: Condition | None = None,
 ) -> list[Comparison]:
     """Compare every setting with the baseline of its task, by the primary metric.
 
@@ -106,19 +125,26 @@ def compare(
         condition: Which rows are baselines.
         evaluation: `last` or `best`.
         test: `permutation` or `wilcoxon`.
+        margin: What difference is too small to matter, in the unit of the metric; without it nothing is
+            called equal.
+        primary: Which comparisons were named before the runs; the others are exploratory, and each kind is
+            corrected by itself.
 
     Returns:
-        One a setting, in the order of the rows; p-values are corrected over all of them.
+        One a setting, in the order of the rows.
 
     Raises:
-        ConfigurationError: The condition names no row, or more than one for a task.
+        ConfigurationError: A condition names no row, or the baseline's more than one for a task.
     """
     pairs = baselines(rows, condition)
+    families = _families(pairs, primary)
     differences = [_differences(row, baseline, evaluation) for row, baseline in pairs]
     p_values = _p_values(differences, test)
+    equals = [equivalence_test(values, margin) if values and margin else 1.0 for values in differences]
+    corrected = zip(_holm_within(p_values, families), _holm_within(equals, families), strict=True)
     found = []
-    for (row, baseline), values, p, corrected in zip(
-        pairs, differences, p_values, holm(p_values), strict=True
+    for number, ((row, baseline), values, (different, equal)) in enumerate(
+        zip(pairs, differences, corrected, strict=True)
     ):
         mean = sum(values) / len(values) if values else None
         ours, theirs = (list(r.seed_scores(evaluation).values()) for r in (row, baseline))
@@ -129,10 +155,13 @@ def compare(
                 pairs=len(values),
                 difference=mean,
                 interval=mean_interval(values, 1 - ALPHA) if values else None,
-                p=p,
-                corrected=corrected,
+                p=p_values[number],
+                corrected=different,
+                equal=equal,
                 improvement=probability_of_improvement(ours, theirs),
-                verdict=_verdict(mean, len(values), p, corrected, len(pairs)),
+                verdict=verdict_of(mean, different, equal, margin, ALPHA),
+                family=families.count(families[number]),
+                primary=families[number],
             )
         )
     return found

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glue_harness.report.aggregate import Average, Row, averages, summarise
+from finetune_common.errors import ConfigurationError
+from glue_harness.report.aggregate import Row, summarise
+from glue_harness.report.averages import Average, averages
 from glue_harness.report.compare import Comparison, compare, ties
 from glue_harness.report.select import flatten, parse_condition, select
 
@@ -26,6 +28,7 @@ class Contents:
         protocol: How the runs of a setting became one number.
         evaluation: Which evaluation counts, `last` or `best`.
         test: Which test compares.
+        margin: What difference is too small to matter; None where nobody said.
     """
 
     results: Sequence[Mapping[str, Any]]
@@ -36,6 +39,7 @@ class Contents:
     protocol: str
     evaluation: str
     test: str
+    margin: float | None = None
 
 
 def gather(
@@ -45,6 +49,8 @@ def gather(
     evaluation: str = "last",
     test: str = "permutation",
     baseline: str | None = None,
+    margin: float | None = None,
+    primary: str | None = None,
     where: str | None = None,
     group_by: Sequence[str] = (),
 ) -> Contents:
@@ -56,6 +62,8 @@ def gather(
         evaluation: `last` or `best`.
         test: `permutation` or `wilcoxon`.
         baseline: Condition that is true of one setting a task, e.g. `optimizer=adamw`.
+        margin: What difference is too small to matter, in the unit of the metric.
+        primary: Condition that is true of the comparisons that were named before the runs.
         where: Condition that runs have to meet.
         group_by: Options by which runs are put together, instead of all.
 
@@ -67,13 +75,18 @@ def gather(
         results = [results[number] for number in found]
     rows = summarise(results, protocol, group_by, evaluation)
     condition = parse_condition("--baseline", baseline) if baseline else None
+    if condition is None and (margin is not None or primary is not None):
+        given = "--primary" if margin is None else "--margin"
+        raise ConfigurationError(f"{given}: there is nothing to compare with: give --baseline too")
+    named = parse_condition("--primary", primary) if primary else None
     return Contents(
         results=results,
         rows=rows,
         marks=ties(rows, evaluation, test),
-        comparisons=compare(rows, condition, evaluation, test) if condition else [],
+        comparisons=compare(rows, condition, evaluation, test, margin, named) if condition else [],
         averaged=averages(rows, evaluation),
         protocol=protocol,
         evaluation=evaluation,
         test=test,
+        margin=margin,
     )

@@ -64,8 +64,10 @@ def _comparison_lines(contents: Contents) -> list[dict[str, Any]]:
             "high": c.interval and c.interval[1],
             "p": c.p,
             "p_holm": c.corrected,
+            "p_equal_holm": c.equal,
             "probability_of_improvement": c.improvement,
             "verdict": c.verdict,
+            "primary": c.primary,
         }
         for c in contents.comparisons
     ]

@@ -46,7 +46,7 @@ def flatten(result: Result) -> dict[str, Any]:
         if key in places:
             continue
         choices = [value] if isinstance(value, dict) else value
-        if key == "model_config":
+        if key in ("model_config", "hold_out"):
             flat |= _options(key, value)
         elif isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
             names = [choice["name"] for choice in choices]

@@ -7,16 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from glue_harness.console import console_for_reading
-from glue_harness.report.aggregate import Average, Row, model_name
+from glue_harness.report.aggregate import Row, Told, model_name
+from glue_harness.report.averages import Average
 from glue_harness.report.compare import ALPHA, Comparison
 from glue_harness.report.contents import Contents
 from glue_harness.report.csv_files import csv_of
+from glue_harness.report.equivalence import UNDECIDED
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
 from glue_harness.report.statistics import RESAMPLED_FROM, pairs_needed, smallest_p
 from glue_harness.run.records import write_whole
 
 __all__ = ["about_intervals", "markdown", "print_run", "summary_table", "tables_of", "write_tables"]
+
+KINDS = {None: "rows", True: "named before", False: "exploratory"}
+"""Whether comparisons were named before the runs, in words."""
+
+BESIDE = "beside"
+"""The column of the sets that were scored beside the one that judges."""
 
 NUMBERS = ("runs", "examples/s", "peak memory", "trainable")
 
@@ -26,7 +34,14 @@ def _with_spread(value: tuple[float, float | None]) -> str:
     return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
 
 
+def _with_interval(value: Told) -> str:
+    mean, spread, interval = value
+    around = "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})"
+    return _with_spread((mean, spread)) + around
+
+
 def _cells(row: Row) -> dict[str, str]:
+    beside = {BESIDE: ", ".join(f"{name} {_with_interval(told)}" for name, told in row.beside.items())}
     return {
         "task": row.task,
         "model": model_name(row.model),
@@ -35,6 +50,7 @@ def _cells(row: Row) -> dict[str, str]:
         "last": ", ".join(
             f"{metric.replace('_', ' ')} {_with_spread(value)}" for metric, value in row.metrics.items()
         ),
+        **(beside if row.beside else {}),
         "best": _with_spread(row.best[row.primary]),
         "examples/s": f"{row.examples_per_second:.0f}",
         "peak memory": f"{row.peak_memory_bytes / 2**20:.0f} MiB",
@@ -75,18 +91,22 @@ def summary_table(
         protocol: How the numbers were made, for the note.
         evaluation: Which column carries the marks.
     """
-    wanted = list(columns or _cells(rows[0]))
+    told_beside = any(row.beside for row in rows)
+    wanted = [name for name in columns or _cells(rows[0]) if name != BESIDE]
+    if told_beside:
+        wanted.insert(wanted.index("last") + 1 if "last" in wanted else len(wanted), BESIDE)
     drawn = []
     for number, row in enumerate(rows):
         cells, mark = _cells(row), (marks or {}).get(number)
         if mark == "tie":
             cells[evaluation] += " ≈"
-        drawn.append([Cell(cells[name], mark == "best" and name == evaluation) for name in wanted])
+        drawn.append([Cell(cells.get(name, ""), mark == "best" and name == evaluation) for name in wanted])
     made = PROTOCOLS[protocol]
     also = f" (as {made.used_by})" if made.used_by else ""
     notes = [
         f"numbers: {made.said}{also}; ±: sd over seeds",
         *(f"{name}: {said}" for name, said in EVALUATIONS.items()),
+        *([f"{BESIDE}: scored once, at the end; in brackets 95 % over seeds"] if told_beside else []),
         *(_about_ties(rows, marks) if marks else []),
     ]
     return Table("Settings", {name: name in NUMBERS for name in wanted}, drawn, notes, _sections(rows))
@@ -97,8 +117,9 @@ def markdown(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
     return as_markdown(summary_table(rows, columns=columns))
 
 
-def _comparison_table(comparisons: Sequence[Comparison], test: str, evaluation: str) -> Table:
-    """Return the table of comparisons: difference, interval, corrected p-value, probability, verdict."""
+def _comparison_table(contents: Contents) -> Table:
+    """Return the table of comparisons: difference, interval, corrected p-values, probability, verdict."""
+    comparisons = contents.comparisons
     columns = {
         "task": [c.row.task for c in comparisons],
         "model": [model_name(c.row.model) for c in comparisons],
@@ -111,25 +132,31 @@ def _comparison_table(comparisons: Sequence[Comparison], test: str, evaluation: 
             "" if c.interval is None else f"{c.interval[0]:+.4f} to {c.interval[1]:+.4f}" for c in comparisons
         ],
         "p (Holm)": [f"{c.corrected:.3g}" if c.pairs else "" for c in comparisons],
+        "p (equal)": [f"{c.equal:.3g}" if c.pairs else "" for c in comparisons],
         "P(better)": [f"{c.improvement:.2f}" for c in comparisons],
         "verdict": [c.verdict for c in comparisons],
+        "named before": ["yes" if c.primary else "no: exploratory" for c in comparisons],
     }
+    if contents.margin is None:
+        del columns["p (equal)"]
+    if all(c.primary is None for c in comparisons):
+        del columns["named before"]
     title = "Against the baseline"
     if len(set(columns["against"])) == 1:
         title = f"Against '{columns.pop('against')[0]}'"
     if len(set(columns["model"])) == 1:
         del columns["model"]
-    told = [c.verdict in ("better", "worse") for c in comparisons]
+    told = [c.verdict != UNDECIDED for c in comparisons]
     drawn = [
         [Cell(texts[n], told[n] and name == "verdict") for name, texts in columns.items()]
         for n in range(len(comparisons))
     ]
-    numbers = ("pairs", "difference", "95 % interval", "p (Holm)", "P(better)")
+    numbers = ("pairs", "difference", "95 % interval", "p (Holm)", "p (equal)", "P(better)")
     return Table(
         title,
         {name: name in numbers for name in columns},
         drawn,
-        _about_comparisons(comparisons, test, evaluation),
+        _about_comparisons(contents),
         _sections([c.row for c in comparisons]),
     )
 
@@ -141,22 +168,33 @@ def about_intervals(comparisons: Sequence[Comparison]) -> str:
     return f"interval of the mean difference: {said}{f' from {RESAMPLED_FROM} pairs on' * (len(kinds) == 2)}"
 
 
-def _about_comparisons(comparisons: Sequence[Comparison], test: str, evaluation: str) -> list[str]:
+def _about_comparisons(contents: Contents) -> list[str]:
+    comparisons = contents.comparisons
+    sizes = {c.primary: c.family for c in comparisons}
+    over = " and ".join(f"{sizes[kind]} {KINDS[kind]}" for kind in KINDS if kind in sizes)
     notes = [
-        f"paired by seed, {evaluation} evaluation; two-sided {test} test, Holm over {len(comparisons)} rows",
+        f"paired by seed, {contents.evaluation} evaluation; two-sided {contents.test} test, Holm over {over}",
         about_intervals(comparisons),
         "P(better): a run of the setting against one of the baseline, ties counted half",
     ]
-    for few in sorted({c.pairs for c in comparisons if c.verdict == "too few seeds"}):
-        seeds = "1 seed" if few == 1 else f"{few} seeds"
-        needed = pairs_needed(ALPHA, len(comparisons))
+    if contents.margin is not None:
         notes.append(
-            f"{seeds} cannot give p below {smallest_p(few):.2g}; {needed} can tell so many rows apart"
+            f"equal: two one-sided t-tests exclude a difference of {contents.margin:g} or more, with Holm too"
         )
-    if any(c.verdict.startswith("too few seeds for") for c in comparisons):
-        needed = pairs_needed(ALPHA, len(comparisons))
+    few = [c for c in comparisons if c.pairs and smallest_p(c.pairs) > ALPHA]
+    for pairs in sorted({c.pairs for c in few}):
+        seeds = "1 seed" if pairs == 1 else f"{pairs} seeds"
+        needed = pairs_needed(ALPHA, max(c.family for c in few))
         notes.append(
-            f"so many comparisons need {needed} seeds, even where all pairs agree: --where shows fewer"
+            f"{seeds} cannot give p below {smallest_p(pairs):.2g}; {needed} can tell so many rows apart"
+        )
+    all_agree = [
+        c for c in comparisons if c.pairs and c not in few and c.p <= smallest_p(c.pairs) * (1 + 1e-9)
+    ]
+    if beyond := [c.family for c in all_agree if c.verdict == UNDECIDED]:
+        notes.append(
+            f"so many comparisons need {pairs_needed(ALPHA, max(beyond))} seeds, even where all pairs agree: "
+            "--where shows fewer"
         )
     return notes
 
@@ -193,7 +231,7 @@ def tables_of(contents: Contents) -> dict[str, Table]:
         "summary": summary_table(contents.rows, contents.marks, protocol=protocol, evaluation=evaluation)
     }
     if contents.comparisons:
-        tables["comparison"] = _comparison_table(contents.comparisons, contents.test, evaluation)
+        tables["comparison"] = _comparison_table(contents)
     if contents.averaged:
         tables["averages"] = _average_table(contents.averaged, evaluation)
     return tables

@@ -76,6 +76,11 @@ def _named(model: str) -> str:
     return (path.parent.name if path.name == "model" and path.parent.name else path.name) if local else model
 
 
+def _split(task: Task) -> str:
+    """Return the split of the hub that a model was judged on; a part that was held out is of `train`."""
+    return task.evaluation[0] if task.evaluation[0].startswith("validation") else "train"
+
+
 def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
     """Return what a hub reads."""
     scores = result["metrics"]["last"]
@@ -84,7 +89,7 @@ def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
     if base == result["model"] != "demo":
         front["base_model"] = base
     if task.name in GLUE_TASKS and not is_own(result):
-        data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": task.evaluation[0]}
+        data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": _split(task)}
         told = [{"type": name, "value": value} for name, value in scores.items()]
         found = {"task": {"type": "text-classification"}, "dataset": data, "metrics": told}
         front |= {

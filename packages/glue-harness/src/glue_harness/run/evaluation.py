@@ -20,7 +20,7 @@ from glue_harness.run.mixture import Mixture, mean_of
 from glue_harness.run.plan import Data
 from glue_harness.run.processes import Processes
 
-__all__ = ["Evaluation", "Evaluations", "History", "by_task", "evaluate", "evaluate_test"]
+__all__ = ["Evaluation", "Evaluations", "History", "by_task", "evaluate", "evaluate_beside", "evaluate_test"]
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,29 @@ def evaluate_test(
             f"{name}.{metric}": value for name, own in each.items() for metric, value in (own or {}).items()
         }
         return told or None
-    if "test" not in data.datasets:
-        return None
-    task = replace(data.task, evaluation=("test",))
+    return _of_split(model, data, "test", batch_size, processes) if "test" in data.datasets else None
+
+
+@torch.no_grad()
+def evaluate_beside(
+    model: torch.nn.Module, data: Data | Mixture, batch_size: int, processes: Processes
+) -> dict[str, dict[str, float]]:
+    """Score a model on the sets that are told beside the one it is judged by; see `evaluate`.
+
+    Returns:
+        Set → metrics; of several tasks the set is `task.set`.
+    """
+    if isinstance(data, Mixture):
+        return {
+            f"{name}.{split}": metrics
+            for name, own in data.parts.items()
+            for split, metrics in evaluate_beside(model, own, batch_size, processes).items()
+        }
+    return {split: _of_split(model, data, split, batch_size, processes) for split in data.beside}
+
+
+def _of_split(
+    model: torch.nn.Module, data: Data, split: str, batch_size: int, processes: Processes
+) -> dict[str, float]:
+    task = replace(data.task, evaluation=(split,))
     return _of_one(model, replace(data, task=task), batch_size, processes).metrics

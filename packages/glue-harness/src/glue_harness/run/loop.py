@@ -21,7 +21,14 @@ from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, tell
-from glue_harness.run.evaluation import Evaluation, Evaluations, History, evaluate, evaluate_test
+from glue_harness.run.evaluation import (
+    Evaluation,
+    Evaluations,
+    History,
+    evaluate,
+    evaluate_beside,
+    evaluate_test,
+)
 from glue_harness.run.fit import check_positions
 from glue_harness.run.mixture import Mixture
 from glue_harness.run.plan import Data, MicroBatch, Plan
@@ -70,6 +77,7 @@ class Training:
         self.saved_bytes: int | None = None
         self.evaluation: Evaluation | Evaluations | None = None
         self.tested: dict[str, float] | None = None
+        self.beside: dict[str, dict[str, float]] = {}
         self.history = History(self.task.primary)
         self.watch = Stopwatch(PARTS, processes.device)
         self.newest = snapshot.find(processes, folder)
@@ -143,7 +151,9 @@ class Training:
             self.evaluation = self._evaluate()
         if self.evaluation is None:
             self.evaluation = self._evaluate()
-        self.tested = evaluate_test(self.model, self.data, self.config.batch_size, self.processes)
+        size = self.config.batch_size
+        self.tested = evaluate_test(self.model, self.data, size, self.processes)
+        self.beside = evaluate_beside(self.model, self.data, size, self.processes)
 
     def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, dict[str, Any]]:
         """Make one optimizer step; returns this process's part of the mean loss, and what the parts tell."""

@@ -29,6 +29,8 @@ from finetune_common.data import (
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
+from glue_harness.run.holding import hold_out
+from glue_harness.run.label_noise import with_false_labels
 from glue_harness.run.processes import Processes
 from glue_harness.run.tasks import task_of
 
@@ -59,6 +61,7 @@ class Data:
         content: What identifies the rows (`finetune_common.data.fingerprint`).
         schema: What the rows were read as.
         own: Whether they are one's own.
+        beside: Splits that are scored once, at the end, beside the task's own.
         marks: What each batch says beside its tensors: whose it is, where a run has several tasks.
     """
 
@@ -70,6 +73,7 @@ class Data:
     content: dict[str, Any] = field(default_factory=dict)
     schema: Schema | None = None
     own: bool = False
+    beside: tuple[str, ...] = ()
     marks: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -87,6 +91,7 @@ class Data:
         )
         schema = schema.with_tokens(token_facts(raw["train"], tokenizer, task, config.max_length))
         datasets = tokenize(raw, tokenizer, task, config.max_length, content=content)
+        task, beside = hold_out(config, task, raw, datasets)
         texts = {}
         for split in datasets:
             count = config.max_train_samples if split == "train" else config.max_eval_samples
@@ -96,10 +101,12 @@ class Data:
                 raw[split] = _some(raw[split], seed, count)
             if split != "train":
                 texts[str(split)] = raw[split].select_columns(list(task.columns))
+        if config.label_noise is not None:
+            datasets["train"] = with_false_labels(datasets["train"], task, config.label_noise, config.seed)
         lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
         collator = Collator(tokenizer, task, pad_to_multiple_of=pad_to)
-        return cls(task, datasets, lengths, collator, texts, content, schema, config.own)
+        return cls(task, datasets, lengths, collator, texts, content, schema, config.own, beside)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def result_of(training: Training) -> dict[str, Any]:
     seconds = training.watch.seconds()
     settings = config.identity()
     slots = {slot: settings.pop(slot) for slot in ("adaptation", "activation", "gradient", "optimizer")}
-    more = {"tasks": _each(training)} if config.several else {}
+    more: dict[str, Any] = {"tasks": _each(training)} if config.several else {}
+    more |= {"beside": training.beside} if training.beside else {}
     trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
     return {
         "schema": SCHEMA,

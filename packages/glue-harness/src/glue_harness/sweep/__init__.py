@@ -67,7 +67,12 @@ def sweep(
     planned, keep = read_spec(spec, output_dir, scale), read_keep(spec, scale)
     left = [run for run in planned if state_of(run) != FINISHED]
     console.print(f"{len(planned)} runs, {len(planned) - len(left)} of them finished")
-    disk = check_disk(output_dir, [run.config for run in left], keep, jobs) if left else ""
+    try:
+        disk = check_disk(output_dir, [run.config for run in left], keep, jobs) if left else ""
+    except ConfigurationError as error:
+        if not dry_run:
+            raise
+        disk = str(error)
     if dry_run:
         console.print(disk, soft_wrap=True)
         if left:

@@ -20,6 +20,7 @@ SMOKE: Mapping[str, Any] = {
     "base": {
         **{"task": "demo-entailment", "model": "demo", "data_dir": None, "seed": 41, "epochs": 1},
         **{"max_steps": 4, "max_train_samples": 128, "max_length": 32, "eval_every": None},
+        **{"hold_out": None, "evaluate_on": None},
     },
 }
 """What the scale `smoke` makes of any sweep: one run of each method, four steps of a tiny model."""

@@ -1,0 +1,237 @@
+"""Models of images and of graphs with compressed activations: accuracy, bytes saved, seconds of a step.
+
+    python benchmarks/gact/images_and_graphs.py --output-dir DIR      # digits and the Karate club, no network
+    python benchmarks/gact/images_and_graphs.py --spec benchmarks/gact/images-and-graphs.yaml --output-dir DIR
+
+A ResNet, a Swin transformer and a graph convolution, each at each level with each seed. `data` is
+scikit-learn's `digits`, networkx' `karate` (half of the members have a known side), or a shape: its made-up
+rows have bytes and times, and no accuracy. A run that runs out of memory is kept as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional
+
+from activation_compression import ActivationCompressor
+from glue_harness.hardware import hardware, versions
+from glue_harness.run.records import write_report
+
+HERE = Path(__file__).parent
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Data:
+    """Rows, with the edges between them where they are nodes of a graph.
+
+    Attributes:
+        x: Images [rows, channels, height, width], or features of nodes [nodes, features].
+        y: Labels.
+        train: Which rows are learned from.
+        test: Which rows are asked about; none of made-up ones.
+        edges: Pairs of nodes [2, edges].
+        classes: How many labels there are.
+    """
+
+    x: Tensor
+    y: Tensor
+    train: Tensor
+    test: Tensor
+    classes: int
+    edges: Tensor | None = None
+
+
+def digits() -> Data:
+    from sklearn.datasets import load_digits
+
+    x, y = (torch.as_tensor(values) for values in load_digits(return_X_y=True))
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    return Data((x.float() / 8 - 1).view(-1, 1, 8, 8), y, order[360:], order[:360], 10)
+
+
+def karate() -> Data:
+    import networkx
+
+    graph = networkx.karate_club_graph()
+    y = torch.tensor([int(graph.nodes[node]["club"] == "Officer") for node in graph])
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    edges = torch.tensor(list(graph.edges)).t()
+    return Data(torch.eye(len(y)), y, order[: len(y) // 2], order[len(y) // 2 :], 2, edges)
+
+
+def made_up(shape: Mapping[str, Any]) -> Data:
+    """Return random rows: `images` [rows, channels, height, width], or `nodes`, `features` and `edges`."""
+    generator = torch.Generator().manual_seed(0)
+    size = shape["images"] if "images" in shape else (shape["nodes"], shape["features"])
+    x, rows = torch.randn(*size, generator=generator), torch.arange(size[0])
+    y = torch.randint(shape["classes"], (size[0],), generator=generator)
+    edges = torch.randint(size[0], (2, shape["edges"]), generator=generator) if "edges" in shape else None
+    return Data(x, y, rows, rows[:0], shape["classes"], edges)
+
+
+class GraphConvolution(nn.Module):
+    """Layers of H' = σ(norm(Â H W)), Â = D^-½ (A + I) D^-½ (Kipf and Welling 2017)."""
+
+    def __init__(self, data: Data, layers: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        assert data.edges is not None
+        nodes, own = len(data.x), torch.arange(len(data.x))
+        places = torch.cat([data.edges, data.edges.flip(0), torch.stack([own, own])], dim=1)
+        once = torch.ones(places.shape[1])
+        adjacency = torch.sparse_coo_tensor(places, once, (nodes, nodes), check_invariants=True).coalesce()
+        scale = torch.sparse.sum(adjacency, 1).to_dense().rsqrt()
+        (row, column), values = adjacency.indices(), adjacency.values()
+        self.adjacency = torch.sparse_coo_tensor(
+            adjacency.indices(),
+            values * scale[row] * scale[column],
+            (nodes, nodes),
+            check_invariants=True,
+        ).to(DEVICE)
+        widths = [data.x.shape[1], *[hidden] * (layers - 1), data.classes]
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(width) for width in widths[1:-1]])
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of all nodes."""
+        for layer, norm in zip(self.layers, self.norms, strict=False):
+            x = functional.relu(norm(torch.sparse.mm(self.adjacency, layer(x))))
+            x = functional.dropout(x, self.dropout, self.training)
+        return torch.sparse.mm(self.adjacency, self.layers[-1](x))
+
+
+class OfImages(nn.Module):
+    """A classifier of transformers, `resnet` or `swin`, with fields of its configuration."""
+
+    def __init__(self, data: Data, kind: str, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        name = {"resnet": "ResNet", "swin": "Swin"}[kind]
+        shape = {"num_channels": data.x.shape[1], "num_labels": data.classes}
+        if kind == "swin":
+            shape["image_size"] = data.x.shape[-1]
+        config = getattr(transformers, f"{name}Config")(**shape, **fields)
+        self.model = getattr(transformers, f"{name}ForImageClassification")(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        return self.model(x).logits
+
+
+def batches(data: Data, size: int | None) -> Iterator[Tensor]:
+    """Yield rows in a new order; a graph, whose rows belong together, is one batch."""
+    order = data.train[torch.randperm(len(data.train))]
+    yield from order.split(size or len(order))
+
+
+def logits(model: nn.Module, data: Data, rows: Tensor) -> Tensor:
+    return model(data.x.to(DEVICE))[rows] if data.edges is not None else model(data.x[rows].to(DEVICE))
+
+
+def trained(entry: Mapping[str, Any], level: str, seed: int) -> dict[str, Any]:
+    """Return what a run measured: accuracy, bytes kept for backward, the median seconds of a step."""
+    made = {"digits": digits, "karate": karate}
+    data = made[entry["data"]]() if isinstance(entry["data"], str) else made_up(entry["data"])
+    torch.manual_seed(seed)
+    fields = dict(entry.get("fields") or {})
+    graph = entry["model"] == "gcn"
+    model = GraphConvolution(data, **fields) if graph else OfImages(data, entry["model"], fields)
+    model.to(DEVICE).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=entry["lr"])
+    compressor = ActivationCompressor(model, level, seed=seed)
+    seconds: list[float] = []
+    for _ in range(entry["epochs"]):
+        for rows in batches(data, entry.get("batch_size")):
+
+            def loss_fn(rows: Tensor = rows) -> Tensor:
+                return functional.cross_entropy(logits(model, data, rows), data.y[rows].to(DEVICE))
+
+            began = time.perf_counter()
+            with compressor:
+                loss = loss_fn()
+            loss.backward()
+            if not seconds and compressor.level.automatic:
+                compressor.adapt(loss_fn)
+            optimizer.step()
+            optimizer.zero_grad()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    stats = compressor.stats
+    found = {"saved_bytes": stats.stored_bytes, "plain_bytes": stats.original_bytes, "loss": loss.item()}
+    found["step_seconds"] = median(seconds[1:] or seconds)
+    if len(data.test):
+        with torch.inference_mode():
+            hits = logits(model.eval(), data, data.test).argmax(-1).cpu() == data.y[data.test]
+        found["accuracy"] = hits.float().mean().item()
+    return found
+
+
+def measure(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each model, level and seed."""
+    rows = []
+    for name, entry in spec["nets"].items():
+        for level in spec["levels"]:
+            for seed in spec["seeds"]:
+                try:
+                    found = trained(entry, level, seed)
+                except torch.OutOfMemoryError:
+                    found = {"out_of_memory": True}
+                rows.append({"model": name, "level": level, "seed": seed, **found})
+    return rows
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return the markdown table of a report."""
+    lines = [
+        "| model | level | accuracy | saved for backward | fewer bytes | a step |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in report["rows"]:
+        groups.setdefault((row["model"], row["level"]), []).append(row)
+    for (model, level), runs in groups.items():
+        if any("out_of_memory" in run for run in runs):
+            lines.append(f"| {model} | {level} | out of memory | | | |")
+            continue
+        hits = [run["accuracy"] for run in runs if "accuracy" in run]
+        spread = f" ± {stdev(hits):.4f}" if len(hits) > 1 else ""
+        size, plain = runs[0]["saved_bytes"], runs[0]["plain_bytes"]
+        shown = f"{mean(hits):.4f}{spread}" if hits else "–"
+        step = median(run["step_seconds"] for run in runs)
+        lines.append(
+            f"| {model} | {level} | {shown} | {size / 2**20:,.2f} MiB | {plain / size:.1f}x "
+            f"| {1000 * step:,.1f} ms |"
+        )
+    seeds = ", ".join(map(str, report["spec"]["seeds"]))
+    lines += ["", f"Mean ± standard deviation over seeds {seeds}; AdamW, random first weights.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("--spec", type=Path, default=HERE / "digits-and-karate.yaml")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    spec, began = yaml.safe_load(options.spec.read_text(encoding="utf-8")), time.perf_counter()
+    report = {"spec": spec, "rows": measure(spec), "seconds": round(time.perf_counter() - began, 1)}
+    report |= {"versions": versions(), "hardware": hardware(DEVICE)}
+    write_report(options.output_dir, report, table(report))
+
+
+if __name__ == "__main__":
+    main()

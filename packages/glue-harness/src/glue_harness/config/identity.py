@@ -1,0 +1,32 @@
+"""Which settings do not tell runs apart."""
+
+from glue_harness.config.own_rows import CHOICES, DATASET, FILES
+
+__all__ = ["ELSEWHERE", "OPTIONAL"]
+
+ELSEWHERE = ("output_dir", "device", "num_workers", "offline", "overwrite", "sharding", "tracker")
+"""Fields that say where and how a run happens, and leave its numbers alone."""
+
+OPTIONAL = (
+    "model_config",
+    *FILES,
+    *DATASET,
+    *CHOICES,
+    "task_sampling",
+    "metric",
+    "label_noise",
+    "hold_out",
+    "evaluate_on",
+    "max_eval_samples",
+    "decay_all",
+    "early_stopping",
+    "early_stopping_delta",
+    "load_best",
+    "matmul_precision",
+    "compile",
+    "head",
+    "head_seed",
+    "schedule_steps",
+    "metric_batch",
+)
+"""Fields that change nothing where they are left alone: a run without them is the run it was before them."""

@@ -1,0 +1,34 @@
+"""Training labels that are false on purpose, to see what a method makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import Task
+
+__all__ = ["with_false_labels"]
+
+
+def with_false_labels(rows: Any, task: Task, share: float, seed: int) -> Any:
+    """Return rows of which so many have another class than theirs, every other class alike.
+
+    Args:
+        rows: Tokenised, with `labels`.
+        task: One of classes.
+        share: Of the rows, above 0 and at most 1; rounded to whole rows.
+        seed: Which rows, and which class each gets.
+
+    Raises:
+        ConfigurationError: A task of scores, or of several labels a row.
+    """
+    if task.regression or task.several:
+        raise ConfigurationError(f"label_noise={share}: {task.name} has no single class a row: leave it out")
+    labels = np.asarray(rows["labels"])
+    drawn = np.random.default_rng(seed)
+    false = drawn.permutation(len(labels))[: round(share * len(labels))]
+    labels[false] = (labels[false] + drawn.integers(1, task.num_labels, size=len(false))) % task.num_labels
+    feature = rows.features["labels"]
+    return rows.remove_columns("labels").add_column("labels", labels.tolist(), feature=feature)
