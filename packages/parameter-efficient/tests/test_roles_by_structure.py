@@ -264,6 +264,11 @@ def test_head_only_of_a_model_without_layers_and_of_a_language_model() -> None:
         "classifier.1.weight",
         "classifier.1.bias",
     }
+    without = tiny("hgnet_v2", "image")  # names no base model, and has no list of attention layers
+    with pytest.raises(ConfigurationError, match=r"would train: it has no head, or none .*in also_train"):
+        adapt(without, HeadOnly(head="train"))
+    adapt(without, HeadOnly(also_train=["fc"]))
+    assert {n for n, p in without.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
     language = tiny("qwen3", "causal")
     with pytest.raises(ConfigurationError, match=r"nothing of Qwen3ForCausalLM would train.*head='train'"):
         adapt(language, HeadOnly())

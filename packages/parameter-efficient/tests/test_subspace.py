@@ -37,14 +37,14 @@ def written_out(h: Tensor, mask: Tensor, positions: Any, weights: dict[str, Tens
 @pytest.mark.parametrize("padding", ["right", "left"])
 def test_chosen_tokens_change_by_the_formula_and_no_others(positions: Any, padding: str) -> None:
     base = classifier("bert")
-    model = disturb(adapt(copy.deepcopy(base), LoReFT(layers=[-1], rank=3, positions=positions)), 0.3)
+    model = disturb(adapt(copy.deepcopy(base), LoReFT(layers=[0], rank=3, positions=positions)), 0.3)
     given = batch()
     if padding == "left":
         given = {name: value.flip(1) for name, value in given.items()}
     with torch.no_grad():
-        plain = base(**given, output_hidden_states=True).hidden_states[-1]
-        found = model(**given, output_hidden_states=True).hidden_states[-1]
-    weights = {n: p.detach() for n, p in model.bert.encoder.layer[-1].loreft.named_parameters()}
+        plain = base(**given, output_hidden_states=True).hidden_states[1]
+        found = model(**given, output_hidden_states=True).hidden_states[1]
+    weights = {n: p.detach() for n, p in model.bert.encoder.layer[0].loreft.named_parameters()}
     expected = written_out(plain, given["attention_mask"], positions, weights)
     torch.testing.assert_close(found, expected)
     assert not torch.equal(found, plain)

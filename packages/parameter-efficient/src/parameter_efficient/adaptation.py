@@ -58,10 +58,15 @@ def _prepared(found: Found, config: Config, record: Record) -> None:
     record.attachments.append(InPlace(also_trained(model, config.also_train)))
     trained = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
     if not trained:
+        language = getattr(model, "get_output_embeddings", lambda: None)() is not None
+        reason = (
+            "a language model's head is its vocabulary, which stays frozen unless head='train'"
+            if language and config.head is None
+            else "it has no head, or none that can be told from its body"
+        )
         raise ConfigurationError(
-            f"nothing of {type(model).__name__} would train: a language model's head is its "
-            "vocabulary, which stays "
-            "frozen unless head='train'; or use another method"
+            f"nothing of {type(model).__name__} would train: {reason}; or name what trains in also_train, "
+            "or use another method"
         )
     model.requires_grad_(False)
     for parameter in trained:

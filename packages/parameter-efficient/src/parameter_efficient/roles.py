@@ -113,7 +113,8 @@ def _averages(flow: Flow, v: str, o: str, own: Iterable[str]) -> bool:
         ones, zeros = (
             flow.run({**others, v: change})[o][0] for change in (torch.ones_like, torch.zeros_like)
         )
-        rows = (flow.rows(ones) - flow.rows(zeros))[flow.tokens // 2 :]
+        rows = flow.rows(ones) - flow.rows(zeros)
+        rows = rows[len(rows) // 2 :]
         values = max(len(row.round(decimals=3).unique()) for row in rows)
         if not ((rows > -1e-3).all() and (rows < 1 + 1e-3).all() and values <= max(rows.shape[1] // 4, 1)):
             return False
@@ -258,8 +259,8 @@ def find_roles(flow: Flow) -> Roles:
     fed = {target for name, reach in edges.items() if name != X for target in reach}
     memory = {name for name in flow.fed_by_another_sequence() if name not in fed and name not in edges[X]}
     readers = (set(edges[X]) | memory) - {OUT}
-    ends = [name for name, node in flow.nodes.items() if not is_experts(node)]
-    found = [roles for name in ends if (roles := _attention(flow, edges, name)) is not None]
+    single = [name for name, node in flow.nodes.items() if not is_experts(node)]
+    found = [roles for name in single if (roles := _attention(flow, edges, name)) is not None]
     groups = [set().union(*(_before(edges, name, readers) for name in roles.values())) for roles in found]
     crossing = [bool(group & memory) for group in groups]
     if crossing.count(False) != 1 or crossing.count(True) > 1:
