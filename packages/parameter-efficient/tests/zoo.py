@@ -19,6 +19,7 @@ TASKS = {
     "question": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "speech": modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     "audio": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
 }
 
@@ -174,9 +175,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4, "n_ctx": 128},
     "swin": {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2, "patch_size": 4},
     "swinv2": {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2, "patch_size": 4},
-    "pvt": {"image_size": 96},
-    "pvt_v2": {"image_size": 96},
-    "mobilevit": {"image_size": 256},
+    "pvt": {"image_size": 96, "hidden_sizes": [16, 32, 40, 64]},
+    "pvt_v2": {"image_size": 160, "hidden_sizes": [16, 32, 40, 64]},
+    "mobilevit": {"image_size": 256, "patch_size": 2, "hidden_sizes": [16, 24, 32]},
     "t5": {"decoder_start_token_id": 0},
     "mt5": {"decoder_start_token_id": 0},
     "umt5": {"decoder_start_token_id": 0},

@@ -40,6 +40,7 @@ def _prepared(found: Found, config: Config, record: Record) -> None:
     )
     common = {f.name: getattr(config, f.name) for f in fields(Config)}
     head = head_parameters(model, found.stacks, found.inputs, config.head)
+    first_layers = found.first_layers()
     for part in config.parts:
         for attachment in attach(found, replace(part, **common), generator):
             record.attachments.append(attachment)
@@ -52,7 +53,7 @@ def _prepared(found: Found, config: Config, record: Record) -> None:
         record.attachments.append(NewTokens(model, config.new_tokens, config.dtype))
     inside = {id(p) for stack in found.stacks for m in stack.blocks.values() for p in m.parameters()}
     before = [p for p in model.parameters() if id(p) not in inside | {id(getattr(*place)) for place in head}]
-    for first in found.first_layers():
+    for first in first_layers:
         record.attachments.append(FrozenInput(first, before))
     record.attachments.append(InPlace(head))
     record.attachments.append(InPlace(also_trained(model, config.also_train)))
