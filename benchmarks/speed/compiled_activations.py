@@ -1,10 +1,16 @@
-"""Compiled models with compressed activations, against what else saves memory: bytes, seconds, peak.
+"""Ways to save activation memory, compiled and eager: bytes, seconds, peak, and the gradient's error.
 
-Each way trains the same small model in a process of its own, compiled or eager: what the forward pass keeps
-for backward (each storage once), the median step after the first ones, the largest resident set above that of
-a process between two steps, and the seconds of the first step, with torch's caches empty.
+Each way trains the same small model in a process of its own, with compiler caches of its own. By the
+allocator's events: what a forward pass leaves for backward, and the most that a step takes above parameters
+and gradients. In seconds of the processor, on one thread, so that a busy machine matters little: the median
+step, and the first one, with compiling.
 
-    python benchmarks/speed/compiled_activations.py --output compiled_activations.json
+What is measured is written after each way; what is there already is not measured again. So the work can be
+cut into pieces:
+
+    python benchmarks/speed/compiled_activations.py --output bert.json --ways "compiled" "compiled L1"
+    python benchmarks/speed/compiled_activations.py --output bert.json
+    python benchmarks/speed/compiled_activations.py --output bert.json --checks error shapes
 """
 
 from __future__ import annotations
@@ -12,18 +18,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from measuring import timed, write
-from torch import nn
+from compiled_table import TARGETS, table
+from measuring import write
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -32,22 +43,19 @@ from transformers import (
 )
 
 from activation_compression import ActivationCompressor, checkpoint_blocks, compile_options
-from finetune_common.measure import SavedTensorMeter, peak_memory_bytes, reset_peak_memory
+from activation_compression.checkpointing import find_blocks
+from activation_compression.compiled.partitioner import Partitioner
+from glue_harness.cost.footprint import running_bytes
 from glue_harness.hardware import hardware, versions
 
 WAYS = (
-    "eager",
-    "eager L1",
-    "eager lossless",
-    "eager checkpoint",
-    "compiled",
-    "compiled L1",
-    "compiled L1, nothing derived",
-    "compiled lossless",
-    "compiled, budget 0.5",
+    *("eager", "eager L1", "eager lossless", "eager checkpoint", "eager selective checkpoint"),
+    *("compiled", "compiled L1", "compiled L1, nothing derived", "compiled lossless"),
+    *("compiled, budget 0.7", "compiled, budget 0.5", "compiled, budget 0.3"),
 )
-TARGETS = {"bert": 7.5, "llama": 6.8}
-"""How many times fewer bytes than compiled plain."""
+ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+"""One thread, and compilers that the process waits for."""
+SETTINGS = ("model", "layers", "hidden", "batch_size", "length", "rounds")
 
 
 def model_of(options: argparse.Namespace) -> nn.Module:
@@ -68,15 +76,29 @@ def model_of(options: argparse.Namespace) -> nn.Module:
     ).train()
 
 
+def keep_products(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Selective checkpointing as it is usually done: matrix products are kept, the rest runs again."""
+    products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
+    return CheckpointPolicy.MUST_SAVE if operation in products else CheckpointPolicy.PREFER_RECOMPUTE
+
+
 def forward_of(way: str, model: nn.Module) -> Callable[..., Any]:
     """Return what runs a forward pass in one of the ways."""
     kind, _, rest = way.partition(" ")
+    if rest == "checkpoint":
+
+        def checkpointed(**batch: Any) -> Any:
+            with checkpoint_blocks(model):
+                return model(**batch)
+
+        return checkpointed
+    if rest == "selective checkpoint":
+        contexts = partial(create_selective_checkpoint_contexts, keep_products)
+        for block in find_blocks(model):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+        return model
     if kind == "eager":
-        if rest == "checkpoint":
-            around: Any = checkpoint_blocks(model)
-            around.__enter__()
-            return model
-        around = ActivationCompressor(model, rest) if rest else nullcontext()
+        around: Any = ActivationCompressor(model, rest) if rest else nullcontext()
 
         def forward(**batch: Any) -> Any:
             with around:
@@ -84,7 +106,7 @@ def forward_of(way: str, model: nn.Module) -> Callable[..., Any]:
 
         return forward
     if "budget" in rest:
-        torch._functorch.config.activation_memory_budget = 0.5
+        torch._functorch.config.activation_memory_budget = float(rest.split()[-1])
     options = None
     if "L1" in rest or "lossless" in rest:
         level = "L1" if "L1" in rest else "lossless"
@@ -92,97 +114,134 @@ def forward_of(way: str, model: nn.Module) -> Callable[..., Any]:
     return torch.compile(model, options=options)
 
 
+class Job:
+    """A model in training, and its batch."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.model, self._options = model_of(options), options
+        self.batch = self.batch_of(options.batch_size, options.length)
+
+    def batch_of(self, rows: int, length: int) -> dict[str, Tensor]:
+        """Return a batch of random tokens."""
+        drawn = torch.Generator().manual_seed(rows)
+        return {
+            "input_ids": torch.randint(1, 1000, (rows, length), generator=drawn),
+            "labels": torch.randint(2, (rows,), generator=drawn),
+        }
+
+    def step(self, forward: Callable[..., Any], seed: int = 1, batch: dict[str, Tensor] | None = None):
+        """Return the loss; gradients are where they always are."""
+        torch.manual_seed(seed)
+        self.model.zero_grad(set_to_none=False)
+        loss = forward(**(batch or self.batch)).loss
+        loss.backward()
+        return loss.item()
+
+    def gradient(self, forward: Callable[..., Any]) -> Tensor:
+        """Return the gradient of all parameters, of the same dropout masks each time."""
+        self.step(forward)
+        return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+
+
+def spent(call: Callable[[], Any]) -> float:
+    """Return the seconds of the processor for a call, in this process and those that it waited for."""
+
+    def now() -> float:
+        both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(used.ru_utime + used.ru_stime for used in both)
+
+    began = now()
+    call()
+    return now() - began
+
+
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Measure one way in this process."""
-    model = model_of(options)
-    shape = (options.batch_size, options.length)
-    batch = {"input_ids": torch.randint(1, 1000, shape), "labels": torch.randint(2, shape[:1])}
-    forward = forward_of(options.way, model)
-
-    def step() -> None:
-        torch.manual_seed(1)
-        forward(**batch).loss.backward()
-        model.zero_grad(set_to_none=False)
-
-    first = timed(step)
-    with SavedTensorMeter(model) as meter:
-        loss = forward(**batch).loss
-    loss.backward()
-    del loss
-    model.zero_grad(set_to_none=False)
-    seconds = [timed(step) for _ in range(options.rounds)]
-    before = peak_memory_bytes_now()
-    reset_peak_memory()
-    step()
+    job = Job(options)
+    forward = forward_of(options.way, job.model)
+    first = spent(lambda: job.step(forward))
+    job.step(forward)
+    seconds = [spent(lambda: job.step(forward)) for _ in range(options.rounds)]
+    kept: list[Any] = []
+    after_forward = running_bytes(lambda: kept.append(forward(**job.batch).loss))[-1]
+    kept.pop().backward()
     return {
-        "saved_bytes": meter.bytes,
+        "saved_bytes": after_forward,
         "seconds": median(seconds),
         "all_seconds": seconds,
         "first_seconds": first,
-        "peak_bytes": peak_memory_bytes() - before,
+        "peak_bytes": max(running_bytes(lambda: job.step(forward))),
     }
 
 
-def peak_memory_bytes_now() -> int:
-    """Return the resident set of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def error(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the error of compiled L1's gradient against compiled plain's: of one, of the mean of many."""
+    job = Job(options)
+    plain, packed = (forward_of(way, job.model) for way in ("compiled", "compiled L1"))
+    exact, count = job.gradient(plain), 30
+    total, squares = torch.zeros_like(exact), 0.0
+    for _ in range(count):
+        drawn = job.gradient(packed) - exact
+        total, squares = total + drawn, squares + float(drawn.square().sum())
+    mean = total / count
+    noise = ((squares - count * float(mean.square().sum())) / (count - 1)) ** 0.5
+    return {
+        "error": (squares / count) ** 0.5 / float(exact.norm()),
+        "mean_error": float(mean.norm() / exact.norm()),
+        "mean_against_noise": float(mean.norm()) / (noise / count**0.5),
+        "draws": count,
+        "losses_equal": all(job.step(plain, seed) == job.step(packed, seed) for seed in range(5)),
+    }
 
 
-def in_a_process(way: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one way in a process of its own, with caches of its own.
+def shapes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return how often compiled L1 is partitioned for ten shapes, and how many graphs kernels take."""
+    job = Job(options)
+    forward = forward_of("compiled L1", job.model)
+    graphs: list[int] = []
+    with patch.object(Partitioner, "__call__", autospec=True, side_effect=Partitioner.__call__) as called:
+        for number in range(10):
+            batch = job.batch_of(options.batch_size - number, options.length - 5 * number)
+            job.step(forward, batch=batch)
+            graphs.append(called.call_count)
+    every = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return {
+        "shapes": len(graphs),
+        "graphs": graphs[-1],
+        "graphs_after_two": graphs[-1] - graphs[1],
+        "kernels": every - graphs[-1],
+    }
 
-    glibc keeps freed blocks of up to 32 MB for itself; with a fixed threshold they leave the process.
-    """
-    words = [f"--{n.replace('_', '-')}={v}" for n, v in vars(options).items() if n in SETTINGS]
+
+CHECKS = {"error": error, "shapes": shapes}
+
+
+def in_a_process(words: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Measure in a new process, with caches of its own."""
+    settings = [f"--{n.replace('_', '-')}={getattr(options, n)}" for n in SETTINGS]
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
-            [sys.executable, __file__, *words, "--way", way],
-            capture_output=True,
+            [sys.executable, __file__, *settings, *words],
+            stdout=subprocess.PIPE,
             text=True,
             check=True,
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000", "TORCHINDUCTOR_CACHE_DIR": cache},
+            env={**os.environ, **ALONE, "TORCHINDUCTOR_CACHE_DIR": cache},
         )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-SETTINGS = ("model", "layers", "hidden", "batch_size", "length", "rounds")
-
-
-def table(report: dict[str, Any]) -> str:
-    """Return the markdown table of a report."""
-    rows, target = report["ways"], TARGETS[report["settings"]["model"]]
-    plain = rows["compiled"]
-    front = pareto({name: (row["saved_bytes"], row["seconds"]) for name, row in rows.items()})
-    lines = [
-        "| way | MB saved | fewer bytes | ms a step | against compiled | peak, MB | first step, s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in rows.items():
-        label = f"**{name}**" if name in front else name
-        lines.append(
-            f"| {label} | {row['saved_bytes'] / 1e6:.1f} | {plain['saved_bytes'] / row['saved_bytes']:.1f}x "
-            f"| {1000 * row['seconds']:.0f} | {row['seconds'] / plain['seconds']:.2f}x "
-            f"| {row['peak_bytes'] / 1e6:.0f} | {row['first_seconds']:.0f} |"
-        )
-    settings, machine = report["settings"], report["hardware"]
-    lines += [
-        "",
-        f"{settings['model']} shape, {settings['layers']} layers, hidden {settings['hidden']}, batch "
-        f"{settings['batch_size']} x {settings['length']}; target of compiled L1: {target}x fewer bytes than "
-        f"compiled plain. Bold: no other way has both fewer bytes and less time. {machine['processor']}, "
-        f"{machine['threads']} threads, torch {report['versions']['torch']}.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Return the names of points that no other one beats in both numbers."""
-    return [
-        name
-        for name, own in points.items()
-        if not any(a <= own[0] and b <= own[1] and (a, b) != own for a, b in points.values())
-    ]
+def begun(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the report so far; a new one where settings or versions differ."""
+    report: dict[str, Any] = {
+        "settings": {name: getattr(options, name) for name in SETTINGS},
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
+    }
+    if options.output and options.output.exists():
+        found = json.loads(options.output.read_text(encoding="utf-8"))
+        if all(found[name] == report[name] for name in ("settings", "versions")):
+            return found
+    return {"ways": {}, "checks": {}, **report}
 
 
 def main() -> None:
@@ -194,23 +253,25 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--ways", nargs="*", choices=WAYS, help="all, unless checks are named")
+    parser.add_argument("--checks", nargs="*", choices=CHECKS, default=[], help="of compiled L1")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help="JSON file to write, with the table (.md) beside it")
+    parser.add_argument("--check", choices=CHECKS, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help="JSON file, with the table (.md) beside it; is continued")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    if options.way:
-        print(json.dumps(measured(options)))
+    if options.way or options.check:
+        print(json.dumps(measured(options) if options.way else CHECKS[options.check](options)))
         return
-    ways = list(dict.fromkeys(["compiled", *options.ways]))
-    report = {
-        "ways": {way: in_a_process(way, options) for way in WAYS if way in ways},
-        "settings": {name: getattr(options, name) for name in SETTINGS},
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
-    }
-    write(report, table(report), options.output)
+    report = begun(options)
+    ways = options.ways if options.ways is not None or options.checks else WAYS
+    parts = [("ways", way) for way in ways or ()] + [("checks", check) for check in options.checks]
+    for kind, name in parts:
+        if name not in report[kind]:
+            report[kind][name] = in_a_process([f"--{kind[:-1]}", name], options)
+            ordered = {way: report["ways"][way] for way in WAYS if way in report["ways"]}
+            write({**report, "ways": ordered}, table({**report, "ways": ordered}), options.output)
 
 
 if __name__ == "__main__":

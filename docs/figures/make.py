@@ -216,6 +216,35 @@ def what_a_layer_saves() -> Figure:
     return figure
 
 
+def ways_to_save_memory() -> Figure:
+    """Bytes against time of each way to save activation memory, and the fronts, from committed figures."""
+    found = {
+        path.stem.removeprefix("compiled_"): json.loads(path.read_text(encoding="utf-8"))["ways"]
+        for path in sorted((BENCHMARKS / "speed" / "results").glob("compiled_*.json"))
+    }
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (model, ways) in zip(panels, found.items(), strict=True):
+        plain = ways["eager"]
+        points = {
+            name: tuple(100 * row[key] / plain[key] for key in ("saved_bytes", "seconds"))
+            for name, row in ways.items()
+        }
+        front = sorted(points[name] for name in from_benchmarks("speed", "compiled_table").pareto(points))
+        axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0)
+        for name, (size, time) in points.items():
+            kind, _, rest = name.partition(" ")
+            axes.plot(size, time, "oC0" if kind == "eager" else "sC1")
+            told = {"text": rest or "plain", "xytext": (4, 3), "textcoords": "offset points"}
+            axes.annotate(xy=(size, time), fontsize=7, **told)
+        axes.set(title=model, xlabel="bytes kept for backward, % of eager", xscale="log")
+        axes.margins(x=0.25, y=0.12)
+    panels[0].set(ylabel="time of a step, % of eager")
+    marks = [*panels[-1].plot([], [], "oC0"), *panels[-1].plot([], [], "sC1")]
+    panels[-1].legend(marks, ["eager", "compiled"], frameon=False)
+    return figure
+
+
 def home() -> Figure:
     """What methods need against plain fine-tuning, from the committed measurements of speed."""
     steps, ways = (
@@ -257,6 +286,7 @@ def main() -> None:
         parameter_efficiency,
         activation_memory,
         what_a_layer_saves,
+        ways_to_save_memory,
         home,
     ):
         if chosen and draw.__name__ not in chosen:

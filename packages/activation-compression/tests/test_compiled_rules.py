@@ -7,14 +7,12 @@ takes a second. `test_compiled_models.py` has Inductor.
 import pytest
 import torch
 import torch.nn.functional as F
+from graphs import check_replicas, compiled, relative
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
-from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._inductor.decomposition import select_decomp_table
 
 from activation_compression import ActivationCompressor, compile_options
 from finetune_common.errors import ConfigurationError
+from finetune_common.testing import run_two_processes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -22,18 +20,6 @@ pytestmark = [
         "ignore:The .grad attribute of a Tensor:UserWarning"
     ),  # torch, after a graph break
 ]
-
-
-def compiled(function, options=None, **settings):
-    """Return a function that runs the graphs that Inductor would be given, one kernel after another."""
-    torch._dynamo.reset()
-    partition = options["custom_partitioner_fn"] if options else min_cut_rematerialization_partition
-    backend = aot_autograd(
-        fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
-        partition_fn=partition,
-        decompositions=select_decomp_table(),
-    )
-    return torch.compile(function, backend=backend, **settings)
 
 
 def gradients(function, *inputs, seed=3):
@@ -57,10 +43,6 @@ def rows(options):
 
 def random(*shape, scale=1.0):
     return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
-
-
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 class Feed(nn.Sequential):
@@ -296,9 +278,12 @@ def test_small_tensors_are_kept():
 def test_rows_name_modules_and_count_bytes():
     model = Feed(nn.GELU())
     _, _, options = pair(model, random(128, 64))
-    row = rows(options)["0:addmm"]
+    found = rows(options)
+    assert set(found) == {"0:addmm", ":input"}
+    row = found["0:addmm"]
     assert (row.shape, row.dtype, row.bits) == ((128, 128), "float32", 4)
-    assert (row.original_bytes, row.stored_bytes) == (128 * 128 * 4, 128 * 128 // 2 + 64 * 4)
+    codes, groups = 128 * 128 // 2, 128 * 4  # half a byte an element; a minimum and a step each column
+    assert (row.original_bytes, row.stored_bytes) == (128 * 128 * 4, codes + groups)
 
 
 @pytest.mark.parametrize(
@@ -322,3 +307,8 @@ def test_the_eager_compressor_says_how_to_compress_a_compiled_model():
     model = nn.Linear(4, 4)
     with pytest.raises(ConfigurationError, match="compile_options"):
         ActivationCompressor(torch.compile(model))
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_gradient():
+    run_two_processes(check_replicas)

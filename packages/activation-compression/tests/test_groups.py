@@ -79,7 +79,7 @@ def test_a_column_is_rounded_within_its_own_range(bits: int, rows: int) -> None:
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(3)) * scales
     grouping = Columns(64, columns)
     found = back(x.reshape(-1), bits, grouping).view(rows, columns)
-    groups, each, _ = grouping._cut(x.numel(), bits)
+    groups, each, _ = grouping._cut(x.numel())
     whole = groups * each
     chunks = list(x[:whole].view(groups, each, columns).unbind()) + ([x[whole:]] if whole < rows else [])
     start = 0

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,22 @@ def test_lines(train: Callable[..., Any], capsys: pytest.CaptureFixture[str], mo
     told = [STEP.fullmatch(line) for line in lines if line not in evaluations]
     assert [int(found[1]) for found in told if found] == [2, 5, 8]
     assert len(told) == 3
+
+
+def test_the_first_step_tells_nothing_about_the_next(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles for 100 seconds."""
+    now = [0.0]
+    config = parse_mapping({"task": "demo-entailment", "model": "demo", "output_dir": "-"})
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    plan, data = SimpleNamespace(total=1000), SimpleNamespace(training_rows=64)
+    rates = SimpleNamespace(base_lrs=[0.1])
+    shown = progress.Progress(config)
+    shown.start(SimpleNamespace(step=0, plan=plan, examples=0, data=data, scheduler=rates))  # type: ignore[arg-type]
+    for step, now[0] in ((1, 100.0), (2, 100.1), (3, 103.0)):
+        shown.advance(step, 8 * step)
+    _, first, third = capsys.readouterr().err.splitlines()
+    assert first == "step 1/1,000: the first step took 100 s"
+    assert third == "step 3/1,000: 5 ex/s  0:24:56 left"  # two steps in three seconds
 
 
 def test_a_run_that_goes_on_says_from_where(

@@ -13,11 +13,14 @@ import math
 
 from torch import Tensor
 
-from activation_compression.blocks import Layout
-from activation_compression.formulas import Formula, Node
+from activation_compression.blocks import Layout, viewed
+from activation_compression.formulas import Node
 from activation_compression.grouping import Columns, Grouping, Neighbours
 
-__all__ = ["grouping_of"]
+__all__ = ["IMAGES", "WAYS", "chosen", "grouping_of", "ways_of"]
+
+WAYS = ("columns", "rotated", "neighbours")
+"""What automatic precision chooses from."""
 
 LEAST_ROTATED = 32
 """Elements of a group from which a rotation is worth its minimum and step."""
@@ -28,29 +31,58 @@ IMAGES = ("Convolution", "CudnnConvolution", "MkldnnConvolution", "NativeBatchNo
 IMAGES += ("NativeGroupNorm", "MaxPool", "AvgPool", "ConvDepthwise", "BatchNormWithUpdate")
 
 
-def grouping_of(tensor: Tensor, layout: Layout, count: int, formula: Formula, size: int) -> Grouping:
+def grouping_of(tensor: Tensor, layout: Layout, count: int, groups: str, size: int) -> Grouping:
     """Return how the elements of a tensor are grouped.
 
     Args:
         tensor: What is saved.
         layout: How it lies on its block.
         count: Elements of the block.
-        formula: What reads it.
+        groups: What the formula that reads it says: columns, rotated or neighbours.
         size: Elements of a group, about.
     """
-    columns = _features(tensor, layout, count)
-    if formula.groups == "rotated":
+    image = groups == "columns" and _image(tensor)
+    return chosen(groups, _features(tensor, layout, count), count, size, image)
+
+
+def chosen(groups: str, columns: int, count: int, size: int, image: bool) -> Grouping:
+    """Return how the elements of a block are grouped.
+
+    Args:
+        groups: columns, rotated or neighbours.
+        columns: Elements of a row in memory; 0 where there are no rows.
+        count: Elements of the block.
+        size: Elements of a group, about.
+        image: Whether the block is made by a convolution, element by element.
+
+    Examples:
+        >>> chosen("rotated", 768, 768 * 512, 256, False)
+        Neighbours(size=64, rotated=True)
+        >>> chosen("columns", 768, 768 * 512, 256, False), chosen("columns", 768, 768, 256, False).size
+        (Columns(size=256, columns=768), 256)
+    """
+    if groups == "rotated":
         own = math.gcd(size // 4, columns) if columns else 0
         return Neighbours(own if own >= LEAST_ROTATED else max(1, size // 4), rotated=True)
-    if formula.groups == "columns" and columns > 1 and count // columns >= size // 2 and not _image(tensor):
+    if groups == "columns" and columns > 1 and count // columns >= size // 2 and not image:
         return Columns(size, columns)
     return Neighbours(size)
 
 
+def ways_of(tensor: Tensor, layout: Layout, count: int, groups: str, size: int) -> dict[str, Grouping]:
+    """Return all ways to group a tensor that differ, the usual one first; arguments as for `grouping_of`."""
+    found: dict[str, Grouping] = {}
+    for way in (groups, *WAYS):
+        grouping = grouping_of(tensor, layout, count, way, size)
+        if grouping not in found.values():
+            found[way] = grouping
+    return found
+
+
 def _features(tensor: Tensor, layout: Layout, count: int) -> int:
     """Return the length of a tensor's rows in memory; of the matrix that it is a view of, if it is one."""
-    base = tensor._base
-    if base is not None and base.numel() == count and base.ndim and base.is_contiguous():
+    base = viewed(tensor)
+    if base is not tensor and base.numel() == count and base.ndim and base.is_contiguous():
         return base.shape[-1]
     inner = [n for n, stride in zip(layout.kept, layout.strides, strict=True) if stride == 1 and n > 1]
     return inner[0] if inner and count % inner[0] == 0 else 0

@@ -35,6 +35,10 @@ class Grouping(Protocol):
         """Return the sum of a value an element over each group, in the order of minima and steps."""
         ...
 
+    def each(self, values: Tensor, count: int, bits: int) -> Tensor:
+        """Return for each of `count` elements the value of its group: the transpose of `sums`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -86,6 +90,10 @@ class Neighbours:
         filled = torch.nn.functional.pad(values, (0, -len(values) % self.size))
         return filled.view(-1, self.size).sum(dim=1)
 
+    def each(self, values: Tensor, count: int, bits: int) -> Tensor:
+        """Return for each of `count` elements the value of its group."""
+        return values.unsqueeze(1).expand(-1, self.size).reshape(-1)[:count]
+
     def _stored(self, bits: int) -> int:
         """Return the group size filled up to whole bytes."""
         parts = parts_of(bits)
@@ -120,15 +128,17 @@ class Columns:
 
     def lengths(self, count: int, bits: int) -> tuple[int, int]:
         """Return the bytes of the codes and the number of groups of `count` elements."""
-        groups, rows, rest = self._cut(count, bits)
-        return self.columns * (groups * rows + rest) * bits // 8, self.columns * (groups + bool(rest))
+        groups, _, rest = self._cut(count)
+        bytes_of_rows = (count // self.columns + PIECES - 1) // PIECES * PIECES * bits // 8
+        return self.columns * bytes_of_rows, self.columns * (groups + torch.sym_min(rest, 1))
 
     def write(self, block: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor) -> None:
         """Quantise a block into codes, minima and steps."""
-        groups, rows, rest = self._cut(block.numel(), bits)
+        groups, rows, rest = self._cut(block.numel())
         whole = groups * rows * self.columns
-        parts = self._parts(block[:whole], codes, low, step, groups, rows, bits)
-        kernels.quantize_columns_into(*parts, bits, keys)
+        if whole:
+            parts = self._parts(block[:whole], codes, low, step, groups, rows, bits)
+            kernels.quantize_columns_into(*parts, bits, keys)
         if rest:
             last = block[whole:].view(-1, self.columns)
             last = torch.cat([last, last[-1:].expand(rest - len(last), -1)]).view(-1)
@@ -138,9 +148,11 @@ class Columns:
 
     def read(self, out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
         """Write the block that codes, minima and steps stand for."""
-        groups, rows, rest = self._cut(out.numel(), bits)
+        groups, rows, rest = self._cut(out.numel())
         whole = groups * rows * self.columns
-        kernels.dequantize_columns_into(*self._parts(out[:whole], codes, low, step, groups, rows, bits), bits)
+        if whole:
+            parts = self._parts(out[:whole], codes, low, step, groups, rows, bits)
+            kernels.dequantize_columns_into(*parts, bits)
         if rest:
             last = out.new_empty(rest * self.columns)
             tail = self._tail(codes, low, step, whole, groups, bits)
@@ -149,20 +161,33 @@ class Columns:
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
         """Return the sum of a value an element over each group."""
-        groups, rows, _ = self._cut(values.numel(), bits)
+        groups, rows, _ = self._cut(values.numel())
         whole = groups * rows * self.columns
         found = values[:whole].view(groups, rows, self.columns).sum(dim=1).view(-1)
         if whole == values.numel():
             return found
         return torch.cat([found, values[whole:].view(-1, self.columns).sum(dim=0)])
 
-    def _cut(self, count: int, bits: int) -> tuple[int, int, int]:
-        """Return the number of groups, their rows, and those of the last group, filled up to whole words."""
-        rows, parts = count // self.columns, PIECES
-        groups = max(1, round(rows / self.size))
-        each = rows // groups // parts * parts
+    def each(self, values: Tensor, count: int, bits: int) -> Tensor:
+        """Return for each of `count` elements the value of its group."""
+        groups, rows, _ = self._cut(count)
+        found = values.view(-1, 1, self.columns)
+        whole = found[:groups].expand(-1, rows, -1).reshape(-1)
+        if len(whole) == count:
+            return whole
+        rest = count // self.columns - groups * rows
+        return torch.cat([whole, found[groups:].expand(-1, rest, -1).reshape(-1)])
+
+    def _cut(self, count: int) -> tuple[int, int, int]:
+        """Return the number of groups, their rows, and those of the last group, filled up to whole words.
+
+        Numbers may be a compiler's symbols.
+        """
+        rows = count // self.columns
+        groups = torch.sym_max(1, (2 * rows + self.size) // (2 * self.size))
+        each = rows // groups // PIECES * PIECES
         rest = rows - groups * each
-        return groups, each, -(-rest // parts) * parts
+        return groups, each, (rest + PIECES - 1) // PIECES * PIECES
 
     def _parts(
         self, x: Tensor, codes: Tensor, low: Tensor, step: Tensor, groups: int, rows: int, bits: int
@@ -171,7 +196,7 @@ class Columns:
         taken = codes[: rows * each * bits // 8].view(WORDS[bits])
         shape = (self.columns, narrow) if kernels.columns_first(x.device) else (narrow, self.columns)
         return (
-            x.view(groups, -1, narrow, self.columns),
+            x.view(groups, PIECES, narrow, self.columns),
             taken.view(groups, *shape),
             low[:each].view(groups, self.columns),
             step[:each].view(groups, self.columns),

@@ -156,6 +156,8 @@ def gate_into(x: Tensor, codes: Tensor, low: float, high: float) -> None:
 
 def unflag_into(out: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> None:
     """Write `rules.decode_flags` into a one-dimensional tensor."""
+    if out.dtype == torch.bool:  # the compiler's stores of bool are ten times as slow
+        out, low, high = (tensor.view(torch.uint8) for tensor in (out, low, high))
     size = rules.FLAG_GROUP
     groups = out.numel() // size
     whole = groups * size

@@ -5,6 +5,8 @@ activation_compression.compiled.settings    what packing is to do
 activation_compression.compiled.partitioner torch's partition, then packing
 activation_compression.compiled.packing     what crosses from the forward to the backward graph, packed
 activation_compression.compiled.readings    what the backward graph does with each value, by the table
+activation_compression.compiled.groups      which elements share a minimum and a step
+activation_compression.compiled.made_again  what need not cross
 activation_compression.compiled.attention   fused attention, run again
 activation_compression.compiled.crossing    a pair of graphs
 activation_compression.compiled.tensors     what a node stands for

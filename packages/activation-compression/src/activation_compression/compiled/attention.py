@@ -13,16 +13,13 @@ import torch
 from torch import fx
 
 from activation_compression.compiled.crossing import Crossing, make
+from activation_compression.compiled.made_again import copied_back
+from activation_compression.compiled.readings import AGAIN
+from activation_compression.compiled.tensors import order_of, root_of
 
-__all__ = ["attend_again", "is_consistent"]
+__all__ = ["attend_again"]
 
 PREFIX, SUFFIX = "_scaled_dot_product_", "_backward"
-AGAIN = "activation_compression_again"
-
-
-def is_consistent(node: fx.Node) -> bool:
-    """Return whether the results that a fused attention's backward reads follow from its q, k and v."""
-    return bool(node.meta.get(AGAIN))
 
 
 def is_attention(node: fx.Node) -> bool:
@@ -42,18 +39,28 @@ def attend_again(crossing: Crossing) -> dict[fx.Node, fx.Node]:
         Forward's result that crossed → forward's attention, for the account.
     """
     gone: dict[fx.Node, fx.Node] = {}
+    views = {given: root_of(made) for given, made in crossing.tensors()}
     for node in [n for n in crossing.backward.nodes if is_attention(n)]:
-        given = _arguments(node)
-        results = [given[name] for name in ("out", "logsumexp")]
-        if given["dropout_p"] != 0 or any(result not in crossing.saved for result in results):
+        read = _arguments(node)
+        results = [read[name] for name in ("out", "logsumexp")]
+        if read["dropout_p"] != 0 or any(result not in crossing.saved for result in results):
             continue
         with crossing.backward.inserting_before(node):
-            again = make(crossing.backward, _forward_of(node.target), **_settings(node.target, given))
+            again = make(crossing.backward, _forward_of(node.target), **_settings(node.target, read))
             made = [make_item(crossing.backward, again, number) for number in range(2)]
+        roots = {}
         for result, new in zip(results, made, strict=True):
             result.replace_all_uses_with(new)
-            gone[crossing.saved[result]] = again
+            saved = crossing.saved[result]
+            gone[saved] = again
+            if order_of(new.meta["val"]) == order_of(root_of(saved).meta["val"]):
+                roots[root_of(saved)] = new
             crossing.drop(result)
+        for given in [given for given, root in views.items() if root in roots and given in crossing.saved]:
+            with crossing.backward.inserting_before(node):
+                view = copied_back(crossing, crossing.saved[given], dict(roots), given)
+            given.replace_all_uses_with(view)  # `just_in_time` brings it before its first use
+            crossing.drop(given)
         node.meta[AGAIN] = True
     return gone
 

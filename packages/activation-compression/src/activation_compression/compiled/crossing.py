@@ -110,19 +110,40 @@ class Crossing:
         length = _value(made).shape[dim]
         if isinstance(length, int):
             return length
-        for given, symbol in self._sizes.items():
-            if symbol.meta["val"].node.expr == length.node.expr:
-                return given
+        if (given := self._known_symbol(length)) is not None:
+            return given
         with self.forward.inserting_before(self.forward.output_node()):
             symbol = self.forward.call_function(torch.ops.aten.sym_size.int, (made, dim))
         symbol.meta["val"] = length
+        return self.symbol(symbol)
+
+    def symbol(self, made: fx.Node) -> fx.Node:
+        """Return a number of the forward graph, in the backward graph."""
+        if (given := self._known_symbol(_value(made))) is not None:
+            return given
         first = next(n for n in self.backward.nodes if n not in self._sizes)
         with self.backward.inserting_before(first):
             given = self.backward.placeholder(f"length_{next(self._numbers)}")
-        given.meta["val"] = length
-        self._symbols.append(symbol)
-        self._sizes[given] = symbol
+        given.meta["val"] = _value(made)
+        self._symbols.append(made)
+        self._sizes[given] = made
         return given
+
+    def _known_symbol(self, number: Any) -> fx.Node | None:
+        for given, symbol in self._sizes.items():
+            if symbol.meta["val"].node.expr == number.node.expr:
+                return given
+        return None
+
+    def row(self, made: fx.Node, after: fx.Node, dim: int) -> tuple[Size, Size]:
+        """Return a length of a tensor, in the forward graph next to a node, and in the backward graph."""
+        length = _value(made).shape[dim]
+        if isinstance(length, int):
+            return length, length
+        with self.forward.inserting_after(after):
+            here = self.forward.call_function(torch.ops.aten.sym_size.int, (made, dim))
+        here.meta["val"] = length
+        return here, self.size(made, dim)
 
     def finish(self) -> None:
         """Let the forward graph return what crosses now."""

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from activation_compression.draws import Draws
+from activation_compression.grouping import Columns, Grouping, Neighbours
 from activation_compression.quantizer import Codes, Flags, pack_flags
-from activation_compression.rules import FLAG_GROUP, parts_of
+from activation_compression.rules import FLAG_GROUP
 from activation_compression.statistics import SavedTensor
 
 __all__ = ["OPERATIONS", "STATES", "State"]
@@ -51,9 +50,8 @@ STATES: dict[str, State] = {}
 """Name → state. Compiled code outlives the object that asked for it, so entries stay."""
 
 
-def _stored(group_size: int, bits: int) -> int:
-    parts = parts_of(bits)
-    return -(-group_size // parts) * parts
+def _grouping(groups: str, size: int, columns: int) -> Grouping:
+    return Columns(size, columns) if groups == "columns" else Neighbours(size, rotated=groups == "rotated")
 
 
 def _run(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -65,17 +63,35 @@ def _type(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _encode(x: Tensor, order: Sequence[int], bits: int, group_size: int, state: str, name: str):
+def _encode(
+    x: Tensor,
+    order: Sequence[int],
+    bits: int,
+    groups: str,
+    size: int,
+    columns: int,
+    state: str,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     own = STATES[state]
-    codes = Codes.pack(_run(x, order), bits, group_size, own.draws.next(x, name))
+    codes = Codes.pack(_run(x, order), bits, _grouping(groups, size, columns), own.draws.next(x, name))
     own.note(name, x, _type(x), bits, x.nbytes, codes.nbytes, "")
     return codes.codes, codes.low.clone(), codes.step.clone()  # results may not share memory
 
 
-def _encode_fake(x: Tensor, order: Sequence[int], bits: int, group_size: int, state: str, name: str):
-    groups = (x.numel() + group_size - 1) // group_size
-    codes = x.new_empty(groups * (_stored(group_size, bits) // parts_of(bits)), dtype=torch.uint8)
-    return codes, x.new_empty(groups, dtype=torch.bfloat16), x.new_empty(groups, dtype=torch.bfloat16)
+def _encode_fake(
+    x: Tensor,
+    order: Sequence[int],
+    bits: int,
+    groups: str,
+    size: int,
+    columns: int,
+    state: str,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    taken, number = _grouping(groups, size, columns).lengths(x.numel(), bits)
+    codes = x.new_empty(taken, dtype=torch.uint8)
+    return codes, x.new_empty(number, dtype=torch.bfloat16), x.new_empty(number, dtype=torch.bfloat16)
 
 
 def _decode(
@@ -83,18 +99,14 @@ def _decode(
     low: Tensor,
     step: Tensor,
     bits: int,
-    group_size: int,
+    groups: str,
+    size: int,
+    columns: int,
     sizes: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    own = replace(_nothing(bits, group_size, dtype), count=math.prod(sizes))
-    return own.with_tensors([codes, low, step]).unpack().view(list(sizes))
-
-
-@cache
-def _nothing(bits: int, group_size: int, dtype: torch.dtype) -> Codes:
-    """Return the codes of no element, which know how groups are cut."""
-    return Codes.pack(torch.empty(0, dtype=dtype), bits, group_size, None)
+    own = _grouping(groups, size, columns)
+    return Codes(codes, low, step, bits, own, math.prod(sizes), dtype).unpack().view(list(sizes))
 
 
 def _decode_fake(
@@ -102,7 +114,9 @@ def _decode_fake(
     low: Tensor,
     step: Tensor,
     bits: int,
-    group_size: int,
+    groups: str,
+    size: int,
+    columns: int,
     sizes: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
@@ -149,13 +163,14 @@ _TAGS = [tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag i
 """A graph of CUDA calls that is replayed would round with the same numbers every time."""
 _DEFINED: dict[str, tuple[str, Any, Any]] = {
     "encode": (
-        "(Tensor x, int[] order, int bits, int group_size, str state, str name) -> (Tensor, Tensor, Tensor)",
+        "(Tensor x, int[] order, int bits, str groups, int size, SymInt columns, str state, str name)"
+        " -> (Tensor, Tensor, Tensor)",
         _encode,
         _encode_fake,
     ),
     "decode": (
-        "(Tensor codes, Tensor low, Tensor step, int bits, int group_size, SymInt[] sizes, ScalarType dtype)"
-        " -> Tensor",
+        "(Tensor codes, Tensor low, Tensor step, int bits, str groups, int size, SymInt columns,"
+        " SymInt[] sizes, ScalarType dtype) -> Tensor",
         _decode,
         _decode_fake,
     ),

@@ -13,9 +13,11 @@ from torch import Tensor, fx
 
 from activation_compression.compiled.attention import attend_again
 from activation_compression.compiled.crossing import Crossing, just_in_time, make, returned_by
+from activation_compression.compiled.groups import grouping_of
+from activation_compression.compiled.made_again import make_again
 from activation_compression.compiled.naming import place_of
 from activation_compression.compiled.operators import OPERATIONS
-from activation_compression.compiled.readings import Reader, Verdict, packet
+from activation_compression.compiled.readings import Reader, Verdict, packet, strictest
 from activation_compression.compiled.settings import Settings
 from activation_compression.compiled.tensors import (
     copied,
@@ -76,6 +78,7 @@ class Packing:
     def run(self) -> None:
         """Pack all that crosses."""
         crossing, settings = self._crossing, self._settings
+        make_again(crossing, settings.min_elements, settings.derive)
         if settings.level.rounds:
             for made, again in attend_again(crossing).items():
                 entry = self._name(made), dtype_of(made), packet(again.target).strip("_")
@@ -136,18 +139,15 @@ class Packing:
     def _encode(self, members: list[Member], name: str, bits: int) -> None:
         crossing, own = self._crossing, self._settings
         made, beside = members[0].made, members[0].given
-        order = order_of(made.meta["val"])
-        with crossing.forward.inserting_after(made):
-            packed = make(
-                crossing.forward,
-                OPERATIONS.encode.default,
-                made,
-                order,
-                bits,
-                own.group_size,
-                own.state,
-                name,
-            )
+        root, order = root_of(made), order_of(made.meta["val"])
+        groups = strictest({member.verdict.groups for member in members})
+        kind, size = grouping_of(root, groups, own.group_size)
+        here, there = (1, 1)
+        if kind == "columns":
+            here, there = crossing.row(root, made, order_of(root.meta["val"])[-1])
+        with crossing.forward.inserting_after(made if isinstance(here, int) else here):
+            arguments = (made, order, bits, kind, size, here, own.state, name)
+            packed = make(crossing.forward, OPERATIONS.encode.default, *arguments)
         parts, after = [], packed
         for number in range(3):
             with crossing.forward.inserting_after(after):
@@ -156,7 +156,7 @@ class Packing:
             after = part
             parts.append(crossing.cross(part, beside))
         dtype = made.meta["val"].dtype
-        self._unpack(members, OPERATIONS.decode.default, (*parts, bits, own.group_size), (dtype,))
+        self._unpack(members, OPERATIONS.decode.default, (*parts, bits, kind, size, there), (dtype,))
 
     def _flags(self, members: list[Member], name: str) -> None:
         crossing = self._crossing

@@ -16,19 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from activation_compression.compiled.attention import is_consistent
 from activation_compression.formulas import (
     COUPLED,
     EXACT,
     FACTOR,
     FORMULAS,
-    OUTLIERS,
     SMOOTH,
-    SQUARED,
     Formula,
 )
 
-__all__ = ["Reader", "Verdict", "forces_saving", "formula_name"]
+__all__ = ["AGAIN", "Reader", "Verdict", "forces_saving", "formula_name", "strictest"]
 
 SAME = {"output": "result", "out": "output", "grad_out": "grad_output"}
 """Name of an argument in a backward operation → its name in the table."""
@@ -50,6 +47,15 @@ def _by_name() -> dict[str, dict[str, Any]]:
 
 TABLE = _by_name()
 """Name of a formula in lower case → value → its entry in the table."""
+
+
+AGAIN = "activation_compression_again"
+"""In the meta of a fused attention's backward whose results follow from its q, k and v."""
+
+
+def is_consistent(node: fx.Node) -> bool:
+    """Return whether the results that a fused attention's backward reads follow from its q, k and v."""
+    return bool(node.meta.get(AGAIN))
 
 
 def packet(target: Any) -> str:
@@ -90,12 +96,24 @@ class Verdict:
     Attributes:
         kind: rounded, half (16 bits) or exact.
         finer: Whether it gets twice the bits.
+        groups: Which elements share a minimum and a step, as in the table.
         gates: Comparisons of it, which the forward pass has to make.
     """
 
     kind: str
     finer: bool = False
+    groups: str = "columns"
     gates: tuple[fx.Node, ...] = ()
+
+
+def strictest(groups: set[str]) -> str:
+    """Return how a value is grouped that several formulas read.
+
+    Examples:
+        >>> strictest({"columns", "rotated"})
+        'rotated'
+    """
+    return next(kind for kind in ("neighbours", "rotated", "columns") if kind in groups)
 
 
 class Reader:
@@ -120,6 +138,7 @@ class Reader:
         waiting, seen, direct = [value], {value}, {value}
         gates: dict[fx.Node, None] = {}
         finer = half = False
+        groups = {"columns"}
         while waiting:
             node = waiting.pop()
             for user in node.users:
@@ -133,14 +152,16 @@ class Reader:
                     return Verdict("exact")
                 if formula.wary and user in self.gradients and self._is_singular(user):
                     return Verdict("exact")
-                finer |= (formula.finer or formula in (OUTLIERS, SQUARED)) and node in direct
+                if node in direct:
+                    finer |= formula.finer
+                    groups.add(formula.groups)
                 half |= formula.kind == "logarithm"
                 if user not in self.gradients and user not in seen:
                     seen.add(user)
                     waiting.append(user)
                     if node in direct and _is_view(user):
                         direct.add(user)
-        return Verdict("half" if half else "rounded", finer, tuple(gates))
+        return Verdict("half" if half else "rounded", finer, strictest(groups), tuple(gates))
 
     def _formula(self, user: fx.Node, value: fx.Node) -> Formula:
         """Return how a node reads a value."""
@@ -218,11 +239,12 @@ def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
         return SMOOTH if "condition" not in places else EXACT
     if name in ("addmm", "baddbmm") and places == ["self"]:
         return SMOOTH
-    if name == "pow" and user.args[1] == 1:
-        return SQUARED  # what the backward formula of a square reads
+    settings = _Settings(user)
+    if name == "pow" and isinstance(settings._saved_exponent, int | float):
+        settings._saved_exponent += 1  # the slope of the next power
     entries = TABLE.get(formula_name(name), {})
     found = [entries.get(place, EXACT) for place in places]
-    found = [entry(_Settings(user)) if not isinstance(entry, Formula) else entry for entry in found]
+    found = [entry(settings) if not isinstance(entry, Formula) else entry for entry in found]
     return next((f for f in found if f.kind not in ("linear", "smooth")), found[0]) if found else EXACT
 
 
@@ -236,6 +258,7 @@ class _Settings:
     def __init__(self, node: fx.Node) -> None:
         target: Any = node.target
         given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False))
+        self._saved_exponent: Any = None
         self.__dict__ |= {f"_saved_{name}": entry for name, entry in {**given, **node.kwargs}.items()}
 
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +25,15 @@ from glue_harness.cost.ends import OneEndEach
 from glue_harness.cost.steps import Steps
 from glue_harness.run.methods import build_methods
 
-__all__ = ["Footprint", "LiveBytes", "imposed", "measured_peak", "optimizer_bytes", "predict"]
+__all__ = [
+    "Footprint",
+    "LiveBytes",
+    "imposed",
+    "measured_peak",
+    "optimizer_bytes",
+    "predict",
+    "running_bytes",
+]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -178,12 +187,13 @@ def measured_peak(step: Callable[[], Any], device: str = "cpu") -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
+    return max(running_bytes(step), default=0)
+
+
+def running_bytes(call: Callable[[], Any]) -> list[int]:
+    """Return the bytes on top of what there was, after each event of a CPU's allocator while a call runs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
+        call()
     assert profiler.profiler is not None
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
+    return list(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))

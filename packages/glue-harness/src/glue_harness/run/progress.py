@@ -59,8 +59,9 @@ class Progress:
     def start(self, training: Training) -> None:
         """Say what begins, or goes on where an earlier part of the run has ended."""
         config, step, total = self._config, training.step, training.plan.total
-        self._total, self._first = total, (step, training.examples)
-        self._began = time.monotonic()
+        self._total, self._began = total, time.monotonic()
+        self._since: tuple[float, int, int] | None = None
+        """When the first step was done, its number, and the examples until then."""
         self._next_line = self._began + FIRST
         name = f"{config.task} {config.optimizer['name']}"
         self._task = self._bar.add_task(name, total=total, completed=step, said="")
@@ -88,13 +89,18 @@ class Progress:
         self._say(f"step {entry['step']:,}/{self._total:,}, evaluation: {self._score}")
 
     def advance(self, step: int, examples: int) -> None:
-        """Show that a step is done."""
+        """Show that a step is done. The first one, which may compile, tells nothing about those to come."""
         now = time.monotonic()
-        seconds = now - self._began
-        speed = (examples - self._first[1]) / seconds
-        said = f"{self._logged}{speed:.0f} ex/s"
+        if self._since is None:
+            self._since, pause = (now, step, examples), FIRST
+            said = f"{self._logged}the first step took {now - self._began:.0f} s"
+            left = ""
+        else:
+            since, first, had = self._since
+            seconds, pause = now - since, PAUSE
+            said = f"{self._logged}{(examples - had) / seconds:.0f} ex/s"
+            left = f"  {timedelta(seconds=round((self._total - step) * seconds / (step - first)))} left"
         self._bar.update(self._task, completed=step, said=f"{said}  {self._score}")
         if now >= self._next_line:
-            self._next_line = now + PAUSE
-            left = timedelta(seconds=round((self._total - step) * seconds / (step - self._first[0])))
-            self._say(f"step {step:,}/{self._total:,}: {said}  {left} left")
+            self._next_line = now + pause
+            self._say(f"step {step:,}/{self._total:,}: {said}{left}")

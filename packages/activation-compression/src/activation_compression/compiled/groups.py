@@ -1,0 +1,45 @@
+"""Which elements of a tensor of a graph share a minimum and a step: the choice of `group_choice`."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from activation_compression.compiled.readings import formula_name, packet
+from activation_compression.compiled.tensors import hint_of, order_of
+from activation_compression.group_choice import FAR, IMAGES, chosen
+from activation_compression.grouping import Columns
+
+__all__ = ["grouping_of"]
+
+_IMAGES = tuple(name.lower() for name in IMAGES)
+
+
+def grouping_of(root: fx.Node, groups: str, size: int) -> tuple[str, int]:
+    """Return columns, rotated or neighbours, and the elements of a group.
+
+    Args:
+        root: The tensor as it was made, no view of it.
+        groups: What the formulas that read it say.
+        size: Elements of a group, about.
+    """
+    value = root.meta["val"]
+    columns = hint_of(value.shape[order_of(value)[-1]]) if value.ndim else 0
+    image = groups == "columns" and _image(root)
+    found = chosen(groups, 0 if columns == math.inf else columns, hint_of(value.numel()), size, image)
+    if isinstance(found, Columns):
+        return "columns", found.size
+    return "rotated" if found.rotated else "neighbours", found.size  # type: ignore[attr-defined]
+
+
+def _image(node: fx.Node) -> bool:
+    """Return whether a tensor comes from a convolution, element by element."""
+    for _ in range(FAR):
+        group = packet(node.meta.get("original_aten")) or packet(node.target)
+        if formula_name(group).startswith(_IMAGES):
+            return True
+        if not node.all_input_nodes:
+            return False
+        node = node.all_input_nodes[0]
+    return False

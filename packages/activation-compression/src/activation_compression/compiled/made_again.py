@@ -1,0 +1,101 @@
+"""Values that need not cross, since a backward graph can make them of what is there anyway.
+
+| value | made of |
+| --- | --- |
+| rows of an embedding, their sums | the parameter and the integers |
+| one of two numbers, as a mask that is added | its condition, which takes one bit |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from activation_compression.compiled.crossing import Crossing, is_view
+from activation_compression.compiled.readings import CASTS, packet
+from activation_compression.compiled.tensors import hint_of, is_of_parameter, root_of
+
+__all__ = ["copied_back", "make_again"]
+
+DEEPEST = 12
+"""Nodes, one after another, between a value and parameters."""
+GATHERING = ("embedding", "index_select")
+
+
+def make_again(crossing: Crossing, least: int, derive: bool) -> None:
+    """Let values cross no more that the backward graph can make of what is there anyway.
+
+    Args:
+        crossing: The graphs.
+        least: Values of fewer elements cross as they are.
+        derive: Whether computations may run again.
+    """
+    for given, made in list(crossing.tensors()):
+        if made.op == "placeholder" or hint_of(made.meta["val"].numel()) < least:
+            continue
+        if is_choice(root_of(made)) or (derive and _follows_from_parameters(made, DEEPEST)):
+            with crossing.backward.inserting_before(_first_call(crossing)):
+                again = copied_back(crossing, made, {}, given)
+            given.replace_all_uses_with(again)
+            crossing.drop(given)
+
+
+def is_choice(node: fx.Node) -> bool:
+    """Return whether each element of a tensor is one of two numbers, by a condition of as many elements."""
+    if packet(node.target) != "where" or len(node.args) != 3:
+        return False
+    condition, *ends = node.args
+    if any(isinstance(end, fx.Node) and end.all_input_nodes for end in ends):
+        return False
+    if any(isinstance(end, fx.Node) and end.meta["val"].numel() != 1 for end in ends):
+        return False
+    return isinstance(condition, fx.Node) and condition.op == "call_function"
+
+
+def _follows_from_parameters(node: fx.Node, deepest: int) -> bool:
+    """Return whether a tensor is parameters' rows, and what cheap operations make of them."""
+    if node.op == "placeholder":
+        value = node.meta["val"]
+        return is_of_parameter(node) or not isinstance(value, Tensor) or not value.is_floating_point()
+    if deepest == 0 or node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    tags, name = node.target.tags, packet(node.target)
+    if torch.Tag.nondeterministic_seeded in tags:
+        return False
+    cheap = torch.Tag.pointwise in tags or is_view(node) or name in (*GATHERING, *CASTS)
+    made_of_nothing = not node.all_input_nodes
+    return (cheap or made_of_nothing) and all(
+        _follows_from_parameters(given, deepest - 1) for given in node.all_input_nodes
+    )
+
+
+def copied_back(crossing: Crossing, node: fx.Node, known: dict[fx.Node, fx.Node], beside: fx.Node) -> fx.Node:
+    """Copy a node of the forward graph, and what it is made of, to where the backward graph is inserted into.
+
+    Args:
+        crossing: The graphs.
+        node: Of the forward graph.
+        known: Nodes of the forward graph → what they are in the backward graph.
+        beside: An input of the backward graph, next to which more cross.
+    """
+    if node in known:
+        return known[node]
+    value: Any = node.meta["val"]
+    there = next((given for given, made in crossing.known().items() if made is node), None)
+    if there is not None and there is not beside:
+        known[node] = there
+    elif isinstance(value, torch.SymInt):
+        known[node] = crossing.symbol(node)
+    elif node.op == "placeholder" or value.dtype == torch.bool:
+        known[node] = crossing.cross(node, beside)
+    else:
+        for given in node.all_input_nodes:
+            copied_back(crossing, given, known, beside)
+        known[node] = crossing.backward.node_copy(node, lambda given: known[given])
+    return known[node]
+
+
+def _first_call(crossing: Crossing) -> fx.Node:
+    return next(node for node in crossing.backward.nodes if node.op != "placeholder")
