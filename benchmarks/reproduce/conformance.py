@@ -173,10 +173,12 @@ def table(judged: Mapping[str, tuple[int, int]]) -> str:
 
 
 def method_table(work: str) -> str:
-    """Return what differs from a work's released code: the method first, then the experiments."""
+    """Return what differs from a work's paper and from its released code, in the method and in the experiments."""
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for name, said in _known(work)["method"].items():
-        rows[name, said["released"], said["here"]] = ["the method"]
+    for name, differs in _known(work).get("paper", {}).items():
+        rows[name, differs["paper"], differs["here"]] = ["the paper"]
+    for name, differs in _known(work)["method"].items():
+        rows[name, differs["released"], differs["here"]] = ["the method"]
     for benchmark in catalogue().values():
         if benchmark.work == work and released(benchmark) is not None:
             for name, (theirs, ours) in differences(benchmark).items():
@@ -184,7 +186,7 @@ def method_table(work: str) -> str:
                 why = said if isinstance(said, str) else f"**not comparable**: {said['matters']}"
                 told = name, theirs, f"{ours}: {why}" if ours else why
                 rows.setdefault(told, []).append(f"`{benchmark.name.partition('.')[2]}`")
-    lines = ["| what | released | here | in |", "| --- | --- | --- | --- |"]
+    lines = ["| what | paper or released code | here | in |", "| --- | --- | --- | --- |"]
     for told, places in rows.items():
         lines.append(f"| {' | '.join(map(str, told))} | {', '.join(places)} |")
     return "\n".join([*lines, ""])

@@ -17,10 +17,13 @@ from glue_harness.report.statistics import (
     smallest_p,
 )
 
-__all__ = ["ALPHA", "Comparison", "baselines", "compare", "ties"]
+__all__ = ["ALPHA", "BEST", "Comparison", "against_best", "baselines", "compare"]
 
 ALPHA = 0.05
 """The level of every test, and 1 − ALPHA that of every interval."""
+
+BEST = "best"
+"""What stands beside the best setting of a task."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,8 @@ def compare(
     return found
 
 
-def ties(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation") -> dict[int, str]:
-    """Find, task by task, the best row and those that the seeds do not tell from it.
+def against_best(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation") -> dict[int, str]:
+    """Say of every setting, task by task, whether its seeds tell it from the best one.
 
     Args:
         rows: From `summarise`.
@@ -176,20 +179,29 @@ def ties(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation
         test: `permutation` or `wilcoxon`, corrected over the rows of the task.
 
     Returns:
-        Position of the row → `best`; `tie` where there are seeds enough to tell, and they do not. Other
-        positions are worse than the best beyond doubt, or nothing can be said of them.
+        Position of the row → `best`, `worse than the best (8 seeds, p = 0.01)`, or `cannot tell from the
+        best` with the same in brackets; only the number of seeds where they are too few for any test. A row
+        that shares no seed with the best is left out: nothing was tested.
     """
     by_task: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         by_task.setdefault(row.task, []).append(number)
-    marks: dict[int, str] = {}
+    words: dict[int, str] = {}
     for numbers in by_task.values():
         best = max(numbers, key=lambda n: rows[n].score(evaluation)[0])
         others = [number for number in numbers if number != best]
         differences = [_differences(rows[n], rows[best], evaluation) for n in others]
         corrected = holm(_p_values(differences, test))
-        marks[best] = "best"
+        words[best] = BEST
         for number, values, p in zip(others, differences, corrected, strict=True):
-            if values and p > ALPHA and smallest_p(len(values)) <= ALPHA:
-                marks[number] = "tie"
-    return marks
+            if values:
+                words[number] = _told_apart(len(values), p)
+    return words
+
+
+def _told_apart(pairs: int, p: float) -> str:
+    seeds = "1 seed" if pairs == 1 else f"{pairs} seeds"
+    if smallest_p(pairs) > ALPHA:
+        return f"cannot tell from the best: {seeds}"
+    words = "worse than the best" if p <= ALPHA else "cannot tell from the best"
+    return f"{words} ({seeds}, p = {p:.2g})"

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_common.errors import ConfigurationError
 from glue_harness.report.aggregate import Row, summarise
 from glue_harness.report.averages import Average, averages
-from glue_harness.report.compare import Comparison, compare, ties
+from glue_harness.report.compare import Comparison, against_best, compare
 from glue_harness.report.select import flatten, parse_condition, select
 
 __all__ = ["Contents", "gather"]
@@ -22,7 +22,7 @@ class Contents:
     Attributes:
         results: The runs, each with its `folder`.
         rows: Their settings.
-        marks: Position of a row → `best` or `tie`.
+        marks: Position of a row → `best`, or whether its seeds tell it from the best, in words.
         comparisons: Settings against the baseline; none without one.
         averaged: Settings over all tasks, where the tasks are all there.
         protocol: How the runs of a setting became one number.
@@ -82,7 +82,7 @@ def gather(
     return Contents(
         results=results,
         rows=rows,
-        marks=ties(rows, evaluation, test),
+        marks=against_best(rows, evaluation, test),
         comparisons=compare(rows, condition, evaluation, test, margin, named) if condition else [],
         averaged=averages(rows, evaluation),
         protocol=protocol,

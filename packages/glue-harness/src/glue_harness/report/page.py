@@ -29,7 +29,7 @@ SETTING_COLUMNS = (
 )
 RUN_COLUMNS = (
     *("row", "task", "model", "seed", "config", "metric", "last", "best", "metrics", "epochs", "scores"),
-    *("steps", "seconds", "speed", "memory", "folder"),
+    *("steps", "seconds", "speed", "memory", "folder", "early"),
 )
 DIGITS = 6
 
@@ -64,6 +64,7 @@ def _run(result: Mapping[str, Any], row: int, config: int) -> list[Any]:
         [_short(entry["metrics"][metric]) for entry in result["history"]],
         *(result["steps"], round(seconds, 1), round(result["examples_per_second"], 1)),
         *(round(result["peak_memory_bytes"] / 2**20), result["folder"]),
+        bool(result.get("stopped_early")),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.contents import Contents
+from glue_harness.report.unskilled import without_skill
 
 __all__ = ["COLOURS", "MARKERS", "Panel", "panels_of"]
 
@@ -22,13 +23,17 @@ MOST = 8
 
 @dataclass(frozen=True)
 class Panel:
-    """What the charts know about one task: its rows, best first, their names, and their runs by folder."""
+    """What the charts know about one task: its rows, best first, their names, and their runs by folder.
+
+    `without_skill` is the score of a model that has learned nothing, and what it does; None if unknown.
+    """
 
     task: str
     rows: Sequence[Row]
     names: Sequence[str]
     evaluation: str
     runs: Mapping[str, Mapping[str, Any]]
+    without_skill: tuple[float, str] | None = None
 
     @property
     def metric(self) -> str:
@@ -60,5 +65,6 @@ def panels_of(contents: Contents) -> list[Panel]:
         several = len({row.model for row in rows}) > 1
         names = [f"{model_name(r.model)}, {r.setting}" if several else r.setting for r in rows]
         shown = {folder: runs[folder] for row in rows for folder in row.runs}
-        panels.append(Panel(task, rows, names, contents.evaluation, shown))
+        floor = without_skill(rows[0].primary, next(iter(shown.values())))
+        panels.append(Panel(task, rows, names, contents.evaluation, shown, floor))
     return panels

@@ -33,6 +33,11 @@ WRAP = 40
 TICKS, STEPS = 5, (1, 2, 2.5, 5, 10)
 """At most so many parts of an axis, enough for a small panel: ticks take much of the time of drawing."""
 
+FEWEST = 3
+"""Seeds that an error bar needs: Student's interval of two is twelve times as long as they are apart."""
+BARS = f"95 % interval of the mean, from {FEWEST} seeds on"
+"""What an error bar shows, in every chart."""
+
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -63,6 +68,17 @@ def _range(values: Sequence[float]) -> str:
     return f"{min(values):.4g} to {max(values):.4g}"
 
 
+def _interval(scores: Sequence[float]) -> tuple[float, float] | None:
+    return mean_interval(scores) if len(scores) >= FEWEST else None
+
+
+def _reach(row: Row, evaluation: str) -> tuple[float, float]:
+    """Return how far a row's error bar reaches below and above its score; nowhere with too few seeds."""
+    value, _ = row.score(evaluation)
+    low, high = _interval(list(row.seed_scores(evaluation).values())) or (value, value)
+    return max(value - low, 0.0), max(high - value, 0.0)
+
+
 def _curve(runs: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], np.ndarray]:
     """Return the epochs of the first run and the scores of all runs that were evaluated as often."""
     epochs = [entry["epoch"] for entry in runs[0]["history"]]
@@ -79,33 +95,44 @@ def _curves(axes: Axes, panel: Panel) -> str | None:
         drawn += 1
         looks["marker"] = looks["marker"] if len(epochs) < 20 else None
         axes.plot(epochs, scores.mean(axis=0), label=name, **looks)
-        if len(scores) > 1:
-            low, high = scores.min(axis=0), scores.max(axis=0)
+        bands = [_interval(column.tolist()) for column in scores.T]
+        if None not in bands:
+            low, high = zip(*(band for band in bands if band), strict=True)
             axes.fill_between(epochs, low, high, color=looks["color"], alpha=0.15, lw=0)
     axes.set(xlabel="epoch", ylabel=panel.metric)
     if drawn:
+        _line_without_skill(axes, panel, axes.axhline)
         axes.legend(fontsize="x-small")
     return f"{drawn} curves of {panel.metric} by epoch, best setting '{panel.names[0]}'" if drawn else None
 
 
 def _bars(axes: Axes, panel: Panel) -> str | None:
-    values = []
+    """Draw a row of dots a setting, on an axis that reaches to what a model without skill would get."""
     for number, (row, _, looks) in enumerate(panel.numbered()):
         scores = list(row.seed_scores(panel.evaluation).values())
         value = row.score(panel.evaluation)[0]
-        values.append(value)
-        axes.barh(-number, value, color=looks["color"], alpha=0.75, height=0.7)
-        if interval := mean_interval(scores):
-            axes.plot(interval, [-number] * 2, color="black", lw=1.5, marker="|")
-        axes.plot(scores, [-number] * len(scores), ".", color="black", alpha=0.6, markersize=5)
-    lowest = min(min(row.seed_scores(panel.evaluation).values()) for row in panel.rows)
-    highest = max(max(row.seed_scores(panel.evaluation).values()) for row in panel.rows)
-    axes.set_xlim(left=max(min(0.0, lowest), lowest - 2 * (highest - lowest)))
+        axes.plot(scores, [-number] * len(scores), ".", color=looks["color"], alpha=0.5, markersize=6)
+        if interval := _interval(scores):
+            axes.plot(interval, [-number] * 2, color=looks["color"], lw=1.5, marker="|")
+        axes.plot(value, -number, marker=looks["marker"], color=looks["color"], markersize=7)
     axes.set_yticks([-n for n in range(len(panel.names))], labels=_wrapped(panel.names), fontsize="x-small")
-    cut = ", axis cut" if axes.get_xlim()[0] > 0 else ""
-    axes.set(xlabel=f"{panel.metric} ({panel.evaluation} evaluation{cut})")
+    axes.set_ylim(-len(panel.names) + 0.4, 0.6)
+    axes.set(xlabel=f"{panel.metric} ({panel.evaluation} evaluation)")
+    values = [row.score(panel.evaluation)[0] for row in panel.rows]
     listed = "; ".join(f"{name} {value:.4g}" for name, value in zip(panel.names, values, strict=True))
-    return f"{panel.metric}: {listed}"
+    skilless = _line_without_skill(axes, panel, axes.axvline)
+    return f"{panel.metric}: {listed}{skilless}"
+
+
+def _line_without_skill(axes: Axes, panel: Panel, line: Callable[..., Any]) -> str:
+    """Draw the score of a model that has learned nothing; return it in words, if it is known."""
+    if panel.without_skill is None:
+        return ""
+    value, name = panel.without_skill
+    line(value, color="grey", linestyle=(0, (1, 2)), lw=1.2, label=name)
+    if line == axes.axvline:
+        axes.legend(fontsize="x-small", loc="lower left")
+    return f"; {name} {value:.4g}"
 
 
 def _rates(axes: Axes, panel: Panel) -> str | None:
@@ -118,12 +145,12 @@ def _rates(axes: Axes, panel: Panel) -> str | None:
     found = [dict(sorted(rows.items())) for rows in alike.values() if len(rows) > 1]
     for number, rows in enumerate(found):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        scores = [row.score(panel.evaluation) for row in rows.values()]
+        scores = [row.score(panel.evaluation)[0] for row in rows.values()]
         name = panel.names[panel.rows.index(next(iter(rows.values())))]
         axes.errorbar(
             list(rows),
-            [value for value, _ in scores],
-            yerr=[spread or 0.0 for _, spread in scores],
+            scores,
+            yerr=np.array([_reach(row, panel.evaluation) for row in rows.values()]).T,
             color=colour,
             marker=marker,
             capsize=3,
@@ -135,6 +162,7 @@ def _rates(axes: Axes, panel: Panel) -> str | None:
     axes.minorticks_off()
     if not found:
         return None
+    _line_without_skill(axes, panel, axes.axhline)
     axes.legend(fontsize="x-small")
     best = [max(rows, key=lambda rate: rows[rate].score(panel.evaluation)[0]) for rows in found]
     return f"{len(found)} settings, best rates {', '.join(f'{rate:g}' for rate in best)}"
@@ -170,22 +198,24 @@ def _memory(axes: Axes, panel: Panel) -> str | None:
     if len(panel.rows) < 2:
         return None
     for row, name, looks in panel.numbered():
-        value, spread = row.score(panel.evaluation)
         axes.errorbar(
-            row.peak_memory_bytes / 2**20, value, yerr=spread, color=looks["color"], marker=looks["marker"],
+            row.peak_memory_bytes / 2**20, row.score(panel.evaluation)[0],
+            yerr=np.array([_reach(row, panel.evaluation)]).T, color=looks["color"], marker=looks["marker"],
             linestyle="none", capsize=3, label=name,
         )  # fmt: skip
+    axes.set_xlim(left=0)
     axes.set(xlabel="peak memory, MiB", ylabel=panel.metric)
+    _line_without_skill(axes, panel, axes.axhline)
     axes.legend(fontsize="x-small")
     return f"{len(panel.rows)} settings between {_range(mib)} MiB"
 
 
 CHARTS: dict[str, tuple[str, Callable[[Axes, Panel], str | None]]] = {
-    "curves": ("Learning curves on the dev set, band: lowest to highest seed", _curves),
-    "scores": ("Scores, dots: seeds, line: 95 % interval of the mean", _bars),
-    "learning-rates": ("Score against learning rate, bars: sd over seeds", _rates),
+    "curves": (f"Learning curves on the dev set, band: {BARS}", _curves),
+    "scores": (f"Scores, dots: seeds, bar: {BARS}", _bars),
+    "learning-rates": (f"Score against learning rate, bar: {BARS}", _rates),
     "time": ("Time of a step by part", _times),
-    "memory": ("Score against peak memory", _memory),
+    "memory": (f"Score against peak memory, bar: {BARS}", _memory),
 }
 """Name of the file → its title, and what draws a task's part and says what it drew, if anything."""
 

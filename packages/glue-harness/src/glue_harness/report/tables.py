@@ -9,7 +9,7 @@ from typing import Any
 from glue_harness.console import console_for_reading
 from glue_harness.report.aggregate import Row, Told, model_name
 from glue_harness.report.averages import Average
-from glue_harness.report.compare import ALPHA, Comparison
+from glue_harness.report.compare import ALPHA, BEST, Comparison
 from glue_harness.report.contents import Contents
 from glue_harness.report.csv_files import csv_of
 from glue_harness.report.equivalence import UNDECIDED
@@ -25,6 +25,9 @@ KINDS = {None: "rows", True: "named before", False: "exploratory"}
 
 BESIDE = "beside"
 """The column of the sets that were scored beside the one that judges."""
+
+AGAINST_BEST = "against the best"
+"""The column that says whether the seeds tell a setting from the best of its task."""
 
 NUMBERS = ("runs", "examples/s", "peak memory", "trainable")
 
@@ -62,16 +65,18 @@ def _sections(rows: Sequence[Row]) -> frozenset[int]:
     return frozenset(n for n in range(len(rows) - 1) if rows[n].task != rows[n + 1].task)
 
 
-def _about_ties(rows: Sequence[Row], marks: Mapping[int, str]) -> list[str]:
-    if len(rows) == len({row.task for row in rows}):
-        return []
-    said = f"≈: not told from the task's best by the seeds (paired test, Holm, {ALPHA:.0%})"
-    notes = [said] * ("tie" in marks.values())
-    most, needed = max(len(set(row.seeds)) for row in rows), pairs_needed(ALPHA)
-    if most < needed:
-        seeds = "1 seed" if most == 1 else f"{most} seeds"
-        notes.append(f"{seeds} cannot tell any two settings apart at {ALPHA:.0%}; {needed} can")
-    return notes
+def _too_few(seeds: int, comparisons: int = 1) -> str:
+    """Say that so many seeds cannot show a difference, and how many can."""
+    counted = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    return f"with {counted} no difference can be significant; use at least {pairs_needed(ALPHA, comparisons)}"
+
+
+def _about_best(rows: Sequence[Row], compared: bool) -> list[str]:
+    """Say how settings were compared with the best one; of too few seeds where nothing else says it."""
+    most = max(len(set(row.seeds)) for row in rows)
+    if most >= pairs_needed(ALPHA):
+        return [f"{AGAINST_BEST}: paired by seed, corrected by Holm, at {ALPHA:.0%}"]
+    return [] if compared else [_too_few(most)]
 
 
 def summary_table(
@@ -81,33 +86,37 @@ def summary_table(
     columns: Sequence[str] | None = None,
     protocol: str = "mean",
     evaluation: str = "last",
+    compared: bool = False,
 ) -> Table:
     """Return the table of all settings.
 
     Args:
         rows: From `summarise`.
-        marks: From `ties`: the best score of a task is bold, ties have a ≈.
+        marks: From `against_best`: the best score of a task is bold, the others say how they compare with it.
         columns: Which columns, by default all.
         protocol: How the numbers were made, for the note.
-        evaluation: Which column carries the marks.
+        evaluation: Which score is bold where it is the best.
+        compared: Whether a table of comparisons stands beside, which says what the seeds can show.
     """
     told_beside = any(row.beside for row in rows)
     wanted = [name for name in columns or _cells(rows[0]) if name != BESIDE]
     if told_beside:
         wanted.insert(wanted.index("last") + 1 if "last" in wanted else len(wanted), BESIDE)
+    several = bool(marks) and len(rows) > len({row.task for row in rows})
+    if several:
+        wanted.insert(wanted.index("setting") + 1 if "setting" in wanted else len(wanted), AGAINST_BEST)
     drawn = []
     for number, row in enumerate(rows):
-        cells, mark = _cells(row), (marks or {}).get(number)
-        if mark == "tie":
-            cells[evaluation] += " ≈"
-        drawn.append([Cell(cells.get(name, ""), mark == "best" and name == evaluation) for name in wanted])
+        mark = (marks or {}).get(number, "")
+        cells = _cells(row) | {AGAINST_BEST: mark}
+        drawn.append([Cell(cells.get(name, ""), mark == BEST and name == evaluation) for name in wanted])
     made = PROTOCOLS[protocol]
     also = f" (as {made.used_by})" if made.used_by else ""
     notes = [
         f"numbers: {made.said}{also}; ±: sd over seeds",
         *(f"{name}: {said}" for name, said in EVALUATIONS.items()),
         *([f"{BESIDE}: scored once, at the end; in brackets 95 % over seeds"] if told_beside else []),
-        *(_about_ties(rows, marks) if marks else []),
+        *(_about_best(rows, compared) if several else []),
     ]
     return Table("Settings", {name: name in NUMBERS for name in wanted}, drawn, notes, _sections(rows))
 
@@ -183,18 +192,13 @@ def _about_comparisons(contents: Contents) -> list[str]:
         )
     few = [c for c in comparisons if c.pairs and smallest_p(c.pairs) > ALPHA]
     for pairs in sorted({c.pairs for c in few}):
-        seeds = "1 seed" if pairs == 1 else f"{pairs} seeds"
-        needed = pairs_needed(ALPHA, max(c.family for c in few))
-        notes.append(
-            f"{seeds} cannot give p below {smallest_p(pairs):.2g}; {needed} can tell so many rows apart"
-        )
+        notes.append(_too_few(pairs, max(c.family for c in few)))
     all_agree = [
         c for c in comparisons if c.pairs and c not in few and c.p <= smallest_p(c.pairs) * (1 + 1e-9)
     ]
     if beyond := [c.family for c in all_agree if c.verdict == UNDECIDED]:
         notes.append(
-            f"so many comparisons need {pairs_needed(ALPHA, max(beyond))} seeds, even where all pairs agree: "
-            "--where shows fewer"
+            f"so many comparisons need {pairs_needed(ALPHA, max(beyond))} seeds; --where makes them fewer"
         )
     return notes
 
@@ -228,7 +232,13 @@ def tables_of(contents: Contents) -> dict[str, Table]:
     """Return the tables that there is something to say in: `summary`, `comparison`, `averages`."""
     protocol, evaluation = contents.protocol, contents.evaluation
     tables = {
-        "summary": summary_table(contents.rows, contents.marks, protocol=protocol, evaluation=evaluation)
+        "summary": summary_table(
+            contents.rows,
+            contents.marks,
+            protocol=protocol,
+            evaluation=evaluation,
+            compared=bool(contents.comparisons),
+        )
     }
     if contents.comparisons:
         tables["comparison"] = _comparison_table(contents)

@@ -1,0 +1,48 @@
+"""The score of a model that has learned nothing: what a chart's scores are seen against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_common.tasks import TASKS
+
+__all__ = ["without_skill"]
+
+ZERO = ("matthews_correlation", "pearson", "spearmanr")
+"""Metrics that are 0 where predictions have nothing to do with the labels."""
+
+
+def without_skill(metric: str, result: Mapping[str, Any]) -> tuple[float, str] | None:
+    """Return the score of a model that has learned nothing, and how it is got.
+
+    The share of the largest class where the classes of the evaluated rows were counted; the chance of a
+    guess where only the number of classes is known; 0 for correlations.
+
+    Args:
+        metric: The metric.
+        result: A run's `result.json`.
+
+    Returns:
+        The score and its name; None for other metrics, or where the classes are not known.
+
+    Examples:
+        >>> without_skill("accuracy", {"task": "sst2"})
+        (0.5, 'guessing')
+        >>> without_skill("matthews_correlation", {"task": "cola"})
+        (0.0, 'no correlation')
+        >>> counted = {"no": {"rows": 30}, "yes": {"rows": 10}}
+        >>> without_skill("accuracy", {"task": "mine", "classes": {"dev": {"classes": counted, "confusion": []}}})
+        (0.75, 'always the largest class')
+    """
+    if metric in ZERO:
+        return 0.0, "no correlation"
+    if metric != "accuracy":
+        return None
+    for counted in (result.get("classes") or {}).values():
+        if "confusion" not in counted:  # a row has several labels
+            return None
+        rows = [told["rows"] for told in counted["classes"].values()]
+        return (max(rows) / sum(rows), "always the largest class") if sum(rows) else None
+    task = TASKS.get(result["task"])
+    return (1 / len(task.labels), "guessing") if task and task.kind == "classes" else None
