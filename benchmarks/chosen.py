@@ -44,17 +44,22 @@ def _settings_of(point: Point) -> dict[str, Any]:
 
 
 def same_method(one: Point, other: Point) -> bool:
-    """Say whether two trials are of one method: they differ in numbers alone, not in what they name."""
+    """Say whether two trials are of one method: they name the same and differ in numbers alone.
+
+    A number that only one of them gives is a default of the other; where both give one that the other has
+    not, they are two methods.
+    """
     ours, theirs = _settings_of(one), _settings_of(other)
+
+    def named(settings: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in settings.items()
+            if isinstance(value, bool) or not isinstance(value, int | float)
+        }
+
     nested = ours.keys() <= theirs.keys() or theirs.keys() <= ours.keys()
-
-    def number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
-    return nested and all(
-        ours[key] == theirs[key] or (number(ours[key]) and number(theirs[key]))
-        for key in ours.keys() & theirs.keys()
-    )
+    return nested and named(ours) == named(theirs)
 
 
 def _is_of(result: dict[str, Any], point: Point) -> bool:

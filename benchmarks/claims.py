@@ -2,8 +2,8 @@
 
     python benchmarks/claims.py                # make claims.md anew from the committed results
 
-`claims.yaml` names them. One without results of its runs and of the trials before them is left out, and counts in the correction as one that
-shows nothing: what is told first is not easier to tell.
+`claims.yaml` names them. One without results of its runs and of the trials before them is left out, and
+counts in the correction as one that shows nothing: what is told first is not easier to tell.
 """
 
 from __future__ import annotations
@@ -123,8 +123,9 @@ def table(found: Sequence[Claim]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"Both p-values are corrected by Holm over the {every} primary comparisons, run or not. Equal: two "
-        f"one-sided t-tests exclude a difference of {100 * margin:g} points or more; different: exact sign-flip test.",
+        f"Both p-values are corrected by Holm over the {every} primary comparisons, run or not. "
+        f"Equal: two one-sided t-tests exclude a difference of {100 * margin:g} points or more; different: "
+        "exact sign-flip test.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -28,6 +28,7 @@ SPEC = {
         {"optimizer": {"name": "sage-adamw", "form": "released", "lr": 1e-4}},
         {"optimizer": {"name": "clipped-adam", "clip": "global", "quantile": 0.1, "lr": 1e-4}},
         {"optimizer": {"name": "clipped-adam", "clip": "global", "max_norm": 0.1, "lr": 1e-4}},
+        {"optimizer": {"name": "adamw", "lr": 1e-4}, "gradient": [{"name": "agni", "eta": 0.1}]},
     ],
 }
 
@@ -43,11 +44,14 @@ def result(point: dict[str, Any], score: float) -> dict[str, Any]:
     }
 
 
-SCORES = [0.7, 0.8, 0.9, 0.6, 0.6, 0.5, 0.4, 0.3]
+SCORES = [0.7, 0.8, 0.9, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2]
 
 
 def test_the_best_trial_of_each_method_is_scored() -> None:
-    """Rates and decay are one method's; another form, or another number that is named, is another method."""
+    """Rates and decay are one method's; another form, or another number that is named, is another method.
+
+    So is a method of another slot beside the same optimizer.
+    """
     results = [result(*pair) for pair in zip(points(SPEC), SCORES, strict=True)]
     best = best_trials(SPEC, results[::-1])
     assert best == [
@@ -56,6 +60,7 @@ def test_the_best_trial_of_each_method_is_scored() -> None:
         {"optimizer": {"name": "sage-adamw", "form": "released", "lr": 1e-4}},
         {"optimizer": {"name": "clipped-adam", "clip": "global", "quantile": 0.1, "lr": 1e-4}},
         {"optimizer": {"name": "clipped-adam", "clip": "global", "max_norm": 0.1, "lr": 1e-4}},
+        {"optimizer": {"name": "adamw", "lr": 1e-4}, "gradient": [{"name": "agni", "eta": 0.1}]},
     ]
     made = scored(SPEC, results, [{"activation": "checkpoint"}], seeds=2)
     assert made["grid"] == {"seed": [41, 42]}

@@ -1,4 +1,4 @@
-"""The table that the findings begin with: made from committed results, corrected over all that was planned."""
+"""The first table of the findings: made from committed results, corrected over all that was planned."""
 
 import json
 

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import rows
 import torch
 import transformers
 from torch import Tensor, nn
 
 from activation_compression import ActivationCompressor
-from glue_harness.hardware import hardware, versions
-from glue_harness.run.records import write_report
 
 HERE = Path(__file__).parent
 DRAWS, STEPS, RATE, LEVELS = 20, 15, 1e-3, ("lossless", "L1", "L1.2")
@@ -187,7 +186,7 @@ def trained(model: nn.Module, batch: dict[str, Tensor], level: str, steps: int) 
 
 
 def measure(name: str, level: str, draws: int, steps: int) -> dict[str, Any]:
-    """Return the row of an architecture at a level."""
+    """Return the numbers of an architecture at a level."""
     model, batch = make(name)
     model.train()
     exact = gradient(model, batch, ActivationCompressor(model, "L0"))
@@ -195,8 +194,6 @@ def measure(name: str, level: str, draws: int, steps: int) -> dict[str, Any]:
     found = torch.stack([gradient(model, batch, compressor) for _ in range(draws)])
     first, plain = trained(model, batch, "L0", steps)
     return {
-        "architecture": name,
-        "level": level,
         "ratio": compressor.stats.ratio,
         "error": float((found - exact).norm(dim=1).mean() / exact.norm()),
         "error_of_mean": float((found.mean(0) - exact).norm() / exact.norm()),
@@ -228,18 +225,15 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"gradients to average ({DRAWS})")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of training ({STEPS})")
-    parser.add_argument("--output-dir", type=Path, default=HERE / "results" / "architectures")
+    rows.add_options(parser, HERE / "results" / "architectures")
     options = parser.parse_args()
-    report = {
-        "rows": [
-            measure(name, level, options.draws, options.steps) for name in options.names for level in LEVELS
-        ],
-        "draws": options.draws,
-        "steps": options.steps,
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
-    }
-    write_report(options.output_dir, report, table(report))
+    rows.measured(
+        options,
+        {"draws": options.draws, "steps": options.steps},
+        ({"architecture": name, "level": level} for name in options.names for level in LEVELS),
+        lambda one: measure(one["architecture"], one["level"], options.draws, options.steps),
+        table,
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from glue_harness.run.records import write_report
 HERE = Path(__file__).parent
 WAYS: dict[str, dict[str, Any]] = {
     "L1, as published": {"level": "L1", "derive": False},
-    **{level: {"level": level} for level in ("lossless", "L1.1", "L1", "L2", "L1.2", "L2.2")},
+    **{level: {"level": level} for level in ("lossless", "L1.1", "L1", "L2", "L2.1", "L1.2", "L2.2")},
 }
 
 

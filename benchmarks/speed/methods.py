@@ -106,7 +106,7 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         "",
         "Step: seconds against plain AdamW's, in turns; four rows of 64 tokens in two micro-batches, medians "
-        f"of {report['repeats']}. Saved: what a micro-batch keeps for backward. Peak: parameters, optimizer's "
+        f"of {report['repeats']}. Saved: what a micro-batch keeps for backward. Peak: parameters, optimizer "
         "state and what the passes hold at most. BERT-base: 12 layers, 768 wide; Llama-like: 6 layers, 1,024 "
         f"wide. float32; {machine['processor']}, {machine['threads']} threads, torch {torch_version}.",
     ]

@@ -1,5 +1,6 @@
 """A forward pass on fake tensors stores the same bytes, row by row."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from torch._subclasses import FakeTensorMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import ActivationCompressor
+from activation_compression.group_choice import WAYS
 
 
 def bert(**settings):
@@ -40,21 +42,23 @@ def images():
     return Images(), {"images": torch.zeros(16, 3, 32, 32)}
 
 
-def rows(make, level, fake):
+def rows(make, level, fake, state=None):
     if fake:
         with FakeTensorMode():
-            return rows(make, level, fake=False)
+            return rows(make, level, fake=False, state=state)
     torch.manual_seed(0)
     model, batch = make()
     model.train()
     compressor = ActivationCompressor(model, level)
+    if state is not None:
+        compressor.load_state_dict(state)
     with compressor:
         loss = model(**batch).loss
     loss.backward()
     return compressor.stats.rows
 
 
-@pytest.mark.parametrize("level", ["L0", "L1", "L1.2"])
+@pytest.mark.parametrize("level", ["L0", "lossless", "L1", "L1.2", "L2"])
 @pytest.mark.parametrize(
     "make",
     [bert, images, lambda: bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)],
@@ -64,6 +68,22 @@ def test_fakes_account_exactly(make, level):
     real = rows(make, level, fake=False)
     assert rows(make, level, fake=True) == real
     assert level == "L0" or any(row.stored_bytes < row.original_bytes for row in real)
+
+
+def test_fakes_account_exactly_for_chosen_bits_and_groups():
+    """Each way to group in each width, in turn, over the tensors of a measurement."""
+    torch.manual_seed(0)
+    model, batch = bert()
+    model.train()
+    compressor = ActivationCompressor(model, "L2")
+    names = list(compressor.adapt(lambda: model(**batch).loss))
+    choices = itertools.cycle(itertools.product((1, 2, 4, 8, 32), WAYS))
+    widths, ways = zip(*itertools.islice(choices, len(names)), strict=True)
+    state = compressor.state_dict()
+    state |= {"widths": dict(zip(names, widths, strict=True)), "ways": dict(zip(names, ways, strict=True))}
+    real = rows(bert, "L2", fake=False, state=state)
+    assert rows(bert, "L2", fake=True, state=state) == real
+    assert {row.bits for row in real} >= {1, 2, 4, 8, 32}
 
 
 @pytest.mark.parametrize(

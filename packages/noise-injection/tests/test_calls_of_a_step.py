@@ -70,7 +70,7 @@ def test_a_step_of_393_tensors_is_few_calls(name, optimizer, monkeypatch):
         optimizer.register_step_pre_hook(after)
 
     shapes = [[(4, 4), (4,), (8, 4), (8,), (2,)][i % 5] for i in range(393)]
-    with as_on_a_gpu(lambda: calls, lists):
+    with as_on_a_gpu(lambda: calls):
         trained(noise, shapes, optimizer=optimizer)
     names, waits, from_host = counted[-1]
     assert "compiled" in names

@@ -3,7 +3,10 @@
 What `adapt` accepts is checked from outside: one step of SGD moves all that trains and nothing else. A matrix
 in a role whose own name says another one is wrong.
 
-    python packages/parameter-efficient/tests/support_table.py sequence causal image
+    python packages/parameter-efficient/tests/support_table.py [sequence causal image token question …]
+
+Rows that `support/*.json` has already are kept: a run that was stopped goes on, and what a change concerns is
+taken out of the file first.
 """
 
 from __future__ import annotations
@@ -138,20 +141,46 @@ def markdown(task: str, rows: dict[str, dict[str, str]]) -> str:
     return "\n".join([*lines, "", "Why not:", "", *reasons, ""])
 
 
+TITLES = {
+    "sequence": "text classification",
+    "causal": "causal language models",
+    "image": "image classification",
+    "token": "token classification",
+    "question": "question answering",
+    "masked": "masked language models",
+    "seq2seq": "texts from texts",
+    "speech": "texts from speech",
+    "audio": "audio classification",
+}
+
+
+def counts(tables: dict[str, dict[str, dict[str, str]]]) -> str:
+    """A row a task: how many classes there are, and how many each method accepts."""
+    lines = ["| classes for | all | " + " | ".join(METHODS) + " |", "| --- |" + " --- |" * (len(METHODS) + 1)]
+    for task, rows in tables.items():
+        accepted = [sum(one[name] == "yes" for one in rows.values()) for name in METHODS]
+        lines.append(" | ".join([f"| {TITLES[task]}", str(len(rows)), *map(str, accepted)]) + " |")
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     results = Path(__file__).parent / "support"
     results.mkdir(exist_ok=True)
     for task in sys.argv[1:] or list(zoo.TASKS):
-        rows: dict[str, dict[str, str]] = {}
+        file = results / f"{task}.json"
+        rows: dict[str, dict[str, str]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
         for kind, cls in zoo.classes(task):
-            found = row(kind, cls)
+            found = rows.get(cls.__name__) or row(kind, cls)
             if found is not None:
                 rows[cls.__name__] = found
-                (results / f"{task}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
                 text = f"<!-- made by {Path(__file__).name} -->\n\n" + markdown(task, rows)
                 (results / f"{task}.md").write_text(text, encoding="utf-8")
+    files = {task: results / f"{task}.json" for task in TITLES}
+    made = {task: json.loads(file.read_text("utf-8")) for task, file in files.items() if file.exists()}
+    (results / "counts.md").write_text(counts(made), encoding="utf-8")
 
 
 if __name__ == "__main__":

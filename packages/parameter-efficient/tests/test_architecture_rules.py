@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from small_transformers import CONFIGURATIONS, batch, classifier, disturb, logits
+from small_transformers import COMMON, CONFIGURATIONS, SPECIAL, D, F, batch, classifier, disturb, logits
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient import (
@@ -81,14 +81,7 @@ def test_albert_with_a_layer_for_every_place_takes_a_choice_of_them():
         adapt(model, LoRA(layers=[1]))
 
 
-SMALL = {"vocab_size": 50, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-OPT = SMALL | {
-    "hidden_size": 16,
-    "word_embed_proj_dim": 16,
-    "ffn_dim": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
+OPT = COMMON | SPECIAL | {"word_embed_proj_dim": D, "ffn_dim": F}
 NAMED_LIKE_OTHERS = {
     "opt, norms first": (transformers.OPTModel, transformers.OPTConfig(**OPT), True),
     "opt, norms last": (
@@ -104,7 +97,7 @@ NAMED_LIKE_OTHERS = {
     "mbart": (transformers.MBartModel, transformers.MBartConfig(**CONFIGURATIONS["bart"][1]), True),
     "openai-gpt": (
         transformers.OpenAIGPTModel,
-        transformers.OpenAIGPTConfig(**SMALL, n_embd=16, n_layer=2, n_head=2, n_positions=40),
+        transformers.OpenAIGPTConfig(**SPECIAL, n_embd=D, n_layer=2, n_head=2, n_positions=40),
         False,
     ),
 }

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
-from small_transformers import batch, classifier, disturb, logits
+from small_transformers import COMMON, batch, classifier, disturb, logits
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient import (
@@ -21,6 +21,7 @@ from parameter_efficient import (
     save_adaptation,
     unmerge,
 )
+from parameter_efficient.blocks import find_stacks, matrices_of
 from parameter_efficient.slots import QLoRAMethod
 
 
@@ -146,8 +147,7 @@ def test_a_merged_cut_loads_as_it_is(architecture, tmp_path):
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_quantised_bases_train_on_a_cpu_and_load_to_the_same_logits(kind, bits, tmp_path):
     pytest.importorskip("bitsandbytes")
-    sizes = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"intermediate_size": 128, "pad_token_id": 1}
+    sizes = COMMON | {"hidden_size": 64, "intermediate_size": 128}
     make = {
         "bert": transformers.BertForSequenceClassification,
         "llama": transformers.LlamaForSequenceClassification,
@@ -158,7 +158,11 @@ def test_quantised_bases_train_on_a_cpu_and_load_to_the_same_logits(kind, bits, 
     def load():
         return make.from_pretrained(tmp_path / "base", **QLoRAMethod(config).load_kwargs())
 
-    model = adapt(load(), config)
+    model = load()
+    packed = {n for n, m in model.named_modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")}
+    [stack] = find_stacks(model)
+    assert packed == {f"{n}.{inner}" for n, m in stack.blocks.items() for inner in matrices_of(m)}
+    adapt(model, config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(6):

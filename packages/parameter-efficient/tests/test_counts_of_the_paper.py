@@ -30,6 +30,7 @@ def base() -> transformers.PreTrainedModel:
     [
         (BottleneckAdapter(layers=[5], bottleneck=1), 3_841),
         (BottleneckAdapter(layers=[5], bottleneck=1, layer_norm=False), 2_305),
+        (BottleneckAdapter(layers=[5], bottleneck=1, elementwise_affine=False), 2_305),
         (BottleneckAdapter(layers=[5], bottleneck=55), 86_839),
         (LoRA(layers=[10], rank=1, targets=("q", "k")), 3_072),
         (PrefixTuning(layers=[10], length=2), 3_072),

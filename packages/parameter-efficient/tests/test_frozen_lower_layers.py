@@ -3,8 +3,8 @@
 from itertools import pairwise
 
 import pytest
+import small_transformers
 import torch
-import transformers
 from torch import nn
 
 from finetune_common.measure import SavedTensorMeter
@@ -14,27 +14,13 @@ LAYERS = 4
 
 
 def classifier(architecture: str = "bert") -> nn.Module:
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
-    kinds = {"bert": transformers.BertConfig, "deberta-v2": transformers.DebertaV2Config}
-    if architecture == "t5":
-        config = transformers.T5Config(
-            d_model=16,
-            d_kv=8,
-            d_ff=32,
-            num_layers=LAYERS,
-            num_heads=2,
-            vocab_size=50,
-            decoder_start_token_id=0,
-        )
-    else:
-        config = kinds[architecture](num_hidden_layers=LAYERS, **sizes)
-    torch.manual_seed(0)
-    return transformers.AutoModelForSequenceClassification.from_config(config)
+    depth = "num_layers" if architecture == "t5" else "num_hidden_layers"
+    return small_transformers.classifier(architecture, **{depth: LAYERS}).train()
 
 
 def inputs() -> dict[str, torch.Tensor]:
     ids = torch.randint(5, 50, (4, 10), generator=torch.Generator().manual_seed(1))
-    ids[:, -1] = 1  # t5's end of text
+    ids[:, -1] = 2  # the end of a text
     return {"input_ids": ids, "labels": torch.tensor([0, 1, 0, 1])}
 
 

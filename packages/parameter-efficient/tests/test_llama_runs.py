@@ -1,11 +1,11 @@
 """LoRA, QLoRA and LLM.int8 on a small Llama-like folder: cut off, continued, predicted, exported, merged."""
 
-import json
 import warnings
 
 import pytest
 import torch
 import transformers
+from interrupted import cut_off_and_continued
 
 harness = pytest.importorskip("glue_harness")
 pytest.importorskip("bitsandbytes")
@@ -21,10 +21,6 @@ WAYS = {
     "int8": ({"name": "qlora", "rank": 64, "quant_type": "int8"}, {"name": "lion-8bit", "lr": 1e-3}),
 }
 """At rank 64 LoRA's matrices have 4,096 elements: from there on state is in 8 bits."""
-
-
-class CutOffError(Exception):
-    """What stops a run in these tests."""
 
 
 @pytest.fixture(scope="module")
@@ -45,49 +41,12 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_on_a_llama_is_cut_off_continued_predicted_and_exported(way, folder, tmp_path, monkeypatch):
-    from glue_harness import open_run, parse_mapping, run
+    from glue_harness import open_run
     from glue_harness.export import export
-    from glue_harness.run import loop
 
     adaptation, optimizer = WAYS[way]
-
-    def settings(name):
-        return parse_mapping(
-            {
-                "task": "demo-entailment",
-                "model": str(folder),
-                "output_dir": str(tmp_path / name),
-                "max_train_samples": 64,
-                "max_steps": 4,
-                "batch_size": 8,
-                "max_length": 32,
-                "save_every": 2,
-                "log_every": 1,
-                "adaptation": adaptation,
-                "optimizer": optimizer,
-            }
-        )
-
-    whole = run(settings("whole"))
-    step = loop.Training._train_step
-
-    def cut_off(self, *args):
-        if self.step == 3:
-            raise CutOffError
-        return step(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Training, "_train_step", cut_off)
-        with pytest.raises(CutOffError):
-            run(settings("cut"))
-    again = run(settings("cut"))
-    assert again["metrics"] == whole["metrics"]
-    assert 0 < whole["parameters"]["trainable"] < whole["parameters"]["total"]
-    written = [(tmp_path / name / "predictions.tsv").read_text() for name in ("whole", "cut")]
-    assert written[0] == written[1]
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
-    assert len(losses) >= 4
-
+    changes = {"model": str(folder), "max_length": 32, "adaptation": adaptation, "optimizer": optimizer}
+    cut_off_and_continued(tmp_path, monkeypatch, **changes)
     texts = [("a dog sleeps", "an animal sleeps"), ("a cat runs", "nobody moves")]
     said = open_run(tmp_path / "cut").predict(texts)
     assert [row["label"] for row in said]

@@ -1,4 +1,4 @@
-"""Roles that are found against roles that were read off the models' source, for 27 architectures.
+"""Roles that are found against roles that were read off the models' source, for 28 architectures.
 
 Columns: q, k, v, o; feed-forward in (a gate first) and out; norms before or behind the sub-layers.
 """
@@ -88,8 +88,14 @@ TRUTH = {
     "phi3": fused("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
     "mixtral": (LLAMA[0], ["mlp.experts"], "mlp.experts", "before"),
     "vit": VIT,
+    "funnel": (
+        [*(f"attention.{x}_head" for x in "qkv"), "attention.post_proj"],
+        ["ffn.linear_1"],
+        "ffn.linear_2",
+        "behind",
+    ),
 }
-assert len(TRUTH) == 27
+assert len(TRUTH) == 28
 
 
 def tiny(kind: str, task: str = "") -> nn.Module:
@@ -119,6 +125,25 @@ def test_feed_forward_blocks_in_a_list_beside_the_attention_are_found(kind: str)
     for number, layer in enumerate(found.layers):
         assert list(layer.roles["ffn_in"]) == [f"transformer.ffns.{number}.lin1"]
         assert list(layer.roles["ffn_out"]) == [f"transformer.ffns.{number}.lin2"]
+
+
+@pytest.mark.parametrize("kind", ["segformer", "pvt_v2"])
+def test_a_convolution_in_a_feed_forward_block_is_no_attention(kind: str) -> None:
+    """Keys and values are of fewer tokens here, and fc2 takes what a convolution mixed."""
+    [found] = Found(tiny(kind, "image"), "encoder", None).architectures
+    names = {
+        "segformer": [*(f"attention.{x}_proj" for x in "qkvo"), "mlp.fc1", "mlp.fc2"],
+        "pvt_v2": [
+            *(f"attention.{x}" for x in ("query", "key", "value", "proj")),
+            "mlp.dense1",
+            "mlp.dense2",
+        ],
+    }[kind]
+    assert found.layers
+    for layer in found.layers:
+        roles = [[n.removeprefix(f"{layer.name}.") for n in layer.roles[r]] for r in ("q", "k", "v", "o")]
+        roles += [[n.removeprefix(f"{layer.name}.") for n in layer.roles[r]] for r in ("ffn_in", "ffn_out")]
+        assert roles == [[name] for name in names]
 
 
 class Block(nn.Module):
@@ -264,6 +289,11 @@ def test_head_only_of_a_model_without_layers_and_of_a_language_model() -> None:
         "classifier.1.weight",
         "classifier.1.bias",
     }
+    without = tiny("hgnet_v2", "image")  # names no base model, and has no list of attention layers
+    with pytest.raises(ConfigurationError, match=r"would train: it has no head, or none .*in also_train"):
+        adapt(without, HeadOnly(head="train"))
+    adapt(without, HeadOnly(also_train=["fc"]))
+    assert {n for n, p in without.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
     language = tiny("qwen3", "causal")
     with pytest.raises(ConfigurationError, match=r"nothing of Qwen3ForCausalLM would train.*head='train'"):
         adapt(language, HeadOnly())

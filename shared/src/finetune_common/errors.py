@@ -78,7 +78,7 @@ def check_number(
         Traceback (most recent call last):
         finetune_common.errors.ConfigurationError: lr=-1.0 is out of range: allowed is (0, inf)
     """
-    if not isinstance(value, Real):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise ConfigurationError(f"{name}={value!r} is no number: give one (in YAML 2.0e-4, not 2e-4)")
     legal = not isnan(value)
     legal &= above is None or value > above

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
 
+from activation_compression.allocation import Way
+from activation_compression.measured import Measured
+
 __all__ = ["over_processes", "total_over_processes"]
 
 
-def over_processes(
-    sensitivities: Mapping[str, float], elements: Mapping[str, int], least: Mapping[str, int]
-) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
-    """Return sums over all processes of the process group, if there is one: they then agree on the widths."""
-    measured = _of_all_processes((sensitivities, elements, least))
-    keys = dict.fromkeys(key for _, own, _ in measured for key in own)
-    return (
-        {key: sum(own.get(key, 0.0) for own, _, _ in measured) for key in keys},
-        {key: sum(own.get(key, 0) for _, own, _ in measured) for key in keys},
-        {key: max(own.get(key, 1) for *_, own in measured) for key in keys},
+def over_processes(mine: Measured) -> Measured:
+    """Return sums over all processes of the process group, if there is one: they then agree on the widths.
+
+    A way to group a tensor that some process does not know, as its batch is smaller, is not chosen.
+    """
+    measured = _of_all_processes(mine)
+    keys = dict.fromkeys(key for own in measured for key in own.ways)
+    ways: dict[str, dict[str, Way]] = {}
+    for key in keys:
+        known = [own.ways[key] for own in measured if key in own.ways]
+        ways[key] = {
+            way: Way(sum(own[way].sensitivity for own in known), sum(own[way].groups for own in known))
+            for way in known[0]
+            if all(way in own for own in known)
+        }
+    return Measured(
+        ways,
+        {key: sum(own.elements.get(key, 0) for own in measured) for key in keys},
+        {key: max(own.least.get(key, 1) for own in measured) for key in keys},
+        frozenset().union(*(own.finer for own in measured)),
     )
 
 

@@ -1,17 +1,41 @@
-"""How many bits each tensor receives: the greedy rule, on plain numbers."""
+"""How many bits each tensor receives, and how its elements are grouped: the greedy rule, on plain numbers."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from activation_compression.levels import WIDTHS
 
-__all__ = ["KEPT", "allocate", "noise"]
+__all__ = ["ENDS", "KEPT", "Way", "allocate", "allocate_ways", "noise"]
 
 KEPT = 32
 """The width that stands for keeping a tensor unchanged."""
-LADDER = (KEPT, *reversed(WIDTHS))
+ENDS = 32
+"""Bits of a group's minimum and step."""
+
+
+class Way(NamedTuple):
+    """A way to group the elements of a tensor.
+
+    Attributes:
+        sensitivity: c_l with these groups, at least 0.
+        groups: Their number.
+    """
+
+    sensitivity: float
+    groups: int = 0
+
+
+class Rung(NamedTuple):
+    """A width and a way to group; what both cost in bits, and the variance that they leave."""
+
+    bits: int
+    way: str
+    codes: float
+    cost: float
+    variance: float
 
 
 def noise(bits: int) -> float:
@@ -30,12 +54,9 @@ def allocate(
     average: float,
     least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Return widths that keep the gradient's variance small.
+    """Return widths that keep the gradient's variance small, with one way to group each tensor.
 
         minimise Σ c_l S(b_l)   subject to   Σ b_l n_l ≤ average · Σ n_l,   b_l ∈ {32, 8, 4, 2, 1}
-
-    From 32 bits down, always the step that adds the least variance for each bit saved, until the average
-    is reached. Below its least width a tensor goes only where the others are at theirs.
 
     Args:
         sensitivities: Tensor → c_l, at least 0.
@@ -52,22 +73,91 @@ def allocate(
         >>> allocate({"a": 1.0, "b": 100.0}, {"a": 10, "b": 10}, average=3)
         {'a': 2, 'b': 4}
     """
+    ways = {key: {"": Way(c)} for key, c in sensitivities.items()}
+    return allocate_ways(ways, elements, average, least)[0]
+
+
+def allocate_ways(
+    ways: Mapping[str, Mapping[str, Way]],
+    elements: Mapping[str, int],
+    average: float,
+    least: Mapping[str, int] | None = None,
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Return widths and ways to group that keep the gradient's variance small.
+
+        minimise Σ c_l(w_l) S(b_l)   subject to   Σ b_l n_l ≤ average · Σ n_l
+        and   Σ b_l n_l + 32 g_l(w_l) ≤ Σ average · n_l + 32 g_l(usual way)
+
+    g_l(w) is the number of groups. From 32 bits down, always the step that adds the least variance for each
+    bit saved, until both hold. Below its least width a tensor goes only where the others are at theirs.
+
+    Args:
+        ways: Tensor → name → way, the usual one first.
+        elements: Tensor → n_l.
+        average: Bits an element, at least 1.
+        least: Tensor → the width below which the variance is more than c_l S(b_l); by default 1.
+
+    Returns:
+        Tensor → b_l, and tensor → w_l.
+
+    Examples:
+        >>> outliers = {"columns": Way(1.0, 1), "rotated": Way(0.1, 2)}
+        >>> allocate_ways({"a": outliers, "b": {"columns": Way(0.5, 1)}}, {"a": 100, "b": 100}, average=3)
+        ({'a': 2, 'b': 2}, {'a': 'rotated', 'b': 'columns'})
+    """
     least = least or {}
-    widths = dict.fromkeys(elements, KEPT)
-    excess = sum(KEPT * n for n in elements.values()) - average * sum(elements.values())
+    whole = average * sum(elements.values())
+    ends = ENDS * sum(next(iter(own.values())).groups for own in ways.values())
+    ladders = {key: _ladder(ways[key], n, least.get(key, 1)) for key, n in elements.items() if n}
+    taken = {key: ladder[0] for key, ladder in ladders.items()}
+    codes = sum(rung.codes for rung in taken.values())
+    cost = sum(rung.cost for rung in taken.values())
 
-    def step(key: str, rung: int) -> tuple[bool, float, str, int]:
+    def step(key: str, number: int) -> tuple[bool, float, str, int]:
         """Return whether it leads too low, the variance that it adds for each bit it saves, and its place."""
-        before, after = LADDER[rung], LADDER[rung + 1]
-        added = sensitivities[key] * (noise(after) - noise(before))
-        return after < least.get(key, 1), added / ((before - after) * elements[key]), key, rung
+        before, after = ladders[key][number : number + 2]
+        slope = (after.variance - before.variance) / (before.cost - after.cost)
+        return after.bits < least.get(key, 1), slope, key, number
 
-    steps = [step(key, 0) for key in elements if elements[key]]
+    steps = [step(key, 0) for key in ladders]
     heapq.heapify(steps)
-    while excess > 0 and steps:
-        *_, key, rung = heapq.heappop(steps)
-        widths[key] = LADDER[rung + 1]
-        excess -= (LADDER[rung] - LADDER[rung + 1]) * elements[key]
-        if rung + 2 < len(LADDER):
-            heapq.heappush(steps, step(key, rung + 1))
-    return widths
+    while (codes > whole or cost > whole + ends) and steps:
+        *_, key, number = heapq.heappop(steps)
+        before, after = ladders[key][number : number + 2]
+        taken[key] = after
+        codes, cost = codes + after.codes - before.codes, cost + after.cost - before.cost
+        if number + 2 < len(ladders[key]):
+            heapq.heappush(steps, step(key, number + 1))
+    widths = {key: taken[key].bits if key in taken else KEPT for key in elements}
+    return widths, {key: rung.way for key, rung in taken.items()}
+
+
+def _ladder(ways: Mapping[str, Way], n: int, least: int) -> list[Rung]:
+    """Return from dear to cheap what leaves the least variance at its cost, no step worse than the next."""
+    usual = next(iter(ways))
+    ladder = [Rung(KEPT, usual, KEPT * n, KEPT * n, 0.0)]
+    rungs = [
+        Rung(bits, name, bits * n, bits * n + ENDS * way.groups, way.sensitivity * noise(bits))
+        for name, way in ways.items()
+        for bits in WIDTHS
+    ]
+    for part in ([r for r in rungs if r.bits >= least], [r for r in rungs if r.bits < least]):
+        ladder = _hull([*ladder, *sorted(part, key=lambda r: (-r.cost, -r.variance))], len(ladder))
+    return ladder
+
+
+def _hull(rungs: Sequence[Rung], fixed: int) -> list[Rung]:
+    """Return the lower hull of variance over cost, of which the first rungs are given."""
+    found: list[Rung] = list(rungs[:fixed])
+    for rung in rungs[fixed:]:
+        while len(found) > fixed and (
+            found[-1].cost <= rung.cost or _slope(found[-2], found[-1]) > _slope(found[-2], rung)
+        ):
+            found.pop()
+        if found[-1].cost > rung.cost:
+            found.append(rung)
+    return found
+
+
+def _slope(dear: Rung, cheap: Rung) -> float:
+    return (cheap.variance - dear.variance) / (dear.cost - cheap.cost)

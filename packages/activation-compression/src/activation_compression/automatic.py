@@ -1,19 +1,19 @@
-"""Automatic precision: measure how much each tensor's rounding moves the gradient, and assign widths."""
+"""Automatic precision: measure how far rounding each tensor moves the gradient; assign widths and groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from activation_compression.adjoint import Adjoint
 from activation_compression.agreement import over_processes, total_over_processes
-from activation_compression.allocation import allocate
 from activation_compression.formulas import Formula
 from activation_compression.levels import Level
+from activation_compression.measured import Assignment, Measured
 from activation_compression.sensitivity import (
-    Adjoint,
     distance,
     frozen,
     gradient,
@@ -52,33 +52,35 @@ class Compressor(Protocol):
 
 
 def assigned(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int) -> dict[str, Any]:
-    """Return sensitivities, elements, least widths, and the widths of the best of three allocations.
+    """Return what was measured, which allocations were tried, and the widths and ways of the best one."""
+    measured = over_processes(_measure(compressor, loss_fn, probes))
+    average = measured.average(compressor.level)
+    candidates = measured.candidates(average, compressor.store.widest())
+    errors = _errors(compressor, loss_fn, candidates)
+    taken = min(errors, key=errors.__getitem__)
+    return {
+        "sensitivities": measured.sensitivities,
+        "elements": measured.elements,
+        "least": measured.least,
+        "average": average,
+        "tried": errors,
+        "taken": taken,
+        "widths": candidates[taken].widths,
+        "ways": candidates[taken].ways,
+    }
 
-    Tensors that get twice the bits at a fixed level count twice in the average: the bytes are those of the
-    fixed level.
-    """
-    sensitivities, elements, least, finer = _measure(compressor, loss_fn, probes)
-    sensitivities, elements, least = over_processes(sensitivities, elements, least)
-    widest = compressor.store.widest()
-    alike = {key: min(8, 2 * widest) if key in finer else widest for key in elements}
-    share = sum(elements[key] for key in finer) / sum(elements.values())
-    average = min(32.0, compressor.level.bits * (1 + share))
-    careful = allocate(sensitivities, elements, average, least)
-    free = allocate(sensitivities, elements, average)
-    candidates = [careful] + [w for w in (free, alike) if w != careful]
-    widths = _best_of(compressor, loss_fn, candidates)
-    found = {"sensitivities": sensitivities, "elements": elements, "least": least}
-    return {**found, "average": average, "widths": widths}
 
-
-def _measure(
-    compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int
-) -> tuple[dict[str, float], dict[str, int], dict[str, int], set[str]]:
+def _measure(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int) -> Measured:
     """Return each tensor's sensitivity, elements and least width, and who gets twice the bits by default."""
-    adjoint = Adjoint()
+    own = compressor.store
+    adjoint = Adjoint(own.group_size, own.widest(), own.draws.seed, choose=not own.published)
     measuring = compressor.with_level("L1.1")
     measuring.observer, measuring.store.alike = adjoint.saw, True
-    generator = torch.Generator().manual_seed(compressor.store.draws.seed + len(compressor.log))
+    generator = torch.Generator().manual_seed(own.draws.seed + len(compressor.log))
+
+    def found(measured: Mapping[str, float] | None = None) -> Measured:
+        return Measured(adjoint.ways(measured), adjoint.elements, adjoint.least, frozenset(adjoint.finer))
+
     with preserved(compressor.model), torch.enable_grad():
         with measuring:
             loss = loss_fn()
@@ -87,34 +89,39 @@ def _measure(
         try:
             gradients = gradient(loss, compressor.model, create_graph=True)
             with frozen(leaves(loss)):
-                measured = adjoint.measure(gradients, generator, probes)
-            return measured, adjoint.elements, adjoint.least, adjoint.finer
+                adjoint.measure(gradients, generator, probes)
+            return found()
         except RuntimeError as error:
             if "is not implemented" not in str(error) and "once_differentiable" not in str(error):
                 raise
     del loss
-    found = probe(compressor, loss_fn, like_groups(adjoint.elements))
-    return found, adjoint.elements, adjoint.least, adjoint.finer
+    return found(probe(compressor, loss_fn, like_groups(adjoint.elements)))
 
 
-def _best_of(
-    compressor: Compressor, loss_fn: Callable[[], Tensor], candidates: Sequence[dict[str, int]]
-) -> dict[str, int]:
-    """Return the widths with which the gradient comes closest to the plain one; all processes agree."""
+def _errors(
+    compressor: Compressor, loss_fn: Callable[[], Tensor], candidates: Mapping[str, Assignment]
+) -> dict[str, float]:
+    """Return how far the gradient is from the plain one with each allocation; all processes agree.
 
-    def gradients(level: str, widths: dict[str, int], draw: int = 0) -> list[Tensor]:
+    Squared, relative to the squared norm of the plain one. Allocations that are equal are tried once.
+    """
+
+    def gradients(level: str, own: Assignment, draw: int = 0) -> list[Tensor]:
         trial = compressor.with_level(level)
-        trial.store.widths, trial.store.draws.drawn = widths, draw * APART
+        trial.store.widths, trial.store.ways, trial.store.draws.drawn = own.widths, own.ways, draw * APART
         return _gradient(trial, loss_fn)
 
-    if len(candidates) == 1:
-        return candidates[0]
-    plain = gradients("L0", {})
+    different: dict[str, Assignment] = {}
+    for name, own in candidates.items():
+        if own not in different.values():
+            different[name] = own
+    plain = gradients("L0", Assignment({}))
+    whole = sum(float(g.double().square().sum()) for g in plain) or 1.0
     errors = [
-        sum(distance(gradients("L1", widths, draw), plain) for draw in range(TRIALS)) for widths in candidates
+        sum(distance(gradients("L1", own, draw), plain) for draw in range(TRIALS)) / TRIALS / whole
+        for own in different.values()
     ]
-    summed = total_over_processes(errors)
-    return candidates[summed.index(min(summed))]
+    return dict(zip(different, total_over_processes(errors), strict=True))
 
 
 def probe(

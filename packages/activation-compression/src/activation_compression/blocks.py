@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, strided
 from torch._subclasses import FakeTensor
 
-__all__ = ["Layout", "as_block", "fills_memory", "reading_waits", "sample"]
+__all__ = ["Layout", "as_block", "fills_memory", "reading_waits", "sample", "viewed"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,12 @@ def as_block(tensor: Tensor) -> tuple[Tensor, Layout, Hashable]:
             tensor = tensor.contiguous()
         strides, offset = tensor.stride(), tensor.storage_offset()
     return tensor.as_strided((tensor.numel(),), (1,), offset), Layout(shape, kept, strides), place
+
+
+def viewed(tensor: Tensor) -> Tensor:
+    """Return the strided tensor that a tensor is a view of; itself where there is none."""
+    base = tensor._base if tensor._is_view() else None
+    return tensor if base is None or base.is_nested or base.layout != strided else base
 
 
 def reading_waits(tensor: Tensor) -> bool:

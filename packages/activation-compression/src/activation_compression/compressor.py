@@ -129,6 +129,15 @@ class ActivationCompressor:
     def widths(self, widths: dict[str, int]) -> None:
         self.store.widths = widths
 
+    @property
+    def ways(self) -> dict[str, str]:
+        """Name → how elements are grouped, where automatic precision has chosen it."""
+        return self.store.ways
+
+    @ways.setter
+    def ways(self, ways: dict[str, str]) -> None:
+        self.store.ways = ways
+
     def __enter__(self) -> ActivationCompressor:
         if getattr(self._entered, "stack", None) is not None:
             raise ConfigurationError("this compressor is already around the forward pass: enter it once")
@@ -160,7 +169,7 @@ class ActivationCompressor:
             raise ConfigurationError(f"exclude={pattern!r} matches nothing: {did_you_mean(pattern, places)}")
 
     def adapt(self, loss_fn: Callable[[], Tensor], probes: int = 2) -> dict[str, int]:
-        """Measure how much each tensor's rounding moves the gradient, and assign widths anew.
+        """Measure how much each tensor's rounding moves the gradient, and assign widths and groups anew.
 
             c_l = E_v ‖D_l^½ ∂⟨g, v⟩/∂h_l‖²,  v random signs
             minimise Σ c_l / (2ᵇˡ - 1)²  subject to  Σ b_l n_l ≤ b Σ n_l
@@ -172,8 +181,9 @@ class ActivationCompressor:
         then runs the model itself, not its DDP wrapper.
 
         The first order is exact for inputs of linear maps and convolutions alone; what is wrong in others, a
-        deep model may multiply. So three allocations are tried out, two passes each: the optimum of the first
-        order, the optimum without one bit for those others, and equal widths. The best one is taken.
+        deep model may multiply. So four allocations are tried out, two passes each: the optimum of the first
+        order, the optimum without one bit for those others, the same with groups left to the formulas, and
+        equal widths. The best one is taken.
 
         Args:
             loss_fn: Runs a forward pass, not within this compressor, and returns the loss.
@@ -192,8 +202,8 @@ class ActivationCompressor:
             raise ConfigurationError("the widths of this level are fixed: use L2, L2.1, L2.2, L3 or bits=")
         check_number("probes", probes, at_least=1)
         found = assigned(self, loss_fn, probes)
-        self.widths = found["widths"]
-        self.log.append({**found, "widths": dict(self.widths)})
+        self.widths, self.ways = found["widths"], found["ways"]
+        self.log.append({**found, "widths": dict(self.widths), "ways": dict(self.ways)})
         return self.widths
 
     def with_level(self, level: str) -> ActivationCompressor:
@@ -201,13 +211,15 @@ class ActivationCompressor:
         return ActivationCompressor(self.model, level, **self._settings)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many tensors were rounded, the widths, and the log of measurements."""
-        return {"drawn": self.store.draws.drawn, "widths": dict(self.widths), "log": list(self.log)}
+        """Return how many tensors were rounded, widths and ways to group, and the log of measurements."""
+        own = {"widths": dict(self.widths), "ways": dict(self.ways), "log": list(self.log)}
+        return {"drawn": self.store.draws.drawn, **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()` of another run."""
         self.store.draws.drawn = state["drawn"]
-        self.widths, self.log = dict(state["widths"]), list(state["log"])
+        self.widths, self.ways = dict(state["widths"]), dict(state.get("ways", {}))
+        self.log = list(state["log"])
 
 
 def compress_activations(model: nn.Module, level: str = "L1", **settings: Any) -> ActivationCompressor:

@@ -13,11 +13,14 @@ import math
 
 from torch import Tensor
 
-from activation_compression.blocks import Layout
+from activation_compression.blocks import Layout, viewed
 from activation_compression.formulas import Node
 from activation_compression.grouping import Columns, Grouping, Neighbours
 
-__all__ = ["IMAGES", "chosen", "grouping_of"]
+__all__ = ["IMAGES", "WAYS", "chosen", "grouping_of", "ways_of"]
+
+WAYS = ("columns", "rotated", "neighbours")
+"""What automatic precision chooses from."""
 
 LEAST_ROTATED = 32
 """Elements of a group from which a rotation is worth its minimum and step."""
@@ -66,10 +69,20 @@ def chosen(groups: str, columns: int, count: int, size: int, image: bool) -> Gro
     return Neighbours(size)
 
 
+def ways_of(tensor: Tensor, layout: Layout, count: int, groups: str, size: int) -> dict[str, Grouping]:
+    """Return all ways to group a tensor that differ, the usual one first; arguments as for `grouping_of`."""
+    found: dict[str, Grouping] = {}
+    for way in (groups, *WAYS):
+        grouping = grouping_of(tensor, layout, count, way, size)
+        if grouping not in found.values():
+            found[way] = grouping
+    return found
+
+
 def _features(tensor: Tensor, layout: Layout, count: int) -> int:
     """Return the length of a tensor's rows in memory; of the matrix that it is a view of, if it is one."""
-    base = tensor._base
-    if base is not None and base.numel() == count and base.ndim and base.is_contiguous():
+    base = viewed(tensor)
+    if base is not tensor and base.numel() == count and base.ndim and base.is_contiguous():
         return base.shape[-1]
     inner = [n for n, stride in zip(layout.kept, layout.strides, strict=True) if stride == 1 and n > 1]
     return inner[0] if inner and count % inner[0] == 0 else 0

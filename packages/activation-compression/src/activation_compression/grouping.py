@@ -35,6 +35,10 @@ class Grouping(Protocol):
         """Return the sum of a value an element over each group, in the order of minima and steps."""
         ...
 
+    def each(self, values: Tensor, count: int, bits: int) -> Tensor:
+        """Return for each of `count` elements the value of its group: the transpose of `sums`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -85,6 +89,10 @@ class Neighbours:
         """Return the sum of a value an element over each group."""
         filled = torch.nn.functional.pad(values, (0, -len(values) % self.size))
         return filled.view(-1, self.size).sum(dim=1)
+
+    def each(self, values: Tensor, count: int, bits: int) -> Tensor:
+        """Return for each of `count` elements the value of its group."""
+        return values.unsqueeze(1).expand(-1, self.size).reshape(-1)[:count]
 
     def _stored(self, bits: int) -> int:
         """Return the group size filled up to whole bytes."""
@@ -159,6 +167,16 @@ class Columns:
         if whole == values.numel():
             return found
         return torch.cat([found, values[whole:].view(-1, self.columns).sum(dim=0)])
+
+    def each(self, values: Tensor, count: int, bits: int) -> Tensor:
+        """Return for each of `count` elements the value of its group."""
+        groups, rows, _ = self._cut(count)
+        found = values.view(-1, 1, self.columns)
+        whole = found[:groups].expand(-1, rows, -1).reshape(-1)
+        if len(whole) == count:
+            return whole
+        rest = count // self.columns - groups * rows
+        return torch.cat([whole, found[groups:].expand(-1, rest, -1).reshape(-1)])
 
     def _cut(self, count: int) -> tuple[int, int, int]:
         """Return the number of groups, their rows, and those of the last group, filled up to whole words.

@@ -101,6 +101,10 @@ class Codes:
             self.grouping.read(block, self.codes, self.low, self.step, self.bits)
         return block
 
+    def steps(self) -> Tensor:
+        """Return the step of each element's group, in float32."""
+        return self.grouping.each(self.step.float(), self.count, self.bits)
+
 
 @dataclass(frozen=True)
 class Flags:

@@ -11,12 +11,18 @@ from torch import Tensor
 
 from activation_compression.blocks import Layout
 from activation_compression.formulas import Node
+from activation_compression.quantizer import Codes
 from activation_compression.stored import Held, Kept, StoredView
 
 __all__ = ["Derived", "Recipe", "note", "noted"]
 
 NOTES = "activation_compression"
 """Where a node's `metadata` keeps what this package knows of it."""
+
+COARSE = 4
+"""Bits up to which the curvature of a function matters beside what rounding moves it at random."""
+CHUNK = 2**16
+"""Elements that a cache holds while something is taken off them."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,16 @@ class Recipe:
         compute: The values of the sources → the value.
         sources: What holds them.
         repeats: Whether it is the very operation of the forward pass: exact sources give its exact result.
+        form: affine in the first source; curved: a function f of its one source, element by element; other.
+            Rounding x to x̂ by steps s shifts a curved one in the mean, E[f(x̂)] ≈ f(x) + f″(x) s² / 12. Where
+            steps are coarse that is taken off: 2 f(x̂) - (f(x̂ + d) + f(x̂ - d)) / 2 with d = s / √6.
     """
 
     operation: str
     compute: Callable[..., Tensor]
     sources: tuple[Held, ...]
     repeats: bool = True
+    form: str = "affine"
     is_value = True
 
     @classmethod
@@ -53,7 +63,15 @@ class Recipe:
 
     def open(self) -> Tensor:
         """Return the value."""
-        return self.compute(*(source.open() for source in self.sources))
+        opened = [source.open() for source in self.sources]
+        value = self.compute(*opened)
+        steps = _steps(self.sources[0]) if self.form == "curved" else None
+        if steps is not None:
+            rows = max(1, CHUNK * len(value) // value.numel())
+            for out, x, step in zip(value.split(rows), opened[0].split(rows), steps.split(rows), strict=True):
+                d = (step / 6**0.5).to(x.dtype)
+                out.mul_(2).sub_(self.compute(x + d) + self.compute(x - d), alpha=0.5)
+        return value
 
     def use(self) -> None:
         """Note that one more will open the sources in each backward pass."""
@@ -86,6 +104,25 @@ class Recipe:
             elif isinstance(source, Recipe):
                 found += source.back(own)
         return found
+
+
+def _steps(source: Held) -> Tensor | None:
+    """Return how far apart the values are between which each element of a source was rounded.
+
+    None where that is little, or not known. Of an affine function of a rounded value it is the function's.
+    """
+    if isinstance(source, StoredView):
+        content = source.stored.content
+        coarse = isinstance(content, Codes) and content.bits <= COARSE
+        return source.layout.view(content.steps()) if coarse else None
+    if not isinstance(source, Recipe) or source.form != "affine":
+        return None
+    first, *others = source.sources
+    kept = [own.open() for own in others if isinstance(own, Kept)]
+    steps = _steps(first) if len(kept) == len(others) else None
+    if steps is None:
+        return None
+    return source.compute(steps, *kept) - source.compute(torch.zeros_like(steps), *kept)
 
 
 class Derived:

@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from activation_compression import kernels
 from activation_compression.attention import attended
-from activation_compression.blocks import Layout, as_block, fills_memory, sample
+from activation_compression.blocks import Layout, as_block, fills_memory, sample, viewed
 from activation_compression.derivations import logarithms, made_again
 from activation_compression.draws import Draws
 from activation_compression.formulas import Formula, Formulas, Node
@@ -62,6 +62,7 @@ class Store:
         min_elements: Tensors with fewer elements are kept.
         formulas: How backward formulas read what they saved.
         widths: Name → bits, where automatic precision has assigned them.
+        ways: Name → how its elements are grouped, where automatic precision has chosen it.
         alike: Whether no tensor gets twice the bits of others.
         published: Whether all are grouped as in the published method: neighbours, not rotated.
     """
@@ -73,6 +74,7 @@ class Store:
     min_elements: int
     formulas: Formulas
     widths: dict[str, int] = field(default_factory=dict)
+    ways: dict[str, str] = field(default_factory=dict)
     alike: bool = False
     published: bool = False
 
@@ -167,7 +169,7 @@ class Store:
 
     def _again(self, tensor: Tensor, formula: Formula, node: Node | None) -> Recipe | None:
         """Return how to compute a tensor again, if that is as good as storing it."""
-        base = tensor._base if tensor._is_view() and tensor._base is not None else tensor
+        base = viewed(tensor)
         maker = base.grad_fn
         if self.gathers or not self.derive or maker is None or base.dtype != tensor.dtype:
             return None
@@ -224,9 +226,8 @@ class Store:
 
     def _store(self, saved: Saved, tensor: Tensor, form: Form, this: Pass) -> Held:
         """Store a tensor in another form, or share what is stored."""
-        storage, whole = tensor.untyped_storage(), tensor
-        if form.kind == "derived" and tensor._is_view() and tensor._base is not None:
-            whole = tensor._base
+        storage = tensor.untyped_storage()
+        whole = viewed(tensor) if form.kind == "derived" else tensor
         block, layout, place = as_block(whole.detach())
         key = (storage._cdata, place, tensor._version, tensor.dtype, form.kind)
         name = this.name(saved, key)
@@ -279,7 +280,8 @@ class Store:
         if bits == 16 and block.element_size() > 2:
             return Plain(block.to(torch.bfloat16), block.dtype)
         if not self.published:
-            grouping = grouping_of(whole, layout, block.numel(), formula.groups, self.group_size)
+            groups = self.ways.get(name, formula.groups)
+            grouping = grouping_of(whole, layout, block.numel(), groups, self.group_size)
         codes = Codes.pack(block, bits, grouping, self.draws.next(block, name)) if bits <= 8 else None
         return codes if codes is None or codes.is_finite else None
 

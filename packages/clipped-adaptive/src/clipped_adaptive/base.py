@@ -16,9 +16,11 @@ from clipped_adaptive.clipping import (
     coefficients,
     norms_by_unit,
 )
+from clipped_adaptive.late import LateCoefficients
 from clipped_adaptive.replicated import first_of, refuse_a_part, replicate
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.optim import Batch, ElementwiseOptimizer, arithmetic_dtype, whole_norms
+from finetune_common.optim.run import Late
 
 __all__ = ["ClippedAdaptive", "ClippedOptimizer"]
 
@@ -31,7 +33,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
     _level: float = torch.inf
     _steps: int = 0
     _whole: bool = False
-    _clipped: tuple[Tensor, Tensor] | None = None
+    _clipped: tuple[Tensor, Tensor] | LateCoefficients | None = None
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
                     "it to the constructor"
                 )
 
-    def prepare(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
+    def prepare(self, batches: list[Batch]) -> list[dict[str, Sequence[Tensor | Late]]]:
         """Compute the clipping coefficients and, with one scalar second moment, the denominator."""
         check_clipping(self.clip, self.max_norm)
         self._clipped = None
@@ -73,8 +75,11 @@ class ClippedOptimizer(ElementwiseOptimizer):
             return [{} for _ in batches]
         if self.norm or self.clip in ("global", "layer"):
             self._whole = self._whole or refuse_a_part(self, f"clip={self.clip!r}, norm={self.norm}")
+        if self._each_alone() and LateCoefficients.possible(batches):
+            self._clipped = late = LateCoefficients(batches, self._level_now())
+            return _by_batch({"coefficient": late.coefficients}, batches)
         norms = whole_norms([grad for batch in batches for grad in batch.grads])
-        numbers: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
         if by_norm:
             numbers["coefficient"] = self._coefficients(norms, batches)
             self._clipped = norms, numbers["coefficient"]
@@ -83,6 +88,10 @@ class ClippedOptimizer(ElementwiseOptimizer):
             denominator = self._denominator(after.square().sum())
             numbers["denominator"] = denominator.expand(len(norms))
         return _by_batch(numbers, batches)
+
+    def _each_alone(self) -> bool:
+        """Whether the coefficient of a tensor needs no other one, and nothing else needs norms."""
+        return self.clip == "local" and not self.norm and not isinstance(self.max_norm, RunningQuantile)
 
     def _coefficients(self, norms: Tensor, batches: Sequence[Batch]) -> Tensor:
         labels = [label for batch in batches for label in self._labels(batch)]
@@ -163,7 +172,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
             ClipReport(share=1.0, norm_before=5.0, norm_after=1.0)
         """
         if self._clipped is not None:
-            norms, factors = self._clipped
+            norms, factors = self._norms_and_factors(self._clipped)
             share, before, after = (factors < 1).to(norms.dtype).mean(), norms, norms * factors
         else:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -179,6 +188,11 @@ class ClippedOptimizer(ElementwiseOptimizer):
         total = torch.linalg.vector_norm
         return ClipReport(share.item(), total(before).item(), total(after).item())
 
+    def _norms_and_factors(self, clipped: tuple[Tensor, Tensor] | LateCoefficients) -> tuple[Tensor, Tensor]:
+        if isinstance(clipped, LateCoefficients):
+            return torch.tensor(clipped.norms), torch.tensor(clipped.factors)
+        return clipped
+
     def _element_level(self) -> dict[str, float]:
         return {"level": self._level} if self.clip == "elementwise" else {}
 
@@ -193,16 +207,16 @@ def _norms_at(level: float, grads: Sequence[Tensor]) -> Tensor:
     return whole_norms(torch._foreach_clamp_max(torch._foreach_clamp_min([*grads], -level), level))
 
 
-def _by_batch(numbers: Mapping[str, Tensor], batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-    """Share numbers out to batches, each in its arithmetic and on its device; what is alike is made once."""
-    parts: list[dict[str, Tensor]] = [{} for _ in batches]
+def _by_batch(numbers: Mapping[str, Any], batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """Share numbers out to batches; tensors in the arithmetic and on the device of each, made once."""
+    parts: list[dict[str, Any]] = [{} for _ in batches]
     for name, values in numbers.items():
-        made: dict[tuple[Any, ...], Tensor] = {}
+        made: dict[tuple[Any, ...], Any] = {}
         first = 0
         for part, batch in zip(parts, batches, strict=True):
             kind = batch.rows[0][0].device, arithmetic_dtype(batch.params[0].dtype)
             if kind not in made:
-                made[kind] = values.to(*kind)
+                made[kind] = values.to(*kind).unbind() if isinstance(values, Tensor) else values
             part[name] = made[kind][first : first + len(batch.params)]
             first += len(batch.params)
     return parts

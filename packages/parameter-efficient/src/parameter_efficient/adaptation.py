@@ -40,6 +40,7 @@ def _prepared(found: Found, config: Config, record: Record) -> None:
     )
     common = {f.name: getattr(config, f.name) for f in fields(Config)}
     head = head_parameters(model, found.stacks, found.inputs, config.head)
+    first_layers = found.first_layers()
     for part in config.parts:
         for attachment in attach(found, replace(part, **common), generator):
             record.attachments.append(attachment)
@@ -52,16 +53,21 @@ def _prepared(found: Found, config: Config, record: Record) -> None:
         record.attachments.append(NewTokens(model, config.new_tokens, config.dtype))
     inside = {id(p) for stack in found.stacks for m in stack.blocks.values() for p in m.parameters()}
     before = [p for p in model.parameters() if id(p) not in inside | {id(getattr(*place)) for place in head}]
-    for first in found.first_layers():
+    for first in first_layers:
         record.attachments.append(FrozenInput(first, before))
     record.attachments.append(InPlace(head))
     record.attachments.append(InPlace(also_trained(model, config.also_train)))
     trained = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
     if not trained:
+        language = getattr(model, "get_output_embeddings", lambda: None)() is not None
+        reason = (
+            "a language model's head is its vocabulary, which stays frozen unless head='train'"
+            if language and config.head is None
+            else "it has no head, or none that can be told from its body"
+        )
         raise ConfigurationError(
-            f"nothing of {type(model).__name__} would train: a language model's head is its "
-            "vocabulary, which stays "
-            "frozen unless head='train'; or use another method"
+            f"nothing of {type(model).__name__} would train: {reason}; or name what trains in also_train, "
+            "or use another method"
         )
     model.requires_grad_(False)
     for parameter in trained:

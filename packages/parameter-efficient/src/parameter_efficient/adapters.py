@@ -47,7 +47,8 @@ class Adapter(Resident):
         self.up: Any = _Unset(config.bottleneck, width, **place)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(width, **place) if config.layer_norm else None
+        affine = config.elementwise_affine
+        self.norm = nn.LayerNorm(width, elementwise_affine=affine, **place) if config.layer_norm else None
         drawn = torch.randn(config.bottleneck, width, generator=generator) * config.init_std
         with torch.no_grad():
             self.down.weight.copy_(drawn)
@@ -62,7 +63,7 @@ class Adapter(Resident):
     def forward(self, h: Tensor) -> Tensor:
         """Return a(h), of h's shape (…, d) and dtype."""
         adapted = h + self.update(h)
-        return (adapted if self.norm is None else self.norm(adapted.to(self.norm.weight.dtype))).to(h.dtype)
+        return (adapted if self.norm is None else self.norm(adapted.to(self.down.bias.dtype))).to(h.dtype)
 
     def difference(self, h: Tensor) -> Tensor:
         """Return a(h) - h."""

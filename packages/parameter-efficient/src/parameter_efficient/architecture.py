@@ -17,7 +17,8 @@ from finetune_common.errors import ConfigurationError
 from parameter_efficient.blocks import Stack, matrices_of, width_out
 from parameter_efficient.flow import Call, Flow
 from parameter_efficient.forward import DOES_NOT_RUN, outputs_of, undisturbed
-from parameter_efficient.roles import Roles, SubLayer, UnsureError, find_roles
+from parameter_efficient.roles import Roles, UnsureError, find_roles
+from parameter_efficient.sublayers import SubLayer
 
 __all__ = ["Architecture", "Layer", "call_counts", "find_architecture"]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Literal
 
-from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.errors import ConfigurationError, check_number
+from parameter_efficient.configs_of_adapters import BottleneckAdapter, Compacter, LoReFT
 from parameter_efficient.configs_through_peft import IA3, LoRA, QLoRA, ThroughPeft
 from parameter_efficient.options import Config, Layers, check_patterns
 
@@ -31,8 +32,6 @@ __all__ = [
     "ThroughPeft",
 ]
 
-ACTIVATIONS = ("tanh", "relu", "gelu", "silu")
-
 
 @dataclass(frozen=True)
 class HeadOnly(Config):
@@ -52,114 +51,6 @@ class HeadOnly(Config):
         super().__post_init__()
         if self.encoder_layers is not None:
             check_number("encoder_layers", self.encoder_layers, at_least=1)
-
-
-@dataclass(frozen=True)
-class BottleneckAdapter(Config):
-    """A small network of its own behind (or beside) a sub-layer: L (2 d r + d + r [+ 2 d]) parameters.
-
-    a(h) = LN(h + s · dropout(U φ(D h + b_D) + b_U)), D: d → r, U: r → d; no LN where `layer_norm` is off.
-
-    Sequential: h is the sub-layer's output and a(h) takes its place. Parallel: a(h) is the residual that
-    the sub-layer's output is added to, h being the sub-layer's input. In models that normalise before a
-    sub-layer (gpt2, t5), h is the sub-layer's output before it is added (sequential), and a(h) - h is added
-    to it, h being its normalised input (parallel). U and both biases begin at 0, D ~ N(0, init_std²).
-
-    Args:
-        layers: Layers to adapt, from 0, or from the end (-1); or all.
-        bottleneck: Width r, at least 1.
-        position: Sub-layer: ffn or attention.
-        targets: Instead of a position: modules behind each of which an adapter stands, by the ends of their
-            names or regular expressions.
-        parallel: Beside the sub-layer instead of behind it.
-        activation: φ: tanh, relu, gelu or silu.
-        layer_norm: Whether LN is there. With it, output differs from the base model's from the start; without
-            it, it is the same, exactly.
-        scaling: s, above 0.
-        dropout: Share of the update's elements that are dropped in training, in [0, 1).
-        init_std: Standard deviation of D at the start, at least 0.
-
-    Examples:
-        >>> BottleneckAdapter(layers=[5], bottleneck=1).layers
-        (5,)
-        >>> BottleneckAdapter(position="attn")
-        Traceback (most recent call last):
-        finetune_common.errors.ConfigurationError: position='attn' is unknown: choose from ffn, attention
-    """
-
-    layers: Layers = "all"
-    bottleneck: int = 16
-    position: Literal["ffn", "attention"] = "ffn"
-    targets: tuple[str, ...] = ()
-    parallel: bool = False
-    activation: Literal["tanh", "relu", "gelu", "silu"] = "tanh"
-    layer_norm: bool = True
-    scaling: float = 1.0
-    dropout: float = 0.1
-    init_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("bottleneck", self.bottleneck, at_least=1)
-        check_choice("position", self.position, ("ffn", "attention"))
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_number("scaling", self.scaling, above=0, below=inf)
-        check_number("dropout", self.dropout, at_least=0, below=1)
-        check_number("init_std", self.init_std, at_least=0, below=inf)
-        if self.targets and self.parallel:
-            raise ConfigurationError("parallel=true needs a position, not targets: leave one of them out")
-
-
-@dataclass(frozen=True)
-class Compacter(BottleneckAdapter):
-    """An adapter whose matrices are sums of Kronecker products: n³ + L (2 (d + r) + d + r) parameters.
-
-    a(h) as `BottleneckAdapter`, with D = Σ_i A_i ⊗ (s_i t_iᵀ) and U likewise, i = 1 … n: the A_i, n x n, are
-    the same in D and U and in all layers, s_i and t_i are vectors of each matrix's own (Karimi Mahabadi et
-    al. 2021, arXiv 2106.04647, eq. 6 to 8). The t_i of U begin at 0.
-
-    Args:
-        divisions: n, at least 1; divides the bottleneck and the width of the model.
-
-    Examples:
-        >>> Compacter(bottleneck=24, divisions=4).layer_norm
-        False
-    """
-
-    layer_norm: bool = False
-    divisions: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("divisions", self.divisions, at_least=1)
-        if self.bottleneck % self.divisions:
-            raise ConfigurationError(
-                f"divisions={self.divisions} does not divide bottleneck={self.bottleneck}: give a divisor"
-            )
-
-
-@dataclass(frozen=True)
-class LoReFT(Config):
-    """A change of hidden states in a small subspace: L (2 r d + r) parameters.
-
-    h' = h + Rᵀ (W h + b - R h) behind a layer, R: d → r with orthonormal rows (Wu et al. 2024, arXiv
-    2404.03592, eq. 2). W begins at R and b at 0, so that h' = h; the work draws W.
-
-    Args:
-        layers: Layers behind which states change, from 0, or from the end (-1); or all.
-        rank: r, from 1 to d.
-        first: Change only so many first tokens of each row, at least 1; null for all tokens.
-    """
-
-    layers: Layers = "all"
-    rank: int = 4
-    first: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("rank", self.rank, at_least=1)
-        if self.first is not None:
-            check_number("first", self.first, at_least=1)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,10 @@ class Flow:
             self._plain: dict[str, list[Tensor]] | None = None
             nodes = {n: m for n, m in matrices_of(block).items() if n not in call.tuples}
             self._copy = _copied(block, nodes)
-            self._args, self._kwargs = tree_map(_real, (call.args, dict(call.kwargs)))
+            made: dict[int, Any] = {}  # what is given twice stays one (funnel: query, key and value)
+            self._args, self._kwargs = tree_map(
+                lambda value: made.setdefault(id(value), _real(value)), (call.args, dict(call.kwargs))
+            )
             self._named = "hidden_states" in self._kwargs and first_tensor(self._args) is None
             hidden = self._hidden()
             self.tokens, self.width = max(hidden.shape[:-1]), hidden.shape[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -116,6 +117,15 @@ def _made_up(model: Any) -> Iterator[dict[str, Tensor]]:
     extras = [decoder, {}] if getattr(model, "can_generate", lambda: False)() else [{}, decoder]
     for extra in extras if getattr(config, "is_encoder_decoder", False) else [{}]:
         yield main | extra
+    if "pixel_values" in main and isinstance(getattr(vision, "num_patches", None), int):
+        # An image of any height and width, as its patches in a row.
+        side = math.isqrt(vision.num_patches)
+        patches = torch.randn(1, side**2, shapes["pixel_values"][1] * vision.patch_size**2)
+        yield {
+            "pixel_values": patches.to(device, dtype),
+            "pixel_attention_mask": torch.ones(1, side**2, dtype=torch.long, device=device),
+            "spatial_shapes": torch.tensor([[side, side]], device=device),
+        }
     if "pixel_values" not in main:
         yield {"pixel_values": torch.randn(shapes["pixel_values"], device=device, dtype=dtype)}
         yield {name: ids[:, None]}  # several choices a row

@@ -33,7 +33,7 @@ from parameter_efficient.low_rank import LowRank
 from parameter_efficient.pooling import Truncation
 from parameter_efficient.prefixes import attach_prefixes
 from parameter_efficient.quantised import Differentiable, check_quantised
-from parameter_efficient.subspace import attach_subspace
+from parameter_efficient.subspace import attach_subspaces
 from parameter_efficient.targets import matching, named_targets
 
 __all__ = ["also_trained", "attach"]
@@ -163,7 +163,7 @@ def attach(found: Found, config: Config, generator: Generator) -> Iterator[Attac
     elif isinstance(config, IA3):
         yield _factors(model, layers, config, generator)
     elif isinstance(config, LoReFT):
-        yield from (attach_subspace(layer, config, generator, layer.width) for layer in layers)
+        yield from attach_subspaces(model, layers, config, generator)
     elif isinstance(config, BitFit):
         yield InPlace(_biases(model, layers, config))
     elif isinstance(config, FFNTuning):

@@ -22,7 +22,16 @@ def _gradients(
     model: nn.Module, inputs: Mapping[str, Any], trained: list[nn.Parameter]
 ) -> list[Tensor | None]:
     with undisturbed(model), torch.enable_grad():
-        outputs = [one for one in outputs_of(model, inputs) if one.requires_grad]
+        try:
+            outputs = [one for one in outputs_of(model, inputs) if one.requires_grad]
+        except ConfigurationError:
+            raise
+        except DOES_NOT_RUN as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ConfigurationError(
+                f"{type(model).__name__} does not run with this method ({reason}): choose other layers, "
+                "targets= or another method"
+            ) from error
         if not outputs:
             return [None] * len(trained)
         weights = [

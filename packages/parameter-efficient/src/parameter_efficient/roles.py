@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from parameter_efficient.blocks import is_experts, matrices_of, width_out
 from parameter_efficient.flow import OUT, Flow, X
-from parameter_efficient.forward import DOES_NOT_RUN
+from parameter_efficient.sublayers import Edges, SubLayer, end_of, norms_of, site_of
 
-__all__ = ["Roles", "SubLayer", "UnsureError", "find_roles"]
+__all__ = ["Roles", "UnsureError", "find_roles"]
 
 HINTS = {
     "q": r"(q|query)(_?(proj|lin|layer|head))?",
@@ -37,21 +37,6 @@ HINTS = {
 
 class UnsureError(Exception):
     """Roles cannot be told; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class SubLayer:
-    """Attention or the feed-forward block of a block, by names of modules in it.
-
-    Args:
-        entry: Takes the sub-layer's input.
-        exit: Gives what is added to the residual.
-        norm: The norm that the sum goes through; "" where norms come first.
-    """
-
-    entry: str
-    exit: str
-    norm: str
 
 
 @dataclass
@@ -68,10 +53,6 @@ class Roles:
     modules: dict[str, list[str]] = field(default_factory=dict)
     sublayers: dict[str, SubLayer] = field(default_factory=dict)
     width: int = 0
-
-
-Edges = Mapping[str, Mapping[str, int]]
-"""Node → the nodes that it feeds → how many tokens there change with one of its own."""
 
 
 def _one(names: Iterable[str], role: str) -> str:
@@ -113,11 +94,28 @@ def _averages(flow: Flow, v: str, o: str, own: Iterable[str]) -> bool:
         ones, zeros = (
             flow.run({**others, v: change})[o][0] for change in (torch.ones_like, torch.zeros_like)
         )
-        rows = (flow.rows(ones) - flow.rows(zeros))[flow.tokens // 2 :]
+        rows = flow.rows(ones) - flow.rows(zeros)
+        rows = rows[len(rows) // 2 :]
         values = max(len(row.round(decimals=3).unique()) for row in rows)
         if not ((rows > -1e-3).all() and (rows < 1 + 1e-3).all() and values <= max(rows.shape[1] // 4, 1)):
             return False
     return True
+
+
+def _as_many(flow: Flow, name: str, other: str) -> bool:
+    """Return whether two nodes take as many tokens (keys and values of pvt are of fewer)."""
+    one, two = (flow.plain()[node][0].shape[:-1] for node in (name, other))
+    return one == two
+
+
+def _convolved(flow: Flow, v: str, o: str) -> bool:
+    """Return whether one token of v reaches some tokens at o on both sides, as a convolution does."""
+    plain, changed = (flow.rows(flow.run(change)[o][0]) for change in ({}, {v: flow.one_token}))
+    if plain.shape[0] != flow.tokens or plain.shape != changed.shape:
+        return False
+    reached = (plain != changed).any(1).nonzero().flatten()
+    middle = flow.tokens // 2
+    return len(reached) < flow.tokens and bool((reached < middle).any() and (reached > middle).any())
 
 
 def _attention(flow: Flow, edges: Edges, o: str) -> dict[str, str] | None:
@@ -130,6 +128,8 @@ def _attention(flow: Flow, edges: Edges, o: str) -> dict[str, str] | None:
     v = _one(silent, "v")
     own = [name for name in feeding if name not in mixing]
     if not _averages(flow, v, o, own):
+        if set(feeding) == {v} and _convolved(flow, v, o):
+            return None  # a feed-forward block with a convolution in it
         raise UnsureError(f"what {o} takes is no average of what {v} gives, as attention is")
     plain, constant = flow.run({v: torch.ones_like})[o][0], {}
     for name in own:
@@ -188,65 +188,6 @@ def _feed_forward(flow: Flow, edges: Edges, attention: set[str], readers: set[st
     return found
 
 
-def _norms(flow: Flow) -> dict[str, nn.Module]:
-    """Return the modules of the block's width whose output does not change with the input's scale."""
-    found: dict[str, nn.Module] = {}
-    sample = torch.randn(1, flow.tokens, flow.width, generator=torch.Generator().manual_seed(4))
-    for name, module in flow.block.named_modules():
-        if not name or name in flow.nodes or any(True for _ in module.children()):
-            continue
-        try:
-            once, thrice = (flow.module(name)(factor * sample) for factor in (1.0, 3.0))
-        except DOES_NOT_RUN:
-            continue
-        same = isinstance(once, Tensor) and once.shape == sample.shape and once.std() > 0
-        if same and torch.allclose(once, thrice, rtol=1e-2, atol=1e-3) and not torch.equal(once, thrice):
-            found[name] = module
-    return found
-
-
-def _inside(edges: Edges, norm: str, inside: set[str]) -> bool:
-    """Return whether a norm belongs to a sub-layer's own arithmetic, as one of queries does."""
-    return any(norm in edges.get(name, ()) for name in inside)
-
-
-def _site(
-    edges: Edges, norms: list[str], entries: list[str], leaving: str, inside: set[str]
-) -> tuple[SubLayer | None, list[str]]:
-    """Return a sub-layer between its first matrices and the module that it ends in, and its norms."""
-    read = {*entries, leaving}
-    first = [
-        n for n in norms if OUT not in edges[n] and read & set(edges[n]) and not _inside(edges, n, inside)
-    ]
-    last, branch = leaving, []
-    for _ in range(2):
-        after = [name for name in edges.get(last, {}) if name in norms or name == OUT]
-        if OUT in after:
-            return SubLayer(entries[0], last, ""), [*first, *branch]
-        if len(after) != 1:
-            break
-        [norm] = after
-        fed = [name for name, reach in edges.items() if norm in reach]
-        if fed != [last]:
-            return SubLayer(entries[0], last, norm), [norm]
-        last, branch = norm, [norm]
-    return None, []
-
-
-def _end(flow: Flow, outs: list[str], inside: set[str], outside: set[str]) -> str:
-    """Return what gives the sub-layer's output: its last matrix, or the smallest module with all."""
-    if len(outs) == 1 and not is_experts(flow.nodes[outs[0]]):
-        return outs[0]
-    parts = [name.split(".") for name in [*outs, *inside]]
-    common = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    name = ".".join(common)
-    return "" if any(other.startswith(f"{name}.") for other in outside) or not name else name
-
-
 @unset_fake_temporarily()  # a block runs with values, also where its model has none
 def find_roles(flow: Flow) -> Roles:
     """Find the roles of a block's matrices.
@@ -258,7 +199,8 @@ def find_roles(flow: Flow) -> Roles:
     fed = {target for name, reach in edges.items() if name != X for target in reach}
     memory = {name for name in flow.fed_by_another_sequence() if name not in fed and name not in edges[X]}
     readers = (set(edges[X]) | memory) - {OUT}
-    found = [roles for name in flow.nodes if (roles := _attention(flow, edges, name)) is not None]
+    single = [name for name, node in flow.nodes.items() if not is_experts(node)]
+    found = [roles for name in single if (roles := _attention(flow, edges, name)) is not None]
     groups = [set().union(*(_before(edges, name, readers) for name in roles.values())) for roles in found]
     crossing = [bool(group & memory) for group in groups]
     if crossing.count(False) != 1 or crossing.count(True) > 1:
@@ -269,25 +211,25 @@ def find_roles(flow: Flow) -> Roles:
     attention = set().union(*groups)
     feed_forward = _feed_forward(flow, edges, attention, readers)
     roles.modules |= {role: _with_siblings(flow, names) for role, names in feed_forward.items()}
-    norms = _norms(flow)
-    own_group = groups[crossing.index(False)]
+    norms = norms_of(flow)
+    own_group, own_o = groups[crossing.index(False)], roles.modules["o"][0]
     ends = {
         "attention": (
-            roles.modules["o"][0],
-            sorted(own_group & readers, key=lambda n: len(flow.plain()[n])),
+            own_o,
+            sorted(own_group & readers, key=lambda n: (not _as_many(flow, n, own_o), len(flow.plain()[n]))),
             own_group,
         )
     }
     if "ffn_out" in feed_forward:
-        rest = {n for n in flow.nodes if n not in attention}
-        end = _end(flow, feed_forward["ffn_out"], rest, attention | set(norms))
+        rest = {n for n in flow.nodes if n not in attention and edges[n]}
+        end = end_of(flow, feed_forward["ffn_out"], rest, attention | set(norms))
         ends["ffn"] = (end, feed_forward["ffn_in"], rest)
     flow.add({name: flow.module(name) for name in norms})
     flow.add({end: flow.module(end) for end, *_ in ends.values() if end and end not in flow.nodes})
     sites = {name: flow.reach(name) for name in [X, *flow.nodes]}
     for position, (end, entries, inside) in ends.items():
         if end and entries:
-            sublayer, own_norms = _site(sites, list(norms), entries, end, inside)
+            sublayer, own_norms = site_of(sites, list(norms), entries, end, inside)
             roles.sublayers |= {} if sublayer is None else {position: sublayer}
             roles.modules |= {f"{position}_norm": own_norms} if own_norms else {}
     return roles

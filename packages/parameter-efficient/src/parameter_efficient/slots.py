@@ -42,11 +42,8 @@ __all__ = [
     "ThroughPeftMethod",
 ]
 
-HEADS = (
-    *("pooler", "pooler.dense", "pre_classifier", "classifier", "classification_head", "score"),
-    *("head", "projector", "qa_outputs", "lm_head", "sequence_summary", "dense_classifier"),
-)
-"""Names of modules that train whole, and so are not quantised; `adapt` refuses a head that was."""
+OUTSIDE_OF_LISTS = r"(?!.*\.\d+\.).*"
+"""Names of modules that lie in no list of blocks: they have no number in them. Those are not quantised."""
 
 
 class _Method:
@@ -145,7 +142,7 @@ class QLoRAMethod(_Method):
             bnb_4bit_quant_type=self.options.quant_type if four_bits else "nf4",
             bnb_4bit_use_double_quant=self.options.double_quant and four_bits,
             bnb_4bit_compute_dtype=compute,
-            llm_int8_skip_modules=list(HEADS),
+            llm_int8_skip_modules=[OUTSIDE_OF_LISTS],
         )
         device = torch.cuda.current_device() if on_gpu else "cpu"
         return {"quantization_config": quantization, "device_map": {"": device}}

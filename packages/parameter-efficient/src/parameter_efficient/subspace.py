@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.adapters import first_of, with_first
 from parameter_efficient.attachment import Resident, place_of_new
 from parameter_efficient.configs import LoReFT
 
-__all__ = ["Subspace", "attach_subspace"]
+__all__ = ["Subspace", "Tokens", "attach_subspaces"]
 
 
 class Subspace(Resident):
@@ -30,11 +33,10 @@ class Subspace(Resident):
 
     reason = "it acts on hidden states, not in a matrix"
 
-    def __init__(self, width: int, config: LoReFT, generator: torch.Generator, place: dict[str, Any]) -> None:
+    def __init__(self, width: int, config: LoReFT, generator: Generator, place: dict[str, Any]) -> None:
         super().__init__()
         if config.rank > width:
             raise ConfigurationError(f"rank={config.rank} is above the model's width: give 1 to {width}")
-        self.first = config.first
         self.free = nn.Parameter(torch.randn(config.rank, width, generator=generator).to(**place))
         self.source = nn.Linear(width, config.rank, device="meta")
         self.source.weight = nn.Parameter(self.rows().detach().clone())
@@ -45,21 +47,71 @@ class Subspace(Resident):
         q, r = torch.linalg.qr(self.free.float().T)
         return (q * r.diagonal().sign()).T.to(self.free.dtype)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Return h', of h's shape (batch, tokens, d) and dtype."""
-        own, rows = h[:, : self.first].to(self.free.dtype), self.rows()
+    def forward(self, h: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Return h', of h's shape (batch, tokens, d) and dtype; only at chosen tokens of (batch, tokens)."""
+        own, rows = h.to(self.free.dtype), self.rows()
         inner = nn.functional.linear(own, self.source.weight - rows, self.source.bias)
         changed = (own + inner @ rows).to(h.dtype)
-        return changed if self.first is None else torch.cat([changed, h[:, self.first :]], dim=1)
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Forward hook: h' in the place of a layer's output."""
-        return with_first(output, self(first_of(output)))
+        return changed if chosen is None else torch.where(chosen[..., None], changed, h)
 
 
-def attach_subspace(layer: Any, config: LoReFT, generator: torch.Generator, width: int) -> Subspace:
-    """Put one behind a layer (`architecture.Layer`)."""
-    made = Subspace(width, config, generator, place_of_new(config.dtype, layer.module))
-    made.settle(layer.module, "loreft")
-    made.act_through(layer.module.register_forward_hook, made.after)
-    return made
+class Tokens:
+    """Which tokens of a row are its first and its last ones: padding, on either side, is none.
+
+    Args:
+        first: p.
+        last: s.
+        decoder: Whether the decoder's tokens are meant.
+    """
+
+    def __init__(self, first: int, last: int, decoder: bool) -> None:
+        self._counts, self._name = (first, last), "decoder_attention_mask" if decoder else "attention_mask"
+        self._mask: Tensor | None = None
+        self._goes_on = False
+
+    def keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the base model: keep its mask, and whether a text goes on."""
+        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        self._mask, past = given.get(self._name), given.get("past_key_values")
+        self._goes_on = past is not None and past.get_seq_length() > 0
+
+    def chosen(self, h: Tensor) -> Tensor:
+        """Return which tokens of hidden states (batch, tokens, d) are meant, as booleans (batch, tokens).
+
+        Raises:
+            ConfigurationError: The mask says nothing of single tokens.
+        """
+        if self._goes_on:
+            return torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
+        mask = self._mask
+        real = torch.ones(h.shape[:2], device=h.device, dtype=torch.long) if mask is None else mask.long()
+        if real.shape != h.shape[:2]:
+            raise ConfigurationError(
+                f"positions={list(self._counts)} needs an attention mask of shape {tuple(h.shape[:2])}, "
+                f"not {tuple(real.shape)}: use positions='all'"
+            )
+        number, (first, last) = real.cumsum(1), self._counts
+        near = (number <= first) | (number > real.sum(1, keepdim=True) - last)
+        return near & real.bool()
+
+
+def attach_subspaces(
+    model: Any, layers: list[Any], config: LoReFT, generator: Generator
+) -> Iterator[Subspace]:
+    """Put one behind each layer (`architecture.Layer`)."""
+    base = getattr(model, "base_model", model)
+    for layer in layers:
+        made = Subspace(layer.width, config, generator, place_of_new(config.dtype, layer.module))
+        made.settle(layer.module, "loreft")
+        tokens = None
+        if config.positions != "all":
+            tokens = Tokens(*config.positions, decoder="cross_v" in layer.roles)
+            made.act_through(base.register_forward_pre_hook, tokens.keep, with_kwargs=True)
+        made.act_through(layer.module.register_forward_hook, partial(_after, made, tokens))
+        yield made
+
+
+def _after(own: Subspace, tokens: Tokens | None, module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook: h' in the place of a layer's output."""
+    h = first_of(output)
+    return with_first(output, own(h, None if tokens is None else tokens.chosen(h)))

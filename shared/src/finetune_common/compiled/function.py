@@ -37,6 +37,7 @@ class Compiled:
         name: Tells apart, in torch's logs, what is made of one function; the function's name by default.
         pays_from: Elements of the largest tensor argument from which a compiled call pays for itself.
         dynamic: As for `torch.compile`: None makes sizes symbols when they change, True at once.
+        backend: As for `torch.compile`.
         otherwise: What runs in the function's place where compiled code does not; `function` by default.
 
     Examples:
@@ -56,10 +57,11 @@ class Compiled:
         name: str = "",
         pays_from: int = 0,
         dynamic: bool | None = None,
+        backend: str | Callable[..., Any] = "inductor",
         otherwise: Callable[..., Any] | None = None,
     ) -> None:
         self.function, self.what, self.name = function, what, name or function.__name__
-        self.pays_from, self.dynamic = pays_from, dynamic
+        self.pays_from, self.dynamic, self.backend = pays_from, dynamic, backend
         self.otherwise = otherwise or function
         self._failed = False
 
@@ -97,7 +99,7 @@ class Compiled:
             plain.__closure__,
         )
         own.__kwdefaults__ = plain.__kwdefaults__
-        return torch.compile(own, dynamic=self.dynamic, fullgraph=True)
+        return torch.compile(own, dynamic=self.dynamic, fullgraph=True, backend=self.backend)
 
     def _give_up(self, error: BaseException) -> None:
         global _no_compiler

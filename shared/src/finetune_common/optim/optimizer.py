@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from finetune_common.errors import ConfigurationError, check_choice, check_numbe
 from finetune_common.optim.norms import whole_norms
 from finetune_common.optim.ops import Divisor
 from finetune_common.optim.rows import shard_index
-from finetune_common.optim.run import Row, Rule, run
+from finetune_common.optim.run import Late, Row, Rule, run
 from finetune_common.optim.state import StatefulOptimizer
 
 __all__ = ["Batch", "ElementwiseOptimizer"]
@@ -141,11 +141,12 @@ class ElementwiseOptimizer(StatefulOptimizer):
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Raise `ConfigurationError` for settings that cannot be used."""
 
-    def prepare(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
+    def prepare(self, batches: list[Batch]) -> list[dict[str, Sequence[Tensor | Late]]]:
         """Compute, once a step, numbers that differ from tensor to tensor.
 
         Returns:
-            For each batch, argument name of the rule → one-dimensional tensor with one number a parameter.
+            For each batch, argument name of the rule → for each parameter a number, a 0-dimensional tensor,
+            or a function that returns it when it is needed (see `finetune_common.optim.run.run`).
         """
         return [{} for _ in batches]
 
@@ -198,18 +199,18 @@ class ElementwiseOptimizer(StatefulOptimizer):
         for group in self.param_groups:
             self._check(group)
         batches = self._batches()
-        together: dict[tuple[Any, ...], tuple[list[Row], dict[str, list[Tensor]]]] = {}
+        together: dict[tuple[Any, ...], tuple[list[Row], dict[str, list[Tensor | Late]]]] = {}
         for batch, row_scalars in zip(batches, self.prepare(batches), strict=True):
             rule, scalars = self._rule_of(batch), self.scalars(batch.group, batch.step)
             if rule.stochastic:
-                row_scalars = {**row_scalars, "salt": _salts(batch)}
+                row_scalars = {**row_scalars, "salt": _salts(batch).unbind()}
             numbers = tuple((name, _number(value)) for name, value in scalars.items())
             rows, own = together.setdefault(
                 (rule, numbers, *batch.kind), ([], {name: [] for name in row_scalars})
             )
             rows += batch.rows
             for name, values in row_scalars.items():
-                own[name] += values.unbind()
+                own[name] += values
         for (rule, numbers, *_), (rows, own) in together.items():
             run(self._path(rows[0][0].device), rule, rows, dict(numbers), own)
         self._rows.write_back()

@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune_common.compiled import Compiled, calls_decide
+from finetune_common.compiled import Compiled, Direct, calls_decide
 from finetune_common.optim.ops import Divisor, TensorList, assign
 from finetune_common.optim.rounding import round_stochastically
 
-__all__ = ["PATHS", "Row", "Rule", "advance", "arithmetic_dtype", "run"]
+__all__ = ["PATHS", "Late", "Row", "Rule", "advance", "arithmetic_dtype", "run"]
 
 Row = list[Tensor]
 Scalars = Mapping[str, float]
-RowScalars = Mapping[str, Sequence[Tensor]]
+Late = Callable[[], Tensor]
+RowScalars = Mapping[str, Sequence[Tensor | Late]]
 
 BLOCK = {"cpu": 2**17}
 """Elements that eager code handles at a time: temporaries stay in the caches of a CPU."""
@@ -38,8 +39,8 @@ LIST = 2**20
 """Elements that one list holds on a CPU."""
 SMALL = 2**13
 """Rows of at most this many elements are joined: a compiled call costs as much as 10,000 elements."""
-TOGETHER = 4
-"""Rows of one length in a compiled call."""
+WHAT = "an optimizer with fused=True"
+"""What a warning calls compiled code."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
         scalars: Numbers for all rows, by the rule's argument names.
         row_scalars: Numbers that differ from row to row (norms, clipping coefficients), 0-dimensional tensors
             on the rows' device, by the rule's argument names. With a stochastic rule `salt` (int32) is one.
+            A function that returns one is called when its row is next: what it reads of the gradient is
+            still in the cache when the rule reads it again.
     """
     own = {name: [*values] for name, values in row_scalars.items()}
     kept = [i for i, row in enumerate(rows) if row[0].numel()]
@@ -81,9 +84,17 @@ def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
         PATHS[path](rule, [rows[i] for i in kept], scalars, _chosen(own, kept))
 
 
-def _chosen(row_scalars: RowScalars, indices: Iterable[int]) -> dict[str, list[Tensor]]:
+def _chosen(row_scalars: RowScalars, indices: Iterable[int]) -> dict[str, list[Any]]:
     """Choose without an index tensor, for which a GPU would wait."""
     return {name: [values[i] for i in indices] for name, values in row_scalars.items()}
+
+
+def _now(value: Tensor | Late) -> Tensor:
+    return value if isinstance(value, Tensor) else value()
+
+
+def _all_now(row_scalars: RowScalars) -> dict[str, list[Tensor]]:
+    return {name: [_now(value) for value in values] for name, values in row_scalars.items()}
 
 
 def advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: int = 0) -> None:
@@ -117,7 +128,7 @@ def _rounded(value: Any, salt: Any, start: int) -> Any:
 def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     block = BLOCK.get(rows[0][0].device.type, BLOCK_ELSEWHERE)
     for i, row in enumerate(rows):
-        own = {name: values[i] for name, values in row_scalars.items()}
+        own = {name: _now(values[i]) for name, values in row_scalars.items()}
         pieces = zip(*(tensor.split(block) for tensor in row), strict=True)
         for number, piece in enumerate(pieces):
             advance(rule, piece, {**scalars, **own}, number * block)
@@ -129,7 +140,7 @@ def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: Row
     sizes = [rows[i][0].numel() for i in order]
     for indices in _lists(sizes, sum(sizes) if calls_decide(rows[0][0].device) else LIST):
         chosen = [order[i] for i in indices]
-        some, own = [rows[i] for i in chosen], _chosen(row_scalars, chosen)
+        some, own = [rows[i] for i in chosen], _all_now(_chosen(row_scalars, chosen))
         if len(some) == 1:
             _reference(rule, some, scalars, own)
         else:
@@ -153,26 +164,28 @@ def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowSc
 
 
 def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    """A few rows of one length a call, whatever the length: little to compile, and few calls."""
+    """A row a call, whatever its length: little to compile; small rows are joined to one."""
     names, packed = (rule, tuple(scalars), tuple(row_scalars)), _packed(rows, scalars)
 
-    def compiled(row: Row, count: int) -> Compiled:
-        return _compiled(*names, row[0].dtype, row[1].dtype, count, row[0].numel() > 2 * SMALL, dynamic=True)
+    def compiled(row: Row, joined: bool = False) -> Direct:
+        return _direct(*names, row[0].dtype, row[1].dtype, row[0].numel() > 2 * SMALL, joined)
 
     small = [] if rule.stochastic else [i for i, row in enumerate(rows) if row[0].numel() <= SMALL]
-    if len(small) < 2 or not compiled(rows[small[0]], 1).usable:
+    if len(small) < 2 or not compiled(rows[small[0]], joined=True).usable:
         small = []
-    for indices in _alike(sorted(set(range(len(rows))) - set(small)), rows):
-        some, step = [rows[i] for i in indices], compiled(rows[indices[0]], len(indices))
-        if step.usable:
-            step(some, packed, [*_chosen(row_scalars, indices).values()])
-        else:
-            _reference(rule, some, scalars, _chosen(row_scalars, indices))
+    joined = set(small)
+    for i, row in enumerate(rows):
+        if i not in joined:
+            step = compiled(row)
+            if step.usable:
+                step(row, [packed, *[_now(values[i]) for values in row_scalars.values()]])
+            else:
+                _reference(rule, [row], scalars, _chosen(row_scalars, [i]))
     if small:
         with _joined([rows[i] for i in small]) as (row, sizes):
-            chosen = _chosen(row_scalars, small).values()
-            own = [[torch.stack(values).repeat_interleave(sizes)] for values in chosen]
-            compiled(row, 1)([row], packed, own)
+            chosen = _all_now(_chosen(row_scalars, small)).values()
+            own = [torch.stack(values).repeat_interleave(sizes) for values in chosen]
+            compiled(row, joined=True)(row, [packed, *own])
 
 
 def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
@@ -182,9 +195,10 @@ def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
     """
     lengths = tuple(row[0].numel() for row in rows)
     key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype, lengths)
-    step = _compiled(*key, dynamic=False)
+    step = _compiled(*key)
     if step.usable:
-        step(list(rows), _packed(rows, scalars), [torch.stack([*values]) for values in row_scalars.values()])
+        own = [torch.stack(values) for values in _all_now(row_scalars).values()]
+        step(list(rows), _packed(rows, scalars), own)
     else:
         _foreach(rule, rows, scalars, row_scalars)
 
@@ -193,17 +207,6 @@ def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
     param = rows[0][0]
     values = [1 / value if isinstance(value, Divisor) else value for value in scalars.values()]
     return torch.tensor(values, dtype=arithmetic_dtype(param.dtype), device=param.device)
-
-
-def _alike(indices: Iterable[int], rows: Sequence[Row]) -> Iterator[list[int]]:
-    """Split indices into `TOGETHER` rows of one length each, and single ones where there are fewer."""
-    by_length: dict[int, list[int]] = {}
-    for i in indices:
-        by_length.setdefault(rows[i][0].numel(), []).append(i)
-    for equal in by_length.values():
-        whole = len(equal) - len(equal) % TOGETHER
-        yield from (equal[i : i + TOGETHER] for i in range(0, whole, TOGETHER))
-        yield from ([i] for i in equal[whole:])
 
 
 @contextmanager
@@ -218,22 +221,31 @@ def _joined(rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
 
 
 @cache
-def _compiled(
-    rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any, dynamic: bool
-) -> Compiled:
-    """Compile a rule for a list of rows.
+def _direct(rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any) -> Direct:
+    """Compile a rule for a row.
 
-    Dtypes, numbers of rows and size classes are kept apart: compiled code is laid out (threads) for the
-    first rows it meets.
+    Dtypes and size classes are kept apart: compiled code is laid out (threads) for the first row it meets.
     """
 
-    def step(rows: list[Row], packed: Tensor, own: Sequence[Sequence[Tensor] | Tensor]) -> None:
+    def step(row: Row, others: Sequence[Tensor]) -> None:
+        packed, *own = others
+        scalars = dict(zip(names, packed.unbind(), strict=True))
+        advance(rule, row, {**scalars, **dict(zip(row_names, own, strict=True))})
+
+    return Direct(step, WHAT, rule.update.__name__)
+
+
+@cache
+def _compiled(rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any) -> Compiled:
+    """Compile a rule for a list of rows of given lengths."""
+
+    def step(rows: list[Row], packed: Tensor, own: Sequence[Tensor]) -> None:
         scalars = dict(zip(names, packed.unbind(), strict=True))
         for i, row in enumerate(rows):
             values = [given[i] for given in own]
             advance(rule, row, {**scalars, **dict(zip(row_names, values, strict=True))})
 
-    return Compiled(step, "an optimizer with fused=True", name=rule.update.__name__, dynamic=dynamic)
+    return Compiled(step, WHAT, name=rule.update.__name__, dynamic=False)
 
 
 PATHS = {"reference": _reference, "foreach": _foreach, "fused": _fused}

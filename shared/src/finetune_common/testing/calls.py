@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from finetune_common.compiled import Compiled
+from finetune_common.compiled import Compiled, calls_decide
 
 __all__ = ["Calls", "as_on_a_gpu"]
 
@@ -130,12 +131,12 @@ class Calls(TorchDispatchMode):
 
 
 @contextmanager
-def as_on_a_gpu(calls: Callable[[], Calls], *modules: Any) -> Iterator[None]:
-    """Let modules choose what they choose on a GPU; compiled functions run as written, and count once.
+def as_on_a_gpu(calls: Callable[[], Calls]) -> Iterator[None]:
+    """Let every module that asks `calls_decide` choose as on a GPU; compiled functions run as written, and
+    count once.
 
     Args:
         calls: Returns what counts.
-        modules: Those that ask `calls_decide`.
     """
 
     def one_call(self: Compiled, *args: Any) -> Any:
@@ -143,8 +144,9 @@ def as_on_a_gpu(calls: Callable[[], Calls], *modules: Any) -> Iterator[None]:
         with _disable_current_modes():
             return self.function(*args)
 
+    asked = [module for module in [*sys.modules.values()] if vars(module).get("calls_decide") is calls_decide]
     with ExitStack() as stack:
-        for module in modules:
+        for module in asked:
             stack.enter_context(patch.object(module, "calls_decide", lambda device: True))
         stack.enter_context(patch.object(Compiled, "usable", True))
         stack.enter_context(patch.object(Compiled, "__call__", one_call))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -136,6 +135,5 @@ def takes_few_calls(cls: Factory, case: OptimizerCase) -> None:
 @contextmanager
 def _on_a_gpu() -> Iterator[Calls]:
     calls = Calls()
-    modules = [sys.modules[f"finetune_common.optim.{name}"] for name in ("run", "norms")]
-    with as_on_a_gpu(lambda: calls, *modules):
+    with as_on_a_gpu(lambda: calls):
         yield calls

@@ -1,0 +1,59 @@
+"""Coefficients of tensors that are clipped by their own norm, taken just before each tensor's update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from finetune_common.optim import Batch, arithmetic_dtype
+from finetune_common.optim.norms import multiplies, norm_of
+from finetune_common.optim.run import Late
+
+__all__ = ["LateCoefficients"]
+
+LATE_FROM = 2**13
+"""Elements from which reading a gradient twice costs more than a call of its own."""
+
+
+class LateCoefficients:
+    """Each tensor's factor min(1, L/‖g‖), and what they were.
+
+    A norm that is taken for all tensors first reads each gradient from memory once more. Taken just before
+    the update it leaves the gradient in the cache, where the update finds it. Small tensors, which are
+    updated together, have theirs at once.
+
+    Args:
+        batches: Plain tensors on a CPU; see `possible`.
+        level: L.
+    """
+
+    def __init__(self, batches: Sequence[Batch], level: float) -> None:
+        self.level = level
+        self.grads = [grad for batch in batches for grad in batch.grads]
+        self.dtypes = [arithmetic_dtype(param.dtype) for batch in batches for param in batch.params]
+        self.norms = [0.0] * len(self.grads)
+        self.factors = [1.0] * len(self.grads)
+        early = [i for i, grad in enumerate(self.grads) if grad.numel() < LATE_FROM]
+        for i in early:
+            self._note(i, norm_of(self.grads[i]))
+        made: list[Tensor | Late] = [partial(self._late, i) for i in range(len(self.grads))]
+        for i in early:
+            made[i] = torch.tensor(self.factors[i], dtype=self.dtypes[i])
+        self.coefficients = made
+
+    @staticmethod
+    def possible(batches: Sequence[Batch]) -> bool:
+        """Whether all gradients are plain tensors where a call costs less than a pass over memory."""
+        grads = (grad for batch in batches for grad in batch.grads)
+        return all(type(grad) is Tensor and multiplies(grad) for grad in grads)
+
+    def _late(self, i: int) -> Tensor:
+        self._note(i, norm_of(self.grads[i]))
+        return torch.tensor(self.factors[i], dtype=self.dtypes[i])
+
+    def _note(self, i: int, norm: float) -> None:
+        self.norms[i] = norm
+        self.factors[i] = self.level / norm if norm > self.level else 1.0
