@@ -124,7 +124,7 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--repeats", type=int, default=25, help="rounds (25)")
+    parser.add_argument("--repeats", type=int, default=75, help="rounds (75)")
     parser.add_argument("--output", type=Path, help="JSON file to write, with the table (.md) beside it")
     options = parser.parse_args()
     torch.set_flush_denormal(True)

@@ -146,6 +146,18 @@ def test_a_convolution_in_a_feed_forward_block_is_no_attention(kind: str) -> Non
         assert roles == [[name] for name in names]
 
 
+def test_a_method_with_which_a_model_does_not_run_is_refused_and_leaves_the_model() -> None:
+    """Attention that gives fewer tokens than it takes has no residual for an adapter beside it."""
+    sizes = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "image_size": [32, 32]}
+    config = transformers.HieraConfig(**sizes, num_query_pool=1, masked_unit_attention=[True, False])
+    model = transformers.HieraForImageClassification(config)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    with pytest.raises(ConfigurationError, match="does not run with this method"):
+        adapt(model, BottleneckAdapter(bottleneck=2, parallel=True, position="attention"))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+    adapt(model, LoRA(rank=2))
+
+
 class Block(nn.Module):
     """Norms first, causal attention, a gated feed-forward block; its names say nothing."""
 

@@ -79,7 +79,7 @@ class RunConfig:
         eval_every: Evaluate every so many steps, instead of every epoch.
         save_every: Save a checkpoint every so many steps, instead of every epoch.
         early_stopping: Stop when so many evaluations in a row have not improved the primary metric.
-        early_stopping_delta: What counts as an improvement is more than this.
+        early_stopping_delta: An evaluation counts as an improvement if it is better by more than this.
         load_best: End with the weights of the best evaluation, instead of the last.
         log_every: Write a line of metrics.jsonl every so many steps.
         precision: Arithmetic of the forward and backward passes.

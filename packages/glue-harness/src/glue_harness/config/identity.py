@@ -29,4 +29,4 @@ OPTIONAL = (
     "schedule_steps",
     "metric_batch",
 )
-"""Fields that change nothing where they are left alone: a run without them is the run it was before them."""
+"""Left out of the hash while unset, so that older runs keep theirs."""
