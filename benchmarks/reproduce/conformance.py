@@ -173,7 +173,7 @@ def table(judged: Mapping[str, tuple[int, int]]) -> str:
 
 
 def method_table(work: str) -> str:
-    """Return what differs from a work's paper and from its released code, in the method and in the experiments."""
+    """Return what differs from a work's paper and released code, in the method and the experiments."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for name, differs in _known(work).get("paper", {}).items():
         rows[name, differs["paper"], differs["here"]] = ["the paper"]

@@ -262,7 +262,8 @@ def _draw(name: str, panels: Sequence[Panel], folder: Path) -> Figure | None:
         axes.set_visible(False)
     made = Figure(folder / f"{name}.png", folder / f"{name}.svg", title, f"{title}. {'. '.join(texts)}.")
     if texts:
-        figure.suptitle(title, fontsize="large", y=1 - 0.15 / figure.get_figheight())
+        wrapped = textwrap.fill(title, round(9 * figure.get_figwidth()))
+        figure.suptitle(wrapped, fontsize="large", y=1 - 0.15 / figure.get_figheight())
         told = {"Date": None, "Title": title, "Description": made.text}
         for file, options in ((made.png, {"dpi": 110}), (made.svg, {"metadata": told})):
             with whole(file) as beside:

@@ -32,7 +32,8 @@ def without_skill(metric: str, result: Mapping[str, Any]) -> tuple[float, str] |
         >>> without_skill("matthews_correlation", {"task": "cola"})
         (0.0, 'no correlation')
         >>> counted = {"no": {"rows": 30}, "yes": {"rows": 10}}
-        >>> without_skill("accuracy", {"task": "mine", "classes": {"dev": {"classes": counted, "confusion": []}}})
+        >>> of_rows = {"validation": {"classes": counted, "confusion": [[30, 0], [10, 0]]}}
+        >>> without_skill("accuracy", {"task": "mine", "classes": of_rows})
         (0.75, 'always the largest class')
     """
     if metric in ZERO:
