@@ -177,7 +177,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "swinv2": {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2, "patch_size": 4},
     "pvt": {"image_size": 96, "hidden_sizes": [16, 32, 40, 64]},
     "pvt_v2": {"image_size": 160, "hidden_sizes": [16, 32, 40, 64]},
-    "mobilevit": {"image_size": 256, "patch_size": 2, "hidden_sizes": [16, 24, 32]},
     "t5": {"decoder_start_token_id": 0},
     "mt5": {"decoder_start_token_id": 0},
     "umt5": {"decoder_start_token_id": 0},
@@ -257,6 +256,8 @@ def build(kind: str, cls: type[Any]) -> nn.Module:
         model = cls(configuration(kind)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim > 1:
+                if parameter.ndim == 4:  # of a convolution: images keep their scale through many of them
+                    nn.init.kaiming_normal_(parameter)
+                elif parameter.ndim > 1:
                     parameter.normal_(std=0.2)
     return model
