@@ -21,7 +21,7 @@ WRITTEN = sorted(
 def script_of(path):
     """The script that wrote a table."""
     if path.parent.parent.name == "speed":
-        return BENCHMARKS / "speed" / f"{path.stem}.py"
+        return BENCHMARKS / "speed" / f"{path.stem.partition('-')[0]}.py"
     for benchmark in catalogue().values():
         for scale in benchmark.scales:
             kept = benchmark.kept(scale)

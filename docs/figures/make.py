@@ -219,8 +219,8 @@ def what_a_layer_saves() -> Figure:
 def ways_to_save_memory() -> Figure:
     """Bytes against time of each way to save activation memory, and the fronts, from committed figures."""
     found = {
-        path.stem.removeprefix("compiled_"): json.loads(path.read_text(encoding="utf-8"))["ways"]
-        for path in sorted((BENCHMARKS / "speed" / "results").glob("compiled_*.json"))
+        path.stem.partition("-")[2]: json.loads(path.read_text(encoding="utf-8"))["ways"]
+        for path in sorted((BENCHMARKS / "speed" / "results").glob("compiled_activations-*.json"))
     }
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]

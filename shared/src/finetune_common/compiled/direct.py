@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.backends.registry import lookup_backend
 
 from finetune_common.compiled.function import Compiled
 
@@ -77,6 +76,8 @@ class Direct:
 
     def _compile(self, graph: Any, examples: Any) -> Callable[..., Any]:
         """A backend of `torch.compile`: inductor, which notes what it is called with."""
+        from torch._dynamo.backends.registry import lookup_backend  # loads the compiler
+
         code = lookup_backend("inductor")(graph, examples)
 
         def entered(*arguments: Any) -> Any:
