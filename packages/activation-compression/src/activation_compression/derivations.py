@@ -113,13 +113,13 @@ RESULTS |= {
 Make = Callable[[Inputs], Recipe]
 
 
-def _of_self(function: Callable[..., Tensor], *settings: str, form: str = "curved") -> Make:
+def _of_self(function: Callable[..., Tensor], *settings: str, curved: bool = True) -> Make:
     """Return the recipe of a function of what is saved as `self`."""
 
     def make(inputs: Inputs) -> Recipe:
         given = {name: getattr(inputs.node, f"_saved_{name}") for name in settings}
         source = inputs.saved("self")
-        return Recipe(function.__name__, lambda x: function(x, **given), (source,), form=form)
+        return Recipe(function.__name__, lambda x: function(x, **given), (source,), curved=curved)
 
     return make
 
@@ -169,7 +169,6 @@ def _layer_norm(inputs: Inputs) -> Recipe:
             "layer_norm",
             lambda x, *own: F.layer_norm(x, shape, **dict(zip(names, own, strict=True)), eps=epsilon),
             (x, *scales),
-            form="other",
         )
 
     def compute(x: Tensor, mean: Tensor, inverse: Tensor, *own: Tensor) -> Tensor:
@@ -235,7 +234,7 @@ def logarithms(node: Node) -> Recipe | None:
     dim = _signed(node._saved_dim)
     if not isinstance(logits, Recipe):
         return None
-    return Recipe("log_softmax", lambda x: F.log_softmax(x, dim), (logits,), repeats=False, form="other")
+    return Recipe("log_softmax", lambda x: F.log_softmax(x, dim), (logits,), repeats=False)
 
 
 def _slice(inputs: Inputs) -> Recipe:
@@ -264,13 +263,13 @@ RECIPES: dict[str, Make] = {
         "Silu": _of_self(F.silu),
         "Mish": _of_self(F.mish),
         "Softplus": _of_self(F.softplus, "beta", "threshold"),
-        "Glu": _of_self(F.glu, "dim", form="other"),
+        "Glu": _of_self(F.glu, "dim", curved=False),
         "Mul": _product,
         "NativeDropout": _dropped,
         "NativeLayerNorm": _layer_norm,
         "FusedRmsNorm": _rms_norm,
         "NativeBatchNorm": _batch_norm,
-        "Relu": lambda inputs: Recipe("relu", torch.relu, (inputs.edge(0),), form="curved"),
+        "Relu": lambda inputs: Recipe("relu", torch.relu, (inputs.edge(0),)),
         "Mm": _logits,
         "Addmm": _logits,
         "Slice": _slice,

@@ -34,7 +34,7 @@ class Recipe:
         compute: The values of the sources → the value.
         sources: What holds them.
         repeats: Whether it is the very operation of the forward pass: exact sources give its exact result.
-        form: affine in the first source; curved: a function f of its one source, element by element; other.
+        curved: Whether it is a smooth function f of its one source, element by element.
             Rounding x to x̂ by steps s shifts a curved one in the mean, E[f(x̂)] ≈ f(x) + f″(x) s² / 12. Where
             steps are coarse that is taken off: 2 f(x̂) - (f(x̂ + d) + f(x̂ - d)) / 2 with d = s / √6.
     """
@@ -43,7 +43,7 @@ class Recipe:
     compute: Callable[..., Tensor]
     sources: tuple[Held, ...]
     repeats: bool = True
-    form: str = "affine"
+    curved: bool = False
     is_value = True
 
     @classmethod
@@ -65,7 +65,7 @@ class Recipe:
         """Return the value."""
         opened = [source.open() for source in self.sources]
         value = self.compute(*opened)
-        steps = _steps(self.sources[0]) if self.form == "curved" else None
+        steps = _steps(self.sources[0]) if self.curved else None
         if steps is not None:
             rows = max(1, CHUNK * len(value) // value.numel())
             for out, x, step in zip(value.split(rows), opened[0].split(rows), steps.split(rows), strict=True):
@@ -109,20 +109,11 @@ class Recipe:
 def _steps(source: Held) -> Tensor | None:
     """Return how far apart the values are between which each element of a source was rounded.
 
-    None where that is little, or not known. Of an affine function of a rounded value it is the function's.
+    None where that is little, or not known.
     """
-    if isinstance(source, StoredView):
-        content = source.stored.content
-        coarse = isinstance(content, Codes) and content.bits <= COARSE
-        return source.layout.view(content.steps()) if coarse else None
-    if not isinstance(source, Recipe) or source.form != "affine":
-        return None
-    first, *others = source.sources
-    kept = [own.open() for own in others if isinstance(own, Kept)]
-    steps = _steps(first) if len(kept) == len(others) else None
-    if steps is None:
-        return None
-    return source.compute(steps, *kept) - source.compute(torch.zeros_like(steps), *kept)
+    if isinstance(source, StoredView) and isinstance(content := source.stored.content, Codes):
+        return source.layout.view(content.steps()) if content.bits <= COARSE else None
+    return None
 
 
 class Derived:
