@@ -13,6 +13,7 @@ from torch import nn
 from clipped_adaptive import ClippedAdaGrad, ClippedAdam, ClippedSGD, RunningQuantile, layer_groups
 from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError
+from finetune_common.testing.calls import Calls, as_on_a_gpu
 
 
 def moved_by(optimizer, params, grads):
@@ -214,9 +215,11 @@ def test_a_step_does_not_wait_for_the_device(clip, norm, monkeypatch):
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, spy)
-    for _ in range(2):
-        for param in params:
-            param.grad = torch.ones_like(param)
-        optimizer.step()
+    calls = Calls()
+    with as_on_a_gpu(lambda: calls):
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.ones_like(param)
+            optimizer.step()
     monkeypatch.undo()
     assert read == []
