@@ -10,12 +10,9 @@ from torch import Tensor
 
 from finetune_common.optim import Batch, arithmetic_dtype
 from finetune_common.optim.norms import multiplies, norm_of
-from finetune_common.optim.run import Late
+from finetune_common.optim.run import SMALL, Late
 
 __all__ = ["LateCoefficients"]
-
-LATE_FROM = 2**13
-"""Elements from which reading a gradient twice costs more than a call of its own."""
 
 
 class LateCoefficients:
@@ -36,7 +33,7 @@ class LateCoefficients:
         self.dtypes = [arithmetic_dtype(param.dtype) for batch in batches for param in batch.params]
         self.norms = [0.0] * len(self.grads)
         self.factors = [1.0] * len(self.grads)
-        early = [i for i, grad in enumerate(self.grads) if grad.numel() < LATE_FROM]
+        early = [i for i, grad in enumerate(self.grads) if grad.numel() <= SMALL]
         for i in early:
             self._note(i, norm_of(self.grads[i]))
         made: list[Tensor | Late] = [partial(self._late, i) for i in range(len(self.grads))]

@@ -165,18 +165,21 @@ def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowSc
 
 def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     """A row a call, whatever its length: little to compile; small rows are joined to one."""
-    names, packed = (rule, tuple(scalars), tuple(row_scalars)), _packed(rows, scalars)
+    param, grad, *_ = rows[0]
+    names = (rule, tuple(scalars), tuple(row_scalars), param.dtype, grad.dtype)
+    packed = _packed(rows, scalars)
 
-    def compiled(row: Row, joined: bool = False) -> Direct:
-        return _direct(*names, row[0].dtype, row[1].dtype, row[0].numel() > 2 * SMALL, joined)
+    @cache  # for the rows of this step: to look a rule up takes long beside a call
+    def compiled(large: bool, joined: bool = False) -> Direct:
+        return _direct(*names, large, joined)
 
     small = [] if rule.stochastic else [i for i, row in enumerate(rows) if row[0].numel() <= SMALL]
-    if len(small) < 2 or not compiled(rows[small[0]], joined=True).usable:
+    if len(small) < 2 or not compiled(False, joined=True).usable:
         small = []
     joined = set(small)
     for i, row in enumerate(rows):
         if i not in joined:
-            step = compiled(row)
+            step = compiled(_large(row))
             if step.usable:
                 step(row, [packed, *[_now(values[i]) for values in row_scalars.values()]])
             else:
@@ -185,7 +188,11 @@ def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scal
         with _joined([rows[i] for i in small]) as (row, sizes):
             chosen = _all_now(_chosen(row_scalars, small)).values()
             own = [torch.stack(values).repeat_interleave(sizes) for values in chosen]
-            compiled(row, joined=True)(row, [packed, *own])
+            compiled(_large(row), joined=True)(row, [packed, *own])
+
+
+def _large(row: Row) -> bool:
+    return row[0].numel() > 2 * SMALL
 
 
 def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
