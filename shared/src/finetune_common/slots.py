@@ -249,15 +249,15 @@ def available(slot: str) -> Mapping[str, EntryPoint]:
     Raises:
         ConfigurationError: Two packages offer the same name.
     """
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=GROUPS[slot]), key=lambda point: point.name):
-        other = found.setdefault(point.name, point)
+        other = points.setdefault(point.name, point)
         if other.value != point.value:
             raise ConfigurationError(
                 f"{slot} {point.name!r} is offered by {other.value} and by {point.value}: "
                 "uninstall one of them"
             )
-    return found
+    return points
 
 
 def find(slot: str, name: str) -> type[Any]:

@@ -1,4 +1,4 @@
-"""From the names in a configuration to the methods themselves."""
+"""The methods that a configuration names."""
 
 from __future__ import annotations
 
