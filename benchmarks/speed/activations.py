@@ -23,7 +23,7 @@ import torch
 from measuring import add_device, begin, in_turns, timed, write
 from transformers import BertConfig, BertForSequenceClassification
 
-from activation_compression import kernels
+from activation_compression import flag_kernels, kernels
 from activation_compression.keys import keys_of
 from activation_compression.quantizer import Codes, pack_flags
 from activation_compression.slots import (
@@ -110,8 +110,8 @@ def kernel_speeds(options: argparse.Namespace) -> dict[str, float]:
     mask = (torch.rand(options.elements) < 0.9).float() / 0.9
     flags = pack_flags(mask)
     assert flags is not None
-    calls["pack mask"] = lambda: kernels.flags_into(mask, *flags.tensors)
-    calls["unpack mask"] = lambda: kernels.unflag_into(out, *flags.tensors)
+    calls["pack mask"] = lambda: flag_kernels.flags_into(mask, *flags.tensors)
+    calls["unpack mask"] = lambda: flag_kernels.unflag_into(out, *flags.tensors)
     seconds = in_turns({name: partial(timed, call) for name, call in calls.items()}, 9)
     return {name: x.nbytes / 1e9 / median(own) for name, own in seconds.items()}
 

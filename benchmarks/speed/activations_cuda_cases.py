@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_compression import rotation, rules
+from activation_compression import flags, rotation, rules
 
 ELEMENTS = 16 * 128 * 3072
 GROUP = 256
@@ -92,7 +92,7 @@ def values(dtype: torch.dtype) -> list[Tensor]:
 
 
 def gate(x: Tensor) -> Tensor:
-    return rules.encode_gate(x, 0.0, float("inf"))
+    return flags.encode_gate(x, 0.0, float("inf"))
 
 
 CASES = (
@@ -110,10 +110,10 @@ CASES = (
         f"{name} {str(dtype).removeprefix('torch.')}": case
         for dtype in (torch.bool, torch.float32)
         for name, case in (
-            ("pack mask", (rules.encode_flags, lambda dtype=dtype: (empty(ELEMENTS, dtype), *values(dtype)))),
+            ("pack mask", (flags.encode_flags, lambda dtype=dtype: (empty(ELEMENTS, dtype), *values(dtype)))),
             (
                 "unpack mask",
-                (rules.decode_flags, lambda dtype=dtype: (empty(ELEMENTS // 8, torch.uint8), *values(dtype))),
+                (flags.decode_flags, lambda dtype=dtype: (empty(ELEMENTS // 8, torch.uint8), *values(dtype))),
             ),
         )
     }

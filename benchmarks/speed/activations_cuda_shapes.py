@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activation_compression import rules
+from activation_compression import flags, rules
 
 GROUPS = 16 * 128 * 12
 MASK = 16 * 128 * 3072
@@ -46,7 +46,7 @@ def dequantise(bits: int, size: int, dtype: torch.dtype) -> Any:
 
 
 def gate(low: float, high: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: rules.encode_gate(x, low, high)
+    return lambda x: flags.encode_gate(x, low, high)
 
 
 def values(dtype: torch.dtype) -> list[Tensor]:
@@ -65,14 +65,14 @@ CASES = (
     }
     | {
         name_of("pack mask", dtype): (
-            rules.encode_flags,
+            flags.encode_flags,
             lambda dtype=dtype: (empty(MASK, dtype=dtype), *values(dtype)),
         )
         for dtype in HALVES
     }
     | {
         name_of("unpack mask", dtype): (
-            rules.decode_flags,
+            flags.decode_flags,
             lambda dtype=dtype: (empty(MASK // 8, dtype=torch.uint8), *values(dtype)),
         )
         for dtype in HALVES

@@ -1,9 +1,10 @@
 """Time of an optimizer's step against torch.optim's, on the parameter shapes of BERT-base (110 million).
 
 All optimizers step the same parameters in one process, taking turns in another order each round, so that a
-slow minute of the machine hits all; compared are the medians. Compile times are those of a process's first
-step beyond its later ones, in new processes: with an empty cache of torch's compiler (cold) and with a full
-one (warm). Needs 14 GB of memory.
+slow minute of the machine hits all; a ratio is that of two medians. Where memory lies differs between
+processes and moves ratios by a tenth: all is measured in three, and the middle ratio is told with the others.
+Compile times are those of a process's first step beyond its later ones, in new processes: with an empty cache
+of torch's compiler (cold) and with a full one (warm). Needs 14 GB of memory.
 
     python benchmarks/speed/optimizers.py --output benchmarks/speed/results/optimizers.json
 """
@@ -30,9 +31,12 @@ import torch
 from measuring import add_device, begin, in_turns, processor, timed, write
 from torch import Tensor, nn
 
+from finetune_common.optim.norms import whole_norms
+
 LR = 1e-5
 HIDDEN, INNER, LAYERS, WORDS, POSITIONS, TYPES, LABELS = 768, 3072, 12, 30522, 512, 2, 2
 COMPILED = "SageAdamW fused"
+READING, NORMS = "sums of gradients", "norms of gradients"
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def set_gradients(params: list[nn.Parameter], grads: list[Tensor]) -> None:
 
 
 def measure(ways: list[Way], repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Time the steps in turns.
+    """Time the steps in turns, and what clipping by norms adds: to read all gradients once more.
 
     Returns:
         Name → seconds of each round; name → state tensors a parameter.
@@ -131,6 +135,8 @@ def measure(ways: list[Way], repeats: int) -> tuple[dict[str, list[float]], dict
         return timed(optimizer.step)
 
     turns = {name: partial(step, optimizer, cycle(sets)) for name, optimizer in optimizers.items()}
+    turns[READING] = lambda: timed(lambda: [grad.sum() for grad in sets[0]])
+    turns[NORMS] = lambda: timed(lambda: whole_norms(sets[0]))
     return in_turns(turns, repeats), state
 
 
@@ -159,16 +165,17 @@ def _kibibytes(status: Path, name: str) -> int:
     return int(line.split()[1])
 
 
+def in_a_process(arguments: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Return what this script prints in a new process."""
+    command = [sys.executable, __file__, *arguments]
+    printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(printed)
+
+
 def compile_times() -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-        command = [sys.executable, __file__, "--first-step"]
-        return {
-            name: json.loads(
-                subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-            )
-            for name in ("cold", "warm")
-        }
+        return {name: in_a_process(["--first-step"], environment) for name in ("cold", "warm")}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -178,7 +185,10 @@ def table(report: dict[str, Any]) -> str:
         "| --- | ---: | ---: | --- | ---: | --- |",
     ]
     for name, row in report["optimizers"].items():
-        ratio = f"{row['ratio']:.2f}x {row['against']}" if row["against"] else ""
+        ratio = ""
+        if row["against"]:
+            low, *_, high = sorted(row["ratios"])
+            ratio = f"{row['ratio']:.2f}x ({low:.2f} to {high:.2f}) {row['against']}"
         target = f"≤ {row['target']}x" if row["target"] else ""
         limit = f"{row['limit']:.2f}x" if row["limit"] else ""
         milliseconds = 1000 * row["median_seconds"]
@@ -187,9 +197,16 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"{report['elements'] / 1e6:.0f} million parameters in {report['tensors']} tensors; medians of "
-        f"{report['repeats']} rounds in one process; {machine['processor']}, {machine['threads']} threads, "
-        f"torch {report['versions']['torch']}.",
+        f"{report['repeats']} rounds in each of {report['processes']} processes; {machine['processor']}, "
+        f"{machine['threads']} threads, torch {report['versions']['torch']}.",
     ]
+    adamw = report["optimizers"][ADAMW]["median_seconds"]
+    reading, norms = report["gradients"].values()
+    lines.append(
+        f"A mere sum of each gradient takes {1000 * reading:.0f} ms here, its norm {1000 * norms:.0f} ms: a "
+        "step that has to read gradients before its updates cannot be faster than "
+        f"{1 + reading / adamw:.2f}x AdamW's."
+    )
     if compiled:
         lines.append(
             f"Compiling {COMPILED} takes {compiled['cold']['seconds']:.0f} s with an empty cache and "
@@ -204,10 +221,12 @@ def main() -> None:
     )
     add_device(parser)
     parser.add_argument("--repeats", type=int, default=15, help="rounds (15)")
+    parser.add_argument("--processes", type=int, default=3, help="processes that measure, in turn (3)")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="names of the table's rows; all by default")
     parser.add_argument("--no-compiling", action="store_true", help="leave the compile times out")
     parser.add_argument("--output", type=Path, help="JSON file to write, with the table (.md) beside it")
     parser.add_argument("--first-step", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     begin(options.device)
     if options.first_step:
@@ -219,27 +238,37 @@ def main() -> None:
     wanted = [way for way in installed if options.only is None or way.name in options.only]
     needed = {way.against for way in wanted} | {way.name for way in wanted}
     ways = [way for way in installed if way.name in needed]
-    compiling = {} if options.no_compiling or options.device == "cuda" else compile_times()
-    seconds, state = measure(ways, options.repeats)
-    medians = {name: median(values) for name, values in seconds.items()}
+    compiling = {} if options.once or options.no_compiling or options.device == "cuda" else compile_times()
+    if options.once:
+        print(json.dumps(measure(ways, options.repeats)))
+        return
+    names = [way.name for way in ways]
+    arguments = ["--once", "--device", options.device, "--repeats", str(options.repeats), "--only", *names]
+    runs = [in_a_process(arguments) for _ in range(options.processes)]
+    medians = [{name: median(values) for name, values in seconds.items()} for seconds, _ in runs]
+    middle = {name: median(run[name] for run in medians) for name in medians[0]}
     moves = {way.name: way.moves for way in ways}
+    ratios = {way.name: [run[way.name] / run[way.against] for run in medians if way.against] for way in ways}
     sizes = [torch.Size(shape).numel() for shape in shapes()]
     report = {
         "optimizers": {
             way.name: {
                 "settings": way.settings,
-                "median_seconds": medians[way.name],
-                "seconds": seconds[way.name],
-                "state": state[way.name],
+                "median_seconds": middle[way.name],
+                "seconds": [seconds[way.name] for seconds, _ in runs],
+                "state": runs[0][1][way.name],
                 "against": way.against,
-                "ratio": medians[way.name] / medians[way.against] if way.against else None,
+                "ratios": ratios[way.name],
+                "ratio": median(ratios[way.name]) if way.against else None,
                 "limit": way.moves / moves[way.against] if way.against else None,
                 "target": way.target,
             }
             for way in ways
         },
+        "gradients": {name: middle[name] for name in (READING, NORMS)},
         "compiling": compiling,
         "repeats": options.repeats,
+        "processes": options.processes,
         "elements": sum(sizes),
         "tensors": len(sizes),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},

@@ -1,9 +1,9 @@
-"""`Direct` does what its function does, whatever changes between calls; norms are those of float64."""
+"""What is entered directly does what its function does; norms are those of float64."""
 
 import pytest
 import torch
 
-from finetune_common.compiled import Direct
+from finetune_common.compiled import Direct, DirectByShape
 from finetune_common.optim.norms import BLOCK, norm_of, whole_norms
 
 
@@ -54,6 +54,42 @@ def test_a_change_in_place_is_counted_as_torch_counts_it():
     version = row[0]._version
     direct(row, [torch.tensor(1.0)])
     assert row[0]._version > version
+
+
+def outer(x, y, out):
+    out.copy_(x[:, None] * y[None])
+
+
+def test_shapes_and_dtypes_may_change_from_call_to_call():
+    direct = DirectByShape(outer, "a test", "outer")
+    shapes = [(3, 4), (5, 4), (3, 4), (5, 7), (5, 4), (1, 4), (5, 1), (3, 4)]
+    for dtype in (torch.float32, torch.float64):
+        for rows, columns in shapes:
+            x, y = torch.randn(rows, dtype=dtype), torch.randn(columns, dtype=dtype)
+            out = torch.empty(rows, columns, dtype=dtype)
+            direct(x, y, out)
+            assert out.equal(torch.outer(x, y))
+            assert direct.enters(x, y, out)
+
+
+def test_tensors_of_one_storage_are_never_entered_directly():
+    direct = DirectByShape(outer, "a test", "outer")
+    for _ in range(3):
+        x, y = torch.randn(8).split(4)
+        out = torch.empty(4, 4)
+        direct(x, y, out)
+        assert out.equal(torch.outer(x, y))
+        assert not direct.enters(x, y, out)
+
+
+def test_of_many_shapes_the_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(DirectByShape, "MOST", 4)
+    direct = DirectByShape(outer, "a test", "outer")
+    tensors = [(torch.randn(n), torch.randn(3), torch.empty(n, 3)) for n in range(2, 12)]
+    for own in tensors:
+        direct(*own)
+        assert own[2].equal(torch.outer(*own[:2]))
+    assert sum(direct.enters(*own) for own in tensors) <= 4
 
 
 @pytest.mark.parametrize("count", [BLOCK - 1, BLOCK + 1, 7 * BLOCK])

@@ -21,7 +21,7 @@ from finetune_common.errors import ConfigurationError
 def test_compress_gives_options_and_then_needs_no_context():
     method = CompressMethod(CompressOptions("L1.1", seed=3))
     options = method.compile_options()
-    assert list(options) == ["custom_partitioner_fn"]
+    assert "custom_partitioner_fn" in options
     assert isinstance(method.around_forward(nn.Linear(2, 2)), nullcontext)
     assert method.stats() == {"stored_bytes": 0, "original_bytes": 0, "rows": []}
 

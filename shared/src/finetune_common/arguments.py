@@ -63,8 +63,7 @@ def explain_arguments(target: Target) -> Target:
 
     if is_class:
         target.__init__ = explained  # type: ignore[misc]
-        return target
-    return explained  # type: ignore[return-value]
+    return target if is_class else explained  # type: ignore[return-value]
 
 
 def _misfit_of_names(

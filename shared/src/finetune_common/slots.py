@@ -218,7 +218,11 @@ class Gradient(Method, Protocol):
 
 
 class Optimizer(Method, Protocol):
-    """How the update is computed. Weight decay is a key of the groups, never an option."""
+    """How the update is computed. Weight decay is a key of the groups, never an option.
+
+    One that clips gradients itself may tell its level in an attribute `clips_at` (None for no fixed one), for
+    a warning where `--max-grad-norm` leaves nothing to clip.
+    """
 
     def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer.

@@ -80,6 +80,9 @@ class Neighbours:
             return kernels.dequantize_into(out, codes, low, step, bits, size, mix)
         filled = out.new_empty(len(low) * size, dtype=out.dtype if turn is None else torch.float32)
         kernels.dequantize_into(filled, codes, low, step, bits, size, mix)
+        if turn is not None and filled.numel() == out.numel() and filled.dtype == out.dtype:
+            torch.mm(filled.view(-1, size), turn.t(), out=out.view(-1, size))
+            return
         groups = filled.view(-1, size)[:, : self.size]
         if turn is not None:
             groups = groups @ turn.t()
@@ -131,6 +134,16 @@ class Columns:
         groups, _, rest = self._cut(count)
         bytes_of_rows = (count // self.columns + PIECES - 1) // PIECES * PIECES * bits // 8
         return self.columns * bytes_of_rows, self.columns * (groups + torch.sym_min(rest, 1))
+
+    def equal(self, count: int) -> int | None:
+        """Return the number of groups of rows of `count` elements; None if the last one is shorter.
+
+        Examples:
+            >>> Columns(256, 64).equal(512 * 64), Columns(256, 64).equal(520 * 64)
+            (2, None)
+        """
+        groups, _, rest = self._cut(count)
+        return None if rest else groups
 
     def write(self, block: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor) -> None:
         """Quantise a block into codes, minima and steps."""

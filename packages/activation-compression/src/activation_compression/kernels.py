@@ -16,19 +16,19 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from activation_compression import rotation, rules
-from finetune_common.compiled import Compiled
+from finetune_common.compiled import DirectByShape
 
 __all__ = [
+    "call",
     "columns_first",
     "dequantize_columns_into",
     "dequantize_into",
     "filled",
-    "flags_into",
-    "gate_into",
     "is_fake",
+    "kernel_of",
+    "name_of",
     "quantize_columns_into",
     "quantize_into",
-    "unflag_into",
 ]
 
 COMPILE_FROM = 2**16
@@ -64,7 +64,7 @@ def quantize_into(
     encode = _encode(bits, size, x.dtype, bool(more))
     if whole:
         rows = x[:whole].view(groups, size), codes[: groups * width].view(words).view(groups, -1)
-        _call(encode, *rows, low[:groups], step[:groups], keys, *more)
+        call(encode, *rows, low[:groups], step[:groups], keys, *more)
     if whole < x.numel():
         rest = filled(x[whole:], size - (x.numel() - whole), bool(more)).view(1, size)
         tail = codes[groups * width :].view(words).view(1, -1), low[groups:], step[groups:]
@@ -90,7 +90,7 @@ def dequantize_into(
     decode = _decode(bits, size, out.dtype, bool(more))
     if whole:
         rows = codes[: groups * width].view(words).view(groups, -1), low[:groups], step[:groups]
-        _call(decode, *rows, out[:whole].view(groups, size), *more)
+        call(decode, *rows, out[:whole].view(groups, size), *more)
     if whole < out.numel():
         rest = out.new_empty(1, size)
         last = codes[groups * width :].view(words).view(1, -1)
@@ -113,69 +113,8 @@ def dequantize_columns_into(out: Tensor, codes: Tensor, low: Tensor, step: Tenso
     _call_columns(_decode_columns(bits, columns_first(out.device)), out, codes, low, step)
 
 
-def _filled(rest: Tensor) -> Tensor:
-    """Return a last group of flags that is short, filled with its last value."""
-    return torch.cat([rest, rest[-1:].expand(rules.FLAG_GROUP - len(rest))])
-
-
-def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Write `rules.encode_flags`; returns how many elements are neither of the two values (one number)."""
-    size = rules.FLAG_GROUP
-    groups = x.numel() // size
-    whole = groups * size
-    others = torch.zeros((), dtype=torch.int64, device=x.device)
-    if whole:
-        counts = torch.empty(groups, dtype=torch.int32, device=x.device)
-        _call(
-            _flags(x.dtype),
-            x[:whole].view(groups, size),
-            low,
-            high,
-            codes[: whole // 8].view(groups, -1),
-            counts,
-        )
-        others += counts.sum()
-    if whole < x.numel():
-        counts = torch.empty(1, dtype=torch.int32, device=x.device)
-        _flags(x.dtype).function(_filled(x[whole:]), low, high, codes[whole // 8 :], counts)
-        others += counts.sum()
-    return others
-
-
-def gate_into(x: Tensor, codes: Tensor, low: float, high: float) -> None:
-    """Write `rules.encode_gate` of a one-dimensional tensor."""
-    size = rules.FLAG_GROUP
-    groups = x.numel() // size
-    whole = groups * size
-    gate = _gate(x.dtype, low, high)
-    if whole:
-        _call(gate, x[:whole].view(groups, size), codes[: whole // 8].view(groups, -1))
-    if whole < x.numel():
-        gate.function(_filled(x[whole:]), codes[whole // 8 :])
-
-
-def unflag_into(out: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> None:
-    """Write `rules.decode_flags` into a one-dimensional tensor."""
-    if out.dtype == torch.bool:  # the compiler's stores of bool are ten times as slow
-        out, low, high = (tensor.view(torch.uint8) for tensor in (out, low, high))
-    size = rules.FLAG_GROUP
-    groups = out.numel() // size
-    whole = groups * size
-    if whole:
-        _call(
-            _unflag(out.dtype),
-            codes[: whole // 8].view(groups, -1),
-            low,
-            high,
-            out[:whole].view(groups, size),
-        )
-    if whole < out.numel():
-        rest = out.new_empty(size)
-        _unflag(out.dtype).function(codes[whole // 8 :], low, high, rest)
-        out[whole:] = rest[: out.numel() - whole]
-
-
-def _name(*parts: Any) -> str:
+def name_of(*parts: Any) -> str:
+    """Return a name for torch's logs."""
     return "_".join(str(part).removeprefix("torch.") for part in parts)
 
 
@@ -185,76 +124,55 @@ def _copied(targets: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 
 
 @cache
-def _encode(bits: int, size: int, dtype: torch.dtype, rotated: bool) -> Compiled:
+def _encode(bits: int, size: int, dtype: torch.dtype, rotated: bool) -> DirectByShape:
     def encode(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor) -> None:
         _copied((codes, low, step), rules.encode(x, bits, size, keys))
 
     def turn(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor, mix: Tensor) -> None:
         _copied((codes, low, step), rotation.encode(x, bits, size, keys, mix))
 
-    return _kernel(turn if rotated else encode, _name("encode", bits, size, dtype))
+    return kernel_of(turn if rotated else encode, name_of("encode", bits, size, dtype))
 
 
 @cache
-def _decode(bits: int, size: int, dtype: torch.dtype, rotated: bool) -> Compiled:
+def _decode(bits: int, size: int, dtype: torch.dtype, rotated: bool) -> DirectByShape:
     def decode(codes: Tensor, low: Tensor, step: Tensor, out: Tensor) -> None:
         out.copy_(rules.decode(codes.view(-1), low, step, bits, size, dtype).view_as(out))
 
     def turn(codes: Tensor, low: Tensor, step: Tensor, out: Tensor, mix: Tensor) -> None:
         out.copy_(rotation.decode(codes, low, step, bits, dtype, mix).view_as(out))
 
-    return _kernel(turn if rotated else decode, _name("decode", bits, size, dtype))
+    return kernel_of(turn if rotated else decode, name_of("decode", bits, size, dtype))
 
 
 @cache
-def _encode_columns(bits: int, first: bool) -> Compiled:
+def _encode_columns(bits: int, first: bool) -> DirectByShape:
     def encode(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor) -> None:
         _copied((codes, low, step), rules.encode_columns(x, bits, keys, first))
 
-    return _kernel(encode, _name("encode_columns", bits))
+    return kernel_of(encode, name_of("encode_columns", bits))
 
 
 @cache
-def _decode_columns(bits: int, first: bool) -> Compiled:
+def _decode_columns(bits: int, first: bool) -> DirectByShape:
     def decode(out: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> None:
         out.copy_(rules.decode_columns(codes, low, step, bits, out.dtype, first))
 
-    return _kernel(decode, _name("decode_columns", bits))
+    return kernel_of(decode, name_of("decode_columns", bits))
 
 
-@cache
-def _flags(dtype: torch.dtype) -> Compiled:
-    def flags(x: Tensor, low: Tensor, high: Tensor, codes: Tensor, others: Tensor) -> None:
-        for target, value in zip((codes, others), rules.encode_flags(x, low, high), strict=True):
-            target.copy_(value.view_as(target))
-
-    return _kernel(flags, _name("flags", dtype))
+def kernel_of(function: Function, name: str) -> DirectByShape:
+    """Return what runs a function of tensors, which it changes in place."""
+    return DirectByShape(function, "activation compression", name)
 
 
-@cache
-def _gate(dtype: torch.dtype, low: float, high: float) -> Compiled:
-    def gate(x: Tensor, codes: Tensor) -> None:
-        codes.copy_(rules.encode_gate(x, low, high).view_as(codes))
-
-    return _kernel(gate, _name("gate", dtype, low, high).replace(".", "_").replace("-", "m"))
-
-
-@cache
-def _unflag(dtype: torch.dtype) -> Compiled:
-    def unflag(codes: Tensor, low: Tensor, high: Tensor, out: Tensor) -> None:
-        out.copy_(rules.decode_flags(codes, low, high).view_as(out))
-
-    return _kernel(unflag, _name("unflag", dtype))
-
-
-def _kernel(function: Function, name: str) -> Compiled:
-    return Compiled(function, "activation compression", name=name)
-
-
-def _call(kernel: Compiled, *tensors: Tensor) -> None:
+def call(kernel: DirectByShape, *tensors: Tensor) -> None:
     """Run compiled from `COMPILE_FROM` elements on, for any number of groups: one symbol in all tensors."""
     if max(map(Tensor.numel, tensors)) < COMPILE_FROM or not kernel.usable:
-        return kernel.function(*tensors)
+        kernel.function(*tensors)
+        return
+    if kernel.enters(*tensors):
+        return
     groups = len(tensors[0])
     for tensor in tensors:
         if tensor.ndim and len(tensor) == groups > 2:
@@ -262,13 +180,16 @@ def _call(kernel: Compiled, *tensors: Tensor) -> None:
     kernel(*tensors)
 
 
-def _call_columns(kernel: Compiled, x: Tensor, codes: Tensor, *tensors: Tensor) -> None:
+def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Tensor) -> None:
     """Run compiled from `COMPILE_FROM` elements on, for any number of groups and columns.
 
     The rows of a group stay a number as long as one suffices: a GPU then holds a group in registers.
     """
     if x.numel() < COMPILE_FROM or not kernel.usable:
-        return kernel.function(x, codes, *tensors)
+        kernel.function(x, codes, *tensors)
+        return
+    if kernel.enters(x, codes, *tensors):
+        return
     for tensor, axes in ((x, (0, 3)), (codes, (0, 1 if columns_first(x.device) else 2))):
         for axis in axes:
             if tensor.shape[axis] > 2:

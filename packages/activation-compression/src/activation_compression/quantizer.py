@@ -9,12 +9,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from activation_compression import blocks, kernels
+from activation_compression import blocks, flag_kernels, kernels
 from activation_compression.blocks import Layout, as_block
+from activation_compression.flags import FLAG_GROUP
 from activation_compression.grouping import Grouping, Neighbours
 from activation_compression.keys import keys_of
 from activation_compression.levels import WIDTHS
-from activation_compression.rules import FLAG_GROUP
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
@@ -89,7 +89,7 @@ class Codes:
         grouping = Neighbours(grouping) if isinstance(grouping, int) else grouping
         count, groups = grouping.lengths(block.numel(), bits)
         codes = block.new_empty(count, dtype=torch.uint8)
-        low, step = block.new_empty((2, groups), dtype=torch.bfloat16).unbind()
+        low, step = (block.new_empty(groups, dtype=torch.bfloat16) for _ in range(2))
         if groups and not kernels.is_fake(block):
             assert keys is not None
             grouping.write(block, codes, low, step, bits, keys)
@@ -143,7 +143,10 @@ class Flags:
         """Return the block, exactly."""
         block = self.codes.new_empty(self.count, dtype=self.low.dtype)
         if self.count and not kernels.is_fake(block):
-            kernels.unflag_into(block, self.codes, self.low, self.high)
+            if block.dtype == torch.bool:
+                flag_kernels.unbits_into(block, self.codes)
+            else:
+                flag_kernels.unflag_into(block, self.codes, self.low, self.high)
         return block
 
 
@@ -155,14 +158,14 @@ def pack_flags(block: Tensor) -> Flags | None:
     codes = block.new_empty(-(-block.numel() // FLAG_GROUP) * FLAG_GROUP // 8, dtype=torch.uint8)
     if block.dtype == torch.bool:
         if block.numel() and not kernels.is_fake(block):
-            kernels.gate_into(block, codes, 0.0, math.inf)
+            flag_kernels.bits_into(block, codes)
         return Flags(codes, *_ends(block, False, True), block.numel())
     if kernels.is_fake(block):
         return Flags(codes, *block.new_empty(2).unbind(), block.numel())
     if not block.numel() or blocks.reading_waits(block):
         return None
     low, high = torch.stack(torch.aminmax(block)).unbind()
-    others = kernels.flags_into(block, codes, low, high)
+    others = flag_kernels.flags_into(block, codes, low, high)
     return None if others.item() else Flags(codes, low, high, block.numel())
 
 
@@ -175,7 +178,7 @@ def pack_gate(block: Tensor, low: float, high: float) -> Flags:
     """
     codes = block.new_empty(-(-block.numel() // FLAG_GROUP) * FLAG_GROUP // 8, dtype=torch.uint8)
     if block.numel() and not kernels.is_fake(block):
-        kernels.gate_into(block, codes, low, high)
+        flag_kernels.gate_into(block, codes, low, high)
     outside, inside = _ends(block, low, low + 1 if math.isinf(high) else (low + high) / 2)
     return Flags(codes, outside, inside, block.numel())
 
@@ -189,7 +192,7 @@ def _ends(block: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
 @cache
 def _made_ends(low: float, high: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     first, second = torch.tensor([low, high], dtype=dtype, device=device).unbind()
-    return first, second
+    return first.clone(), second.clone()  # apart in memory: kernels are entered at once then
 
 
 @dataclass(frozen=True)

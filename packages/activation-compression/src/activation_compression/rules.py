@@ -21,11 +21,8 @@ __all__ = [
     "cast",
     "decode",
     "decode_columns",
-    "decode_flags",
     "encode",
     "encode_columns",
-    "encode_flags",
-    "encode_gate",
     "noise16",
     "parts_of",
     "rounded",
@@ -224,70 +221,3 @@ def _decoded(codes: Tensor, low: Tensor, step: Tensor, bits: int, pieces: int, d
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return float32 in another dtype; float16 ends at its largest number."""
     return (x.clamp(-65504.0, 65504.0) if dtype == torch.float16 else x).to(dtype)
-
-
-def encode_flags(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Pack a two-valued tensor into one bit an element.
-
-    Args:
-        x: One-dimensional, a multiple of `FLAG_GROUP` elements.
-        low: The value stored as 0, one number.
-        high: The value stored as 1, one number.
-
-    Returns:
-        Codes (uint8, one-dimensional) and, for every group of `FLAG_GROUP` elements, how many are neither
-        (int32).
-
-    Examples:
-        >>> x = torch.tensor([0.0, 2.0]).repeat(128)
-        >>> codes, others = encode_flags(x, torch.tensor(0.0), torch.tensor(2.0))
-        >>> len(codes), others.tolist(), decode_flags(codes, torch.tensor(0.0), torch.tensor(2.0)).equal(x)
-        (32, [0], True)
-    """
-    codes, others = None, None
-    for number, piece in enumerate(x.view(-1, 8, FLAG_GROUP // 8).unbind(1)):
-        is_high = piece == high
-        shifted = is_high.to(torch.int32) << number
-        other = (~is_high & (piece != low)).to(torch.int32)
-        codes = shifted if codes is None else codes | shifted
-        others = other if others is None else others + other
-    assert codes is not None
-    assert others is not None
-    return codes.to(torch.uint8).view(-1), others.sum(dim=1, dtype=torch.int32)
-
-
-def encode_gate(x: Tensor, low: float, high: float) -> Tensor:
-    """Pack into one bit whether an element is strictly between two numbers; NaN is, as torch's gates have it.
-
-    Args:
-        x: One-dimensional, a multiple of `FLAG_GROUP` elements.
-        low: Closed at and below it.
-        high: Closed at and above it.
-
-    Examples:
-        >>> encode_gate(torch.tensor([0.0, 2.0]).repeat(128), 0.0, float("inf")).unique().tolist()
-        [0, 255]
-    """
-    codes = None
-    for number, piece in enumerate(x.view(-1, 8, FLAG_GROUP // 8).unbind(1)):
-        shifted = (~((piece <= low) | (piece >= high))).to(torch.int32) << number
-        codes = shifted if codes is None else codes | shifted
-    assert codes is not None
-    return codes.to(torch.uint8).view(-1)
-
-
-FLAG_GROUP = 256
-"""Elements of a group of flags."""
-
-
-def decode_flags(codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return the two-valued tensor, in the dtype of its values.
-
-    Args:
-        codes: From `encode_flags`.
-        low: As given to `encode_flags`.
-        high: As given to `encode_flags`.
-    """
-    packed = codes.view(-1, 1, FLAG_GROUP // 8).to(torch.int32)
-    shifts = torch.arange(8, dtype=torch.int32, device=codes.device).view(1, 8, 1)
-    return torch.where(((packed >> shifts) & 1) == 1, high, low).view(-1)

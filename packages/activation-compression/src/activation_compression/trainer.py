@@ -47,6 +47,7 @@ class CompressActivations(TrainerCallback, ExportableState):
         self.resumed: dict[str, Any] | None = None
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._wrapped: tuple[Any, Any] | None = None
+        self._before: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Put the compressor around the model's forward pass in training."""
@@ -83,7 +84,9 @@ class CompressActivations(TrainerCallback, ExportableState):
         if self.resumed is not None:
             self.compiled.load_state_dict(self.resumed)
             self.resumed = None
-        torch._inductor.config.custom_partitioner_fn = self.compiled["custom_partitioner_fn"]
+        for name, value in self.compiled.items():
+            self._before[name] = getattr(torch._inductor.config, name)
+            setattr(torch._inductor.config, name, value)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Measure sensitivities where the level is automatic and a measurement is due."""
@@ -100,8 +103,9 @@ class CompressActivations(TrainerCallback, ExportableState):
     def _unwrap(self) -> None:
         if self._wrapped is not None:
             restore_forward(*self._wrapped)
-        if self.compiled is not None:
-            torch._inductor.config.custom_partitioner_fn = None
+        for name, value in self._before.items():
+            setattr(torch._inductor.config, name, value)
+        self._before.clear()
         self._wrapped = self._batch = None
 
     def state(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finetune_common.compiled.function import Compiled
 
-__all__ = ["Direct"]
+__all__ = ["Direct", "DirectByShape"]
 
 
 class Direct:
@@ -41,8 +41,8 @@ class Direct:
     """
 
     def __init__(self, function: Callable[..., None], what: str, name: str) -> None:
-        self._checked = Compiled(function, what, name=name, dynamic=True, backend=self._compile)
-        self._entered: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+        self._noted = _Noted()
+        self._checked = Compiled(function, what, name=name, dynamic=True, backend=self._noted)
         self._known: dict[tuple[int, int], tuple[Callable[..., Any], list[int]]] = {}
 
     @property
@@ -60,28 +60,118 @@ class Direct:
             code, places = known
             code(*[given[place] for place in places])
             return
-        self._entered = None
+        self._noted.take()
         self._checked(list(row), list(others))
         self._remember(key, given)
 
     def _remember(self, key: tuple[int, int], given: Sequence[Any]) -> None:
         """Keep which code torch took for a length, where the places of its arguments are plain."""
-        if self._entered is None:
+        call = self._noted.take()
+        if call is None:
             return
-        code, arguments = self._entered
+        code, arguments = call
         places = [place for argument in arguments if (place := _place(argument, given)) is not None]
         if len(places) == len(arguments) and _apart(given[:-1]):
             self._known[key] = code, places
-        self._entered = None
 
-    def _compile(self, graph: Any, examples: Any) -> Callable[..., Any]:
-        """A backend of `torch.compile`: inductor, which notes what it is called with."""
+
+class DirectByShape:
+    """A function of tensors that is compiled, and entered without checks where the same shapes were seen.
+
+    As `Direct`, for tensors of several shapes that come again. Elsewhere than on a CPU, and where tensors
+    share memory, each call is checked. The caller vouches for the rest: contiguous tensors without gradient
+    history, those of one shape always apart from each other in memory or always not.
+
+    Args:
+        function: Changes its tensors in place and returns nothing.
+        what: What the user calls it, for a warning; see `Compiled`.
+        name: Tells apart, in torch's logs, what is made of one function.
+
+    Examples:
+        >>> def outer(x, y, out):
+        ...     out.copy_(x[:, None] * y)
+        >>> direct, out = DirectByShape(outer, "a product", "outer"), torch.empty(2, 3)
+        >>> direct(torch.ones(2), torch.arange(3.0), out)
+        >>> direct(torch.ones(2), torch.arange(1.0, 4.0), out)
+        >>> out
+        tensor([[1., 2., 3.],
+                [1., 2., 3.]])
+    """
+
+    MOST = 256
+    """Combinations of shapes that are remembered; then the memory starts anew."""
+
+    def __init__(self, function: Callable[..., None], what: str, name: str) -> None:
+        self.function, self._noted = function, _Noted()
+        self._checked = Compiled(function, what, name=name, backend=self._noted)
+        self._known: dict[Any, Callable[..., Any]] = {}
+
+    @property
+    def usable(self) -> bool:
+        """Whether a call would run compiled at this moment."""
+        return self._checked.usable
+
+    def enters(self, *tensors: Tensor) -> bool:
+        """Run the function if its code for these shapes is known; return whether it was."""
+        known = self._known.get(self._key(tensors))
+        if known is None:
+            return False
+        known(tensors)
+        return True
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Run the function, compiled if it is `usable`, which is for the caller to ask."""
+        if self.enters(*tensors):
+            return
+        self._noted.take()
+        self._checked(*tensors)
+        call = self._noted.take()
+        if call is None or any(tensor.device.type != "cpu" for tensor in tensors):
+            return
+        if entry := _entry(*call, tensors):
+            if len(self._known) >= self.MOST:
+                self._known.clear()
+            self._known[self._key(tensors)] = entry
+
+    @staticmethod
+    def _key(tensors: Sequence[Tensor]) -> Any:
+        shapes = tuple([(tensor.shape, tensor.dtype) for tensor in tensors])
+        return shapes, torch.get_num_threads(), torch.is_grad_enabled()
+
+
+def _entry(code: Callable[..., Any], arguments: Sequence[Any], given: Sequence[Tensor]) -> Any:
+    """Return what runs code with the given tensors; the numbers among its arguments follow from shapes."""
+    if not _apart(given):
+        return None
+    places = [_place_of(argument, given) for argument in arguments]
+    if any(place is None and isinstance(a, Tensor) for place, a in zip(places, arguments, strict=True)):
+        return None
+    pattern = [(place, None if place is not None else a) for place, a in zip(places, arguments, strict=True)]
+    return lambda own: code(*[number if place is None else own[place] for place, number in pattern])
+
+
+def _place_of(argument: Any, given: Sequence[Tensor]) -> int | None:
+    return next((n for n, other in enumerate(given) if other is argument), None)
+
+
+class _Noted:
+    """A backend of `torch.compile`: inductor, which notes what it is called with."""
+
+    def __init__(self) -> None:
+        self._call: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+
+    def take(self) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+        """Return the code that ran last and its arguments, and forget them."""
+        call, self._call = self._call, None
+        return call
+
+    def __call__(self, graph: Any, examples: Any) -> Callable[..., Any]:
         from torch._dynamo.backends.registry import lookup_backend  # loads the compiler
 
         code = lookup_backend("inductor")(graph, examples)
 
         def entered(*arguments: Any) -> Any:
-            self._entered = code, arguments
+            self._call = code, arguments
             return code(*arguments)
 
         return entered
@@ -90,7 +180,7 @@ class Direct:
 def _place(argument: Any, given: Sequence[Any]) -> int | None:
     """Return which of the given things an argument of compiled code is."""
     if isinstance(argument, Tensor):
-        return next((n for n, other in enumerate(given) if other is argument), None)
+        return _place_of(argument, given)
     return len(given) - 1 if argument == given[-1] else None
 
 

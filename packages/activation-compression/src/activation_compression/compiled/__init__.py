@@ -12,6 +12,7 @@ activation_compression.compiled.crossing    a pair of graphs
 activation_compression.compiled.tensors     what a node stands for
 activation_compression.compiled.naming      names of tensors
 activation_compression.compiled.operators   the operations that pack and unpack
+activation_compression.compiled.written_out decoding as a part of the compiler's own kernels
 """
 
 from activation_compression.compiled.options import CompileOptions, compile_options

@@ -3,6 +3,7 @@
 | value | made of |
 | --- | --- |
 | rows of an embedding, their sums | the parameter and the integers |
+| integers made of integers, as positions | those that the model was given, or lengths alone |
 | one of two numbers, as a mask that is added | its condition, which takes one bit |
 """
 
@@ -55,7 +56,7 @@ def is_choice(node: fx.Node) -> bool:
 
 
 def _follows_from_parameters(node: fx.Node, deepest: int) -> bool:
-    """Return whether a tensor is parameters' rows, and what cheap operations make of them."""
+    """Return whether a tensor is parameters' rows, and what cheap operations make of them, or integers."""
     if node.op == "placeholder":
         value = node.meta["val"]
         return is_of_parameter(node) or not isinstance(value, Tensor) or not value.is_floating_point()
@@ -65,8 +66,9 @@ def _follows_from_parameters(node: fx.Node, deepest: int) -> bool:
     if torch.Tag.nondeterministic_seeded in tags:
         return False
     cheap = torch.Tag.pointwise in tags or is_view(node) or name in (*GATHERING, *CASTS)
+    whole = isinstance(node.meta["val"], Tensor) and not node.meta["val"].is_floating_point()
     made_of_nothing = not node.all_input_nodes
-    return (cheap or made_of_nothing) and all(
+    return (cheap or whole or made_of_nothing) and all(
         _follows_from_parameters(given, deepest - 1) for given in node.all_input_nodes
     )
 

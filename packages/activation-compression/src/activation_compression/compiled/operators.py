@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from activation_compression.draws import Draws
+from activation_compression.flags import FLAG_GROUP
 from activation_compression.grouping import Columns, Grouping, Neighbours
 from activation_compression.quantizer import Codes, Flags, pack_flags
-from activation_compression.rules import FLAG_GROUP
+from activation_compression.rules import WORDS
 from activation_compression.statistics import SavedTensor
 
 __all__ = ["OPERATIONS", "STATES", "State"]
@@ -54,6 +55,11 @@ def _grouping(groups: str, size: int, columns: int) -> Grouping:
     return Columns(size, columns) if groups == "columns" else Neighbours(size, rotated=groups == "rotated")
 
 
+def _words(groups: str, bits: int) -> torch.dtype:
+    """Return the integers in which codes cross: the columns' words, which a graph can read."""
+    return WORDS[bits] if groups == "columns" else torch.uint8
+
+
 def _run(x: Tensor, order: Sequence[int]) -> Tensor:
     """Return a tensor's elements in the order of memory."""
     return x.permute(list(order)).reshape(-1)
@@ -76,7 +82,7 @@ def _encode(
     own = STATES[state]
     codes = Codes.pack(_run(x, order), bits, _grouping(groups, size, columns), own.draws.next(x, name))
     own.note(name, x, _type(x), bits, x.nbytes, codes.nbytes, "")
-    return codes.codes, codes.low.clone(), codes.step.clone()  # results may not share memory
+    return codes.codes.view(_words(groups, bits)), codes.low, codes.step
 
 
 def _encode_fake(
@@ -90,7 +96,8 @@ def _encode_fake(
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     taken, number = _grouping(groups, size, columns).lengths(x.numel(), bits)
-    codes = x.new_empty(taken, dtype=torch.uint8)
+    words = _words(groups, bits)
+    codes = x.new_empty(taken // words.itemsize, dtype=words)
     return codes, x.new_empty(number, dtype=torch.bfloat16), x.new_empty(number, dtype=torch.bfloat16)
 
 
@@ -106,7 +113,8 @@ def _decode(
     dtype: torch.dtype,
 ) -> Tensor:
     own = _grouping(groups, size, columns)
-    return Codes(codes, low, step, bits, own, math.prod(sizes), dtype).unpack().view(list(sizes))
+    packed = codes.view(torch.uint8), low, step
+    return Codes(*packed, bits, own, math.prod(sizes), dtype).unpack().view(list(sizes))
 
 
 def _decode_fake(

@@ -23,13 +23,16 @@ _made: dict[str, count[int]] = {}
 class CompileOptions(dict[str, Any]):
     """Options for `torch.compile(model, options=...)`, and what the compiled model saved.
 
+    `allow_buffer_reuse` is off, since the compiler would hold a buffer that is free until one of the same
+    size is asked for: from one layer's backward pass to that of the layer before.
+
     Args:
         partitioner: What the compiler is to call.
         state: What its graphs share.
     """
 
     def __init__(self, partitioner: Any, state: State) -> None:
-        super().__init__(custom_partitioner_fn=partitioner)
+        super().__init__(custom_partitioner_fn=partitioner, allow_buffer_reuse=False)
         self._state = state
 
     @property
@@ -87,7 +90,7 @@ def compile_options(
     Examples:
         >>> options = compile_options("L1")  # torch.compile(model, options=options)
         >>> list(options), options.stats.ratio
-        (['custom_partitioner_fn'], 1.0)
+        (['custom_partitioner_fn', 'allow_buffer_reuse'], 1.0)
     """
     found = find_level(level)
     if found.offload or not found.packs:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import operator
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from activation_compression.compiled.attention import attend_again
-from activation_compression.compiled.crossing import Crossing, just_in_time, make, returned_by
+from activation_compression.compiled.crossing import Crossing, Size, just_in_time, make, returned_by
 from activation_compression.compiled.groups import grouping_of
 from activation_compression.compiled.made_again import make_again
 from activation_compression.compiled.naming import place_of
@@ -31,6 +31,8 @@ from activation_compression.compiled.tensors import (
     root_of,
     trained,
 )
+from activation_compression.compiled.written_out import decoding, write_out
+from activation_compression.grouping import Columns
 from activation_compression.quantizer import FLOATING
 
 __all__ = ["pack"]
@@ -156,7 +158,16 @@ class Packing:
             after = part
             parts.append(crossing.cross(part, beside))
         dtype = made.meta["val"].dtype
-        self._unpack(members, OPERATIONS.decode.default, (*parts, bits, kind, size, there), (dtype,))
+
+        def decoded(sizes: list[Size]) -> fx.Node:
+            if kind == "columns" and isinstance(there, int):
+                written = decoding(parts[0].meta["val"], bits, Columns(size, there), sizes, dtype)
+                if written is not None:
+                    return write_out(crossing.backward, written, *parts)
+            settings = (bits, kind, size, there, sizes, dtype)
+            return make(crossing.backward, OPERATIONS.decode.default, *parts, *settings)
+
+        self._unpack(members, decoded)
 
     def _flags(self, members: list[Member], name: str) -> None:
         crossing = self._crossing
@@ -164,11 +175,10 @@ class Packing:
         order = order_of(made.meta["val"])
         with crossing.forward.inserting_after(made):
             packed = make(crossing.forward, OPERATIONS.flags.default, made, order, self._settings.state, name)
-        self._unpack(members, OPERATIONS.unflags.default, (crossing.cross(packed, beside),), ())
+        given = crossing.cross(packed, beside)
+        self._unpack(members, lambda sizes: make(crossing.backward, OPERATIONS.unflags.default, given, sizes))
 
-    def _unpack(
-        self, members: list[Member], target: Any, before: tuple[Any, ...], after: tuple[Any, ...]
-    ) -> None:
+    def _unpack(self, members: list[Member], decoded: Callable[[list[Size]], fx.Node]) -> None:
         """Decode once for all members, in the order of memory that the first one had."""
         crossing, block = self._crossing, None
         for member in members:
@@ -176,7 +186,7 @@ class Packing:
             sizes = [crossing.size(member.made, dim) for dim in order]
             with crossing.backward.inserting_after(self._last_given()):
                 if block is None:
-                    node = block = make(crossing.backward, target, *before, sizes, *after)
+                    node = block = decoded(sizes)
                     place = block
                 else:
                     with crossing.backward.inserting_after(place):

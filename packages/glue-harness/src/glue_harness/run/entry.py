@@ -77,6 +77,8 @@ def run(
             return finished
         with processes.together():
             methods = build_methods(config)
+            if folder.leads:
+                methods.warn_of_idle_clipping(config.max_grad_norm)
             if processes.sharded:
                 methods.check_sharded()
                 check_sharded(config)
