@@ -1,6 +1,10 @@
-"""Keeps the API pages to what users call: methods that a base class declares are shown there alone."""
+"""What the API pages show: methods that a base class declares stand there alone, and papers are links."""
+
+import re
 
 import griffe
+
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
 
 class HideOverrides(griffe.Extension):
@@ -19,6 +23,15 @@ class HideOverrides(griffe.Extension):
                 for name in declared & cls.members.keys():
                     if not name.startswith("__"):
                         cls.del_member(name)
+
+
+class LinkPapers(griffe.Extension):
+    """Makes links of the arXiv numbers in docstrings."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
+        """Change the docstring of one object, if it has one."""
+        if obj.docstring:
+            obj.docstring.value = ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", obj.docstring.value)
 
 
 def _modules(module: griffe.Module) -> list[griffe.Module]:
