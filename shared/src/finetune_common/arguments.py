@@ -56,8 +56,8 @@ def explain_arguments(target: Target) -> Target:
             misfit = _misfit_of_names(name, function, args, kwargs)
             if misfit:
                 raise ArgumentError(misfit) from None
-            misfit = _misfit_of_kinds(name, function, args, kwargs)
-            if misfit:
+            misfit, swapped = _misfit_of_kinds(name, function, args, kwargs)
+            if misfit and (swapped or not isinstance(error, ConfigurationError)):
                 raise ArgumentError(misfit) from error
             raise
 
@@ -104,7 +104,8 @@ def _share_a_word(given: str, known: str) -> bool:
 
 def _misfit_of_kinds(
     name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> str | None:
+) -> tuple[str, bool]:
+    """Return what is wrong with the classes of arguments, if anything is, and whether two are swapped."""
     signature = inspect.signature(function)
     given = signature.bind(*args, **kwargs).arguments
     order = ", ".join(
@@ -116,12 +117,10 @@ def _misfit_of_kinds(
         value = shown(given[argument])
         for other in given:
             if other != argument and isinstance(given[other], kind):
-                return (
-                    f"{argument}={value} and {other}={shown(given[other])} are in the wrong order: call "
-                    f"{name}({order})"
-                )
-        return f"{name}: {argument}={value} is no {kind.__name__}"
-    return None
+                wrong = f"{argument}={value} and {other}={shown(given[other])} are in the wrong order"
+                return f"{wrong}: call {name}({order})", True
+        return f"{name}: {argument}={value} is no {kind.__name__}", False
+    return "", False
 
 
 def _classes(function: Callable[..., Any]) -> dict[str, type]:
