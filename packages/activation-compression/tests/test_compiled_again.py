@@ -89,3 +89,21 @@ def test_lengths_may_change(model, level):
         batch = batch_of(rows, length)
         found, expected = gradients(packed, model, batch), gradients(model, model, batch)
         assert all(relative(p, q) < 0.02 for p, q in zip(found, expected, strict=True))
+
+
+def test_integers_made_of_integers_do_not_cross():
+    """Which document a token is of, from where documents begin, as packed sequences have it."""
+    weight = torch.randn(128, requires_grad=True)
+
+    def scores(begins, x):
+        document = torch.cumsum(begins, 1)
+        near = document[:, :, None] == document[:, None]
+        return (torch.sin(x * weight).unsqueeze(1) * near).sum(1).square().sum()
+
+    begins = (torch.rand(16, 128, generator=torch.Generator().manual_seed(0)) < 0.1).long()
+    x = torch.randn(16, 128)
+    options = compile_options("lossless")
+    [found] = torch.autograd.grad(compiled(scores, options)(begins, x), weight)
+    [expected] = torch.autograd.grad(scores(begins, x), weight)
+    torch.testing.assert_close(found, expected)
+    assert not [row for row in options.stats.rows if row.operation == "cumsum"]

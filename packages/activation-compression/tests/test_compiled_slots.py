@@ -1,6 +1,7 @@
 """The harness's activation methods where a run compiles its model."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,3 +60,16 @@ def test_seeds_of_the_run_round_differently():
     torch.manual_seed(6)
     second = CompressMethod(CompressOptions("L1")).compile_options()
     assert first["custom_partitioner_fn"].uuid() != second["custom_partitioner_fn"].uuid()
+
+
+def test_a_trainer_gives_the_compiler_its_settings_back():
+    config = pytest.importorskip("torch._inductor.config")
+    trainer = pytest.importorskip("activation_compression.trainer")
+    before = config.custom_partitioner_fn, config.allow_buffer_reuse
+    callback = trainer.CompressActivations("L1")
+    arguments = SimpleNamespace(torch_compile=True, torch_compile_backend="inductor")
+    callback.on_train_begin(arguments, None, None)
+    assert config.custom_partitioner_fn is callback.compiled["custom_partitioner_fn"]
+    assert config.allow_buffer_reuse is False
+    callback.on_train_end(arguments, None, None)
+    assert (config.custom_partitioner_fn, config.allow_buffer_reuse) == before
