@@ -183,6 +183,7 @@ LEVELS = {
         "__init__ testing",
         "data metrics optim scorers",
         "compiled demo measure slots tasks",
+        "arguments",
         "errors lazy",
     ),
 }

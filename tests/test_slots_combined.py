@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from interrupted import cut_off_and_continued
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import ActivationCompressor
-from glue_harness import parse_mapping, run
-from glue_harness.run import loop
 from parameter_efficient import (
     BitFit,
     BottleneckAdapter,
@@ -55,45 +54,14 @@ TOGETHER: dict[str, dict[str, Any]] = {
 }
 
 
-class CutOffError(Exception):
-    """What stops a run in these tests."""
-
-
 @pytest.mark.parametrize("slots", TOGETHER.values(), ids=TOGETHER)
 def test_all_slots_together_resume_to_the_same_numbers(
     slots: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {
-        "task": "demo-entailment",
-        "model": "demo",
-        "max_train_samples": 48,
-        "max_steps": 5,
-        "batch_size": 4,
-        "accumulate": 2,
-        "save_every": 2,
-        "log_every": 1,
-    }
-
-    def configured(folder: str) -> Any:
-        return parse_mapping({**settings, **slots, "output_dir": str(tmp_path / folder)})
-
-    whole = run(configured("whole"))
-    step = loop.Training._train_step
-
-    def cut_off(self: loop.Training, *args: Any) -> torch.Tensor:
-        if self.step == 3:
-            raise CutOffError
-        return step(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Training, "_train_step", cut_off)
-        with pytest.raises(CutOffError):
-            run(configured("cut"))
-    again = run(configured("cut"))
-    assert again["metrics"] == whole["metrics"]
-    logged = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in ("whole", "cut")]
-    assert logged[0] == logged[1]
-    assert [json.loads(line)["step"] for line in logged[0].splitlines()] == [1, 2, 3, 4, 5]
+    few = {"max_train_samples": 48, "max_steps": 5, "batch_size": 4, "accumulate": 2}
+    cut_off_and_continued(tmp_path, monkeypatch, **few, **slots)
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
 
 
 ADAPTATIONS = [

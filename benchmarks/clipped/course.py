@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matplotlib.figure import Figure
+from bands import draw
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.report.aggregate import summarise
@@ -54,39 +54,6 @@ def curves(sweep: Path) -> dict[str, dict[str, dict[int, list[float]]]]:
             for entry in by_folder[folder]["history"]:
                 scores.setdefault(entry["step"], []).append(entry["metrics"][row.primary])
     return found
-
-
-def band(scores: Sequence[float]) -> tuple[float, float, float]:
-    """Return what 5 %, half and 95 % of scores lie below, read off between them.
-
-    Examples:
-        >>> band([0.0, 1.0, 2.0, 3.0, 4.0])
-        (0.2, 2.0, 3.8)
-    """
-    ordered = sorted(scores)
-
-    def quantile(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        below = int(place)
-        above = min(below + 1, len(ordered) - 1)
-        return round(ordered[below] + (place - below) * (ordered[above] - ordered[below]), 12)
-
-    return quantile(0.05), quantile(0.5), quantile(0.95)
-
-
-def draw(found: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> None:
-    """Write a panel a task: each setting's median over seeds and its band."""
-    figure = Figure(figsize=(7 * len(found), 4.5), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for ax, (title, settings) in zip(panels, found.items(), strict=True):
-        for setting, scores in settings.items():
-            steps = sorted(scores)
-            low, middle, high = zip(*(band(scores[step]) for step in steps), strict=True)
-            ax.plot(steps, middle, label=setting)
-            ax.fill_between(steps, low, high, alpha=0.15)
-        ax.set(xlabel="step", title=f"{title}: median and 5-95 % band")
-        ax.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
 
 
 def table(report: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 The error is that of one gradient against the plain one, ‖ĝ - g‖ / ‖g‖, and of the mean of several; the loss
 is that of one batch before and after training on it, compressed and plain from the same start.
 
-    python benchmarks/gact/architectures.py
+    python benchmarks/gact/architectures.py --output-dir DIR
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from activation_compression import ActivationCompressor
 
-HERE = Path(__file__).parent
 DRAWS, STEPS, RATE, LEVELS = 20, 15, 1e-3, ("lossless", "L1", "L1.2")
 WORDS, WIDTH, LENGTH, BATCH = 512, 256, 64, 8
 TEXT = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -225,10 +224,10 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"gradients to average ({DRAWS})")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of training ({STEPS})")
-    rows.add_options(parser, HERE / "results" / "architectures")
+    parser.add_argument("--output-dir", type=Path, required=True, help="a folder; what is there is kept")
     options = parser.parse_args()
     rows.measured(
-        options,
+        options.output_dir,
         {"draws": options.draws, "steps": options.steps},
         ({"architecture": name, "level": level} for name in options.names for level in LEVELS),
         lambda one: measure(one["architecture"], one["level"], options.draws, options.steps),

@@ -12,44 +12,30 @@ from it, and `throughput.png` where several batches were measured.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import rows
 import torch
 import yaml
 from matplotlib.figure import Figure
 
 from glue_harness.config.fields import RunConfig
-from glue_harness.cost.capacity import SEARCHES, capacity, read_bytes
+from glue_harness.cost.capacity import capacity, read_bytes, resized
 from glue_harness.cost.steps import Steps
-from glue_harness.hardware import hardware, versions
-from glue_harness.run.records import write_whole
 
 HERE = Path(__file__).parent
 
-SAME = ("max_length", "rows", "budget", "by", "device", "rounds", "activations")
-"""What all rows of a result have in common; models, searches and batches may be added."""
 
-
-def at(config: RunConfig, search: str, value: int) -> RunConfig:
-    """Return the configuration of the largest value found."""
-    if search == "batch-size":
-        return replace(config, batch_size=value)
-    fields = {SEARCHES[search][0]: value}
-    if search == "hidden":
-        fields["num_attention_heads"] = value // SEARCHES[search][1]
-    return replace(config, model_config={**config.model_config, **fields})
-
-
-def sequences_per_second(config: RunConfig, device: str, rounds: int) -> float | None:
+def sequences_per_second(config: RunConfig, device: str, attention: str | None, rounds: int) -> float | None:
     """Return the speed of forward and backward passes; None where memory runs out."""
     try:
-        steps = Steps(config, device)
+        steps = Steps(config, device, attention)
         seconds = []
         for _ in range(rounds + 2):  # the first two compile and allocate
             steps.model.zero_grad()
@@ -63,57 +49,37 @@ def sequences_per_second(config: RunConfig, device: str, rounds: int) -> float |
     return config.batch_size / median(seconds[2:])
 
 
-def searched(spec: Mapping[str, Any], model: str, search: str, name: str) -> dict[str, Any]:
-    """Return the row of a search."""
-    choice = spec["activations"][name]
+def wanted(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what is to be measured: models and ways with each search, and then with each batch."""
+    for what in ("searches", "throughput_at"):
+        for model, name, one in product(spec["models"], spec["activations"], spec[what]):
+            yield {"model": model, "activations": name, what: one}
+
+
+def measured(spec: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a search, or of a batch; a way may have an attention of its own."""
+    choice = dict(spec["activations"][one["activations"]])
+    attention = choice.pop("attention", spec["attention"])
+    search, batch = one.get("searches"), one.get("throughput_at")
     config = RunConfig(
         task="sst2",
-        model=model,
+        model=one["model"],
         output_dir="none",
-        batch_size=1 if search == "batch-size" else spec["rows"],
+        batch_size=batch or (1 if search == "batch-size" else spec["rows"]),
         max_length=spec["max_length"],
         activation=choice,
         optimizer={"name": "adamw", "lr": 1e-5},
     )
-    found = capacity(
-        config, search, read_bytes(spec["budget"]), {name: choice}, by=spec["by"], device=spec["device"]
-    )
-    row = found["results"][name]
-    largest, rate = row["largest"], None
-    if largest and spec["by"] == "measurement":
-        rate = sequences_per_second(at(config, search, largest), spec["device"], spec["rounds"])
-    return {"largest": largest, "peak_bytes": row["peak_bytes"], "sequences_per_second": rate}
-
-
-def timed(spec: Mapping[str, Any], model: str, batch: int, name: str) -> dict[str, Any]:
-    """Return the row of a batch."""
-    config = RunConfig(
-        task="sst2",
-        model=model,
-        output_dir="none",
-        batch_size=batch,
-        max_length=spec["max_length"],
-        activation=spec["activations"][name],
-        optimizer={"name": "adamw", "lr": 1e-5},
-    )
-    return {"sequences_per_second": sequences_per_second(config, spec["device"], spec["rounds"])}
-
-
-def wanted(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what is to be measured: model, search or batch, way of keeping activations."""
-    for model in spec["models"]:
-        for name in spec["activations"]:
-            for search in spec["searches"]:
-                yield {"model": model, "activations": name, "searches": search}
-            for batch in spec["throughput_at"]:
-                yield {"model": model, "activations": name, "throughput_at": batch}
-
-
-def measured(spec: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with its numbers."""
-    if "searches" in one:
-        return {**one, **searched(spec, one["model"], one["searches"], one["activations"])}
-    return {**one, **timed(spec, one["model"], one["throughput_at"], one["activations"])}
+    found: dict[str, Any] = {}
+    if search:
+        budget, how = read_bytes(spec["budget"]), {"by": spec["by"], "device": spec["device"]}
+        report = capacity(config, search, budget, {"it": choice}, attention=attention, **how)
+        found = {key: report["results"]["it"][key] for key in ("largest", "peak_bytes")}
+        config = resized(config, search, found["largest"])
+        if not found["largest"] or spec["by"] != "measurement":
+            return {**found, "sequences_per_second": None}
+    rate = sequences_per_second(config, spec["timed_on"], attention, spec["rounds"])
+    return {**found, "sequences_per_second": rate}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -131,10 +97,11 @@ def table(result: Mapping[str, Any]) -> str:
         largest = f"{row['largest']:,}" if "largest" in row else ""
         numbers = (largest, f"{peak / 1e9:.2f}" if peak else "", f"{rate:.2f}" if rate else "")
         lines.append(f"| {row['model']} | {row['activations']} | {what} | {' | '.join(numbers)} |")
-    return (
-        "\n".join(lines)
-        + f"\n\n{spec['max_length']} tokens, {spec['rows']} rows where depth or width grows, "
-        f"budget {spec['budget']}; by {spec['by']} for {spec['device']}.\n"
+    others = {name: way["attention"] for name, way in spec["activations"].items() if "attention" in way}
+    apart = "".join(f", of {name} {kind}" for name, kind in others.items())
+    return "\n".join(lines) + (
+        f"\n\n{spec['max_length']} tokens, {spec['rows']} rows where depth or width grows, attention "
+        f"{spec['attention']}{apart}, budget {spec['budget']}; by {spec['by']} for {spec['device']}.\n"
     )
 
 
@@ -179,20 +146,10 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     options = parser.parse_args()
     spec = yaml.safe_load(options.spec.read_text(encoding="utf-8"))
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    file = options.output_dir / "result.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"spec": spec, "rows": []}
-    if differs := [key for key in SAME if kept["spec"].get(key) != spec.get(key)]:
-        parser.error(f"{file} has another {differs[0]}: remove it or give another --output-dir")
-    rows = kept["rows"]
-    result = {"spec": spec, "versions": versions(), "hardware": hardware(torch.device(spec["device"]))}
-    for one in wanted(spec):
-        if not any(one.items() <= row.items() for row in rows):
-            rows.append(measured(spec, one))
-            write_whole(file, json.dumps({**result, "rows": rows}, indent=1) + "\n")
-    write_whole(options.output_dir / "table.md", table({**result, "rows": rows}))
-    print(table({**result, "rows": rows}))
-    if len(spec["throughput_at"]) > 1 and (found := curves({"rows": rows})):
+    report = rows.measured(
+        options.output_dir, {"spec": spec}, wanted(spec), partial(measured, spec), table, spec["timed_on"]
+    )
+    if len(spec["throughput_at"]) > 1 and (found := curves(report)):
         draw(found, options.output_dir / "throughput.png")
 
 

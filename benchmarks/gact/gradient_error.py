@@ -5,7 +5,7 @@ bias, and 1/n of one draw's variance; the bias is estimated with that share take
 
     bias² = ‖mean - g‖² - var / n,      var = mean ‖ĝ - mean‖² · n / (n - 1)
 
-    python benchmarks/gact/gradient_error.py
+    python benchmarks/gact/gradient_error.py --output-dir DIR
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import measured
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from activation_compression import ActivationCompressor
-from glue_harness.hardware import hardware, versions
-from glue_harness.run.records import write_report
 
-HERE = Path(__file__).parent
 LEVELS = ("L0", "L1.1", "L1", "L1.2", "L2", "L2.1", "L2.2")
 SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_hidden_layers": 3}
 BATCH, LENGTH, VOCABULARY = 8, 64, 1000
@@ -61,7 +59,6 @@ def measure(level: str, draws: int) -> dict[str, Any]:
     one = variance + bias
     whole = float(exact.square().sum())
     return {
-        "level": level,
         "ratio": compressor.stats.ratio,
         "error": (one / whole) ** 0.5,
         "error_of_mean": (off / whole) ** 0.5,
@@ -89,16 +86,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--draws", type=int, default=200, help="gradients a level (200)")
-    parser.add_argument("--output-dir", type=Path, default=HERE / "results" / "gradient-error")
+    parser.add_argument("--output-dir", type=Path, required=True)
     options = parser.parse_args()
-    report = {
-        "draws": options.draws,
-        "shape": {**SHAPE, "batch": BATCH, "length": LENGTH},
-        "rows": [measure(level, options.draws) for level in LEVELS],
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
-    }
-    write_report(options.output_dir, report, table(report))
+    measured(
+        options.output_dir,
+        {"draws": options.draws, "shape": {**SHAPE, "batch": BATCH, "length": LENGTH}},
+        ({"level": level} for level in LEVELS),
+        lambda one: measure(one["level"], options.draws),
+        table,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Models of images and of graphs with compressed activations: accuracy, bytes saved, seconds of a step.
+"""Models of images and of graphs with compressed activations: accuracy, bytes saved, on a GPU a step's time.
 
     python benchmarks/gact/images_and_graphs.py --output-dir DIR      # digits and the Karate club, no network
     python benchmarks/gact/images_and_graphs.py --spec benchmarks/gact/images-and-graphs.yaml --output-dir DIR
 
-A ResNet, a Swin transformer and a graph convolution, each at each level with each seed. `data` is
-scikit-learn's `digits`, networkx' `karate` (half of the members have a known side), or a shape: its made-up
-rows have bytes and times, and no accuracy. A run that runs out of memory is kept as such.
+A ResNet, a Swin transformer and a graph convolution, each at each level with each seed, on data as samples.py
+describes them. Of ImageNet's first rows only bytes and times are told. A run that runs out of memory is kept
+as such.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -22,64 +22,15 @@ from typing import Any
 import torch
 import transformers
 import yaml
+from rows import measured
+from samples import Data, load
 from torch import Tensor, nn
 from torch.nn import functional
 
 from activation_compression import ActivationCompressor
-from glue_harness.hardware import hardware, versions
-from glue_harness.run.records import write_report
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass
-class Data:
-    """Rows, with the edges between them where they are nodes of a graph.
-
-    Attributes:
-        x: Images [rows, channels, height, width], or features of nodes [nodes, features].
-        y: Labels.
-        train: Which rows are learned from.
-        test: Which rows are asked about; none of made-up ones.
-        edges: Pairs of nodes [2, edges].
-        classes: How many labels there are.
-    """
-
-    x: Tensor
-    y: Tensor
-    train: Tensor
-    test: Tensor
-    classes: int
-    edges: Tensor | None = None
-
-
-def digits() -> Data:
-    from sklearn.datasets import load_digits
-
-    x, y = (torch.as_tensor(values) for values in load_digits(return_X_y=True))
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    return Data((x.float() / 8 - 1).view(-1, 1, 8, 8), y, order[360:], order[:360], 10)
-
-
-def karate() -> Data:
-    import networkx
-
-    graph = networkx.karate_club_graph()
-    y = torch.tensor([int(graph.nodes[node]["club"] == "Officer") for node in graph])
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    edges = torch.tensor(list(graph.edges)).t()
-    return Data(torch.eye(len(y)), y, order[: len(y) // 2], order[len(y) // 2 :], 2, edges)
-
-
-def made_up(shape: Mapping[str, Any]) -> Data:
-    """Return random rows: `images` [rows, channels, height, width], or `nodes`, `features` and `edges`."""
-    generator = torch.Generator().manual_seed(0)
-    size = shape["images"] if "images" in shape else (shape["nodes"], shape["features"])
-    x, rows = torch.randn(*size, generator=generator), torch.arange(size[0])
-    y = torch.randint(shape["classes"], (size[0],), generator=generator)
-    edges = torch.randint(size[0], (2, shape["edges"]), generator=generator) if "edges" in shape else None
-    return Data(x, y, rows, rows[:0], shape["classes"], edges)
 
 
 class GraphConvolution(nn.Module):
@@ -142,8 +93,7 @@ def logits(model: nn.Module, data: Data, rows: Tensor) -> Tensor:
 
 def trained(entry: Mapping[str, Any], level: str, seed: int) -> dict[str, Any]:
     """Return what a run measured: accuracy, bytes kept for backward, the median seconds of a step."""
-    made = {"digits": digits, "karate": karate}
-    data = made[entry["data"]]() if isinstance(entry["data"], str) else made_up(entry["data"])
+    data = load(entry["data"])
     torch.manual_seed(seed)
     fields = dict(entry.get("fields") or {})
     graph = entry["model"] == "gcn"
@@ -179,42 +129,35 @@ def trained(entry: Mapping[str, Any], level: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def measure(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each model, level and seed."""
-    rows = []
-    for name, entry in spec["nets"].items():
-        for level in spec["levels"]:
-            for seed in spec["seeds"]:
-                try:
-                    found = trained(entry, level, seed)
-                except torch.OutOfMemoryError:
-                    found = {"out_of_memory": True}
-                rows.append({"model": name, "level": level, "seed": seed, **found})
-    return rows
+def measure(spec: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a model at a level with a seed."""
+    try:
+        return trained(spec["nets"][one["model"]], one["level"], one["seed"])
+    except torch.OutOfMemoryError:
+        return {"out_of_memory": True}
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """Return the markdown table of a report."""
-    lines = [
-        "| model | level | accuracy | saved for backward | fewer bytes | a step |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    """Return the markdown table of a report; of a CPU, which other work shares, no times."""
+    timed = report["hardware"]["device"] != "cpu"
+    columns = ["accuracy", "saved for backward", "fewer bytes", *(["a step"] if timed else [])]
+    lines = [f"| model | level | {' | '.join(columns)} |", f"| --- | --- |{' ---: |' * len(columns)}"]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in report["rows"]:
         groups.setdefault((row["model"], row["level"]), []).append(row)
     for (model, level), runs in groups.items():
         if any("out_of_memory" in run for run in runs):
-            lines.append(f"| {model} | {level} | out of memory | | | |")
+            cells = ["out of memory", *[""] * (len(columns) - 1)]
+            lines.append(f"| {model} | {level} | {' | '.join(cells)} |")
             continue
         hits = [run["accuracy"] for run in runs if "accuracy" in run]
         spread = f" ± {stdev(hits):.4f}" if len(hits) > 1 else ""
         size, plain = runs[0]["saved_bytes"], runs[0]["plain_bytes"]
         shown = f"{mean(hits):.4f}{spread}" if hits else "–"
-        step = median(run["step_seconds"] for run in runs)
-        lines.append(
-            f"| {model} | {level} | {shown} | {size / 2**20:,.2f} MiB | {plain / size:.1f}x "
-            f"| {1000 * step:,.1f} ms |"
-        )
+        cells = [shown, f"{size / 2**20:,.2f} MiB", f"{plain / size:.1f}x"]
+        if timed:
+            cells.append(f"{1000 * median(run['step_seconds'] for run in runs):,.1f} ms")
+        lines.append(f"| {model} | {level} | {' | '.join(cells)} |")
     seeds = ", ".join(map(str, report["spec"]["seeds"]))
     lines += ["", f"Mean ± standard deviation over seeds {seeds}; AdamW, random first weights.", ""]
     return "\n".join(lines)
@@ -227,10 +170,10 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    spec, began = yaml.safe_load(options.spec.read_text(encoding="utf-8")), time.perf_counter()
-    report = {"spec": spec, "rows": measure(spec), "seconds": round(time.perf_counter() - began, 1)}
-    report |= {"versions": versions(), "hardware": hardware(DEVICE)}
-    write_report(options.output_dir, report, table(report))
+    spec = yaml.safe_load(options.spec.read_text(encoding="utf-8"))
+    axes = spec["nets"], spec["levels"], spec["seeds"]
+    wanted = ({"model": net, "level": level, "seed": seed} for net, level, seed in product(*axes))
+    measured(options.output_dir, {"spec": spec}, wanted, partial(measure, spec), table, device=DEVICE.type)
 
 
 if __name__ == "__main__":

@@ -4,68 +4,57 @@ Random weights have no outliers, real ones do: some features of the residual str
 as others. The batch is the first rows of MRPC, in training mode; dropout is the same in every draw. MPNet is
 put together by base_encoder.py.
 
-    python benchmarks/gact/real_weights.py --models $MINILM_DIR models/mpnet
+    python benchmarks/gact/real_weights.py --models $MINILM_DIR models/mpnet --output-dir DIR
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from gradient_error import gradient
-from torch import nn
+from rows import measured
+from torch import Tensor, nn
 
 from activation_compression import ActivationCompressor
 from glue_harness.config.fields import RunConfig
-from glue_harness.hardware import hardware, versions
 from glue_harness.run.assembly import create
 from glue_harness.run.plan import Data
-from glue_harness.run.records import write_report
 
-HERE = Path(__file__).parent
 WAYS: dict[str, dict[str, Any]] = {
     "L1, as published": {"level": "L1", "derive": False},
     **{level: {"level": level} for level in ("lossless", "L1.1", "L1", "L2", "L2.1", "L1.2", "L2.2")},
 }
 
 
-def measure(name: str, folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each way of storing."""
+@cache
+def prepared(folder: str, task: str, data_dir: str | None, max_length: int, rows: int) -> Any:
+    """Return a pre-trained model, a batch of the first rows, and the plain gradient."""
     config = RunConfig(
-        task=options.task,
-        model=folder,
-        data_dir=options.data_dir,
-        output_dir="none",
-        max_length=options.max_length,
-        seed=0,
+        task=task, model=folder, data_dir=data_dir, output_dir="none", max_length=max_length, seed=0
     )
     run = create(config)
     model: nn.Module = run.model.train()
-    [batch] = Data.load(config, run.tokenizer).loader("train", [list(range(options.rows))])
-    exact = gradient(model, batch, ActivationCompressor(model, "L0"))
-    rows = []
-    for way in options.ways:
-        settings = WAYS[way]
-        compressor = ActivationCompressor(model, **settings)
-        if compressor.level.automatic:
-            compressor.adapt(lambda: model(**batch).loss)
-        found = [gradient(model, batch, compressor) for _ in range(options.draws)]
-        errors = torch.stack([(g - exact).norm() / exact.norm() for g in found])
-        mean = torch.stack(found).mean(0)
-        rows.append(
-            {
-                "model": name,
-                "way": way,
-                "ratio": compressor.stats.ratio,
-                "error": float(errors.square().mean().sqrt()),
-                "error_of_mean": float((mean - exact).norm() / exact.norm()),
-            }
-        )
-        print(f"{name}, {way}: error {rows[-1]['error']:.3f} at {rows[-1]['ratio']:.1f}x", flush=True)
-    return rows
+    [batch] = Data.load(config, run.tokenizer).loader("train", [list(range(rows))])
+    return model, batch, gradient(model, batch, ActivationCompressor(model, "L0"))
+
+
+def measure(way: str, draws: int, model: nn.Module, batch: dict[str, Any], exact: Tensor) -> dict[str, Any]:
+    """Return the numbers of a way of storing."""
+    compressor = ActivationCompressor(model, **WAYS[way])
+    if compressor.level.automatic:
+        compressor.adapt(lambda: model(**batch).loss)
+    found = torch.stack([gradient(model, batch, compressor) for _ in range(draws)])
+    errors = (found - exact).norm(dim=1) / exact.norm()
+    return {
+        "ratio": compressor.stats.ratio,
+        "error": float(errors.square().mean().sqrt()),
+        "error_of_mean": float((found.mean(0) - exact).norm() / exact.norm()),
+    }
 
 
 def table(report: dict[str, Any]) -> str:
@@ -94,24 +83,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=96)
     parser.add_argument("--draws", type=int, default=4, help="gradients a row (4)")
-    parser.add_argument("--output-dir", type=Path, default=HERE / "results" / "real-weights")
+    parser.add_argument("--output-dir", type=Path, required=True)
     options = parser.parse_args()
     if None in options.models:
         parser.error("no model: give --models FOLDER... or MINILM_DIR=FOLDER")
     torch.set_flush_denormal(True)
-    rows = [
-        row
-        for name, folder in zip(options.names, options.models, strict=False)
-        for row in measure(name, folder, options)
-    ]
-    report = {
-        "rows": rows,
-        **{key: getattr(options, key) for key in ("task", "draws", "max_length")},
-        "batch": options.rows,
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
-    }
-    write_report(options.output_dir, report, table(report))
+    folders = dict(zip(options.names, options.models, strict=False))
+    common = {key: getattr(options, key) for key in ("task", "draws", "max_length")} | {"batch": options.rows}
+    row = (options.task, options.data_dir, options.max_length, options.rows)
+    measured(
+        options.output_dir,
+        common,
+        ({"model": name, "way": way} for name in folders for way in options.ways),
+        lambda one: measure(one["way"], options.draws, *prepared(folders[one["model"]], *row)),
+        table,
+    )
 
 
 if __name__ == "__main__":

@@ -1,56 +1,64 @@
-"""Rows that are measured one by one, each written at once: a run that was cut goes on where it stopped."""
+"""Rows that are measured one by one, each written at once: a script that was cut goes on where it stopped."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finetune_common.errors import ConfigurationError
 from glue_harness.hardware import hardware, versions
-from glue_harness.run.records import write_report
+from glue_harness.run.records import write_report, write_whole
 
-__all__ = ["add_options", "measured"]
+__all__ = ["measured"]
 
 Row = dict[str, Any]
 
 
-def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
-    """Add where rows are written, and whether those that are there stay."""
-    parser.add_argument("--output-dir", type=Path, default=folder)
-    parser.add_argument("--resume", action="store_true", help="measure only the rows that are not there yet")
-
-
 def measured(
-    options: argparse.Namespace,
+    folder: Path,
     settings: Mapping[str, Any],
     wanted: Iterable[Row],
     measure: Callable[[Row], Row],
     table: Callable[[dict[str, Any]], str],
-) -> None:
-    """Measure what is wanted; after each row write `result.json` and `table.md`.
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure what is not there yet, each row kept in `result.json` at once; return the whole report.
+
+    At the end `table.md` is written, and printed.
 
     Args:
-        options: With `output_dir` and `resume`.
-        settings: What all rows have in common; rows of other settings do not stay.
+        folder: Where they are written.
+        settings: What all rows have in common.
         wanted: What identifies each row.
-        measure: What identifies a row → the row.
+        measure: What identifies a row → its numbers.
         table: The whole report → markdown.
+        device: What it runs on.
+
+    Raises:
+        SystemExit: The folder holds rows of other settings, or something is missing; both are said in a line.
     """
-    kept: list[Row] = []
-    file = options.output_dir / "result.json"
-    if options.resume and file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        kept = before["rows"] if all(before.get(key) == value for key, value in settings.items()) else []
-    rows: list[Row] = []
+    file = folder / "result.json"
+    report = {**settings, "rows": [], "seconds": 0.0}
+    if file.exists():
+        report = json.loads(file.read_text(encoding="utf-8"))
+        if differs := [key for key, value in settings.items() if report.get(key) != value]:
+            raise ConfigurationError(
+                f"{file} has another {differs[0]}: remove it or give another --output-dir"
+            )
+    report |= {"versions": versions(), "hardware": hardware(torch.device(device))}
     for one in wanted:
-        known = next((row for row in kept if one.items() <= row.items()), None)
-        rows.append({**one, **measure(one)} if known is None else known)
-        if known is None:
-            others = [row for row in kept if row not in rows]
-            report: dict[str, Any] = {"rows": rows + others, **settings}
-            report |= {"versions": versions(), "hardware": hardware(torch.device("cpu"))}
-            write_report(options.output_dir, report, table(report))
+        if not any(one.items() <= row.items() for row in report["rows"]):
+            began = time.perf_counter()
+            try:
+                report["rows"].append({**one, **measure(one)})
+            except ConfigurationError as error:
+                raise SystemExit(f"error: {error}") from None
+            report["seconds"] = round(report["seconds"] + time.perf_counter() - began, 1)
+            write_whole(file, json.dumps(report, indent=1) + "\n")
+    write_report(folder, report, table(report))
+    return report

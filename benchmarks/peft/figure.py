@@ -1,15 +1,7 @@
-"""Draw the per-layer curves from committed results.
-
-    python benchmarks/peft/figure.py benchmarks/peft/results/layers-sst2.json
-
-writes the figure beside the JSON file (`.png`).
-"""
+"""The per-layer curves of kept results, as `docs/figures/make.py` draws them."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -54,16 +46,3 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small", ncols=2)
     return figure
-
-
-def main() -> None:
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("results", type=Path, help="JSON file that benchmarks/collect.py wrote")
-    options = parser.parse_args()
-    results = json.loads(options.results.read_text(encoding="utf-8"))
-    draw(results).savefig(options.results.with_suffix(".png"), dpi=150)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -152,24 +153,39 @@ def hindrance(benchmark: Benchmark, run: Mapping[str, Any]) -> str:
     return next(reasons, "")
 
 
-def table(judged: Mapping[str, tuple[int, int]]) -> str:
-    """Return which experiments are compared, and where they differ, as a markdown table.
+def table(judged: Mapping[str, Counter[str]]) -> str:
+    """Return which experiments are compared, and where they differ: a markdown table, sums and reasons below.
 
     Args:
-        judged: Benchmark → how many published numbers are judged, and how many are not.
+        judged: Benchmark → why published numbers are not judged, and how many; empty for those that are.
     """
     lines = [
         "| benchmark | published numbers judged | not judged | differs from the release | not comparable |",
         "| --- | ---: | ---: | --- | --- |",
     ]
-    for benchmark in catalogue().values():
-        if released(benchmark) is not None:
-            yes, no = judged.get(benchmark.name, (0, 0))
-            names = ", ".join(differences(benchmark)) or "nothing"
-            matters = [said["matters"] for said in benchmark.differs.values() if isinstance(said, Mapping)]
-            why = "; ".join(dict.fromkeys(matters))
-            lines.append(f"| `{benchmark.name}` | {yes} | {no} | {names} | {why} |")
+    repeated = [benchmark for benchmark in catalogue().values() if released(benchmark) is not None]
+    for benchmark in repeated:
+        own = judged.get(benchmark.name, Counter())
+        names = ", ".join(differences(benchmark)) or "nothing"
+        why = "; ".join(dict.fromkeys(_forbidding(benchmark)))
+        lines.append(f"| `{benchmark.name}` | {own['']} | {own.total() - own['']} | {names} | {why} |")
+    reasons = sum(judged.values(), Counter())
+    yes, told = reasons.pop(""), reasons.total()
+    why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    declared = sum(len(benchmark.differs) for benchmark in repeated)
+    forbid = sum(len(_forbidding(benchmark)) for benchmark in repeated)
+    lines += [
+        "",
+        f"{yes + told} published numbers belong to a benchmark; {yes} are judged, the other {told} are not: "
+        f"{why}. {declared} differences from the released code are declared, each with its "
+        f"reason; {forbid} of them forbid a comparison.",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _forbidding(benchmark: Benchmark) -> list[str]:
+    """Return why numbers cannot be compared, a reason a difference that matters."""
+    return [said["matters"] for said in benchmark.differs.values() if isinstance(said, Mapping)]
 
 
 def method_table(work: str) -> str:

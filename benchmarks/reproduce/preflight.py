@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,16 @@ def _images(name: str) -> str:
     return ""
 
 
+def _folders(described: Any) -> Iterator[str]:
+    """Yield the variables of a script's data folders that are not set, and what the folders hold."""
+    if isinstance(described, Mapping):
+        for value in described.values():
+            name = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
+            if name and name[1] not in os.environ:
+                yield f"{name[1]}=DIR is not given: {described.get('from', 'a folder')}"
+            yield from _folders(value)
+
+
 def _missing(benchmark: Benchmark, output: Path) -> Iterator[str]:
     spec = benchmark.spec("paper")
     runs = list(points(spec)) if "base" in spec else [spec]
@@ -69,6 +81,7 @@ def _missing(benchmark: Benchmark, output: Path) -> Iterator[str]:
         yield _model(name, find_config if benchmark.script else load_tokenizer)
     if benchmark.script:
         yield _images(spec["data"]) if "data" in spec else ""
+        yield from dict.fromkeys(_folders(spec))
         return
     for task, folder in dict.fromkeys((run["task"], run.get("data_dir")) for run in runs):
         yield _data(task, folder)

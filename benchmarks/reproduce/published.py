@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -23,13 +24,14 @@ def targets(work: str) -> tuple[Target, ...]:
     return read_targets(path) if path.exists() else ()
 
 
-def judged() -> dict[str, tuple[int, int]]:
-    """Return for each benchmark how many published numbers the paper scale judges, and how many not."""
+def judged() -> dict[str, Counter[str]]:
+    """Return for each benchmark why the paper scale does not judge published numbers; empty: it does."""
     found = {}
     for benchmark in catalogue().values():
         own = [t for t in targets(benchmark.work) if t.benchmark == benchmark.name and t.value is not None]
-        yes = sum(t.verified and not t.note and not hindrance(benchmark, t.run) for t in own)
-        found[benchmark.name] = yes, len(own) - yes
+        told = ("" if t.verified else "not verified at its source" for t in own)
+        reasons = (why or t.note or hindrance(benchmark, t.run) for why, t in zip(told, own, strict=True))
+        found[benchmark.name] = Counter(reason.partition(";")[0] for reason in reasons)
     return found
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import clipped_adaptive
 from clipped_adaptive import RunningQuantile
+from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import find
 
@@ -49,6 +50,15 @@ def test_a_quantile_takes_the_place_of_the_level():
     method = find("optimizer", "clipped-adam")
     optimizer = method(method.Options(quantile=0.5)).build(nn.Linear(2, 2), groups(nn.Linear(2, 2)))
     assert optimizer.max_norm == RunningQuantile(0.5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_level_is_told_where_it_is_fixed(name):
+    method = find("optimizer", name)
+    assert [method(method.Options(clip=clip, max_norm=0.5)).clips_at for clip in CLIPS] == [
+        None if clip == "none" else 0.5 for clip in CLIPS
+    ]
+    assert method(method.Options(quantile=0.5)).clips_at is None
 
 
 def test_layers_are_found_in_the_model():

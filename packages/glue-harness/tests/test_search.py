@@ -18,7 +18,7 @@ from finetune_common.errors import ConfigurationError
 from glue_harness import run
 from glue_harness.run import checkpoint
 from glue_harness.search import search
-from glue_harness.search.records import Evaluation, read_reached
+from glue_harness.search.records import Evaluation, read_last_evaluation
 from glue_harness.search.spec import read_search
 
 pytestmark = pytest.mark.filterwarnings(
@@ -332,7 +332,7 @@ def test_of_a_folder_that_two_attempts_were_copied_into_the_evaluated_one_counts
         (copied / "checkpoint" / f"step-{step}").mkdir(parents=True)
     made = Evaluation("abc", None, "t", 2.0, 6, {"pearson": 0.5}, {"batch_size": 16})
     (copied / "evaluation.json").write_text(json.dumps(asdict(made)))
-    assert read_reached(copied) == made
+    assert read_last_evaluation(copied) == made
     assert checkpoint.latest(copied / "checkpoint") == copied / "checkpoint" / "step-6"
 
 

@@ -3,7 +3,9 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 from finetune_common.data import epoch_batches, load_task
 from finetune_common.demo import demo_tokenizer
+from glue_harness.config.fields import RunConfig
+from glue_harness.run.methods import build_methods
 
 TASK = "demo-entailment"
 ROWS = 110
@@ -179,6 +183,24 @@ def test_gradients_are_clipped_by_their_global_norm(
     for window in windows(4, 8):
         reference.sgd(reference.gradients(window, max_norm), lr=0.1, momentum=0.9, decay=0)
     reference.assert_equals(weights(tmp_path / "run"), tolerance=1e-6)
+
+
+def test_an_optimizer_that_is_left_nothing_to_clip_is_told_of(recwarn: pytest.WarningsRecorder) -> None:
+    def told(level: float | None, max_grad_norm: float, noise: bool = False) -> list[str]:
+        methods = build_methods(RunConfig("rte", "demo", "none"))
+        optimizer, gradient = SimpleNamespace(name="mine", clips_at=level), [methods.adaptation] * noise
+        replace(methods, optimizer=optimizer, gradient=gradient).warn_of_idle_clipping(max_grad_norm)
+        return [str(recwarn.pop().message) for _ in list(recwarn)]
+
+    said = (
+        "--max-grad-norm 0.5 comes first, so that mine, which clips at 1, never clips: give --max-grad-norm 0"
+    )
+    assert told(1.0, 0.5) == [f"{said}, or a lower level"]
+    assert told(1.0, 1.0)
+    assert not told(1.0, 0.0)
+    assert not told(0.5, 1.0)
+    assert not told(None, 1.0)
+    assert not told(1.0, 1.0, noise=True)  # noise comes between the two
 
 
 def test_head_rate_and_decay_of_matrices_only(train: Train, without_dropout: Path, tmp_path: Path) -> None:

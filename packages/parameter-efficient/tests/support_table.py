@@ -33,9 +33,9 @@ from parameter_efficient import (
     adapt,
     remove,
 )
+from parameter_efficient.anatomy import Anatomy
 from parameter_efficient.configs import Config
 from parameter_efficient.forward import outputs_of, undisturbed, working_inputs
-from parameter_efficient.found import Found
 
 METHODS: dict[str, Config] = {
     "head-only": HeadOnly(head="train"),
@@ -59,7 +59,7 @@ NAMED = {
 def contradicted(model: nn.Module) -> list[str]:
     """Names of matrices whose own name says another role than the one that was found."""
     wrong = []
-    for one in Found(model, "both", None).architectures:
+    for one in Anatomy(model, "both", None).architectures:
         for layer in one.layers:
             for role in NAMED:
                 for name in layer.roles.get(role, {}):

@@ -25,12 +25,12 @@ from parameter_efficient import (
     trainable_parameters,
     unmerge,
 )
+from parameter_efficient.anatomy import Anatomy
 from parameter_efficient.architecture import Architecture
-from parameter_efficient.found import Found
 
 
 def find_architecture(model) -> Architecture:
-    [found] = Found(model, "encoder", None).architectures
+    [found] = Anatomy(model, "encoder", None).architectures
     return found
 
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient import Fusion, LoRA, PrefixTuning, adapt, remove
-from parameter_efficient.found import Found
+from parameter_efficient.anatomy import Anatomy
 
 SCALES = {"t5": 1.0, "deberta-v2": 1 / math.sqrt(8 * 3)}
 
 
 def layers(kind: type, config: Any) -> list[dict[str, str]]:
     """Names of q and o in every layer, from a model that is not adapted."""
-    [found] = Found(kind(config), "encoder", None).architectures
+    [found] = Anatomy(kind(config), "encoder", None).architectures
     return [{role: next(iter(layer.roles[role])) for role in "qo"} for layer in found.layers]
 
 

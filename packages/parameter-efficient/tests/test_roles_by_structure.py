@@ -13,7 +13,7 @@ from torch import nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient import BitFit, BottleneckAdapter, FFNTuning, HeadOnly, LoRA, adapt, remove
-from parameter_efficient.found import Found
+from parameter_efficient.anatomy import Anatomy
 
 SELF = "self_attn.{}_proj"
 LLAMA = ([SELF.format(x) for x in "qkvo"], ["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj", "before")
@@ -106,7 +106,7 @@ def tiny(kind: str, task: str = "") -> nn.Module:
 @pytest.mark.parametrize("kind", TRUTH)
 def test_roles_are_those_of_the_source(kind: str) -> None:
     attention, ffn_in, ffn_out, norm = TRUTH[kind]
-    [found] = Found(tiny(kind), "encoder", None).architectures
+    [found] = Anatomy(tiny(kind), "encoder", None).architectures
     for layer in found.layers:
         prefix = f"{layer.name}."
         roles = {role: [n.removeprefix(prefix) for n in names] for role, names in layer.roles.items()}
@@ -121,7 +121,7 @@ def test_roles_are_those_of_the_source(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["xlm", "flaubert"])
 def test_feed_forward_blocks_in_a_list_beside_the_attention_are_found(kind: str) -> None:
-    [found] = Found(tiny(kind), "encoder", None).architectures
+    [found] = Anatomy(tiny(kind), "encoder", None).architectures
     for number, layer in enumerate(found.layers):
         assert list(layer.roles["ffn_in"]) == [f"transformer.ffns.{number}.lin1"]
         assert list(layer.roles["ffn_out"]) == [f"transformer.ffns.{number}.lin2"]
@@ -130,7 +130,7 @@ def test_feed_forward_blocks_in_a_list_beside_the_attention_are_found(kind: str)
 @pytest.mark.parametrize("kind", ["segformer", "pvt_v2"])
 def test_a_convolution_in_a_feed_forward_block_is_no_attention(kind: str) -> None:
     """Keys and values are of fewer tokens here, and fc2 takes what a convolution mixed."""
-    [found] = Found(tiny(kind, "image"), "encoder", None).architectures
+    [found] = Anatomy(tiny(kind, "image"), "encoder", None).architectures
     names = {
         "segformer": [*(f"attention.{x}_proj" for x in "qkvo"), "mlp.fc1", "mlp.fc2"],
         "pvt_v2": [
@@ -195,7 +195,7 @@ def test_names_do_not_matter_and_a_model_of_ones_own_takes_an_example() -> None:
     model, example = Own(), {"ids": torch.arange(11)[None]}
     with pytest.raises(ConfigurationError, match="pass example="):
         adapt(model, LoRA())
-    [found] = Found(model, "encoder", example).architectures
+    [found] = Anatomy(model, "encoder", example).architectures
     roles = {role: [n.rpartition(".")[2] for n in names] for role, names in found.layers[1].roles.items()}
     assert [roles[role] for role in ("q", "k", "v", "o")] == [["b"], ["a"], ["c"], ["d"]]
     assert (roles["ffn_in"], roles["ffn_gate"], roles["ffn_out"]) == (["e", "f"], ["f"], ["g"])
@@ -223,7 +223,7 @@ def test_discovery_leaves_the_model_and_the_random_numbers_as_they_were() -> Non
     kinds = [type(m) for m in model.modules()]
     modes = [m.training for m in model.modules()]
     state = torch.get_rng_state()
-    assert Found(model, "encoder", None).architectures[0].layers
+    assert Anatomy(model, "encoder", None).architectures[0].layers
     assert [type(m) for m in model.modules()] == kinds
     assert [m.training for m in model.modules()] == modes
     assert model.bert.attention_type == "block_sparse"
@@ -235,7 +235,7 @@ def test_a_model_without_values_has_the_same_roles() -> None:
     roles = [
         [
             {r: list(n) for r, n in layer.roles.items()}
-            for layer in Found(m, "encoder", None).architectures[0].layers
+            for layer in Anatomy(m, "encoder", None).architectures[0].layers
         ]
         for m in (real, empty)
     ]

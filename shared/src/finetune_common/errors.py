@@ -4,8 +4,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from math import isnan
 from numbers import Real
+from reprlib import Repr
+from typing import Any
 
-__all__ = ["ConfigurationError", "check_choice", "check_number", "did_you_mean"]
+__all__ = ["ConfigurationError", "check_choice", "check_number", "did_you_mean", "shown"]
+
+LONGEST_SHOWN = 60
+"""Characters of a value in a message."""
 
 
 class ConfigurationError(ValueError):
@@ -14,6 +19,44 @@ class ConfigurationError(ValueError):
     The message is one line: the value, what is allowed, the remedy. Command lines print it and leave with
     status 2.
     """
+
+
+class _Short(Repr):
+    """Values on one short line: long lists cut, a tensor by its shape, a model by its class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = LONGEST_SHOWN
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 4
+        self.maxlevel = 2
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        name = type(x).__name__
+        if isinstance(x, type):
+            return f"the class {x.__name__}"
+        shape = getattr(x, "shape", None)
+        if shape is not None and len(shape) > 0:
+            return f"{name} of shape {tuple(shape)}"
+        if callable(getattr(x, "named_parameters", None)):
+            return f"{name}(...)"
+        text = repr(x)
+        return text if len(text) <= self.maxother and "\n" not in text else f"{name}(...)"
+
+    def repr_type(self, x: type, level: int) -> str:
+        return self.repr_instance(x, level)
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in a message: one line, never a whole model, tensor or long list.
+
+    Examples:
+        >>> shown("adamw"), shown([1, 2])
+        ("'adamw'", '[1, 2]')
+        >>> import torch
+        >>> shown(torch.zeros(500)), shown(torch.nn.Linear(2, 2)), shown(list(range(99)))
+        ('Tensor of shape (500,)', 'Linear(...)', '[0, 1, 2, 3, ...]')
+    """
+    return _Short().repr(value)
 
 
 def did_you_mean(value: str, allowed: Iterable[str]) -> str:
@@ -50,8 +93,9 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """
     allowed = list(allowed)
     if value not in allowed:
+        given = value if isinstance(value, str) else shown(value)
         raise ConfigurationError(
-            f"{name}={value!r} is unknown: {did_you_mean(str(value), map(str, allowed))}"
+            f"{name}={shown(value)} is unknown: {did_you_mean(given, map(str, allowed))}"
         )
 
 
@@ -79,7 +123,7 @@ def check_number(
         finetune_common.errors.ConfigurationError: lr=-1.0 is out of range: allowed is (0, inf)
     """
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise ConfigurationError(f"{name}={value!r} is no number: give one (in YAML 2.0e-4, not 2e-4)")
+        raise ConfigurationError(f"{name}={shown(value)} is no number: give one (in YAML 2.0e-4, not 2e-4)")
     legal = not isnan(value)
     legal &= above is None or value > above
     legal &= at_least is None or value >= at_least
@@ -88,4 +132,4 @@ def check_number(
     if not legal:
         low = f"[{at_least:g}" if at_least is not None else f"({above:g}" if above is not None else "(-inf"
         high = f"{at_most:g}]" if at_most is not None else f"{below:g})" if below is not None else "inf)"
-        raise ConfigurationError(f"{name}={value!r} is out of range: allowed is {low}, {high}")
+        raise ConfigurationError(f"{name}={shown(value)} is out of range: allowed is {low}, {high}")

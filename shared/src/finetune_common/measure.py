@@ -123,9 +123,9 @@ class SavedTensorMeter(saved_tensors_hooks):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        own = [*model.parameters(), *model.buffers()]
-        self._own = {t.untyped_storage()._cdata for t in own}
-        self._frozen = {(t.shape, t.dtype) for t in own if t.is_floating_point() and not t.requires_grad}
+        of_model = [*model.parameters(), *model.buffers()]
+        self._own = {t.untyped_storage()._cdata for t in of_model}
+        self._frozen = {(t.shape, t.dtype) for t in of_model if t.is_floating_point() and not t.requires_grad}
         self._seen: dict[int, StorageWeakRef] = {}
         self.bytes = 0
         super().__init__(self._count, lambda tensor: tensor)
@@ -149,13 +149,11 @@ class SavedTensorMeter(saved_tensors_hooks):
 
     def _is_copy(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is a view of a weight in another dtype: by its history or its shape."""
-        whole = tensor if tensor._base is None else tensor._base
-        if not whole.requires_grad:
-            half = whole.dtype == torch.get_autocast_dtype(whole.device.type)
-            return half and any(
-                shape == whole.shape and dtype != whole.dtype for shape, dtype in self._frozen
-            )
-        node: Any = whole.grad_fn
+        base = tensor if tensor._base is None else tensor._base
+        if not base.requires_grad:
+            half = base.dtype == torch.get_autocast_dtype(base.device.type)
+            return half and any(shape == base.shape and dtype != base.dtype for shape, dtype in self._frozen)
+        node: Any = base.grad_fn
         while node is not None and node.name() in ("TBackward0", "TransposeBackward0"):
             node = node.next_functions[0][0]
         if node is None or node.name() != "ToCopyBackward0":

@@ -54,10 +54,10 @@ def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> np.ndarray:
         >>> multi_hot([[0, 2], []], 3).tolist()
         [[1, 0, 1], [0, 0, 0]]
     """
-    found = np.zeros((len(labels), classes), dtype=np.int64)
+    matrix = np.zeros((len(labels), classes), dtype=np.int64)
     for row, indices in enumerate(labels):
-        found[row, list(indices)] = 1
-    return found
+        matrix[row, list(indices)] = 1
+    return matrix
 
 
 def compute_metrics(
@@ -132,14 +132,14 @@ def class_report(task: Task, predictions: Any, labels: Any) -> dict[str, Any]:
     _check(task, logits, expected)
     guesses = (logits > 0).astype(int) if task.several else logits.argmax(axis=1)
     indices = list(range(task.num_labels))
-    found: Any = precision_recall_fscore_support(expected, guesses, labels=indices, zero_division=0.0)  # type: ignore[arg-type]
+    scores: Any = precision_recall_fscore_support(expected, guesses, labels=indices, zero_division=0.0)  # type: ignore[arg-type]
     keys = ("precision", "recall", "f1", "rows")
     classes = {
         name: {
-            key: (int if key == "rows" else float)(values[at])
-            for key, values in zip(keys, found, strict=True)
+            key: (int if key == "rows" else float)(values[index])
+            for key, values in zip(keys, scores, strict=True)
         }
-        for at, name in enumerate(task.labels)
+        for index, name in enumerate(task.labels)
     }
     if task.several:
         return {"classes": classes}

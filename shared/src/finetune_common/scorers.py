@@ -103,16 +103,16 @@ def check_fits(name: str, kind: str, classes: int) -> None:
     score, random = scorer_of(name), np.random.default_rng(0)
     numbers = 1 + random.random((3, 24))
     try:
-        found = [score("regression", guess, numbers[2]) for guess in numbers[:2]]
+        scores = [score("regression", guess, numbers[2]) for guess in numbers[:2]]
     except (ValueError, AttributeError, TypeError):
-        found = []
+        scores = []
     if kind == "regression":
-        if len(set(found)) < 2:
+        if len(set(scores)) < 2:
             raise ConfigurationError(
                 f"metric {name!r} is not one of numbers: give r2, neg_mean_absolute_error or another"
             )
         return
-    if found:
+    if scores:
         raise ConfigurationError(f"metric {name!r} is for numbers, the task has {kind}")
     labels = np.arange(max(24, 2 * classes)) % classes
     truth = np.eye(classes, dtype=int)[labels] if kind == "labels" else labels

@@ -218,7 +218,11 @@ class Gradient(Method, Protocol):
 
 
 class Optimizer(Method, Protocol):
-    """How the update is computed. Weight decay is a key of the groups, never an option."""
+    """How the update is computed. Weight decay is a key of the groups, never an option.
+
+    One that clips gradients itself may tell its level in an attribute `clips_at` (None for no fixed one), for
+    a warning where `--max-grad-norm` leaves nothing to clip.
+    """
 
     def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer.
@@ -249,15 +253,15 @@ def available(slot: str) -> Mapping[str, EntryPoint]:
     Raises:
         ConfigurationError: Two packages offer the same name.
     """
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=GROUPS[slot]), key=lambda point: point.name):
-        other = found.setdefault(point.name, point)
+        other = points.setdefault(point.name, point)
         if other.value != point.value:
             raise ConfigurationError(
                 f"{slot} {point.name!r} is offered by {other.value} and by {point.value}: "
                 "uninstall one of them"
             )
-    return found
+    return points
 
 
 def find(slot: str, name: str) -> type[Any]:

@@ -28,7 +28,7 @@ __all__ = ["Adjoint"]
 
 
 class Adjoint:
-    """Sees what a forward pass stores, and then measures all of it at once, with each way to group it.
+    """Record what a forward pass stores, then measure all of it at once, for each way to group it.
 
     D_l is measured: a tensor is rounded once in each way, to `bits`, and D_l S(b) is the mean squared error
     of a group.
@@ -55,9 +55,9 @@ class Adjoint:
     def saw(self, tensor: Tensor, saved: Saved, formula: Formula) -> None:
         """Note a saved tensor with gradient history, and how backward reads it.
 
-        One bit is enough, if anywhere, where an operation is linear in what it saved. Others let the error
-        into the gradient that flows on below them, and there it is multiplied: by a normalisation of outliers
-        in one bit several times over.
+        One bit can be enough where an operation is linear in what it saved. Other operations pass the error
+        on to the gradient of the layers below, where it grows: the normalisation of outliers in one bit
+        multiplies it several times.
         """
         node, place = tensor.grad_fn, None
         if node is None:
@@ -67,12 +67,12 @@ class Adjoint:
             if formula.finer:
                 self.finer |= {stored.name for stored, _ in rounded}
             direct = formula.kind == "linear" and isinstance(place.stored.content, Codes)
-            own = 1 if direct else 2
+            least_bits = 1 if direct else 2
             if isinstance(place.stored.content, Codes):
                 self._try_ways(tensor, place.stored.name, place.stored.content, formula)
             for stored, codes in rounded:
                 self.elements[stored.name] = codes.count
-                self.least[stored.name] = max(own, self.least.get(stored.name, 1))
+                self.least[stored.name] = max(least_bits, self.least.get(stored.name, 1))
         places = self._places.setdefault(node, {})
         places[tensor.output_nr] = places.get(tensor.output_nr) or place
 
@@ -99,16 +99,16 @@ class Adjoint:
             measured: Key → c_l of the usual way, where it was measured otherwise. That of other ways follows
                 from how much further they move an element in the mean.
         """
-        found: dict[str, dict[str, Way]] = {}
+        ways: dict[str, dict[str, Way]] = {}
         for name, groupings in self._groupings.items():
             spread = self._spread[name]
             sums = dict.fromkeys(groupings, 0.0) | self._sums.get(name, {})
             if measured is not None:
                 of = {way: float(s.mean()) for way, s in spread.items()}
                 usual = next(iter(of.values())) or 1.0
-                sums = {way: measured[name] * own / usual for way, own in of.items()}
-            found[name] = {way: Way(sums[way], spread[way].numel()) for way in groupings}
-        return found
+                sums = {way: measured[name] * error / usual for way, error in of.items()}
+            ways[name] = {way: Way(sums[way], spread[way].numel()) for way in groupings}
+        return ways
 
     def measure(self, gradients: Sequence[Tensor], generator: torch.Generator, probes: int) -> None:
         """Measure c_l of each tensor and way, the mean over random signs.
@@ -135,11 +135,11 @@ class Adjoint:
         finally:
             for handle in handles:
                 handle.remove()
-        for own in self._sums.values():
-            own.update({way: total / probes for way, total in own.items()})
+        for sums in self._sums.values():
+            sums.update({way: total / probes for way, total in sums.items()})
 
     def _stop(self, node: Any) -> Callable[[Sequence[Tensor | None]], tuple[None, ...]]:
-        """Return a hook that takes what arrives at a node of the forward graph, and lets nothing pass.
+        """Return a hook that records the gradient at a node of the forward graph and passes none on.
 
         What arrives is ∂⟨g, v⟩/∂h through the saved copies of h alone: what would have come through later
         activations was stopped there.
@@ -165,10 +165,10 @@ class Adjoint:
                 total = self._slopes[view.stored] = slope.new_zeros(content.count, dtype=torch.float32)
             _part(total, layout).add_(slope.sum_to_size(layout.kept))
         elif isinstance(content, Derived):
-            whole = slope.new_zeros(content.count)
-            _part(whole, layout).add_(slope.sum_to_size(layout.kept))
-            for source, own in content.recipe.back(content.layout.view(whole)):
-                self._add(source, own)
+            flat = slope.new_zeros(content.count)
+            _part(flat, layout).add_(slope.sum_to_size(layout.kept))
+            for source, slope_of_source in content.recipe.back(content.layout.view(flat)):
+                self._add(source, slope_of_source)
 
     def _arrived(self, stored: Stored, place: tuple[Any, int]) -> None:
         waiting = self._waiting[stored]
@@ -178,10 +178,10 @@ class Adjoint:
 
     def _settle(self, stored: Stored) -> None:
         """Add Σ_i D_i slope_i² of a tensor, for each way to group it."""
-        slopes, own = self._slopes.pop(stored).square(), self._sums.setdefault(stored.name, {})
+        slopes, sums = self._slopes.pop(stored).square(), self._sums.setdefault(stored.name, {})
         for way, grouping in self._groupings[stored.name].items():
             squares = grouping.sums(slopes, self._bits)
-            own[way] = own.get(way, 0.0) + float((squares * self._spread[stored.name][way]).sum())
+            sums[way] = sums.get(way, 0.0) + float((squares * self._spread[stored.name][way]).sum())
 
 
 def _rounded(view: StoredView) -> Iterator[tuple[Stored, Codes]]:

@@ -19,31 +19,34 @@ def over_processes(mine: Measured) -> Measured:
     A way to group a tensor that some process does not know, as its batch is smaller, is not chosen.
     """
     measured = _of_all_processes(mine)
-    keys = dict.fromkeys(key for own in measured for key in own.ways)
+    keys = dict.fromkeys(key for process in measured for key in process.ways)
     ways: dict[str, dict[str, Way]] = {}
     for key in keys:
-        known = [own.ways[key] for own in measured if key in own.ways]
+        known = [process.ways[key] for process in measured if key in process.ways]
         ways[key] = {
-            way: Way(sum(own[way].sensitivity for own in known), sum(own[way].groups for own in known))
+            way: Way(
+                sum(ways_there[way].sensitivity for ways_there in known),
+                sum(ways_there[way].groups for ways_there in known),
+            )
             for way in known[0]
-            if all(way in own for own in known)
+            if all(way in ways_there for ways_there in known)
         }
     return Measured(
         ways,
-        {key: sum(own.elements.get(key, 0) for own in measured) for key in keys},
-        {key: max(own.least.get(key, 1) for own in measured) for key in keys},
-        frozenset().union(*(own.finer for own in measured)),
+        {key: sum(process.elements.get(key, 0) for process in measured) for key in keys},
+        {key: max(process.least.get(key, 1) for process in measured) for key in keys},
+        frozenset().union(*(process.finer for process in measured)),
     )
 
 
 def total_over_processes(values: Sequence[float]) -> list[float]:
     """Return the sums of numbers over all processes of the process group, if there is one."""
-    return [sum(own) for own in zip(*_of_all_processes(values), strict=True)]
+    return [sum(of_processes) for of_processes in zip(*_of_all_processes(values), strict=True)]
 
 
 def _of_all_processes(mine: Any) -> list[Any]:
-    found = [mine]
+    values = [mine]
     if dist.is_available() and dist.is_initialized():
-        found *= dist.get_world_size()
-        dist.all_gather_object(found, mine)
-    return found
+        values *= dist.get_world_size()
+        dist.all_gather_object(values, mine)
+    return values

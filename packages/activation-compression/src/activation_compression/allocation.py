@@ -106,22 +106,22 @@ def allocate_ways(
         ({'a': 2, 'b': 2}, {'a': 'rotated', 'b': 'columns'})
     """
     least = least or {}
-    whole = average * sum(elements.values())
-    ends = ENDS * sum(next(iter(own.values())).groups for own in ways.values())
+    budget = average * sum(elements.values())
+    ends = ENDS * sum(next(iter(ways_of_tensor.values())).groups for ways_of_tensor in ways.values())
     ladders = {key: _ladder(ways[key], n, least.get(key, 1)) for key, n in elements.items() if n}
     taken = {key: ladder[0] for key, ladder in ladders.items()}
     codes = sum(rung.codes for rung in taken.values())
     cost = sum(rung.cost for rung in taken.values())
 
     def step(key: str, number: int) -> tuple[bool, float, str, int]:
-        """Return whether it leads too low, the variance that it adds for each bit it saves, and its place."""
+        """Return whether a step goes below the least width, its variance per saved bit, and its position."""
         before, after = ladders[key][number : number + 2]
         slope = (after.variance - before.variance) / (before.cost - after.cost)
         return after.bits < least.get(key, 1), slope, key, number
 
     steps = [step(key, 0) for key in ladders]
     heapq.heapify(steps)
-    while (codes > whole or cost > whole + ends) and steps:
+    while (codes > budget or cost > budget + ends) and steps:
         *_, key, number = heapq.heappop(steps)
         before, after = ladders[key][number : number + 2]
         taken[key] = after
@@ -133,7 +133,7 @@ def allocate_ways(
 
 
 def _ladder(ways: Mapping[str, Way], n: int, least: int) -> list[Rung]:
-    """Return from dear to cheap what leaves the least variance at its cost, no step worse than the next."""
+    """Return the choices with the least variance for their cost, most expensive first, on a convex curve."""
     usual = next(iter(ways))
     ladder = [Rung(KEPT, usual, KEPT * n, KEPT * n, 0.0)]
     rungs = [
@@ -147,16 +147,16 @@ def _ladder(ways: Mapping[str, Way], n: int, least: int) -> list[Rung]:
 
 
 def _hull(rungs: Sequence[Rung], fixed: int) -> list[Rung]:
-    """Return the lower hull of variance over cost, of which the first rungs are given."""
-    found: list[Rung] = list(rungs[:fixed])
+    """Return the lower convex hull of variance over cost; the first `fixed` rungs belong to it."""
+    chosen: list[Rung] = list(rungs[:fixed])
     for rung in rungs[fixed:]:
-        while len(found) > fixed and (
-            found[-1].cost <= rung.cost or _slope(found[-2], found[-1]) > _slope(found[-2], rung)
+        while len(chosen) > fixed and (
+            chosen[-1].cost <= rung.cost or _slope(chosen[-2], chosen[-1]) > _slope(chosen[-2], rung)
         ):
-            found.pop()
-        if found[-1].cost > rung.cost:
-            found.append(rung)
-    return found
+            chosen.pop()
+        if chosen[-1].cost > rung.cost:
+            chosen.append(rung)
+    return chosen
 
 
 def _slope(dear: Rung, cheap: Rung) -> float:

@@ -1,4 +1,4 @@
-"""Fused attention: its output and log-sum-exp follow from the very q, k and v that backward reads.
+"""Fused attention: output and log-sum-exp are computed from the same q, k and v that backward reads.
 
     P = exp(scale · q kᵀ + mask - ℓ),   ℓ = log Σ_j exp(scale · q·k_j + mask_j),   o = P v
     ∂L/∂S = P ∘ (∂L/∂P - D),   D = rowsum(∂L/∂o ∘ o)
@@ -53,7 +53,7 @@ KERNELS: dict[str, Kernel] = {
 
 
 class _Again:
-    """The kernel, run once for both of its results."""
+    """Runs the kernel once and keeps its second result until it is asked for."""
 
     def __init__(self, kernel: Kernel, settings: dict[str, Any]) -> None:
         self._kernel, self._settings = kernel, settings
@@ -61,7 +61,7 @@ class _Again:
         self._lock = Lock()
 
     def __call__(self, which: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return the output (0) or the log-sum-exp (1); the other one waits until it is asked for."""
+        """Return the output (0) or the log-sum-exp (1), and keep the other."""
         with self._lock:
             waiting = self._other.pop(which, None)
             if waiting is not None:
@@ -120,13 +120,16 @@ def _log_sum_exp(
         keys = k[number].float().repeat_interleave(heads // k.shape[1], 0)
         scores = (q[number].float() * (scale or q.shape[-1] ** -0.5)) @ keys.mT
         if mask is not None:
-            own = mask.expand(len(q), *mask.shape[1:])[number] if mask.ndim == 4 else mask
-            scores = scores + own if own.dtype != torch.bool else scores.masked_fill(~own, -torch.inf)
+            mask_of_row = mask.expand(len(q), *mask.shape[1:])[number] if mask.ndim == 4 else mask
+            if mask_of_row.dtype == torch.bool:
+                scores = scores.masked_fill(~mask_of_row, -torch.inf)
+            else:
+                scores = scores + mask_of_row
         if causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(later, -torch.inf)
         rows.append(scores.logsumexp(-1))
-    found = torch.stack(rows)
-    if found.numel() != torch.Size(shape).numel():
-        found = F.pad(found, (0, shape[-1] - found.shape[-1]), value=torch.inf)
-    return found.reshape(shape).to(dtype)
+    sums = torch.stack(rows)
+    if sums.numel() != torch.Size(shape).numel():
+        sums = F.pad(sums, (0, shape[-1] - sums.shape[-1]), value=torch.inf)
+    return sums.reshape(shape).to(dtype)

@@ -71,12 +71,12 @@ def assigned(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int)
 
 
 def _measure(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int) -> Measured:
-    """Return each tensor's sensitivity, elements and least width, and who gets twice the bits by default."""
-    own = compressor.store
-    adjoint = Adjoint(own.group_size, own.widest(), own.draws.seed, choose=not own.published)
+    """Return each tensor's sensitivity, elements and least width, and which get twice the bits by default."""
+    store = compressor.store
+    adjoint = Adjoint(store.group_size, store.widest(), store.draws.seed, choose=not store.published)
     measuring = compressor.with_level("L1.1")
     measuring.observer, measuring.store.alike = adjoint.saw, True
-    generator = torch.Generator().manual_seed(own.draws.seed + len(compressor.log))
+    generator = torch.Generator().manual_seed(store.draws.seed + len(compressor.log))
 
     def found(measured: Mapping[str, float] | None = None) -> Measured:
         return Measured(adjoint.ways(measured), adjoint.elements, adjoint.least, frozenset(adjoint.finer))
@@ -106,20 +106,23 @@ def _errors(
     Squared, relative to the squared norm of the plain one. Allocations that are equal are tried once.
     """
 
-    def gradients(level: str, own: Assignment, draw: int = 0) -> list[Tensor]:
+    def gradients(level: str, assignment: Assignment, draw: int = 0) -> list[Tensor]:
         trial = compressor.with_level(level)
-        trial.store.widths, trial.store.ways, trial.store.draws.drawn = own.widths, own.ways, draw * APART
+        trial.store.widths, trial.store.ways = assignment.widths, assignment.ways
+        trial.store.draws.drawn = draw * APART
         return _gradient(trial, loss_fn)
 
     different: dict[str, Assignment] = {}
-    for name, own in candidates.items():
-        if own not in different.values():
-            different[name] = own
+    for name, assignment in candidates.items():
+        if assignment not in different.values():
+            different[name] = assignment
     plain = gradients("L0", Assignment({}))
-    whole = sum(float(g.double().square().sum()) for g in plain) or 1.0
+    plain_square = sum(float(g.double().square().sum()) for g in plain) or 1.0
     errors = [
-        sum(distance(gradients("L1", own, draw), plain) for draw in range(TRIALS)) / TRIALS / whole
-        for own in different.values()
+        sum(distance(gradients("L1", assignment, draw), plain) for draw in range(TRIALS))
+        / TRIALS
+        / plain_square
+        for assignment in different.values()
     ]
     return dict(zip(different, total_over_processes(errors), strict=True))
 
@@ -134,12 +137,14 @@ def probe(
         trial.store.alike, trial.store.draws.reseeded = True, group
         return _gradient(trial, loss_fn)
 
-    found = probed(gradients, [frozenset(group) for group in groups], bits=4)
-    return {k: c for total, group in zip(found, groups, strict=True) for k, c in shares(total, group).items()}
+    totals = probed(gradients, [frozenset(group) for group in groups], bits=4)
+    return {
+        k: c for total, group in zip(totals, groups, strict=True) for k, c in shares(total, group).items()
+    }
 
 
 def _gradient(compressor: Compressor, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
-    """Return the gradient of a loss whose forward pass is compressed, and leave no trace."""
+    """Return the gradient of a loss whose forward pass is compressed; the model is left as it was."""
     with preserved(compressor.model), torch.enable_grad():
         with compressor:
             loss = loss_fn()

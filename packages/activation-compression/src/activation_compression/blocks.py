@@ -33,7 +33,7 @@ class Layout:
 
 
 def fills_memory(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Return whether elements are the neighbours of one another in some order, without gap or overlap."""
+    """Return whether the elements fill one stretch of memory, in any order, without gap or overlap."""
     expected = 1
     for stride, length in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride != expected:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 
 __all__ = ["checkpoint_blocks", "find_blocks"]
@@ -37,6 +38,7 @@ def _outermost(model: nn.Module, kinds: tuple[type, ...], least: int) -> list[nn
     return [block for child in model.children() for block in _outermost(child, kinds, least)]
 
 
+@explain_arguments
 @contextmanager
 def checkpoint_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Within this context the blocks of a model keep their inputs only, and run again in backward.
@@ -66,22 +68,23 @@ def checkpoint_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:
         raise ConfigurationError(
             f"{type(model).__name__} has no list of like modules to checkpoint: use --activation compress"
         )
-    own = [vars(block).get("forward") for block in blocks]  # accelerate, for one, wraps a module's forward
+    # Accelerate, for one, wraps a module's forward.
+    forwards = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = partial(_recomputed, block.forward)
     try:
         yield blocks
     finally:
-        for block, forward in zip(blocks, own, strict=True):
+        for block, forward in zip(blocks, forwards, strict=True):
             restore_forward(block, forward)
 
 
-def restore_forward(module: nn.Module, own: Callable[..., Any] | None) -> None:
-    """Give a module the forward pass back that it had of its own, or that of its class."""
-    if own is None:
+def restore_forward(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """Restore a module's forward pass: the one set on it, or that of its class."""
+    if forward is None:
         del module.forward
     else:
-        module.forward = own
+        module.forward = forward
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from activation_compression.levels import find_level
 from activation_compression.statistics import Statistics
 from activation_compression.store import PLAIN_TYPES, Store
 from activation_compression.stored import Saved
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_number, did_you_mean
 
 __all__ = ["ActivationCompressor", "compress_activations"]
@@ -31,6 +32,7 @@ TENSORS = 2**20
 """Tensors that a one-shot compressor may round before it meets the random numbers of the next one."""
 
 
+@explain_arguments
 class ActivationCompressor:
     """Keep activations in few bits between forward and backward; gradients stay unbiased to first order.
 
@@ -49,7 +51,7 @@ class ActivationCompressor:
             host memory only; L4bit-swap 4 bits in host memory.
         bits: Automatic precision with this average instead of the level's, in [1, 32].
         group_size: Elements that share a minimum and a step, at least 1.
-        seed: Of the rounding, whose random numbers draw from no random stream.
+        seed: Seed of the rounding. Its random numbers are hashed and leave torch's random stream alone.
         min_elements: Tensors with fewer elements are kept unchanged.
         exclude: Patterns (`*`, `?`) of "module:operation" whose tensors are kept unchanged.
         derive: Whether values that follow from others are computed again; False stores them all, as the
@@ -146,9 +148,9 @@ class ActivationCompressor:
                 "a compressor cannot be entered inside torch.compile: leave it out, and compile with "
                 "options=activation_compression.compile_options('L1')"
             )
-        own = [*self.model.parameters(), *self.model.buffers()]
+        of_model = [*self.model.parameters(), *self.model.buffers()]
         self.store.own = {
-            t.untyped_storage()._cdata for t in own if type(t) in PLAIN_TYPES or kernels.is_fake(t)
+            t.untyped_storage()._cdata for t in of_model if type(t) in PLAIN_TYPES or kernels.is_fake(t)
         }
         this = ForwardPass(self.store, self._names, self.exclude, self.observer)
         self.stats = this.stats
@@ -180,10 +182,10 @@ class ActivationCompressor:
         process group every process calls it with its own batch, and all assign the same widths; `loss_fn`
         then runs the model itself, not its DDP wrapper.
 
-        The first order is exact for inputs of linear maps and convolutions alone; what is wrong in others, a
-        deep model may multiply. So four allocations are tried out, two passes each: the optimum of the first
-        order, the optimum without one bit for those others, the same with groups left to the formulas, and
-        equal widths. The best one is taken.
+        This first-order estimate is exact only for inputs of linear maps and convolutions. Elsewhere it can
+        be wrong, and depth amplifies the error. So four allocations are tried, with two passes each: the
+        optimum of the estimate; the same with at least two bits for those other tensors; that again with
+        the groups that the formulas suggest; and equal widths. The best one is kept.
 
         Args:
             loss_fn: Runs a forward pass, not within this compressor, and returns the loss.
@@ -201,9 +203,9 @@ class ActivationCompressor:
         if not self.level.automatic:
             raise ConfigurationError("the widths of this level are fixed: use L2, L2.1, L2.2, L3 or bits=")
         check_number("probes", probes, at_least=1)
-        found = assigned(self, loss_fn, probes)
-        self.widths, self.ways = found["widths"], found["ways"]
-        self.log.append({**found, "widths": dict(self.widths), "ways": dict(self.ways)})
+        assignment = assigned(self, loss_fn, probes)
+        self.widths, self.ways = assignment["widths"], assignment["ways"]
+        self.log.append({**assignment, "widths": dict(self.widths), "ways": dict(self.ways)})
         return self.widths
 
     def with_level(self, level: str) -> ActivationCompressor:
@@ -212,8 +214,8 @@ class ActivationCompressor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many tensors were rounded, widths and ways to group, and the log of measurements."""
-        own = {"widths": dict(self.widths), "ways": dict(self.ways), "log": list(self.log)}
-        return {"drawn": self.store.draws.drawn, **own}
+        assigned_so_far = {"widths": dict(self.widths), "ways": dict(self.ways), "log": list(self.log)}
+        return {"drawn": self.store.draws.drawn, **assigned_so_far}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()` of another run."""
@@ -222,6 +224,7 @@ class ActivationCompressor:
         self.log = list(state["log"])
 
 
+@explain_arguments
 def compress_activations(model: nn.Module, level: str = "L1", **settings: Any) -> ActivationCompressor:
     """Return a compressor for one forward pass; arguments as for `ActivationCompressor`.
 

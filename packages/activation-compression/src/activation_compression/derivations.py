@@ -73,23 +73,23 @@ class Inputs:
 
     def saved(self, name: str) -> Held:
         """Return what the node saved."""
-        found = _saved(self.node, name)
-        if found is None or found.depth > self._deepest:
+        held = _saved(self.node, name)
+        if held is None or held.depth > self._deepest:
             raise Missing
-        return found
+        return held
 
     def edge(self, number: int) -> Held:
         """Return an input by the node that made it."""
         before, output = self.node.next_functions[number]
-        found = made_again(before, output, self._deepest, self.logits)
-        if found is None:
+        held = made_again(before, output, self._deepest, self.logits)
+        if held is None:
             raise Missing
-        return found
+        return held
 
     def either(self, name: str, number: int) -> Held:
         """Return an input that the node may have saved."""
-        found = _saved(self.node, name)
-        return self.edge(number) if found is None or found.depth > self._deepest else found
+        held = _saved(self.node, name)
+        return self.edge(number) if held is None or held.depth > self._deepest else held
 
 
 def _saved(node: Node, name: str) -> Held | None:
@@ -167,13 +167,13 @@ def _layer_norm(inputs: Inputs) -> Recipe:
     if epsilon is not None and x.is_exact:
         return Recipe(
             "layer_norm",
-            lambda x, *own: F.layer_norm(x, shape, **dict(zip(names, own, strict=True)), eps=epsilon),
+            lambda x, *terms: F.layer_norm(x, shape, **dict(zip(names, terms, strict=True)), eps=epsilon),
             (x, *scales),
         )
 
-    def compute(x: Tensor, mean: Tensor, inverse: Tensor, *own: Tensor) -> Tensor:
+    def compute(x: Tensor, mean: Tensor, inverse: Tensor, *terms: Tensor) -> Tensor:
         y = (x - mean) * inverse
-        for name, value in zip(names, own, strict=True):
+        for name, value in zip(names, terms, strict=True):
             y = y * value if name == "weight" else y + value
         return y.to(x.dtype)
 
@@ -203,10 +203,10 @@ def _batch_norm(inputs: Inputs) -> Recipe:
     if affine:
         sources += [inputs.saved("weight"), inputs.edge(2)]
 
-    def compute(x: Tensor, mean: Tensor, inverse: Tensor, *own: Tensor) -> Tensor:
+    def compute(x: Tensor, mean: Tensor, inverse: Tensor, *terms: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
         y = (x - mean.view(shape)) * inverse.view(shape)
-        return (y * own[0].view(shape) + own[1].view(shape) if own else y).to(x.dtype)
+        return (y * terms[0].view(shape) + terms[1].view(shape) if terms else y).to(x.dtype)
 
     return Recipe("batch_norm", compute, tuple(sources), repeats=False)
 

@@ -77,8 +77,8 @@ def _gate(low: float | str, high: float | str) -> Formula:
     """Return a gate between two numbers, or the node's own settings of these names."""
 
     def ends(node: Node) -> tuple[float, float]:
-        own = (getattr(node, f"_saved_{end}") if isinstance(end, str) else end for end in (low, high))
-        first, second = map(float, own)
+        ends = (getattr(node, f"_saved_{end}") if isinstance(end, str) else end for end in (low, high))
+        first, second = map(float, ends)
         return first, second
 
     return Formula("gate", gate=ends)

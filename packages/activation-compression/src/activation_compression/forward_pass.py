@@ -124,7 +124,7 @@ class ForwardPass:
         unread = {id(saved): saved for saved in waiting}
         for node in sorted(nodes, key=lambda node: node._sequence_nr()) if len(nodes) > 1 else nodes:
             self._follow(node)
-            for saved, value in sorted(saved_values(node), key=lambda own: own[0].number) if unread else ():
+            for saved, value in sorted(saved_values(node), key=lambda pair: pair[0].number) if unread else ():
                 if unread.pop(id(saved), None) is None:
                     continue
                 if self._store.formulas.find(node.name(), value, node).wary:
@@ -196,9 +196,9 @@ class ForwardPass:
         if not self._exclude:
             return False
         place = self.place(saved)
-        found = {pattern for pattern in self._exclude if fnmatchcase(place, pattern)}
-        self.unused -= found
-        return bool(found)
+        matching = {pattern for pattern in self._exclude if fnmatchcase(place, pattern)}
+        self.unused -= matching
+        return bool(matching)
 
     def name(self, saved: Saved, key: Hashable) -> str:
         """Return "module:operation:number" of what is saved under a key, the same in every forward pass."""

@@ -62,8 +62,8 @@ def chosen(groups: str, columns: int, count: int, size: int, image: bool) -> Gro
         (Columns(size=256, columns=768), 256)
     """
     if groups == "rotated":
-        own = math.gcd(size // 4, columns) if columns else 0
-        return Neighbours(own if own >= LEAST_ROTATED else max(1, size // 4), rotated=True)
+        fitting = math.gcd(size // 4, columns) if columns else 0
+        return Neighbours(fitting if fitting >= LEAST_ROTATED else max(1, size // 4), rotated=True)
     if groups == "columns" and columns > 1 and count // columns >= size // 2 and not image:
         return Columns(size, columns)
     return Neighbours(size)
@@ -71,12 +71,12 @@ def chosen(groups: str, columns: int, count: int, size: int, image: bool) -> Gro
 
 def ways_of(tensor: Tensor, layout: Layout, count: int, groups: str, size: int) -> dict[str, Grouping]:
     """Return all ways to group a tensor that differ, the usual one first; arguments as for `grouping_of`."""
-    found: dict[str, Grouping] = {}
+    ways: dict[str, Grouping] = {}
     for way in (groups, *WAYS):
         grouping = grouping_of(tensor, layout, count, way, size)
-        if grouping not in found.values():
-            found[way] = grouping
-    return found
+        if grouping not in ways.values():
+            ways[way] = grouping
+    return ways
 
 
 def _features(tensor: Tensor, layout: Layout, count: int) -> int:

@@ -42,7 +42,7 @@ class Measured:
     @property
     def sensitivities(self) -> dict[str, float]:
         """Name → that of the usual way."""
-        return {key: next(iter(own.values())).sensitivity for key, own in self.ways.items()}
+        return {key: next(iter(ways.values())).sensitivity for key, ways in self.ways.items()}
 
     def average(self, level: Level) -> float:
         """Return the bits of an element on average: the bytes are those of a fixed level.
@@ -59,7 +59,7 @@ class Measured:
             average: Bits of an element.
             widest: Bits of most tensors at the fixed level.
         """
-        usual = {key: dict([next(iter(own.items()))]) for key, own in self.ways.items()}
+        usual = {key: dict([next(iter(ways.items()))]) for key, ways in self.ways.items()}
         equal = {key: min(8, 2 * widest) if key in self.finer else widest for key in self.elements}
         return {
             "optimum, no single bit where not linear": Assignment(

@@ -94,7 +94,7 @@ class Turns:
             content: What is saved.
             node: The number of the node, None where it is not known.
         """
-        while self._nodes and not any(own() for own in self._nodes[0]):
+        while self._nodes and not any(content_of() for content_of in self._nodes[0]):
             self._nodes.popleft()
             self._gone += 1
         if not self._nodes or node is None or node != self._last:
@@ -107,11 +107,11 @@ class Turns:
         """Yield what is opened after a content."""
         node, place = content.turn
         for number in range(node, self._gone - 1, -1):
-            own = self._nodes[number - self._gone]
-            for position in range(place + 1 if number == node else 0, len(own)):
-                found = own[position]()
-                if found is not None and found.turn == (number, position):
-                    yield found
+            contents = self._nodes[number - self._gone]
+            for position in range(place + 1 if number == node else 0, len(contents)):
+                content_there = contents[position]()
+                if content_there is not None and content_there.turn == (number, position):
+                    yield content_there
 
 
 class HostMemory:
@@ -245,7 +245,7 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     bytes_of = [tensor.view(torch.uint8) for tensor in tensors]
     if len(tensors) == 1:
         return bytes_of[0]
-    return torch.cat([own for own, _ in sorted(zip(bytes_of, tensors, strict=True), key=_alignment)])
+    return torch.cat([part for part, _ in sorted(zip(bytes_of, tensors, strict=True), key=_alignment)])
 
 
 def _alignment(pair: tuple[Tensor, Tensor]) -> int:
@@ -255,11 +255,11 @@ def _alignment(pair: tuple[Tensor, Tensor]) -> int:
 
 def _parted(buffer: Tensor, sizes: list[tuple[int, torch.dtype]]) -> list[Tensor]:
     """Undo `_joined`."""
-    found: dict[int, Tensor] = {}
+    parts: dict[int, Tensor] = {}
     for number in sorted(range(len(sizes)), key=lambda n: -sizes[n][1].itemsize):
         length, dtype = sizes[number]
-        found[number], buffer = buffer[:length].view(dtype), buffer[length:]
-    return [found[number] for number in range(len(sizes))]
+        parts[number], buffer = buffer[:length].view(dtype), buffer[length:]
+    return [parts[number] for number in range(len(sizes))]
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:

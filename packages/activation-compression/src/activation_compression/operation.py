@@ -97,7 +97,7 @@ class CurrentOperation(TorchFunctionMode):
         given = self.arguments[position] if len(self.arguments) > position else otherwise
         return self.settings.get(name, given)
 
-    def cast(self, saved: Saved, own: set[int]) -> Tensor | None:
+    def cast(self, saved: Saved, storages_of_model: set[int]) -> Tensor | None:
         """Return the view of a frozen weight that autocast copied into another dtype; None if there is none.
 
         What trains is known by its history. A frozen weight's copy has none, but is the only argument of its
@@ -113,11 +113,15 @@ class CurrentOperation(TorchFunctionMode):
         if not torch.is_autocast_enabled(tensor.device.type):
             return None
         alike = [given for given in self.tensors() if given.numel() == tensor.numel()]
-        whole = tensor if tensor._base is None else tensor._base
-        if len(alike) != 1 or alike[0].untyped_storage()._cdata not in own or alike[0].dtype == tensor.dtype:
+        base = tensor if tensor._base is None else tensor._base
+        if (
+            len(alike) != 1
+            or alike[0].untyped_storage()._cdata not in storages_of_model
+            or alike[0].dtype == tensor.dtype
+        ):
             return None
         views = [alike[0], *([alike[0].t()] if alike[0].ndim == 2 else [])]
-        told = [v for v in views if (v.shape, v.stride()) == (whole.shape, whole.stride())]
+        told = [v for v in views if (v.shape, v.stride()) == (base.shape, base.stride())]
         return told[0].detach() if told else None
 
     def made(self, tensor: Tensor) -> bool:
@@ -130,14 +134,14 @@ class CurrentOperation(TorchFunctionMode):
 
 def new_nodes(results: Sequence[Any], first: int) -> list[Node]:
     """Return the nodes from number `first` on that tensors come from."""
-    found: dict[Node, None] = {}
+    nodes: dict[Node, None] = {}
     waiting = [value.grad_fn for value in results if isinstance(value, Tensor)]
     while waiting:
         node = waiting.pop()
-        if node is not None and node not in found and first <= node._sequence_nr() < LAST:
-            found[node] = None
+        if node is not None and node not in nodes and first <= node._sequence_nr() < LAST:
+            nodes[node] = None
             waiting += [following for following, _ in node.next_functions]
-    return list(found)
+    return list(nodes)
 
 
 @cache

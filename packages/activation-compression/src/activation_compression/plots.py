@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_widths"]
 
 
+@explain_arguments
 def plot_widths(log: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the widths of every measurement, and the newest sensitivities, tensor by tensor.
 

@@ -15,6 +15,7 @@ from activation_compression.flags import FLAG_GROUP
 from activation_compression.grouping import Grouping, Neighbours
 from activation_compression.keys import keys_of
 from activation_compression.levels import WIDTHS
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 __all__ = [
@@ -212,6 +213,7 @@ class Quantized:
         return self.content.nbytes
 
 
+@explain_arguments
 def quantize(x: Tensor, bits: int = 4, group_size: int = 256, seed: int = 0) -> Quantized:
     """Quantise a tensor with stochastic rounding, so that E[dequantize(quantize(x))] = x.
 
@@ -260,6 +262,7 @@ def quantize(x: Tensor, bits: int = 4, group_size: int = 256, seed: int = 0) -> 
         return Quantized(Codes.pack(block, bits, group_size, keys_of(seed, 0, 1, x.device)[0]), layout)
 
 
+@explain_arguments
 def dequantize(q: Quantized) -> Tensor:
     """Return the tensor that a quantised one stands for, in its shape, dtype and device.
 

@@ -80,11 +80,11 @@ class Recipe:
 
     def views(self) -> list[StoredView]:
         """Return the stored sources, also those of sources."""
-        found: list[StoredView] = []
+        views: list[StoredView] = []
         for source in self.sources:
-            found += source.views() if isinstance(source, Recipe) else []
-            found += [source] if isinstance(source, StoredView) else []
-        return found
+            views += source.views() if isinstance(source, Recipe) else []
+            views += [source] if isinstance(source, StoredView) else []
+        return views
 
     def back(self, slope: Tensor) -> list[tuple[StoredView, Tensor]]:
         """Return ∂⟨value, slope⟩/∂source for every stored source, those of derived sources too."""
@@ -94,16 +94,16 @@ class Recipe:
             asked = [value for value in inputs if value.requires_grad]
             made = self.compute(*inputs)
             slopes = iter(torch.autograd.grad(made, asked, slope.to(made.dtype), allow_unused=True))
-        found: list[tuple[StoredView, Tensor]] = []
+        slopes_of: list[tuple[StoredView, Tensor]] = []
         for source, value in zip(self.sources, inputs, strict=True):
-            own = next(slopes) if value.requires_grad else None
-            if own is None:
+            slope_of_view = next(slopes) if value.requires_grad else None
+            if slope_of_view is None:
                 continue
             if isinstance(source, StoredView):
-                found.append((source, own))
+                slopes_of.append((source, slope_of_view))
             elif isinstance(source, Recipe):
-                found += source.back(own)
-        return found
+                slopes_of += source.back(slope_of_view)
+        return slopes_of
 
 
 def _steps(source: Held) -> Tensor | None:

@@ -58,10 +58,10 @@ class Regions:
 
     def cached(self) -> list[Tensor]:
         """Return what selective checkpointing holds, each memory once."""
-        found: dict[int, Tensor] = {}
+        regions: dict[int, Tensor] = {}
         for storage in self._caches.values():
             for entry in tree_leaves([list(cache.values()) for cache in storage.values()]):
                 value = getattr(entry, "val", None)
                 if isinstance(value, Tensor):
-                    found.setdefault(value.untyped_storage()._cdata, value)
-        return list(found.values())
+                    regions.setdefault(value.untyped_storage()._cdata, value)
+        return list(regions.values())

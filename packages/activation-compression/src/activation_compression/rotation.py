@@ -65,8 +65,8 @@ def decode(codes: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dty
     s, m = step.float().view(-1, 1), low.float().view(-1, 1)
     values = [((codes >> (bits * number)) & levels).float() * s + m for number in range(PIECES)]
     turned = [
-        _signed(_butterflies([_mixed(value, own) for value in values]))
-        for own in mix[1].chunk(WRITTEN_APART // PIECES, dim=1)
+        _signed(_butterflies([_mixed(value, columns) for value in values]))
+        for columns in mix[1].chunk(WRITTEN_APART // PIECES, dim=1)
     ]
     return cast(torch.stack([part for pair in zip(*turned, strict=True) for part in pair], dim=1), dtype)
 
@@ -99,7 +99,7 @@ def _butterflies(pieces: Sequence[Tensor]) -> list[Tensor]:
 def _mixed(piece: Tensor, mix: Tensor) -> Tensor:
     """Return Σ_k piece[:, k] mix[k, :]; the compiler writes out sums of few terms and leaves others apart."""
     terms = zip(piece.split(FEW, dim=1), mix.split(FEW), strict=True)
-    first, *more = [(own.unsqueeze(2) * rows).sum(dim=1) for own, rows in terms]
+    first, *more = [(signs.unsqueeze(2) * rows).sum(dim=1) for signs, rows in terms]
     return reduce(torch.add, more, first)
 
 

@@ -1,9 +1,9 @@
-"""The quantiser as pure functions of tensors: what is computed, in float32, without a word about how fast.
+"""The quantiser as pure functions of tensors: what is computed, in float32; speed is a matter of `kernels`.
 
 A tensor is cut into groups of S elements, and a group into 8 / bits *parts* of S·bits/8 neighbours. Byte j of
 a group's codes holds element j of every part, the first part in the lowest bits. So all parts of a group are
 read, reduced and written side by side: one pass over memory, on a GPU one kernel. A group may also run across
-rows: then what is said of an element holds of a run of columns.
+rows: then a run of columns takes the place of an element.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gradients without a trace, and sensitivities by brute force: each group of tensors rounded anew."""
+"""Gradients that leave the model untouched, and sensitivities by rounding each group of tensors again."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 def leaves(loss: Tensor) -> list[Tensor]:
     """Return every leaf that a backward pass from a loss would reach, parameters of other models too."""
-    found, open_nodes, seen = [], [cast(Any, loss.grad_fn)], set()
+    leaves, open_nodes, seen = [], [cast(Any, loss.grad_fn)], set()
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.append(node.variable)
+            leaves.append(node.variable)
         open_nodes += [following for following, _ in node.next_functions]
-    return found
+    return leaves
 
 
 @contextmanager
 def frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Keep a backward pass from reaching leaves: who watches them would take it for one of training."""
+    """Keep a backward pass from reaching leaves: hooks on them would mistake it for a training pass."""
     for tensor in tensors:
         tensor.requires_grad_(False)
     try:
@@ -83,17 +83,17 @@ def frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
 def gradient(loss: Tensor, model: nn.Module, create_graph: bool = False) -> list[Tensor]:
     """Return the gradient of the parameters that the loss depends on."""
     try:
-        found = torch.autograd.grad(loss, trained(model), create_graph=create_graph, allow_unused=True)
+        gradients = torch.autograd.grad(loss, trained(model), create_graph=create_graph, allow_unused=True)
     except RuntimeError as error:
         if create_graph or "does not require grad" not in str(error):
             raise
         raise ConfigurationError("loss_fn returned a loss that depends on no parameter that trains") from None
-    return [g for g in found if g is not None]
+    return [g for g in gradients if g is not None]
 
 
-def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+def distance(left: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """Return the squared distance of two gradients."""
-    return sum(float((a - b).double().square().sum()) for a, b in zip(one, other, strict=True))
+    return sum(float((a - b).double().square().sum()) for a, b in zip(left, other, strict=True))
 
 
 def probed(
@@ -109,11 +109,11 @@ def probed(
     Source: Liu et al. 2022 (arXiv 2206.11357), algorithm 1.
     """
     base = gradients(frozenset())
-    found = []
+    totals = []
     for group in groups:
         other = gradients(group)
-        found.append(distance(base, other) / 2 / noise(bits))
-    return found
+        totals.append(distance(base, other) / 2 / noise(bits))
+    return totals
 
 
 def like_groups(elements: Mapping[str, int]) -> list[dict[str, int]]:
@@ -132,5 +132,5 @@ def like_groups(elements: Mapping[str, int]) -> list[dict[str, int]]:
 
 def shares(total: float, elements: Mapping[str, int]) -> dict[str, float]:
     """Split a group's sensitivity over its tensors by their elements."""
-    whole = sum(elements.values())
-    return {key: total * n / whole for key, n in elements.items()}
+    all_elements = sum(elements.values())
+    return {key: total * n / all_elements for key, n in elements.items()}

@@ -165,10 +165,10 @@ class CompressMethod:
 
     def stats(self) -> dict[str, Any]:
         """Return `original_bytes`, `stored_bytes` and `rows` of the last forward pass."""
-        own = self._compiled if self._compiled is not None else self.compressor
-        if own is None:
+        acting = self._compiled if self._compiled is not None else self.compressor
+        if acting is None:
             return {}
-        stats = own.stats
+        stats = acting.stats
         return {
             "stored_bytes": stats.stored_bytes,
             "original_bytes": stats.original_bytes,
@@ -177,15 +177,15 @@ class CompressMethod:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the compressor's state; empty before the first forward pass."""
-        own = self._compiled if self._compiled is not None else self.compressor
-        return own.state_dict() if own is not None else dict(self._state or {})
+        acting = self._compiled if self._compiled is not None else self.compressor
+        return acting.state_dict() if acting is not None else dict(self._state or {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()` of another run."""
         self._state = state or None
-        own = self._compiled if self._compiled is not None else self.compressor
-        if own is not None and state:
-            own.load_state_dict(state)
+        acting = self._compiled if self._compiled is not None else self.compressor
+        if acting is not None and state:
+            acting.load_state_dict(state)
 
 
 class CompressCheckpointMethod(CompressMethod):
@@ -216,7 +216,7 @@ class OffloadMethod(CompressMethod):
         super().__init__(CompressOptions(level=options.level))
 
     def compile_options(self) -> CompileOptions:
-        """Refuse: torch's own graph would have to wait for the copies."""
+        """Refuse: the compiled graph would wait for every copy."""
         raise ConfigurationError(NOT_COMPILED.format(name=self.name))
 
 

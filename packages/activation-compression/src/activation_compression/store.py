@@ -189,12 +189,12 @@ class Store:
         return None
 
     def _keep(self, saved: Saved, tensor: Tensor, this: Pass) -> Held:
-        """Keep a tensor; of a much larger storage a copy of its own, so that the storage can go."""
+        """Keep a tensor; a small part of a large storage is copied, so that the storage can be freed."""
         storage = tensor.untyped_storage()
-        own = tensor.element_size() * prod(
+        bytes_alone = tensor.element_size() * prod(
             n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride
         )
-        if self.level.packs and 2 * own < storage.nbytes() and not this.keeps(tensor):
+        if self.level.packs and 2 * bytes_alone < storage.nbytes() and not this.keeps(tensor):
             block, layout, place = as_block(tensor.detach())
             key = (storage._cdata, place, tensor._version, tensor.dtype, "copy")
             stored = self.table.get(key)
@@ -211,7 +211,7 @@ class Store:
         return Kept(tensor)
 
     def _exact_for_all(self, tensor: Tensor, this: Pass) -> None:
-        """Let those who rounded a tensor before have it exactly, now that it is kept anyway."""
+        """Give earlier users of a rounded tensor the exact one, now that it is kept anyway."""
         block, _, place = as_block(tensor.detach())
         key = (tensor.untyped_storage()._cdata, place, tensor._version, tensor.dtype, "rounded")
         stored = self.table.get(key)
@@ -227,15 +227,15 @@ class Store:
     def _store(self, saved: Saved, tensor: Tensor, form: Form, this: Pass) -> Held:
         """Store a tensor in another form, or share what is stored."""
         storage = tensor.untyped_storage()
-        whole = viewed(tensor) if form.kind == "derived" else tensor
-        block, layout, place = as_block(whole.detach())
+        tensor_held = viewed(tensor) if form.kind == "derived" else tensor
+        block, layout, place = as_block(tensor_held.detach())
         key = (storage._cdata, place, tensor._version, tensor.dtype, form.kind)
         name = this.name(saved, key)
         if this.keeps(tensor):
             return Kept(tensor)
         stored, few = self.table.get(key), sample(block)
-        if stored is None or stored.sample != few:  # a change behind torch's back raises no version
-            content = self._content(block, name, form, whole, layout)
+        if stored is None or stored.sample != few:  # a change through .data does not raise the version
+            content = self._content(block, name, form, tensor_held, layout)
             if content is None:
                 return self._keep(saved, tensor, this)
             stored = self.table[key] = Stored(name, content, StorageWeakRef(storage), few)
@@ -247,8 +247,8 @@ class Store:
                 self._host.again(stored.content)
             if not this.met(stored):  # an earlier pass has stored it
                 this.count(saved, tensor, stored.content.bits, stored.content.nbytes)
-        if whole is not tensor:
-            offset = int(tensor.storage_offset()) - int(whole.storage_offset())
+        if tensor_held is not tensor:
+            offset = int(tensor.storage_offset()) - int(tensor_held.storage_offset())
             kept = tuple(1 if s == 0 else n for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             layout = Layout(tuple(tensor.shape), kept, tensor.stride(), offset)
         if form.kind == "derived":

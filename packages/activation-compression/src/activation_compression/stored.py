@@ -74,7 +74,7 @@ class Held(Protocol):
         ...
 
     def use(self) -> None:
-        """Note that one more will open it in each backward pass."""
+        """Count one more reader in each backward pass."""
         ...
 
 
@@ -103,12 +103,12 @@ class Kept:
         return self.tensor
 
     def use(self) -> None:
-        """Do nothing: it is there until the last one lets go."""
+        """Do nothing: the tensor lives as long as something refers to it."""
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """A tensor of whose values none is read: zeros in its shape and strides."""
+    """A tensor whose values are never read: zeros in its shape and strides."""
 
     shape: torch.Size
     strides: tuple[int, ...]
@@ -149,7 +149,7 @@ class Stored:
         content: The block in its other form.
         source: The storage it came from. The weak reference also keeps the storage's address from being given
             to another one, so that an address found in a table of these is still the same storage.
-        sample: A few of its values, by which a change behind torch's back is told.
+        sample: A few of its values, to notice a change that did not raise its version.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class StoredView:
         return self.layout.view(self.stored.block())
 
     def use(self) -> None:
-        """Note that one more will open it in each backward pass."""
+        """Count one more reader in each backward pass."""
         self.stored.saved += 1
 
 
@@ -215,7 +215,7 @@ class Saved:
         self.held: Held | None = None
 
     def settle(self, held: Held) -> None:
-        """Let go of the tensor itself."""
+        """Drop the tensor and keep its stored form."""
         self.held, self.tensor = held, None
 
     def open(self) -> Tensor:

@@ -12,11 +12,13 @@ from transformers.trainer_callback import ExportableState
 from activation_compression.checkpointing import restore_forward
 from activation_compression.compiled import CompileOptions, compile_options
 from activation_compression.compressor import ActivationCompressor
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 
 __all__ = ["CompressActivations"]
 
 
+@explain_arguments
 class CompressActivations(TrainerCallback, ExportableState):
     """Compress the activations of a model while a Trainer trains it, also with `torch_compile=True`.
 

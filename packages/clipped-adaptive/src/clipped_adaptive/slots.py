@@ -161,6 +161,12 @@ class _ClippedMethod:
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    @property
+    def clips_at(self) -> float | None:
+        """The level that nothing below is clipped at; None where there is no fixed one."""
+        fixed = self.options.clip != "none" and self.options.quantile is None
+        return self.options.max_norm if fixed else None
+
     def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer over the groups."""
         import clipped_adaptive

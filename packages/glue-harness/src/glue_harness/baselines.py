@@ -1,4 +1,4 @@
-"""The methods that the harness itself brings: what one compares with."""
+"""The baselines: methods that the harness itself brings for comparison."""
 
 from __future__ import annotations
 

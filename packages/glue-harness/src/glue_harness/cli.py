@@ -131,7 +131,7 @@ def _main(argv: Sequence[str]) -> None:
     parser = CommandParser(
         prog="glue-harness",
         description="Fine-tune encoders on GLUE with any combination of installed methods, and report.",
-        epilog="commands:\n" + "\n".join(f"  {name:10} {said}" for name, (_, said) in COMMANDS.items()),
+        epilog="commands:\n" + "\n".join(f"  {name:10} {summary}" for name, (_, summary) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", help="one of the commands below; 'COMMAND --help' tells its options")

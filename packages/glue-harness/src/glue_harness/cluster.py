@@ -48,7 +48,7 @@ def fair_share(cpus: Sequence[float], gpus: Sequence[float], jobs: int) -> Share
         Share(cpus=1, gpus=0.0)
     """
     most = int(max(cpus, default=1))
-    fits = [size for size in range(1, most + 1) if sum(own // size for own in cpus) >= jobs]
+    fits = [size for size in range(1, most + 1) if sum(machine // size for machine in cpus) >= jobs]
     devices = int(sum(gpus))
     return Share(max(fits, default=1), 1 / -(-jobs // devices) if devices else 0.0)
 
@@ -67,7 +67,7 @@ def _open(cpus: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         ray.init(num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
-    except ValueError:  # there is a cluster: its size is not ours to say
+    except ValueError:  # the cluster that is there decides its own size
         ray.init(**quiet)
     except Exception as error:
         if "timed out during startup" not in str(error):
@@ -92,7 +92,7 @@ def connected(jobs: int) -> Iterator[Share]:
         _open(fair_share([own_cores()], [], jobs).cpus * jobs)
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = ([own.get(kind, 0.0) for own in machines] for kind in ("CPU", "GPU"))
+        cpus, gpus = ([machine.get(kind, 0.0) for machine in machines] for kind in ("CPU", "GPU"))
         with stop_on_signals():  # Ray has put a handler of its own for SIGTERM
             yield fair_share(cpus, gpus, jobs)
     finally:

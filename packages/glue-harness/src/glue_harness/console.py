@@ -1,4 +1,4 @@
-"""Where tables are printed, and what is said where that cannot be done."""
+"""Printing: consoles for tables, and one line where standard output cannot be written."""
 
 from __future__ import annotations
 

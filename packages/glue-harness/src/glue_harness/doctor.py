@@ -38,8 +38,8 @@ def doctor() -> None:
         table.add_row("CUDA", "none: runs happen on the CPU")
     table.add_row("compiler", _compiler())
     table.add_section()
-    for name, found in versions().items():
-        table.add_row(name, found)
+    for name, installed in versions().items():
+        table.add_row(name, installed)
     for name, remedy in OPTIONAL.items():
         try:
             table.add_row(name, version(name))

@@ -134,7 +134,7 @@ def _card(run: Run, result: Mapping[str, Any] | None, form: Any) -> str:
 
 
 def _write_adapter(run: Run, left: Path, target: Path) -> None:
-    """Write what the adaptation trained: as the run left it, or of a run that has not ended."""
+    """Write what the adaptation trained, from a finished run or from its newest checkpoint."""
     if not run.attached:
         shutil.copytree(left, target)
         return
@@ -157,5 +157,5 @@ def _write_loader(run: Run, folder: Path) -> None:
     described = json.loads(file.read_text(encoding="utf-8"))
     described |= {"model_type": f"adapted-{names['kind']}", "architectures": ["AdaptedModel"]}
     kinds = {"AutoConfig": "AdaptedConfig", "AutoModelForSequenceClassification": "AdaptedModel"}
-    described["auto_map"] = {auto: f"{CODE}.{own}" for auto, own in kinds.items()}
+    described["auto_map"] = {auto: f"{CODE}.{class_name}" for auto, class_name in kinds.items()}
     file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

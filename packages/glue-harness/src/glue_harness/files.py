@@ -19,7 +19,7 @@ class UnwritableError(ConfigurationError):
 
 
 def _reason(error: BaseException | None) -> str:
-    """Return what the system said, also where a library tells it in words or behind its own error."""
+    """Return the system's reason, also where a library passes it on in words or wraps the error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return os.strerror(error.errno)

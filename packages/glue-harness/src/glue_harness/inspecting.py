@@ -1,4 +1,4 @@
-"""What files of one's own are read as, printed without training."""
+"""How the user's own files would be read, printed without training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--task", default="mine", help="name of a known task, or one of your own (mine)")
     described = {
-        found.arg_name: found.description for found in parse_docstring(RunConfig.__doc__ or "").params
+        argument.arg_name: argument.description
+        for argument in parse_docstring(RunConfig.__doc__ or "").params
     }
     for name in (*CHOICES, "metric"):
         more: dict[str, Any] = {"action": "store_true"} if name == "drop_unlabelled" else {}

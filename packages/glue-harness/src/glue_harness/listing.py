@@ -23,10 +23,12 @@ def list_methods() -> None:
         installed = available(slot)
         for name, point in installed.items():
             try:
-                said = (inspect.getdoc(find(slot, name)) or "").partition("\n")[0]
+                summary = (inspect.getdoc(find(slot, name)) or "").partition("\n")[0]
             except ConfigurationError as error:
-                said = f"[red]{escape(str(error))}"
-            table.add_row(slot, name, said, f"{point.dist.name} {point.dist.version}" if point.dist else "")
+                summary = f"[red]{escape(str(error))}"
+            table.add_row(
+                slot, name, summary, f"{point.dist.name} {point.dist.version}" if point.dist else ""
+            )
         for package, names in HOLDERS[slot].items():
             if missing := [name for name in names.split() if name not in installed]:
                 table.add_row(

@@ -1,4 +1,4 @@
-"""What a trained model says of the rows of files, or of lines on standard input."""
+"""Predictions of a trained model for the rows of files, or for lines on standard input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune_common.data.choices import Choices
 from finetune_common.data.columns import NUMBERING
 from finetune_common.data.files import read_table
 from finetune_common.data.kinds import parts
-from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.errors import ConfigurationError, check_number, shown
 from finetune_common.metrics import compute_metrics, multi_hot
 from finetune_common.tasks import Task
 from glue_harness.config.own_rows import choices_of
@@ -118,7 +118,7 @@ def _joined(files: Sequence[Path], choices: Choices) -> Columns:
 
 
 def _lines(task: Task) -> Columns:
-    """Return what stands on standard input: a text a line, or as many with tabs between as the task has."""
+    """Return the lines of standard input: one text each, or several with tabs between for pairs."""
     names = task.columns or ("text",)
     rows = [line.rstrip("\r\n").split("\t", len(names) - 1) for line in sys.stdin]
     if not rows:
@@ -129,32 +129,32 @@ def _lines(task: Task) -> Columns:
                 f"standard input line {number}: {len(row)} text, expected {' and '.join(names)} with a tab "
                 "between them"
             )
-    return {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
 def _texts(task: Task, columns: Columns, place: str) -> list[str]:
     """Return which columns hold the texts: the task's by name, else all that hold nothing but text."""
     official = task.official_columns or task.columns
-    found = [
+    candidates = [
         next((name for name in both if name in columns), None)
         for both in zip(task.columns, official, strict=True)
     ]
     if not task.columns:
         aside = ("label", "labels", *NUMBERING)
-        found = [name for name in columns if name not in aside and isinstance(columns[name][0], str)]
-        if len(found) > 2:
+        candidates = [name for name in columns if name not in aside and isinstance(columns[name][0], str)]
+        if len(candidates) > 2:
             raise ConfigurationError(
-                f"{place}: {len(found)} columns could be the text ({', '.join(map(str, found))[:200]}): "
-                "leave the one or two that are"
+                f"{place}: {len(candidates)} columns could be the text "
+                f"({', '.join(map(str, candidates))[:200]}): leave the one or two that are"
             )
-    names = [name for name in found if name is not None]
-    if not names or len(names) != len(found):
+    names = [name for name in candidates if name is not None]
+    if not names or len(names) != len(candidates):
         wanted = " and ".join(map(repr, task.columns)) or "that holds text"
         raise ConfigurationError(f"{place}: no column {wanted} among {', '.join(columns)}: name it so")
     for name in names:
         if wrong := [row for row, text in enumerate(columns[name], 1) if not isinstance(text, str)]:
             value = columns[name][wrong[0] - 1]
-            raise ConfigurationError(f"{place} row {wrong[0]}: {name} is {value!r}: expected text")
+            raise ConfigurationError(f"{place} row {wrong[0]}: {name} is {shown(value)}: expected text")
     return names
 
 
@@ -171,14 +171,14 @@ def _logits(predictor: Predictor, texts: list[list[str]], batch_size: int) -> np
 def _said(predictor: Predictor, scores: np.ndarray) -> Columns:
     if predictor.task.regression:
         return {"score": predictor.said(scores)}
-    each = {f"score_{name}": scores[:, at].tolist() for at, name in enumerate(predictor.labels)}
+    each = {f"score_{name}": scores[:, index].tolist() for index, name in enumerate(predictor.labels)}
     return {"label": predictor.said(scores), **each}
 
 
-def _named(columns: Columns, said: Columns) -> Columns:
-    """Return what is added, under names that the rows do not have."""
+def _named(columns: Columns, answers: Columns) -> Columns:
+    """Return the answers under column names that the rows do not have."""
     named: Columns = {}
-    for name, values in said.items():
+    for name, values in answers.items():
         while name in columns:
             name = f"predicted_{name}"
         named[name] = values
@@ -190,8 +190,8 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
     column = next((name for name in ("label", task.official_label) if name in columns), None)
     if column is None:
         return {}, ""
-    known = {str(at): at for at in range(len(task.labels))}
-    known |= {name: at for at, name in enumerate(task.labels)}
+    known = {str(index): index for index in range(len(task.labels))}
+    known |= {name: index for index, name in enumerate(task.labels)}
     absent = (None, "") if task.regression else (None, "", -1, "-1")  # -1 in GLUE's test files
     rows: list[int] = []
     labels: list[Any] = []

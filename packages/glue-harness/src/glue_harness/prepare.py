@@ -11,7 +11,7 @@ __all__ = ["prepare", "prepare_dataset"]
 
 
 def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str:
-    """Load everything that a run of a task, or of several, would load; what came from a hub stays cached.
+    """Load everything that a run of a task, or of several, would load; downloads stay cached.
 
     Returns:
         One line that says what is ready.

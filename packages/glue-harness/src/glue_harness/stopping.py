@@ -97,11 +97,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request, before = StopRequest(), dict[int, Any]()
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in SIGNALS}
-    handled = {number: own for number, own in before.items() if own not in (signal.SIG_IGN, None)}
+    handled = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in handled:
             signal.signal(number, request.note)
         yield request
     finally:
-        for number, own in handled.items():
-            signal.signal(number, own)
+        for number, handler in handled.items():
+            signal.signal(number, handler)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune_common.data import load_task
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task
 from glue_harness.files import whole, writing
 from glue_harness.run.assembly import Run, open_run
@@ -109,8 +109,8 @@ def _lines(file: File, scores: np.ndarray) -> Iterator[str]:
     low, high = TASKS[file.task].label_range
     labels = file.labels()
     for index, row in enumerate(scores):
-        said = labels[int(row.argmax())] if labels else f"{min(max(float(row[0]), low), high):.3f}"
-        yield f"{index}\t{said}"
+        answer = labels[int(row.argmax())] if labels else f"{min(max(float(row[0]), low), high):.3f}"
+        yield f"{index}\t{answer}"
 
 
 def _check_file(name: str, text: str) -> None:
@@ -118,7 +118,7 @@ def _check_file(name: str, text: str) -> None:
     file = FILES[name]
     header, *lines = text.splitlines() or [""]
     if header != HEADER:
-        raise ConfigurationError(f"{name}: the first line is {header!r}, expected is {HEADER!r}")
+        raise ConfigurationError(f"{name}: the first line is {shown(header)}, expected is {HEADER!r}")
     if len(lines) != file.rows:
         raise ConfigurationError(
             f"{name}: {len(lines):,} predictions, the leaderboard expects {file.rows:,}: "
@@ -126,16 +126,16 @@ def _check_file(name: str, text: str) -> None:
         )
     labels, (low, high) = file.labels(), TASKS[file.task].label_range
     for number, line in enumerate(lines):
-        index, _, said = line.partition("\t")
+        index, _, answer = line.partition("\t")
         if index != str(number):
-            raise ConfigurationError(f"{name}, line {number + 2}: index {index!r}, expected is {number}")
-        if labels and said not in labels:
+            raise ConfigurationError(f"{name}, line {number + 2}: index {shown(index)}, expected is {number}")
+        if labels and answer not in labels:
             raise ConfigurationError(
-                f"{name}, line {number + 2}: {said!r} is no label: it takes {', '.join(labels)}"
+                f"{name}, line {number + 2}: {shown(answer)} is no label: it takes {', '.join(labels)}"
             )
-        if not labels and not _within(said, low, high):
+        if not labels and not _within(answer, low, high):
             raise ConfigurationError(
-                f"{name}, line {number + 2}: {said!r} is no score between {low:g} and {high:g}"
+                f"{name}, line {number + 2}: {shown(answer)} is no score between {low:g} and {high:g}"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from noise_injection.attachment import GradientNoise, Plan, Row, reach
 from noise_injection.microbatch import MicroBatchVariance
@@ -17,6 +18,7 @@ from noise_injection.variances import VARIANCES
 __all__ = ["AdaptiveGradientNoise"]
 
 
+@explain_arguments
 class AdaptiveGradientNoise(GradientNoise):
     """Adaptive gradient noise injection (AGNI), on any torch optimizer.
 
@@ -102,7 +104,7 @@ class AdaptiveGradientNoise(GradientNoise):
         self._source.remove()
 
     def plans(self, rows: list[Row]) -> list[Plan]:
-        """Return what the source of the variance has for each row."""
+        """Return a plan for each row whose variance is known."""
         return self._source.plans(rows)
 
     def numbers(self, plans: list[Plan], sums: Tensor, unit: Tensor) -> Tensor:

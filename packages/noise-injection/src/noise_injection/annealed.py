@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import check_number
 from noise_injection import kernels
 from noise_injection.attachment import GradientNoise, Plan, Row, reach
@@ -12,6 +13,7 @@ from noise_injection.attachment import GradientNoise, Plan, Row, reach
 __all__ = ["AnnealedGradientNoise"]
 
 
+@explain_arguments
 class AnnealedGradientNoise(GradientNoise):
     """Annealed Gaussian gradient noise, on any torch optimizer.
 

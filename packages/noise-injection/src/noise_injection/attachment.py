@@ -1,4 +1,4 @@
-"""What every noise shares: the optimizer's hook, the random keys, the state, the record of its size."""
+"""The common base of all noises: the optimizer's hook, the random keys, the state, the size of the noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor
 
-from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.errors import ConfigurationError, check_number, shown
 from noise_injection.lists import index, one, run_all, small_first, sums_of_all
 from noise_injection.shards import local, shard_groups, shard_index, sum_over_shards
 
@@ -30,7 +30,7 @@ def _innermost(optimizer: Any) -> torch.optim.Optimizer:
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigurationError(
-            f"optimizer={optimizer!r} is no torch.optim.Optimizer: pass the optimizer itself"
+            f"optimizer={shown(optimizer)} is no torch.optim.Optimizer: pass the optimizer itself"
         )
     return optimizer
 
@@ -138,7 +138,7 @@ class GradientNoise:
         return (param for group in self.optimizer.param_groups for param in group["params"])
 
     def plans(self, rows: list[Row]) -> list[Plan]:
-        """Return what happens to each row; a row without a plan keeps its gradient."""
+        """Return a plan for each row that receives noise; other rows keep their gradient."""
         raise NotImplementedError
 
     def numbers(self, plans: list[Plan], sums: Tensor, unit: Tensor) -> Tensor:

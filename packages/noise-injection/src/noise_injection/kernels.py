@@ -147,8 +147,8 @@ def run(kernel: Kernel, tensors: Sequence[Tensor], numbers: Tensor, keys: Tensor
     block = LARGEST if large else max(BLOCK, count if tensors[0].device.type != "cpu" else 0)
     call = _compiled(kernel) if large else kernel
     for start in range(0, count, block):
-        own = [tensor[start : start + block] for tensor in tensors] if count > block else tensors
-        call(own, numbers, keys if keys is None or start == 0 else keys + keys.new_tensor([start, 0, 0]))
+        blocks = [tensor[start : start + block] for tensor in tensors] if count > block else tensors
+        call(blocks, numbers, keys if keys is None or start == 0 else keys + keys.new_tensor([start, 0, 0]))
 
 
 @cache

@@ -150,14 +150,14 @@ def sums_of_all(pairs: Pairs, dtype: torch.dtype) -> Tensor:
         pairs: Each gradient, and what it is compared with: all are, or none.
         dtype: The arithmetic.
     """
-    found: list[Tensor | None] = [None] * len(pairs)
+    totals: list[Tensor | None] = [None] * len(pairs)
     joined, large = _by_size([gradient.numel() for gradient, _ in pairs])
     for indices in joined:
-        for i, own in zip(indices, _sums_of_joined([pairs[i] for i in indices], dtype), strict=True):
-            found[i] = own
-    for i, own in zip(large, _sums_of_large([pairs[i] for i in large], dtype), strict=True):
-        found[i] = own
-    return torch.stack(found)  # type: ignore[arg-type]
+        for i, total in zip(indices, _sums_of_joined([pairs[i] for i in indices], dtype), strict=True):
+            totals[i] = total
+    for i, total in zip(large, _sums_of_large([pairs[i] for i in large], dtype), strict=True):
+        totals[i] = total
+    return torch.stack(totals)  # type: ignore[arg-type]
 
 
 def _sums_of_joined(pairs: Pairs, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -183,10 +183,10 @@ def _sums_of_large(pairs: Pairs, dtype: torch.dtype) -> Iterator[Tensor]:
 @cache
 def _products_together(lengths: tuple[int, ...], dtype: torch.dtype) -> Compiled:
     def products(rows: list[list[Tensor]]) -> Tensor:
-        whole = []
+        products = []
         for row in rows:
             vectors = [vector.to(dtype) for vector in row]
-            whole += [(a * b).sum() for i, a in enumerate(vectors) for b in vectors[i:]]
-        return torch.stack(whole).view(len(rows), -1)
+            products += [(a * b).sum() for i, a in enumerate(vectors) for b in vectors[i:]]
+        return torch.stack(products).view(len(rows), -1)
 
     return Compiled(products, "gradient noise", name="products_together", dynamic=False)

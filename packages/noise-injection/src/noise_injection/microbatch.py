@@ -116,11 +116,11 @@ class _Watch:
             self.deviations.addcmul_(self.mean, self.mean, value=self.count * (total - self.count) / total)
             self.mean.mul_(self.count / total)
         if replicas(group) > 1 and not hasattr(self.parameter, "to_local"):
-            own = self.mean.clone()
+            ours = self.mean.clone()
             dist.all_reduce(self.mean, group=group)
             self.mean.div_(replicas(group))
-            own.sub_(self.mean)
-            self.deviations.addcmul_(own, own, value=total)
+            ours.sub_(self.mean)
+            self.deviations.addcmul_(ours, ours, value=total)
             dist.all_reduce(self.deviations, group=group)
 
 

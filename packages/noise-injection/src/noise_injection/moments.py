@@ -40,13 +40,13 @@ class RunningVariance:
             parts = {name: part_of(loaded[name], row.parameter).clone() for name in self.names}
             self._state[row.index] = {**parts, "count": loaded["count"].clone()}
         fresh = row.index not in self._state
-        own = self._state.setdefault(row.index, {})
+        moments = self._state.setdefault(row.index, {})
         if fresh:
-            own |= {name: torch.zeros_like(row.gradient, dtype=row.dtype) for name in self.names}
-            own["count"] = row.gradient.new_zeros((), dtype=row.dtype)
-        elif own["count"].device != row.gradient.device:
-            own |= {name: tensor.to(row.gradient.device) for name, tensor in own.items()}
-        return own
+            moments |= {name: torch.zeros_like(row.gradient, dtype=row.dtype) for name in self.names}
+            moments["count"] = row.gradient.new_zeros((), dtype=row.dtype)
+        elif moments["count"].device != row.gradient.device:
+            moments |= {name: tensor.to(row.gradient.device) for name, tensor in moments.items()}
+        return moments
 
     def _count(self, plans: list[Plan], sums: Tensor) -> tuple[Tensor, Tensor]:
         """Count this step for every row whose gradient is finite; return which are, and the new counts."""
@@ -72,14 +72,14 @@ class RunningVariance:
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics by the parameters' numbers, in their own dtype; of DTensors, as DTensors."""
         moments = {**self._loaded}
-        for i, own in self._state.items():
-            whole = {name: spread(own[name].clone(), self._parameters[i]) for name in self.names}
-            moments[i] = {**whole, "count": own["count"].clone()}
+        for i, of_parameter in self._state.items():
+            whole = {name: spread(of_parameter[name].clone(), self._parameters[i]) for name in self.names}
+            moments[i] = {**whole, "count": of_parameter["count"].clone()}
         return {"moments": moments}
 
     def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
         """Take the statistics of a state."""
-        self._state, self._loaded = {}, {int(i): dict(own) for i, own in state["moments"].items()}
+        self._state, self._loaded = {}, {int(i): dict(moments) for i, moments in state["moments"].items()}
 
 
 class EmaVariance(RunningVariance):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune_common.arguments import explain_arguments
 from noise_injection import kernels
 from noise_injection.attachment import attached
 from noise_injection.shards import local, shard_groups, sum_over_shards
@@ -14,6 +15,7 @@ from noise_injection.shards import local, shard_groups, sum_over_shards
 __all__ = ["GradientNoiseMonitor"]
 
 
+@explain_arguments
 class GradientNoiseMonitor:
     """Record the noise-to-gradient ratio ‖noise‖/‖G‖ and the effective step size ‖Δθ‖ of every step.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
+@explain_arguments
 def plot_effective_step_size(runs: Mapping[str, str | Path]) -> Figure:
     """Plot ‖Δθ‖ of every step, one curve a run, on a logarithmic axis.
 
@@ -55,6 +57,7 @@ def plot_effective_step_size(runs: Mapping[str, str | Path]) -> Figure:
     return figure
 
 
+@explain_arguments
 def plot_time_per_batch(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Plot the seconds a micro-batch takes, one bar a run, without evaluation and loading.
 

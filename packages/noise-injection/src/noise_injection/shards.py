@@ -39,8 +39,8 @@ def spread(part: Tensor, like: Tensor) -> Tensor:
 
     other: Any = like
     shape, stride = other.shape, other.stride()
-    own = part.view(other.to_local().shape)
-    return DTensor.from_local(own, other.device_mesh, other.placements, shape=shape, stride=stride)
+    ours = part.view(other.to_local().shape)
+    return DTensor.from_local(ours, other.device_mesh, other.placements, shape=shape, stride=stride)
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
@@ -88,9 +88,11 @@ def sum_over_shards(rows: Tensor, groups: list[tuple[Any, ...]]) -> Tensor:
     if not any(groups):
         return rows
     rows = rows.clone()
-    for own in dict.fromkeys(groups):
-        index = torch.tensor([i for i, other in enumerate(groups) if other == own], device=rows.device)
-        for group in own:
+    for process_group in dict.fromkeys(groups):
+        index = torch.tensor(
+            [i for i, other in enumerate(groups) if other == process_group], device=rows.device
+        )
+        for group in process_group:
             part = rows[index]
             torch.distributed.all_reduce(part, group=group)
             rows[index] = part

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from finetune_common.arguments import explain_arguments
+
 __all__ = ["TrainableModule", "TrainableParameters", "trainable_parameters"]
 
 
@@ -73,6 +75,7 @@ def _elements(parameter: Any) -> int:
     return parameter.numel() if state is None else prod(state.shape)
 
 
+@explain_arguments
 def trainable_parameters(model: nn.Module) -> TrainableParameters:
     """Count what trains, module by module; shared parameters count once.
 
@@ -88,8 +91,8 @@ def trainable_parameters(model: nn.Module) -> TrainableParameters:
         if parameter.requires_grad:
             rows.setdefault(name.rpartition(".")[0], []).append(parameter)
     modules = tuple(
-        TrainableModule(name, sum(map(_elements, own)), sum(p.nbytes for p in own))
-        for name, own in rows.items()
+        TrainableModule(name, sum(map(_elements, parameters)), sum(p.nbytes for p in parameters))
+        for name, parameters in rows.items()
     )
     every = list(model.parameters())
     return TrainableParameters(

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.arguments import explain_arguments
+from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.accounting import trainable_parameters
+from parameter_efficient.anatomy import Anatomy
 from parameter_efficient.attachment import InPlace, Resident
 from parameter_efficient.configs import Config, PrefixTuning
 from parameter_efficient.forward import valueless
-from parameter_efficient.found import Found
 from parameter_efficient.heads import FrozenInput, head_parameters
 from parameter_efficient.injected import described_by
 from parameter_efficient.methods import also_trained, attach
@@ -30,28 +31,28 @@ __all__ = ["adapt", "remove"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _prepared(found: Found, config: Config, record: Record) -> None:
+def _prepared(anatomy: Anatomy, config: Config, record: Record) -> None:
     """Make all changes; each is in the record once it is made."""
-    model = found.model
+    model = anatomy.model
     if any(isinstance(part, PrefixTuning) for part in config.parts):
         implementation_of(getattr(model, "config", None))
     generator = torch.Generator().manual_seed(
         torch.initial_seed() % 2**63 if config.seed is None else config.seed
     )
     common = {f.name: getattr(config, f.name) for f in fields(Config)}
-    head = head_parameters(model, found.stacks, found.inputs, config.head)
-    first_layers = found.first_layers()
+    head = head_parameters(model, anatomy.stacks, anatomy.inputs, config.head)
+    first_layers = anatomy.first_layers()
     for part in config.parts:
-        for attachment in attach(found, replace(part, **common), generator):
+        for attachment in attach(anatomy, replace(part, **common), generator):
             record.attachments.append(attachment)
     if config.pooling == "mean":
-        record.attachments.append(MeanPooling(model, found.encoder(), found.inputs))
+        record.attachments.append(MeanPooling(model, anatomy.encoder(), anatomy.inputs))
     if config.new_tokens:
-        ids = found.inputs["input_ids"].clone()
-        ids[..., 0] = found.model.get_input_embeddings().num_embeddings - 1  # type: ignore[operator]
-        found.inputs["input_ids"] = ids
+        ids = anatomy.inputs["input_ids"].clone()
+        ids[..., 0] = anatomy.model.get_input_embeddings().num_embeddings - 1  # type: ignore[operator]
+        anatomy.inputs["input_ids"] = ids
         record.attachments.append(NewTokens(model, config.new_tokens, config.dtype))
-    inside = {id(p) for stack in found.stacks for m in stack.blocks.values() for p in m.parameters()}
+    inside = {id(p) for stack in anatomy.stacks for m in stack.blocks.values() for p in m.parameters()}
     before = [p for p in model.parameters() if id(p) not in inside | {id(getattr(*place)) for place in head}]
     for first in first_layers:
         record.attachments.append(FrozenInput(first, before))
@@ -74,6 +75,7 @@ def _prepared(found: Found, config: Config, record: Record) -> None:
         parameter.requires_grad_(True)
 
 
+@explain_arguments
 def adapt(
     model: Model,
     config: Any,
@@ -127,20 +129,20 @@ def adapt(
     records: Records = vars(model).get(RECORD, Records())
     if name in records.by_name:
         raise ConfigurationError(
-            f"this {type(model).__name__} is adapted already as {name!r}: remove(model) first, give another "
-            "name=, or use Fusion for several methods at once"
+            f"this {type(model).__name__} is adapted already as {shown(name)}: remove(model) first, give "
+            "another name=, or use Fusion for several methods at once"
         )
     before = records.active
     if records.by_name:
         activate(model, None)
     try:
-        found = _adapt(model, config, name, records, example, probe)
+        anatomy = _adapt(model, config, name, records, example, probe)
     except BaseException:
         if before is not None:
             activate(model, before)
         raise
     if dry_run:
-        print(found)
+        print(anatomy)
         print(trainable_parameters(model))
         remove(model, name)
         if before is not None:
@@ -155,27 +157,28 @@ def _adapt(
     records: Records,
     example: Mapping[str, Any] | None,
     probe: bool,
-) -> Found:
+) -> Anatomy:
     for module in model.modules():
         if (module is not model and is_adapted(module)) or isinstance(module, Resident):
             raise ConfigurationError(
                 f"a {type(module).__name__} in this {type(model).__name__} is adapted already: remove that "
                 "first"
             )
-    found = Found(model, config.stack, example)
+    anatomy = Anatomy(model, config.stack, example)
     record = Record(config, [], [(p, p.requires_grad) for p in model.parameters()])
     setattr(model, RECORD, records)
     records.by_name[name], records.active = record, name
     try:
-        _prepared(found, config, record)
+        _prepared(anatomy, config, record)
         if probe and not valueless(model):
-            check_that_all_acts(model, found.inputs)
+            check_that_all_acts(model, anatomy.inputs)
     except BaseException:
         remove(model, name)
         raise
-    return found
+    return anatomy
 
 
+@explain_arguments
 def remove(model: Model, name: str | None = None) -> Model:
     """Take adaptations back: weights, structure and `requires_grad` are what they were, bit for bit.
 

@@ -1,7 +1,7 @@
-"""Where a transformer keeps its layers, and what is what in them: found by structure.
+"""Where a transformer keeps its layers, and which matrix plays which role: found by structure.
 
-The longest list of like blocks is the body (`blocks`); what plays which role in a block is told by what flows
-where (`flow`, `roles`). Names are hints where that leaves a choice.
+The longest list of like blocks is the body (`blocks`); roles in a block follow from how numbers flow through
+it (`flow`, `roles`). Names decide only where that leaves a choice.
 """
 
 from __future__ import annotations
@@ -186,29 +186,33 @@ def _feed_forward_beside(model: nn.Module, stack: Stack) -> list[dict[str, dict[
             or len(modules) != len(stack.blocks)
         ):
             continue
-        found = []
+        pairs = []
         for number, module in enumerate(modules):
-            pair = sorted(matrices_of(module).items(), key=lambda one: width_out(one[1]), reverse=True)
+            pair = sorted(matrices_of(module).items(), key=lambda item: width_out(item[1]), reverse=True)
             shapes = [(getattr(m, "in_features", 0), width_out(m)) for _, m in pair]
             if len(pair) == 2 and shapes[0] == shapes[1][::-1]:
                 place = ".".join(part for part in (stack.container, name, str(number)) if part)
                 named = [{f"{place}.{inner}": m} for inner, m in pair]
-                found.append(dict(zip(("ffn_in", "ffn_out"), named, strict=True)))
-        if len(found) == len(modules):
-            return found
+                pairs.append(dict(zip(("ffn_in", "ffn_out"), named, strict=True)))
+        if len(pairs) == len(modules):
+            return pairs
     return []
 
 
 def _layers(model: nn.Module, stack: Stack, roles: list[Roles]) -> list[Layer]:
     layers = []
-    beside = [] if any("ffn_out" in own.modules for own in roles) else _feed_forward_beside(model, stack)
-    for (name, block), own in zip(stack.blocks.items(), roles, strict=True):
+    beside = (
+        []
+        if any("ffn_out" in block_roles.modules for block_roles in roles)
+        else _feed_forward_beside(model, stack)
+    )
+    for (name, block), block_roles in zip(stack.blocks.items(), roles, strict=True):
         named = {
             role: {f"{name}.{module}": block.get_submodule(module) for module in modules}
-            for role, modules in own.modules.items()
+            for role, modules in block_roles.modules.items()
         }
         named |= beside[len(layers)] if beside else {}
-        layers.append(Layer(name, block, named, own.sublayers, own.width))
+        layers.append(Layer(name, block, named, block_roles.sublayers, block_roles.width))
     return layers
 
 
@@ -247,12 +251,16 @@ def find_architecture(
             f"{kind} is not supported: it has no list of like blocks with at least four matrices each; give "
             "names of modules as targets, or train the head alone"
         )
-    found = [_architecture(model, one, inputs) for one in stacks]
-    sure = [one for one in found if not one.refusal] or found
+    architectures = [_architecture(model, stack, inputs) for stack in stacks]
+    sure = [architecture for architecture in architectures if not architecture.refusal] or architectures
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or len(sure) == 1:
         return sure[:1]
-    decoders = [one for one in sure if any("cross_v" in layer.roles for layer in one.layers)]
-    encoders = [one for one in sure if one not in decoders]
+    decoders = [
+        architecture
+        for architecture in sure
+        if any("cross_v" in layer.roles for layer in architecture.layers)
+    ]
+    encoders = [architecture for architecture in sure if architecture not in decoders]
     return {"encoder": encoders[:1], "decoder": decoders[:1], "both": [*encoders[:1], *decoders[:1]]}[stack]
 
 

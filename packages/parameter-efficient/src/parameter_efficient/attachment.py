@@ -1,4 +1,4 @@
-"""What a method leaves in a model, in a form that can be undone."""
+"""Changes of a model that can be undone."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def place_of_new(dtype: str, *modules: nn.Module) -> dict[str, Any]:
 
 
 class Outside:
-    """A part that is out of the model for a while, and catches up with what happened there meanwhile.
+    """A part taken out of the model for a while, which then follows the model's mode, device and dtype.
 
     Args:
         part: Leaves the model now.

@@ -24,8 +24,8 @@ def is_projection(module: Any) -> bool:
     """Return whether a module multiplies by a matrix: `nn.Linear`, quantised or not, `Conv1D`, stacked."""
     if isinstance(getattr(module, "out_features", None), int) and hasattr(module, "in_features"):
         return True
-    own = dict(module.named_parameters(recurse=False))
-    weight = own.get("weight")
+    parameters = dict(module.named_parameters(recurse=False))
+    weight = parameters.get("weight")
     if type(module).__name__ == "Conv1D":
         return True
     return weight is not None and weight.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd)
@@ -101,8 +101,8 @@ def find_stacks(model: nn.Module) -> list[Stack]:
         entries = list(modules)
         nested = all(isinstance(entry, nn.ModuleList) for entry in entries)
         if nested or _alike(entries):
-            found = [pair for n, m in enumerate(entries) for pair in _flat(f"{name}.{n}", m)]
-            if found and _alike([module for _, module in found]):
+            pairs = [pair for n, m in enumerate(entries) for pair in _flat(f"{name}.{n}", m)]
+            if pairs and _alike([module for _, module in pairs]):
                 container, _, attribute = name.rpartition(".")
-                stacks.append(Stack(container, attribute, dict(found)))
+                stacks.append(Stack(container, attribute, dict(pairs)))
     return sorted(stacks, key=lambda s: -sum(p.numel() for m in s.blocks.values() for p in m.parameters()))

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.arguments import explain_arguments
+from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.adaptation import adapt
 from parameter_efficient.attachment import InPlace
 from parameter_efficient.configs import LoRA
@@ -25,15 +26,16 @@ Model = TypeVar("Model", bound=nn.Module)
 Update = tuple[Tensor, Tensor]
 
 
-def _updates(record: Record, weight: float, found: dict[str, list[Update]]) -> None:
+def _updates(record: Record, weight: float, updates: dict[str, list[Update]]) -> None:
     """Add a LoRA's updates: name of a matrix → A and w · scaling · B."""
     for attachment in record.attachments:
         if isinstance(attachment, LowRank):
             for name, layer in attachment.layers.items():
                 down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-                found.setdefault(name, []).append((down, weight * layer.scaling[ADAPTER] * up))
+                updates.setdefault(name, []).append((down, weight * layer.scaling[ADAPTER] * up))
 
 
+@explain_arguments
 def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
     """Make a new adaptation that is a weighted sum of LoRAs: ΔW = Σ_i w_i (α_i/r_i) B_i A_i, exactly.
 
@@ -63,24 +65,25 @@ def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
     """
     if not weights:
         raise ConfigurationError("weights is empty: give name → weight of at least one LoRA")
-    records, before = [(record_of(model, one), w) for one, w in weights.items()], records_of(model).active
-    for (record, _), one in zip(records, weights, strict=True):
+    records, before = [(record_of(model, part), w) for part, w in weights.items()], records_of(model).active
+    for (record, _), part in zip(records, weights, strict=True):
         config = record.config
         if not isinstance(config, LoRA) or config.dora or config.new_tokens or config.init in CHANGING:
             raise ConfigurationError(
-                f"{one!r} cannot be part of a sum: only LoRA without dora, new_tokens, pissa and olora can"
+                f"{shown(part)} cannot be part of a sum: only LoRA without dora, new_tokens, pissa "
+                "and olora can"
             )
     activate(model, None)
-    own: dict[str, list[Update]] = {}
+    updates: dict[str, list[Update]] = {}
     sums: dict[tuple[nn.Module, str], Tensor] = {}
     for record, weight in records:
-        _updates(record, weight, own)
+        _updates(record, weight, updates)
         for attachment in record.attachments:
             if isinstance(attachment, InPlace):
                 for place, first, trained in attachment.changes():
                     sums[place] = sums.get(place, first) + weight * (trained - first)
     like: Any = records[0][0].config
-    ranks = {name: sum(len(down) for down, _ in pairs) for name, pairs in own.items()}
+    ranks = {name: sum(len(down) for down, _ in pairs) for name, pairs in updates.items()}
     places = {(id(m), attribute) for m, attribute in sums}
     names = [
         n for n, m in model.named_modules() for attribute in m._parameters if (id(m), attribute) in places
@@ -88,10 +91,10 @@ def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
     config = replace(
         like,
         layers="all",
-        targets=tuple(re.escape(one) for one in own),
-        rank_pattern={re.escape(one): rank for one, rank in ranks.items()},
+        targets=tuple(re.escape(target) for target in updates),
+        rank_pattern={re.escape(target): rank for target, rank in ranks.items()},
         **{"alpha": None, "alpha_pattern": {}, "rslora": False, "dropout": 0.0, "init": "kaiming"},
-        also_train=tuple(dict.fromkeys(re.escape(one) for one in names)),
+        also_train=tuple(dict.fromkeys(re.escape(parameter) for parameter in names)),
     )
     try:
         adapt(model, config, name=name, probe=False)
@@ -99,8 +102,8 @@ def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
         activate(model, before)
         raise
     with torch.no_grad():
-        for one, pairs in own.items():
-            layer: Any = model.get_submodule(one)
+        for target, pairs in updates.items():
+            layer: Any = model.get_submodule(target)
             layer.lora_A[ADAPTER].weight.copy_(torch.cat([down for down, _ in pairs]))
             layer.lora_B[ADAPTER].weight.copy_(torch.cat([up for _, up in pairs], dim=1))
         for (module, attribute), value in sums.items():

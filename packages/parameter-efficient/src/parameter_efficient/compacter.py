@@ -62,11 +62,11 @@ def compact(adapters: Iterable[Adapter], config: Compacter, generator: torch.Gen
             shared = nn.Parameter(drawn.to(down.weight))
         widths = {"down": (down.in_features, down.out_features), "up": (down.out_features, down.in_features)}
         for name, (inputs, outputs) in widths.items():
-            own = KroneckerLinear(shared, inputs, outputs)
+            linear = KroneckerLinear(shared, inputs, outputs)
             with torch.no_grad():
-                own.left.copy_(torch.randn(own.left.shape, generator=generator) / n**0.5)
+                linear.left.copy_(torch.randn(linear.left.shape, generator=generator) / n**0.5)
                 if name == "down":
-                    own.right.copy_(
-                        torch.randn(own.right.shape, generator=generator) * config.init_std * n**0.5
+                    linear.right.copy_(
+                        torch.randn(linear.right.shape, generator=generator) * config.init_std * n**0.5
                     )
-            setattr(adapter, name, own)
+            setattr(adapter, name, linear)

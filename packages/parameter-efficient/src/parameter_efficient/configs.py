@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Literal
 
-from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.arguments import explain_arguments
+from finetune_common.errors import ConfigurationError, check_number, shown
 from parameter_efficient.configs_of_adapters import BottleneckAdapter, Compacter, LoReFT
 from parameter_efficient.configs_through_peft import IA3, LoRA, QLoRA, ThroughPeft
 from parameter_efficient.options import Config, Layers, check_patterns
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class HeadOnly(Config):
     """Only the classification head trains, on frozen features.
@@ -53,6 +55,7 @@ class HeadOnly(Config):
             check_number("encoder_layers", self.encoder_layers, at_least=1)
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class PrefixTuning(Config):
     """Learned keys and values before those of the tokens: 2 L n d parameters.
@@ -64,6 +67,10 @@ class PrefixTuning(Config):
         layers: Layers to adapt, from 0, or from the end (-1); or all.
         length: n, keys and values to prepend, at least 1.
         init_std: Standard deviation of both at the start, at least 0.
+
+    Examples:
+        >>> PrefixTuning(length=4, layers=[0, 1])  # four keys and values in the first two layers
+        PrefixTuning(..., layers=(0, 1), length=4, init_std=0.02)
     """
 
     layers: Layers = "all"
@@ -76,6 +83,7 @@ class PrefixTuning(Config):
         check_number("init_std", self.init_std, at_least=0, below=inf)
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class BitFit(Config):
     """Only biases train (Ben Zaken et al. 2022, arXiv 2106.10199): none of them decays.
@@ -85,6 +93,10 @@ class BitFit(Config):
         biases: Roles (q, k, v, o, ffn_in, ffn_out, attention_norm, ffn_norm), ends of names or regular
             expressions of modules; or all (every bias that a layer has). Where a projection has none (t5,
             llama), it gets one that begins at 0.
+
+    Examples:
+        >>> BitFit(biases="all", layers=[-1])  # every bias of the last layer
+        BitFit(..., layers=(-1,), biases='all')
     """
 
     layers: Layers = "all"
@@ -100,6 +112,7 @@ class BitFit(Config):
                 )
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class FFNTuning(Config):
     """The feed-forward matrices of chosen layers train: L (2 d f + f + d) parameters.
@@ -110,6 +123,10 @@ class FFNTuning(Config):
             released code did under this name.
         targets: Instead of the feed-forward block: modules that train, by the ends of their names or regular
             expressions.
+
+    Examples:
+        >>> FFNTuning(layers=[10, 11])  # the feed-forward blocks of two layers
+        FFNTuning(..., layers=(10, 11), include_attention_output=False, targets=())
     """
 
     layers: Layers = "all"
@@ -117,6 +134,7 @@ class FFNTuning(Config):
     targets: tuple[str, ...] = ()
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class Fusion(Config):
     """Several methods at once; each has its own layers.
@@ -149,11 +167,13 @@ class Fusion(Config):
                 object.__setattr__(self, name, part)
             if part is not None and type(part) is not kind:
                 raise ConfigurationError(
-                    f"{name}={part!r} is no {kind.__name__}: leave it out, or use it alone"
+                    f"{name}={shown(part)} is no {kind.__name__}: leave it out, or use it alone"
                 )
-            own = [f.name for f in fields(Config) if part is not None and getattr(part, f.name) != f.default]
-            if own:
-                raise ConfigurationError(f"{name} has a {own[0]} of its own: give it to the whole fusion")
+            options = [
+                f.name for f in fields(Config) if part is not None and getattr(part, f.name) != f.default
+            ]
+            if options:
+                raise ConfigurationError(f"{name} has a {options[0]} of its own: give it to the whole fusion")
         if not self.parts:
             raise ConfigurationError(f"a fusion of nothing: give at least one of {', '.join(PARTS)}")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.arguments import explain_arguments
+from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from parameter_efficient.options import Config, Layers
 
 __all__ = ["BottleneckAdapter", "Compacter", "LoReFT"]
@@ -17,6 +18,7 @@ __all__ = ["BottleneckAdapter", "Compacter", "LoReFT"]
 ACTIVATIONS = ("tanh", "relu", "gelu", "silu")
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class BottleneckAdapter(Config):
     """A small network of its own behind (or beside) a sub-layer: L (2 d r + d + r [+ 2 d]) parameters.
@@ -76,6 +78,7 @@ class BottleneckAdapter(Config):
             raise ConfigurationError("parallel=true needs a position, not targets: leave one of them out")
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class Compacter(BottleneckAdapter):
     """An adapter whose matrices are sums of Kronecker products: n³ + L (2 (d + r) + d + r) parameters.
@@ -104,6 +107,7 @@ class Compacter(BottleneckAdapter):
             )
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class LoReFT(Config):
     """A change of hidden states in a small subspace, at all tokens or some: L (2 r d + r) parameters.
@@ -139,6 +143,6 @@ class LoReFT(Config):
             whole = all(type(count) is int and count >= 0 for count in counts)
             if len(counts) != 2 or not whole or not sum(counts):
                 raise ConfigurationError(
-                    f"positions={self.positions!r} cannot be used: give how many first and how many last "
-                    "tokens, as [7, 7] or [0, 1], or 'all'"
+                    f"positions={shown(self.positions)} cannot be used: give how many first and how many "
+                    "last tokens, as [7, 7] or [0, 1], or 'all'"
                 )

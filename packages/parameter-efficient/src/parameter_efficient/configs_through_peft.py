@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
-from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.arguments import explain_arguments
+from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from parameter_efficient.options import Config, Layers, check_patterns
 
 __all__ = ["IA3", "LoRA", "QLoRA", "ThroughPeft"]
@@ -14,6 +15,7 @@ __all__ = ["IA3", "LoRA", "QLoRA", "ThroughPeft"]
 INITIALISATIONS = ("kaiming", "normal", "random", "orthogonal", "pissa", "olora")
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class LoRA(Config):
     """A low-rank update of weight matrices, through peft: r (inputs + outputs) parameters a matrix.
@@ -76,6 +78,7 @@ class LoRA(Config):
             raise ConfigurationError(f"init='orthogonal' needs even ranks, not {self.rank}: give 2, 4, …")
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class QLoRA(LoRA):
     """LoRA on a base model whose weights were loaded in 4 bits (Dettmers et al. 2023, arXiv 2305.14314).
@@ -87,6 +90,10 @@ class QLoRA(LoRA):
         quant_type: Format of the base weights: nf4 or fp4 (4 bits), or int8 (LLM.int8, Dettmers et al. 2022,
             arXiv 2208.07339).
         double_quant: Quantise the scales of 4-bit weights as well.
+
+    Examples:
+        >>> QLoRA(rank=16, quant_type="nf4").double_quant
+        True
     """
 
     quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
@@ -97,6 +104,7 @@ class QLoRA(LoRA):
         check_choice("quant_type", self.quant_type, ("nf4", "fp4", "int8"))
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class IA3(Config):
     """Learned factors of keys, values and inner features, through peft: L (d_k + d_v + f) parameters.
@@ -127,6 +135,7 @@ class IA3(Config):
             )
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class ThroughPeft(Config):
     """Any method of peft that acts inside of a model (VeRA, LoHa, OFT, …), with head and files as here.
@@ -147,5 +156,6 @@ class ThroughPeft(Config):
         super().__post_init__()
         if not isinstance(self.settings.get("peft_type"), str):
             raise ConfigurationError(
-                f"settings={self.settings!r} has no peft_type: give one, as VERA or LOHA, with its settings"
+                f"settings={shown(self.settings)} has no peft_type: give one, as VERA or LOHA, with "
+                "its settings"
             )

@@ -1,4 +1,4 @@
-"""What tells one base model from another: names and shapes of its tensors, and a few of their numbers."""
+"""A fingerprint of a base model: names and shapes of its tensors, and a few of their numbers."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def fingerprint(model: nn.Module, trained: Collection[str]) -> dict[str, Any]:
     return {"tensors": len(rest), "shapes": digest, "values": values}
 
 
-def difference(saved: dict[str, Any], found: dict[str, Any]) -> str:
+def difference(saved: dict[str, Any], current: dict[str, Any]) -> str:
     """Return what differs between two fingerprints, in a few words; "" for the same base."""
-    if saved["shapes"] != found["shapes"]:
-        counts = f"{found['tensors']} tensors of other names or shapes than the {saved['tensors']}"
+    if saved["shapes"] != current["shapes"]:
+        counts = f"{current['tensors']} tensors of other names or shapes than the {saved['tensors']}"
         return f"{counts} of the base that it was made on"
-    both = saved["values"].keys() & found["values"].keys()
+    both = saved["values"].keys() & current["values"].keys()
     for name in sorted(both):
-        for one, other in zip(saved["values"][name], found["values"][name], strict=True):
+        for one, other in zip(saved["values"][name], current["values"][name], strict=True):
             if abs(one - other) > TOLERANCE * max(abs(one), abs(other)) + 1e-6:
                 return f"other numbers in {name} than the base that it was made on"
     return ""

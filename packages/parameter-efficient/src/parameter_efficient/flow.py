@@ -1,4 +1,4 @@
-"""What flows where in a block: a copy of it is run on random numbers, changing one thing at a time.
+"""Which module feeds which in a block: a copy runs on random numbers, with one output changed at a time.
 
 The copy holds no matrices. Each *node* (a projection, a stack of experts, on request another module) gives
 random numbers, the same in each run, whatever it takes. So a change of one node's output reaches exactly
@@ -115,17 +115,17 @@ class Flow:
         self._args, self._kwargs = both
 
     def _tensors_beside(self) -> list[Tensor]:
-        own, found = self._hidden(), []
-        tree_map_only(Tensor, found.append, (self._args, self._kwargs))
-        return [t for t in found if t is not own and t.is_floating_point() and t.ndim == own.ndim]
+        hidden, tensors = self._hidden(), []
+        tree_map_only(Tensor, tensors.append, (self._args, self._kwargs))
+        return [t for t in tensors if t is not hidden and t.is_floating_point() and t.ndim == hidden.ndim]
 
     def add(self, modules: Mapping[str, nn.Module]) -> None:
         """Let modules be nodes: from now on they give random numbers."""
         self._plain = None
         for name, module in modules.items():
             self.nodes[name] = module
-            own = self.module(name)
-            vars(own)["forward"] = lambda *args, _name=name, **kwargs: self._call(_name, args, kwargs)
+            copied = self.module(name)
+            vars(copied)["forward"] = lambda *args, _name=name, **kwargs: self._call(_name, args, kwargs)
 
     def module(self, name: str) -> nn.Module:
         """Return a module of the copy."""
@@ -177,10 +177,12 @@ class Flow:
         plain, changed = self.run(), self.run({X: torch.randn_like})
         live = {
             node: {
-                n for n, pair in enumerate(zip(own, changed[node], strict=False)) if not torch.equal(*pair)
+                n
+                for n, pair in enumerate(zip(outputs, changed[node], strict=False))
+                if not torch.equal(*pair)
             }
-            for node, own in plain.items()
-            if len(own) > 1 and node != OUT
+            for node, outputs in plain.items()
+            if len(outputs) > 1 and node != OUT
         }
         return {node: calls for node, calls in live.items() if calls}
 
@@ -199,7 +201,7 @@ class Flow:
         return tensor
 
     def reach(self, name: str) -> dict[str, int]:
-        """Return how many tokens change at each node when one token of a node's output does: node → count."""
+        """Return node → how many of its tokens change when one token of the given node's output does."""
         plain, changed = self.plain(), self.run({name: self.one_token})
         found: dict[str, int] = {}
         for node, tensors in plain.items():

@@ -35,7 +35,7 @@ TOKENS = 11
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in evaluation mode; afterwards it and the random numbers are what they were.
+    """Run the block in evaluation mode, then restore the model and the random state.
 
     Attributes of modules and configurations, sub-modules, hooks and buffers are put back: BigBird, for
     example, changes its own attention for good when it sees a short text.
@@ -77,7 +77,7 @@ def first_tensor(value: Any) -> Tensor | None:
     values = (
         value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
     )
-    return next((found for one in values if (found := first_tensor(one)) is not None), None)
+    return next((found for value in values if (found := first_tensor(value)) is not None), None)
 
 
 def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -105,9 +105,9 @@ def _made_up(model: Any) -> Iterator[dict[str, Tensor]]:
     chunk = getattr(text, "chunk_size_feed_forward", 0) or 1
     ids = torch.arange(-(-TOKENS // chunk) * chunk) * 7 % max(vocabulary - 5, 1) + min(4, vocabulary - 1)
     for special in ("pad_token_id", "eos_token_id"):
-        one = getattr(text, special, None)
-        if isinstance(one, int):
-            ids[ids == one] = (one + 1) % vocabulary
+        token = getattr(text, special, None)
+        if isinstance(token, int):
+            ids[ids == token] = (token + 1) % vocabulary
     end = getattr(text, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < vocabulary:
         ids[-1] = end  # t5 and bart classify what stands there

@@ -1,4 +1,4 @@
-"""The end of a model that computes what it says, and the beginning that feeds its layers."""
+"""A model's head, and the embeddings in front of its layers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) ->
         for parameter in outside:
             parameter.requires_grad_(True)
         try:
-            logits = [one for one in logits_of(model, inputs) if one.requires_grad]
-            total = sum(one.float().sum() for one in logits) if logits else None
+            logits = [output for output in logits_of(model, inputs) if output.requires_grad]
+            total = sum(output.float().sum() for output in logits) if logits else None
             if not isinstance(total, Tensor):
                 return set()
             gradients = torch.autograd.grad(total, outside, allow_unused=True)
@@ -55,7 +55,7 @@ def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) ->
 
 
 def _body(model: Any, stacks: list[Stack]) -> list[nn.Module]:
-    """Return what is no head: the base model, or, where none is named, what the blocks lie in."""
+    """Return all but the head: the base model, or, where none is named, the module around the blocks."""
     base = getattr(model, "base_model", model)
     if base is not model:
         return [base]
@@ -108,8 +108,12 @@ def head_parameters(
                     "name its module in "
                     "llm_int8_skip_modules when the model is loaded"
                 )
-    own = {id(p) for p in vocabulary.parameters()} if vocabulary is not None else set()
-    return [place for place, p in places.items() if id(p) in own or (id(p) in behind and id(p) not in inner)]
+    vocabulary_ids = {id(p) for p in vocabulary.parameters()} if vocabulary is not None else set()
+    return [
+        place
+        for place, p in places.items()
+        if id(p) in vocabulary_ids or (id(p) in behind and id(p) not in inner)
+    ]
 
 
 class FrozenInput(Attachment):
@@ -144,4 +148,4 @@ class FrozenInput(Attachment):
         self._handle = self._first.register_forward_pre_hook(self._cut, with_kwargs=True)
 
     def merge(self) -> None:
-        """Nothing is to be done: the output does not depend on it."""
+        """Do nothing: the output does not depend on it."""

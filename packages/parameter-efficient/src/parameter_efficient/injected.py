@@ -1,4 +1,4 @@
-"""What peft puts into a model in place, in a form that can be undone."""
+"""Layers that peft puts into a model, in a form that can be undone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.attachment import Attachment, Outside, place_of_new
 from parameter_efficient.configs import ThroughPeft
 
@@ -23,7 +23,7 @@ OURS = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode"),
     *("modules_to_save", "peft_version"),
 }
-"""What peft's configurations say of a model as a whole."""
+"""Fields of peft's configurations that concern the whole model, not the method."""
 
 
 def _plain(value: Any) -> Any:
@@ -31,9 +31,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return getattr(value, "value", value)
 
 
@@ -47,11 +47,13 @@ def described_by(config: Any) -> ThroughPeft:
 
     if not isinstance(config, PeftConfig):
         raise ConfigurationError(
-            f"{config!r} is no configuration: pass one of parameter_efficient or a PeftConfig"
+            f"{shown(config)} is no configuration: pass one of parameter_efficient, such as LoRA(), "
+            "or a PeftConfig"
         )
     plain = _plain(config.to_dict())
     usual = {f.name: None if f.default is MISSING else _plain(f.default) for f in fields(config)}
-    made = {f.name for f in fields(config) if f.default is MISSING}  # an empty one of these is as always
+    # Fields whose default peft makes: there an empty value stands for the default.
+    made = {f.name for f in fields(config) if f.default is MISSING}
     settings = {
         key: value
         for key, value in plain.items()
@@ -73,7 +75,7 @@ def peft_settings(config: ThroughPeft) -> Any:
     settings = dict(config.settings)
     kind = str(settings.pop("peft_type"))
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        names = ", ".join(sorted(one.value for one in PEFT_TYPE_TO_TUNER_MAPPING))
+        names = ", ".join(sorted(kind_of_peft.value for kind_of_peft in PEFT_TYPE_TO_TUNER_MAPPING))
         raise ConfigurationError(f"peft_type={kind!r} is unknown to this peft: choose from {names}")
     try:
         made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)  # type: ignore[index]
@@ -104,7 +106,7 @@ def _children(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module | None]
 
 
 class Injected(Attachment):
-    """Layers of peft in the places of a model's own, which lie inside of them.
+    """Layers of peft that replace a model's layers and contain them.
 
     Args:
         model: The model.
@@ -117,7 +119,7 @@ class Injected(Attachment):
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
         self._model, self.settings = model, settings
-        own, before = {id(p) for p in model.parameters()}, _children(model)
+        base_ids, before = {id(p) for p in model.parameters()}, _children(model)
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type]
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
         try:
@@ -151,7 +153,7 @@ class Injected(Attachment):
             for layer in self.layers.values()
             for module in layer.modules()
             for name, parameter in module._parameters.items()
-            if parameter is not None and id(parameter) not in own and parameter.requires_grad
+            if parameter is not None and id(parameter) not in base_ids and parameter.requires_grad
         ]
         for layer in self.layers.values():
             layer.train(model.training)

@@ -67,7 +67,7 @@ class LowRank(Injected):
                 _initialise(self.layers[name], config.init, generator)
 
     def _exchange_weights(self) -> None:
-        """Exchange what is left of the base weights for the whole ones, and back."""
+        """Swap the residual base weights (pissa, olora) with the complete ones."""
         for name, other in self._others.items():
             weight = self.layers[name].get_base_layer().weight
             self._others[name] = weight.detach().clone()
@@ -90,10 +90,10 @@ def _settings(
     from peft import LoraConfig
 
     def alpha(name: str) -> float:
-        rank, own = ranks.get(name, config.rank), alphas.get(name, config.alpha)
-        return own if own is not None else math.sqrt(rank) if config.rslora else rank
+        rank, given_alpha = ranks.get(name, config.rank), alphas.get(name, config.alpha)
+        return given_alpha if given_alpha is not None else math.sqrt(rank) if config.rslora else rank
 
-    own = {f"^{re.escape(name)}": name for name in targets if name in ranks or name in alphas}
+    exceptions = {f"^{re.escape(name)}": name for name in targets if name in ranks or name in alphas}
     return LoraConfig(
         r=config.rank,
         lora_alpha=alpha(""),  # type: ignore[arg-type]
@@ -101,8 +101,8 @@ def _settings(
         target_modules=list(targets),
         use_rslora=config.rslora,
         use_dora=config.dora,
-        rank_pattern={key: ranks.get(name, config.rank) for key, name in own.items()},
-        alpha_pattern={key: alpha(name) for key, name in own.items()},  # type: ignore[arg-type]
+        rank_pattern={key: ranks.get(name, config.rank) for key, name in exceptions.items()},
+        alpha_pattern={key: alpha(name) for key, name in exceptions.items()},  # type: ignore[arg-type]
         init_lora_weights=True if config.init in INITIALISED_HERE else config.init,  # type: ignore[arg-type]
         fan_in_fan_out=any(is_transposed(module) for module in targets.values()),
     )

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Attachment
 from parameter_efficient.injected import Injected
@@ -16,6 +17,7 @@ __all__ = ["merge", "unmerge"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@explain_arguments
 def merge(model: Model, *, safe: bool = True) -> Model:
     """Fold an adaptation into the model's own weights: same output, no extra module, no extra time.
 
@@ -30,14 +32,23 @@ def merge(model: Model, *, safe: bool = True) -> Model:
     Raises:
         ConfigurationError: An adapter, a prefix, mean pooling or made biases, which the model's own format
             cannot hold; or numbers that are not finite. The model is as it was.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from parameter_efficient import LoRA, adapt
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+        >>> model = BertForSequenceClassification(BertConfig(num_hidden_layers=1, **sizes))
+        >>> type(merge(adapt(model, LoRA(rank=2))).bert.encoder.layer[0].attention.self.query).__name__
+        'Linear'
     """
     record = record_of(model)
     if record.merged:
         raise ConfigurationError("this adaptation is merged already: unmerge(model) takes it back")
     done: list[Attachment] = []
     try:
-        # These last: what cannot be merged refuses before a matrix is changed.
-        for attachment in sorted(record.attachments, key=lambda one: isinstance(one, Injected)):
+        # Injected layers last: what cannot be merged refuses before any matrix is changed.
+        for attachment in sorted(record.attachments, key=lambda attachment: isinstance(attachment, Injected)):
             attachment.merge(safe) if isinstance(attachment, Injected) else attachment.merge()
             done.append(attachment)
     except BaseException:
@@ -48,11 +59,24 @@ def merge(model: Model, *, safe: bool = True) -> Model:
     return model
 
 
+@explain_arguments
 def unmerge(model: Model) -> Model:
     """Undo `merge`, bit for bit.
 
     Raises:
         ConfigurationError: Nothing is merged.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from parameter_efficient import LoRA, adapt
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+        >>> model = BertForSequenceClassification(BertConfig(num_hidden_layers=1, **sizes))
+        >>> model = adapt(model, LoRA(rank=2)).eval()
+        >>> x = {"input_ids": torch.tensor([[1, 2, 3]])}
+        >>> before = model(**x).logits
+        >>> torch.equal(unmerge(merge(model))(**x).logits, before)
+        True
     """
     record = record_of(model)
     if not record.merged:

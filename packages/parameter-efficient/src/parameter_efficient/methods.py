@@ -9,6 +9,7 @@ from torch import Generator, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.adapters import Adapter, attach_adapter, attach_behind
+from parameter_efficient.anatomy import Anatomy
 from parameter_efficient.architecture import Layer
 from parameter_efficient.attachment import Attachment, InPlace, Place
 from parameter_efficient.blocks import is_experts, is_transposed
@@ -27,7 +28,6 @@ from parameter_efficient.configs import (
     QLoRA,
     ThroughPeft,
 )
-from parameter_efficient.found import Found
 from parameter_efficient.injected import Injected, peft_settings
 from parameter_efficient.low_rank import LowRank
 from parameter_efficient.pooling import Truncation
@@ -42,18 +42,18 @@ __all__ = ["also_trained", "attach"]
 def _biases(model: nn.Module, layers: list[Layer], config: BitFit) -> list[Place]:
     if config.biases == "all":
         modules = {id(m): m for layer in layers for m in layer.module.modules()}
-        found = [m for m in modules.values() if isinstance(getattr(m, "bias", None), nn.Parameter)]
+        biased = [m for m in modules.values() if isinstance(getattr(m, "bias", None), nn.Parameter)]
     else:
         named = named_targets(model, config.biases, layers, "biases")
-        found = [m for m in {id(m): m for m in named.values()}.values() if hasattr(m, "bias")]
-    if not found:
+        biased = [m for m in {id(m): m for m in named.values()}.values() if hasattr(m, "bias")]
+    if not biased:
         raise ConfigurationError(
             f"biases={config.biases!r}: no module of {type(model).__name__} that is meant has a bias"
         )
-    return [(module, "bias") for module in found]
+    return [(module, "bias") for module in biased]
 
 
-def _own(modules: Iterable[nn.Module]) -> list[Place]:
+def _parameters_of(modules: Iterable[nn.Module]) -> list[Place]:
     return [(module, name) for module in modules for name, _ in module.named_parameters(recurse=False)]
 
 
@@ -62,7 +62,7 @@ def _feed_forward(model: nn.Module, layers: list[Layer], config: FFNTuning) -> l
     if config.include_attention_output:
         roles += ["o", "attention_norm", "ffn_norm"]
     modules = named_targets(model, config.targets or roles, layers)
-    places = _own({id(m): m for m in modules.values()}.values())
+    places = _parameters_of({id(m): m for m in modules.values()}.values())
     frozen = [module for module, name in places if not getattr(module, name).is_floating_point()]
     if frozen:
         raise ConfigurationError(
@@ -73,7 +73,7 @@ def _feed_forward(model: nn.Module, layers: list[Layer], config: FFNTuning) -> l
 
 def also_trained(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
     """Return what `also_train` names: norms, modules with all that is in them, parameters."""
-    found: dict[Place, None] = {}
+    places: dict[Place, None] = {}
     for pattern in patterns:
         if pattern == "norms":
             inner = [m for m in model.modules() if "norm" in type(m).__name__.lower()]
@@ -81,8 +81,8 @@ def also_trained(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
             inner = [
                 m for module in matching(model, [pattern], "also_train").values() for m in module.modules()
             ]
-        found |= dict.fromkeys(_own(inner))
-    return list(found)
+        places |= dict.fromkeys(_parameters_of(inner))
+    return list(places)
 
 
 def _adapters(
@@ -110,7 +110,7 @@ def _single(targets: Mapping[str, Any]) -> Mapping[str, Any]:
 def _by_name(
     model: nn.Module, targets: Iterable[str], patterns: Mapping[str, Any], layers: list[Layer], option: str
 ) -> dict[str, Any]:
-    """Return what patterns say of the targets that they name."""
+    """Return target → the value of the pattern that names it."""
     named: dict[str, Any] = {}
     for pattern, value in patterns.items():
         meant = named_targets(model, [pattern], layers, option).keys() & set(targets)
@@ -136,22 +136,22 @@ def _factors(model: nn.Module, layers: list[Layer], config: IA3, generator: Gene
     return Injected(model, settings, config.dtype, generator)
 
 
-def attach(found: Found, config: Config, generator: Generator) -> Iterator[Attachment]:
+def attach(anatomy: Anatomy, config: Config, generator: Generator) -> Iterator[Attachment]:
     """Change a model in one way; yields each change once it is made."""
-    model: Any = found.model
+    model: Any = anatomy.model
     if isinstance(config, HeadOnly):
         if config.encoder_layers is not None:
-            yield Truncation(model, found.encoder(), config.encoder_layers, found.shared())
+            yield Truncation(model, anatomy.encoder(), config.encoder_layers, anatomy.shared())
         return
     if isinstance(config, ThroughPeft):
         yield Injected(model, peft_settings(config), config.dtype, generator)
         return
-    layers = found.layers(config)
+    layers = anatomy.layers(config)
     if isinstance(config, BottleneckAdapter):
         made = _adapters(model, layers, config, generator)
         yield from compact(made, config, generator) if isinstance(config, Compacter) else made
     elif isinstance(config, PrefixTuning):
-        yield from attach_prefixes(layers, config, generator, model, found.inputs)
+        yield from attach_prefixes(layers, config, generator, model, anatomy.inputs)
     elif isinstance(config, LoRA):
         if isinstance(config, QLoRA):
             check_quantised(model, config)

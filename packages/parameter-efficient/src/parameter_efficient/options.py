@@ -1,4 +1,4 @@
-"""What every method has. Nothing here imports torch."""
+"""The options that every method has. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 
 __all__ = ["Config", "Layers", "check_patterns"]
 
@@ -15,7 +15,7 @@ Layers = tuple[int, ...] | Literal["all"]
 
 @dataclass(frozen=True)
 class Config:
-    """What every method has.
+    """The options that every method has.
 
     Args:
         pooling: What the head reads: cls (the token it reads by itself) or mean (of all tokens that are no
@@ -24,8 +24,9 @@ class Config:
             random numbers are not drawn.
         head: Whether the head trains: train or none; null for train, and none for a language model, whose
             head is the vocabulary.
-        also_train: Parameters of the model that train beside: the ends of names of modules or parameters, as
-            in peft's modules_to_save, or regular expressions for whole names; norms for all norms.
+        also_train: Other parameters of the model that train as well: the ends of names of modules or
+            parameters, as in peft's modules_to_save, or regular expressions for whole names; norms for all
+            norms.
         new_tokens: How many tokens at the end of the vocabulary are new: their embeddings train, alone.
         stack: Of a model with an encoder and a decoder, which is adapted: encoder, decoder or both.
         dtype: Of new parameters: float32 (at least, also where the model is in half precision) or model (as
@@ -74,15 +75,15 @@ def _check_layers(layers: object) -> None:
     numbers = isinstance(layers, tuple) and all(type(number) is int for number in layers)
     if layers != "all" and not (numbers and layers):
         raise ConfigurationError(
-            f"layers={layers!r} cannot be used: give a list of layer numbers (from 0, or from the end: -1), "
-            "or 'all'"
+            f"layers={shown(layers)} cannot be used: give a list of layer numbers (from 0, or from the "
+            "end: -1), or 'all'"
         )
 
 
 def check_patterns(field: str, patterns: object) -> None:
-    """Refuse what is no sequence of names and regular expressions."""
-    if isinstance(patterns, str) or not all(isinstance(one, str) and one for one in patterns):  # type: ignore[attr-defined]
-        raise ConfigurationError(f"{field}={patterns!r} cannot be used: give a list of names of modules")
+    """Refuse anything but a sequence of names and regular expressions."""
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) and pattern for pattern in patterns):  # type: ignore[attr-defined]
+        raise ConfigurationError(f"{field}={shown(patterns)} cannot be used: give a list of names of modules")
     for pattern in patterns:  # type: ignore[attr-defined]
         try:
             re.compile(pattern)

@@ -48,23 +48,23 @@ def _modules_to_save(model: nn.Module, record: Record) -> dict[str, nn.Module]:
     Raises:
         ConfigurationError: The model has something that peft's format does not hold.
     """
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     names = {id(module): name for name, module in model.named_modules()}
     for attachment in record.attachments:
         if isinstance(attachment, InPlace):
             for module, _ in attachment.places():
-                found[names[id(module)]] = module
+                modules[names[id(module)]] = module
         elif not isinstance(attachment, Injected | FrozenInput | Differentiable):
             raise ConfigurationError(
                 f"{type(attachment).__name__} has no place in peft's format: save it without format='peft'"
             )
-    if "" in found:
+    if "" in modules:
         raise ConfigurationError(
             f"{type(model).__name__} holds a parameter that trains itself, in none of its modules, for which "
             "peft's format has no place: save it without format='peft'"
         )
-    inside = [n for n in found if any(n.startswith(f"{other}.") for other in found)]
-    return {name: module for name, module in found.items() if name not in inside}
+    inside = [n for n in modules if any(n.startswith(f"{other}.") for other in modules)]
+    return {name: module for name, module in modules.items() if name not in inside}
 
 
 def write_peft(model: Any, record: Record, folder: Path) -> None:
@@ -78,7 +78,7 @@ def write_peft(model: Any, record: Record, folder: Path) -> None:
     from safetensors.torch import save_file
 
     saved = _modules_to_save(model, record)
-    injected = [one for one in record.attachments if isinstance(one, Injected)]
+    injected = [attachment for attachment in record.attachments if isinstance(attachment, Injected)]
     if len(injected) != 1:
         raise ConfigurationError(
             f"{type(record.config).__name__} is no method of peft: save it without format='peft'"
@@ -89,8 +89,8 @@ def write_peft(model: Any, record: Record, folder: Path) -> None:
             f"{settings.peft_type.value} shares parameters between layers, which peft writes only from its "
             "own model: save it without format='peft'"
         )
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {PREFIX + name: tensor for name, tensor in own.items()}
+    adapter_state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {PREFIX + name: tensor for name, tensor in adapter_state.items()}
     for name, module in saved.items():
         tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)

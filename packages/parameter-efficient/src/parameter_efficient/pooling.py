@@ -1,4 +1,4 @@
-"""How much of the body is used, and what of it the head reads."""
+"""How many layers of the body run, and which of its output tokens the head reads."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Truncation(Attachment):
 
 
 def _replaced(output: Any, states: Tensor) -> Any:
-    """Give a body's output other last states; deberta reads them from the list of all."""
+    """Replace the last states in a body's output; deberta reads them from the list of all states."""
     output["last_hidden_state"] = states
     if output.get("hidden_states") is not None:
         output["hidden_states"] = (*output["hidden_states"][:-1], states)

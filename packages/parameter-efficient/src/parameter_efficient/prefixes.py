@@ -2,7 +2,7 @@
 
 Attention modules of transformers ask a table for the function that computes attention. A prefixed one asks
 for ours, which prepends and hands on to the function that it would have got. Others compute attention by
-themselves (`own_attention`).
+themselves (`custom_attention`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from parameter_efficient.architecture import Layer
 from parameter_efficient.attachment import Resident, place_of_new
 from parameter_efficient.blocks import width_out
 from parameter_efficient.configs import PrefixTuning
-from parameter_efficient.forward import outputs_of, undisturbed, valueless
-from parameter_efficient.own_attention import (
+from parameter_efficient.custom_attention import (
     OWN_SCORES,
     Cached,
     Lengthened,
@@ -30,6 +29,7 @@ from parameter_efficient.own_attention import (
     reach_of_one_token,
     takes_averages,
 )
+from parameter_efficient.forward import outputs_of, undisturbed, valueless
 
 __all__ = ["Prefix", "attach_prefixes", "implementation_of"]
 
@@ -113,8 +113,8 @@ def _prefixed_attention(
     from transformers import AttentionInterface
 
     prefix: Prefix = module.prefix
-    own = sys.modules[type(module).__module__]
-    eager: Any = getattr(own, "eager_attention_forward", None)
+    modeling = sys.modules[type(module).__module__]
+    eager: Any = getattr(modeling, "eager_attention_forward", None)
     implementation = implementation_of(prefix.model_config)
     function = AttentionInterface().get_interface(implementation, eager)
     tokens, queries = key.shape[2], query.shape[2]
@@ -152,15 +152,15 @@ def _asked(
         }.values():
             _OwnConfiguration(module)
         outputs_of(model, inputs)
-    found = {}
+    asking = {}
     for layer in layers:
         key = layer.one("k")
-        own = [
+        readers = [
             m for m in layer.module.modules() if id(m) in seen and any(inner is key for inner in m.modules())
         ]
-        if len(own) == 1:
-            found[layer.name] = (own[0], seen[id(own[0])])
-    return found
+        if len(readers) == 1:
+            asking[layer.name] = (readers[0], seen[id(readers[0])])
+    return asking
 
 
 def attach_prefixes(
@@ -175,8 +175,8 @@ def attach_prefixes(
     Raises:
         ConfigurationError: The model's attention takes no longer keys.
     """
-    own = [layer for layer in layers if not hasattr(_owner(layer), OWN_SCORES)]
-    asked = _asked(own, model, inputs) if own else {}
+    through_table = [layer for layer in layers if not hasattr(_owner(layer), OWN_SCORES)]
+    asked = _asked(through_table, model, inputs) if through_table else {}
     alone = [layer for layer in layers if layer.name not in asked and not valueless(model)]
     before = [reach_of_one_token(layer, model, inputs) for layer in alone]
     for layer in layers:

@@ -23,7 +23,7 @@ def _gradients(
 ) -> list[Tensor | None]:
     with undisturbed(model), torch.enable_grad():
         try:
-            outputs = [one for one in outputs_of(model, inputs) if one.requires_grad]
+            outputs = [output for output in outputs_of(model, inputs) if output.requires_grad]
         except ConfigurationError:
             raise
         except DOES_NOT_RUN as error:
@@ -35,9 +35,10 @@ def _gradients(
         if not outputs:
             return [None] * len(trained)
         weights = [
-            torch.randn(one.shape, generator=torch.Generator().manual_seed(7)).to(one) for one in outputs
+            torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).to(output)
+            for output in outputs
         ]
-        total = torch.stack([(w * one).sum() for w, one in zip(weights, outputs, strict=True)]).sum()
+        total = torch.stack([(w * output).sum() for w, output in zip(weights, outputs, strict=True)]).sum()
         try:
             return list(torch.autograd.grad(total, trained, allow_unused=True))
         except DOES_NOT_RUN as error:

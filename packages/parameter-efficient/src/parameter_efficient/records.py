@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.attachment import Attachment
 from parameter_efficient.configs import Config
 
@@ -75,7 +75,7 @@ class Records:
             )
         name = name or self.active or ""
         if name not in self.by_name:
-            raise ConfigurationError(f"this model has no adaptation {name!r}: choose from {names}")
+            raise ConfigurationError(f"this model has no adaptation {shown(name)}: choose from {names}")
         return self.by_name[name]
 
 

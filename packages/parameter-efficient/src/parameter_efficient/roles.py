@@ -83,12 +83,12 @@ def _silent(flow: Flow, name: str, o: str) -> bool:
     return torch.allclose(plain[len(plain) // 2], changed[len(plain) // 2], atol=1e-5)
 
 
-def _averages(flow: Flow, v: str, o: str, own: Iterable[str]) -> bool:
+def _averages(flow: Flow, v: str, o: str, gates: Iterable[str]) -> bool:
     """Return whether o takes an average of ones where v is 1: at most 1, the same within a head.
 
     What acts on its own token is large meanwhile, which opens the gates of gated attention.
     """
-    open_gates = {name: lambda t: torch.full_like(t, 1e4) for name in own}
+    open_gates = {name: lambda t: torch.full_like(t, 1e4) for name in gates}
     for seed in range(3):
         others = {node: _other(seed) for node in flow.nodes if node != v} | open_gates
         ones, zeros = (
@@ -126,20 +126,20 @@ def _attention(flow: Flow, edges: Edges, o: str) -> dict[str, str] | None:
     if not silent:
         return None
     v = _one(silent, "v")
-    own = [name for name in feeding if name not in mixing]
-    if not _averages(flow, v, o, own):
+    gates = [name for name in feeding if name not in mixing]
+    if not _averages(flow, v, o, gates):
         if set(feeding) == {v} and _convolved(flow, v, o):
             return None  # a feed-forward block with a convolution in it
         raise UnsureError(f"what {o} takes is no average of what {v} gives, as attention is")
     plain, constant = flow.run({v: torch.ones_like})[o][0], {}
-    for name in own:
+    for name in gates:
         constant[name] = torch.allclose(
             flow.run({v: torch.ones_like, name: _other(6)})[o][0], plain, atol=1e-4
         )
     keys = [name for name in mixing if name not in silent]
-    queries = [name for name in own if constant[name]] or (own if keys else [])
-    if not keys and len(queries) < len(own):
-        raise UnsureError(f"{v} holds keys and values in one, and {own[0]} is a gate beside it")
+    queries = [name for name in gates if constant[name]] or (gates if keys else [])
+    if not keys and len(queries) < len(gates):
+        raise UnsureError(f"{v} holds keys and values in one, and {gates[0]} is a gate beside it")
     k = _one(keys, "k") if keys else v
     q = _one(queries, "q") if queries else k
     if keys and not queries and width_out(flow.nodes[k]) < 2 * width_out(flow.nodes[v]):
@@ -206,8 +206,8 @@ def find_roles(flow: Flow) -> Roles:
     if crossing.count(False) != 1 or crossing.count(True) > 1:
         raise UnsureError(f"{crossing.count(False)} attentions to the block's own tokens were found, not one")
     roles = Roles(width=flow.width)
-    for own, crosses in zip(found, crossing, strict=True):
-        roles.modules |= {f"cross_{role}" if crosses else role: [name] for role, name in own.items()}
+    for role_names, crosses in zip(found, crossing, strict=True):
+        roles.modules |= {f"cross_{role}" if crosses else role: [name] for role, name in role_names.items()}
     attention = set().union(*groups)
     feed_forward = _feed_forward(flow, edges, attention, readers)
     roles.modules |= {role: _with_siblings(flow, names) for role, names in feed_forward.items()}

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice
 from parameter_efficient.adaptation import adapt, remove
 from parameter_efficient.attachment import InPlace
@@ -35,6 +36,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+@explain_arguments
 def save_adaptation(
     model: nn.Module, folder: str | Path, *, name: str | None = None, format: Literal["own", "peft"] = "own"
 ) -> None:
@@ -51,6 +53,15 @@ def save_adaptation(
     Raises:
         ConfigurationError: The model is not adapted, or the adaptation is merged, or frozen; or peft's format
             does not hold it.
+
+    Examples:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from parameter_efficient import LoRA, adapt
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+        >>> model = BertForSequenceClassification(BertConfig(num_hidden_layers=1, **sizes))
+        >>> save_adaptation(adapt(model, LoRA(rank=2)), "adapter")
+        >>> sorted(path.name for path in Path("adapter").iterdir())
+        ['adaptation.json', 'adaptation.safetensors']
     """
     check_choice("format", format, ("own", "peft"))
     before = records_of(model).active
@@ -67,18 +78,18 @@ def _save(model: nn.Module, record: Record, folder: Path, format: str) -> None:
 
     if record.merged:
         raise ConfigurationError("a merged adaptation cannot be saved by itself: unmerge(model) first")
-    own = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
-    frozen = sum(not parameter.requires_grad for parameter in own)
+    added = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
+    frozen = sum(not parameter.requires_grad for parameter in added)
     if frozen:
         raise ConfigurationError(
-            f"{frozen} of the {len(own)} tensors of this adaptation have requires_grad=False and would be "
+            f"{frozen} of the {len(added)} tensors of this adaptation have requires_grad=False and would be "
             "missing from the file: save before they are frozen, or let them require gradients again"
         )
     if format == "peft":
         write_peft(model, record, folder)
         return
     trained = _trained(model)
-    known = {id(parameter) for parameter in own}
+    known = {id(parameter) for parameter in added}
     [method] = [name for name, kind in METHODS.items() if kind is type(record.config)]
     described = {
         "schema": SCHEMA,
@@ -94,6 +105,7 @@ def _save(model: nn.Module, record: Record, folder: Path, format: str) -> None:
     (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
+@explain_arguments
 def load_adaptation(
     model: Model,
     folder: str | Path,
@@ -118,6 +130,18 @@ def load_adaptation(
 
     Raises:
         ConfigurationError: No adaptation there, a damaged one, or one of another model.
+
+    Examples:
+        >>> from copy import deepcopy
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from parameter_efficient import LoRA, adapt
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+        >>> model = BertForSequenceClassification(BertConfig(num_hidden_layers=1, **sizes))
+        >>> base = deepcopy(model)  # in practice, the same folder loaded again
+        >>> save_adaptation(adapt(model, LoRA(rank=2)), "adapter")
+        >>> restored = load_adaptation(base, "adapter")
+        >>> torch.equal(restored.classifier.weight, model.classifier.weight)
+        True
     """
     folder = Path(folder)
     described: dict[str, Any] = {}

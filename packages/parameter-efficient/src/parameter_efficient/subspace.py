@@ -49,9 +49,9 @@ class Subspace(Resident):
 
     def forward(self, h: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Return h', of h's shape (batch, tokens, d) and dtype; only at chosen tokens of (batch, tokens)."""
-        own, rows = h.to(self.free.dtype), self.rows()
-        inner = nn.functional.linear(own, self.source.weight - rows, self.source.bias)
-        changed = (own + inner @ rows).to(h.dtype)
+        x, rows = h.to(self.free.dtype), self.rows()
+        inner = nn.functional.linear(x, self.source.weight - rows, self.source.bias)
+        changed = (x + inner @ rows).to(h.dtype)
         return changed if chosen is None else torch.where(chosen[..., None], changed, h)
 
 
@@ -111,7 +111,7 @@ def attach_subspaces(
         yield made
 
 
-def _after(own: Subspace, tokens: Tokens | None, module: nn.Module, args: Any, output: Any) -> Any:
+def _after(subspace: Subspace, tokens: Tokens | None, module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook: h' in the place of a layer's output."""
     h = first_of(output)
-    return with_first(output, own(h, None if tokens is None else tokens.chosen(h)))
+    return with_first(output, subspace(h, None if tokens is None else tokens.chosen(h)))

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from finetune_common.arguments import explain_arguments
 from parameter_efficient.merging import unmerge
 from parameter_efficient.records import records_of
 
@@ -16,6 +17,7 @@ __all__ = ["activate", "disabled"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@explain_arguments
 def activate(model: Model, name: str | None) -> Model:
     """Let another adaptation act: the one that acted leaves the model with all that it had learned.
 
@@ -57,6 +59,7 @@ def activate(model: Model, name: str | None) -> Model:
     return model
 
 
+@explain_arguments
 @contextmanager
 def disabled(model: Model) -> Iterator[Model]:
     """Within it the model is the base model; afterwards the adaptation acts again, bit for bit.

@@ -52,11 +52,11 @@ def named_targets(
 ) -> Mapping[str, Any]:
     """Return modules by role or by pattern, in chosen layers (`architecture.Layer`)."""
     patterns = [target for target in targets if target not in ROLES]
-    found: dict[str, Any] = {}
+    modules: dict[str, Any] = {}
     for layer in layers:
         for role in targets:
             if role in ROLES:
-                found.update(layer.play(role))
+                modules.update(layer.play(role))
     if patterns:
-        found.update(matching(model, patterns, option, [layer.name for layer in layers] or ("",)))
-    return found
+        modules.update(matching(model, patterns, option, [layer.name for layer in layers] or ("",)))
+    return modules

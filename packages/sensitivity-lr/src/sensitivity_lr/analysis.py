@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_number
 
 __all__ = ["SensitivityTracker", "pruned", "sensitivity", "sparsity_curve"]
@@ -34,6 +35,7 @@ def _named(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
     return chosen
 
 
+@explain_arguments
 def sensitivity(
     model: nn.Module,
     batches: Iterable[Any],
@@ -79,6 +81,7 @@ def sensitivity(
     return {name: value / count for name, value in total.items()}
 
 
+@explain_arguments
 class SensitivityTracker:
     """Record the distribution of |θ g| while a model trains.
 
@@ -178,6 +181,7 @@ def _quantiles(counts: Tensor, edges: Sequence[float]) -> dict[str, float | None
     return quantiles
 
 
+@explain_arguments
 @contextmanager
 def pruned(model: nn.Module, sensitivities: Mapping[str, Tensor], sparsity: float) -> Iterator[nn.Module]:
     """Set the least sensitive share of parameters to zero inside a `with` block; restore them after it.
@@ -221,6 +225,7 @@ def pruned(model: nn.Module, sensitivities: Mapping[str, Tensor], sparsity: floa
                 parameters[name].copy_(original)
 
 
+@explain_arguments
 def sparsity_curve(
     model: nn.Module,
     sensitivities: Mapping[str, Tensor],

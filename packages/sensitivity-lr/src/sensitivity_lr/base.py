@@ -1,11 +1,11 @@
-"""What the SAGE optimizers share: the settings of SAGE, `sage=False` groups, and the state."""
+"""The common base of the SAGE optimizers: settings, `sage=False` groups, and state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from finetune_common.optim import ElementwiseOptimizer
 from sensitivity_lr.forms import FORMS
 
@@ -30,7 +30,7 @@ def check_sage(group: Mapping[str, Any], eps: float) -> None:
     s = _small_number(group, eps)
     if not s >= SMALLEST_S:
         raise ConfigurationError(
-            f"sensitivity_eps={s!r} is out of range: give it a number of at least {SMALLEST_S}"
+            f"sensitivity_eps={shown(s)} is out of range: give it a number of at least {SMALLEST_S}"
         )
 
 
@@ -65,7 +65,7 @@ def branches(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class SageOptimizer(ElementwiseOptimizer):
-    """What the three share: the settings of SAGE, `sage=False` groups, and the state."""
+    """The common base of the three optimizers: settings of SAGE, `sage=False` groups, and state."""
 
     base_state: Callable[[Mapping[str, Any]], dict[str, float]]
 
@@ -94,7 +94,7 @@ class SageOptimizer(ElementwiseOptimizer):
 
 
 class SageAdam(SageOptimizer):
-    """What the two relatives of Adam share: their settings."""
+    """The common settings of SageAdamW and SageAdamax."""
 
     def __init__(
         self,

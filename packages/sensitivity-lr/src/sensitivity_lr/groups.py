@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 
 __all__ = ["sage_names", "sage_param_groups"]
 
 
+@explain_arguments
 def sage_names(model: nn.Module, pattern: str | None = None) -> list[str]:
     """Return the names of the trainable parameters that SAGE acts on.
 
@@ -64,6 +66,7 @@ def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
     ]
 
 
+@explain_arguments
 def sage_param_groups(
     model: nn.Module, *, weight_decay: float = 0.01, pattern: str | None = None
 ) -> list[dict[str, Any]]:

@@ -8,11 +8,13 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from finetune_common.arguments import explain_arguments
 from sensitivity_lr.analysis import SensitivityTracker
 
 __all__ = ["plot_distribution", "plot_sparsity_curves"]
 
 
+@explain_arguments
 def plot_distribution(records: Sequence[Mapping[str, Any]], axes: Axes | None = None) -> Axes:
     """Draw how the distribution of |θ g| moves over training: one outline a record, late ones darker.
 
@@ -52,6 +54,7 @@ def plot_distribution(records: Sequence[Mapping[str, Any]], axes: Axes | None = 
     return axes
 
 
+@explain_arguments
 def plot_sparsity_curves(
     curves: Mapping[str, Sequence[tuple[float, float]]], score: str = "score", axes: Axes | None = None
 ) -> Axes:

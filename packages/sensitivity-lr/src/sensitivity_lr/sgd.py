@@ -35,8 +35,8 @@ class SageSGD(SageOptimizer):
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
-        skip_nonfinite: Where a gradient is not finite skip its "group" or the whole "step", and count it in
-            the group's `skipped`; the host then waits for the gradients. None: it is taken as it is.
+        skip_nonfinite: Where a gradient is not finite, skip its "group" or the whole "step" and count it in
+            the group's `skipped`; the host then waits for the gradients. None uses the gradient as it is.
 
     Raises:
         ConfigurationError: A setting out of range, or `nesterov` without momentum.

@@ -105,7 +105,7 @@ class Sage(ElementwiseOptimizer):
         check_sage(group, EPS)
 
     def owns(self, name: str) -> bool:
-        """The rest of the state comes back as the other optimizer has it."""
+        """Only `sensitivity` is ours; the other optimizer restores the rest."""
         return name == "sensitivity"
 
     def rule(self, group: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
@@ -150,14 +150,14 @@ class Sage(ElementwiseOptimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state of both optimizers, also from a file in which that of the other one is apart."""
+        """Load the state of both optimizers, also from a file that keeps the two apart."""
         super().load_state_dict(_together(state_dict))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "base": self.base, "_previous": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a copy's attributes, or a loaded state, which the other optimizer completes in its way."""
+        """Restore a copy's attributes, or a loaded state, which the other optimizer completes."""
         if "base" in state:
             self.base = state["base"]
         loaded = {name: state[name] for name in ("state", "param_groups") if name in state}
@@ -166,16 +166,16 @@ class Sage(ElementwiseOptimizer):
 
 
 def _together(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state in one piece; earlier versions put the other optimizer's under `base`."""
-    own = {name: value for name, value in saved.items() if name != "base"}
+    """Return the state in one piece; earlier versions kept the other optimizer's under `base`."""
+    ours = {name: value for name, value in saved.items() if name != "base"}
     if "base" not in saved:
-        return own
+        return ours
     base = saved["base"]
-    groups = zip(own["param_groups"], base["param_groups"], strict=True)
-    indices = {*base["state"], *own["state"]}
-    return own | {
+    groups = zip(ours["param_groups"], base["param_groups"], strict=True)
+    indices = {*base["state"], *ours["state"]}
+    return ours | {
         "param_groups": [{**mine, **theirs} for mine, theirs in groups],
-        "state": {i: {**base["state"].get(i, {}), **own["state"].get(i, {})} for i in indices},
+        "state": {i: {**base["state"].get(i, {}), **ours["state"].get(i, {})} for i in indices},
     }
 
 

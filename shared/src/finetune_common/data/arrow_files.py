@@ -21,10 +21,10 @@ def read_parquet(path: Path, stream: BinaryIO) -> Table:
     from pyarrow import parquet
 
     try:
-        found = parquet.read_table(pa.BufferReader(stream.read()))
+        table = parquet.read_table(pa.BufferReader(stream.read()))
     except (pa.ArrowException, OSError) as error:
         raise refusal(path, f"not a parquet file: {' '.join(str(error).split())[:160]}") from None
-    return table_of(str(path), found)
+    return table_of(str(path), table)
 
 
 def read_arrow(path: Path, stream: BinaryIO) -> Table:
@@ -38,10 +38,10 @@ def read_arrow(path: Path, stream: BinaryIO) -> Table:
     data = stream.read()
     try:
         with (pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream)(data) as reader:
-            found = reader.read_all()
+            table = reader.read_all()
     except (pa.ArrowException, OSError) as error:
         raise refusal(path, f"not an arrow file: {' '.join(str(error).split())[:160]}") from None
-    return table_of(str(path), found)
+    return table_of(str(path), table)
 
 
 def table_of(name: str, found: Any) -> Table:
@@ -80,11 +80,11 @@ def _classes(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
     """Return the names of classes that `datasets` writes beside the columns."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        found = {}
+        columns = {}
         for column, feature in features.items():
             inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
             if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
-                found[column] = tuple(map(str, inner["names"]))
-        return found
+                columns[column] = tuple(map(str, inner["names"]))
+        return columns
     except (KeyError, ValueError, AttributeError, TypeError):
         return {}

@@ -116,8 +116,8 @@ def _label(table: Table, choices: Choices, task: Task | None) -> str:
 def _known_texts(table: Table, task: Task) -> tuple[str, ...]:
     texts = []
     for name, other in zip(task.columns, task.official_columns or task.columns, strict=True):
-        if found := [column for column in (name, other) if column in table.columns]:
-            texts.append(found[0])
+        if present := [column for column in (name, other) if column in table.columns]:
+            texts.append(present[0])
         else:
             wanted = " or ".join(map(repr, dict.fromkeys((name, other))))
             raise refusal(

@@ -27,15 +27,15 @@ def count_texts(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, i
     trained = {hash(row) for row in _texts(task, splits["train"])} if "train" in splits else set()
     counts = {}
     for split, rows in splits.items():
-        own: set[int] = set()
+        distinct: set[int] = set()
         empty = total = common = 0
         for row in _texts(task, rows):
             key = hash(row)
             total += 1
             empty += any(not text or text.isspace() for text in row)
             common += split != "train" and key in trained
-            own.add(key)
-        counts[split] = {"empty": empty, "duplicates": total - len(own), "in_train": common}
+            distinct.add(key)
+        counts[split] = {"empty": empty, "duplicates": total - len(distinct), "in_train": common}
     return counts
 
 
@@ -43,14 +43,14 @@ def count_labels(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, 
     """Count the rows of each class, in the order of the classes; rows without a public label are left out."""
     if task.regression:
         return {}
-    found = {}
+    label_counts = {}
     for split, rows in splits.items():
         labels = rows["label"]
         counts = (
             Counter(index for indices in labels for index in indices) if task.several else Counter(labels)
         )
-        found[split] = {name: counts[index] for index, name in enumerate(task.labels)}
-    return found
+        label_counts[split] = {name: counts[index] for index, name in enumerate(task.labels)}
+    return label_counts
 
 
 def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> dict[str, Any]:

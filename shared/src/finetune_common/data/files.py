@@ -85,18 +85,18 @@ def _read(path: Path, ending: str, stream: BinaryIO, choices: Choices) -> Table:
 
 def _not_decoded(path: Path, packed: bool, encoding: str, error: UnicodeError) -> ValueError:
     """Say on which line of the file a byte is no text."""
-    line, before, at = "", b"", -1
+    line, before, position = "", b"", -1
     with gzip.open(path) if packed else path.open("rb") as stream:
         data = cast(BinaryIO, stream).read()
     try:
         data.decode(encoding)
     except UnicodeDecodeError as found:
-        before, at = data[: found.start], found.start
+        before, position = data[: found.start], found.start
     except UnicodeError:
         pass
-    if at >= 0:
+    if position >= 0:
         lines = before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
-        line = f"line {lines}: byte {data[at]:#04x} "
+        line = f"line {lines}: byte {data[position]:#04x} "
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     like = "utf-16, which its first bytes look like" if wide else "cp1252 or utf-16"
     return refusal(path, f"{line}is no {encoding.upper()}: --encoding names another one, for instance {like}")

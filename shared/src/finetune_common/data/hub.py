@@ -30,7 +30,7 @@ def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found: Any = load_dataset(name, config)
+            loaded: Any = load_dataset(name, config)
     except Exception as error:  # whatever failed, offline cache or network or configuration
         told = " ".join(str(error).partition("Example of usage")[0].split())  # configurations are in it
         reason = told[:200] or type(error).__name__
@@ -39,14 +39,14 @@ def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
             f"cannot be loaded ({reason}): check name and --dataset-config, or run 'glue-harness prepare' "
             "where there is a network",
         ) from None
-    if "train" not in found:
-        raise refusal(f"--dataset {name}", f"has no train split, but {', '.join(map(str, found))}")
+    if "train" not in loaded:
+        raise refusal(f"--dataset {name}", f"has no train split, but {', '.join(map(str, loaded))}")
     tables = {}
     for split, names in (("train", ("train",)), ("validation", VALIDATION), ("test", ("test",))):
-        own = next((other for other in names if other in found), None)
-        if own is not None:
-            rows = found[own]
-            tables[split] = table_of(f"{name} {own}", rows.with_format("arrow")[:])
+        name_there = next((other for other in names if other in loaded), None)
+        if name_there is not None:
+            rows = loaded[name_there]
+            tables[split] = table_of(f"{name} {name_there}", rows.with_format("arrow")[:])
             tables[split].classes |= _classes(rows.features)
     return tables
 

@@ -47,7 +47,7 @@ def _of_rows(path: Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int,
     if (
         number == 1
         and isinstance(first, dict)
-        and all(isinstance(one, dict | list) for one in first.values())
+        and all(isinstance(value, dict | list) for value in first.values())
     ):
         raise refusal(
             path,
@@ -57,11 +57,11 @@ def _of_rows(path: Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int,
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the field {cut(twice)} stands twice in one object")
-    return found
+    return members
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
@@ -92,34 +92,34 @@ def _lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
 
 def _elements(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """Yield the elements of a list, each with its line, which reading the list as a whole does not tell."""
-    at, line, counted = _skip(text, 0) + 1, 1, 0
+    offset, line, counted = _skip(text, 0) + 1, 1, 0
 
     def line_at(position: int) -> int:
         nonlocal line, counted
         line, counted = line + text.count("\n", counted, position), position
         return line
 
-    at = _skip(text, at)
-    closed = at < len(text) and text[at] == "]"
+    offset = _skip(text, offset)
+    closed = offset < len(text) and text[offset] == "]"
     while not closed:
-        number = line_at(at)
-        value, at = _decode(path, text, at, number)
+        number = line_at(offset)
+        value, offset = _decode(path, text, offset, number)
         yield number, value
-        at = _skip(text, at)
-        sign = text[at : at + 1]
+        offset = _skip(text, offset)
+        sign = text[offset : offset + 1]
         if sign not in (",", "]"):
-            raise refusal(path, f"line {line_at(at)}: not JSON: expected ',' or ']' after a row")
+            raise refusal(path, f"line {line_at(offset)}: not JSON: expected ',' or ']' after a row")
         closed = sign == "]"
-        at = _skip(text, at + 1)
-    at = _skip(text, at + 1 if text[at : at + 1] == "]" else at)
-    if at < len(text):
-        raise refusal(path, f"line {line_at(at)}: not JSON: more follows after the list")
+        offset = _skip(text, offset + 1)
+    offset = _skip(text, offset + 1 if text[offset : offset + 1] == "]" else offset)
+    if offset < len(text):
+        raise refusal(path, f"line {line_at(offset)}: not JSON: more follows after the list")
 
 
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in BLANKS:
-        at += 1
-    return at
+def _skip(text: str, offset: int) -> int:
+    while offset < len(text) and text[offset] in BLANKS:
+        offset += 1
+    return offset
 
 
 def _table(path: Path, rows: Iterable[tuple[int, Any]]) -> Table:

@@ -193,7 +193,7 @@ def _are_written_whole(counts: Counter[str]) -> bool:
 def _numbers(table: Table, column: str, counts: Counter[str]) -> Kind:
     if any(number is not None and not number.is_integer() for number in map(finite, counts)):
         return Kind("regression", "labels are numbers with a fraction")
-    found = f"{len(counts):,} different whole numbers"
+    what = f"{len(counts):,} different whole numbers"
     by_size: list[str] = sorted(counts, key=lambda text: (len(text), text))
     examples = listed(by_size, 40)
     choice = "--kind classes or --kind regression decides"
@@ -204,19 +204,19 @@ def _numbers(table: Table, column: str, counts: Counter[str]) -> Kind:
             "an exponent, "
             f"which could be classes or scores: taken as {name}; {choice}"
         )
-        return Kind(name, f"{found}, written with a point", question, as_whole=name == "classes")
+        return Kind(name, f"{what}, written with a point", question, as_whole=name == "classes")
     numbers = sorted(int(text) for text in counts if len(text) < 400)
     steady = (
         len(numbers) == len(counts) and numbers[0] in (0, 1) and numbers[-1] - numbers[0] + 1 == len(numbers)
     )
     if len(counts) <= FEW or (steady and 2 * len(counts) <= len(table)):
-        return Kind("classes", f"{found}; --kind regression takes them as scores")
+        return Kind("classes", f"{what}; --kind regression takes them as scores")
     question = (
-        f"{table.name}: {as_written(column)} holds {found} ({examples}) in {len(table):,} rows, which "
+        f"{table.name}: {as_written(column)} holds {what} ({examples}) in {len(table):,} rows, which "
         "could be classes or "
         f"scores: taken as classes; {choice}"
     )
-    return Kind("classes", found, question)
+    return Kind("classes", what, question)
 
 
 def parts(value: Any, separator: str = "") -> list[str]:
@@ -226,8 +226,8 @@ def parts(value: Any, separator: str = "") -> list[str]:
         >>> parts(["x", 1]), parts("['x']"), parts("x | y", "|"), parts("x, y")
         (['x', '1'], ['x'], ['x', 'y'], ['x, y'])
     """
-    found = as_list(value)
-    if found is None:
+    pieces = as_list(value)
+    if pieces is None:
         text = spelled(value)
-        found = text.split(separator) if separator else [text]
-    return [text for text in dict.fromkeys(spelled(part).strip() for part in found) if text]
+        pieces = text.split(separator) if separator else [text]
+    return [text for text in dict.fromkeys(spelled(piece).strip() for piece in pieces) if text]

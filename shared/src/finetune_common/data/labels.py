@@ -54,21 +54,21 @@ class Labels:
             return numbers
         meaning = self.meaning
         if self.kind.name == "labels":
-            found = [[meaning.get(part, -1) for part in parts(value, self.separator)] for value in values]
-            wrong = [row for row, indices in enumerate(found) if -1 in indices]
-            found = [sorted(set(indices)) for indices in found]
+            known = [[meaning.get(part, -1) for part in parts(value, self.separator)] for value in values]
+            wrong = [row for row, indices in enumerate(known) if -1 in indices]
+            known = [sorted(set(indices)) for indices in known]
         else:
-            found = [meaning.get(value if isinstance(value, str) else spelled(value), -1) for value in values]
-            wrong = [row for row, index in enumerate(found) if index < 0]
+            known = [meaning.get(value if isinstance(value, str) else spelled(value), -1) for value in values]
+            wrong = [row for row, index in enumerate(known) if index < 0]
         _refuse(table, column, wrong, listed(self.names))
-        return found
+        return known
 
 
 def _refuse(table: Table, column: str, wrong: list[int], allowed: str) -> None:
     if wrong:
         example = cut(table.columns[column][wrong[0]])
-        said = f"label {example} in {counted(wrong)}: {table.where(wrong)}; allowed is {allowed}"
-        raise refusal(table.name, said)
+        complaint = f"label {example} in {counted(wrong)}: {table.where(wrong)}; allowed is {allowed}"
+        raise refusal(table.name, complaint)
 
 
 def known_labels(task: Task) -> Labels:
@@ -154,7 +154,7 @@ def tell_labels(tables: Mapping[str, Table], column: str, choices: Choices) -> L
             f"every label is {listed(map(cut, names)) or 'empty'}: a task needs two classes, or scores "
             "(--kind regression)",
         )
-    index = {name: at for at, name in enumerate(names)}
+    index = {name: place for place, name in enumerate(names)}
     meaning = {text: index[name] for text, name in named.items() if name in index}
     if choices.kind is None and (question := _in_one_file_only(tables, counts, named, set(index))):
         questions.append(question)
@@ -186,15 +186,15 @@ def _separator(table: Table, column: str) -> str:
         for value in table.columns[column]
         if isinstance(value, str) and not value.strip().startswith("[")
     ]
-    found = [sign for sign in SEPARATORS if any(sign in cell for cell in cells)]
-    if len(found) > 1:
+    signs = [sign for sign in SEPARATORS if any(sign in cell for cell in cells)]
+    if len(signs) > 1:
         raise refusal(
             table.name,
-            f"{as_written(column)} has several signs between labels, {' and '.join(map(repr, found))}: "
+            f"{as_written(column)} has several signs between labels, {' and '.join(map(repr, signs))}: "
             "use one of them, "
             'or lists, as ["a", "b"]',
         )
-    return found[0] if found else ""
+    return signs[0] if signs else ""
 
 
 def _spellings(counts: Mapping[str, Counter[str]]) -> dict[Decimal | str, Counter[str]]:

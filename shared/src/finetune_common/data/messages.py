@@ -35,15 +35,15 @@ def listed(names: Iterable[object], width: int = 120) -> str:
         ('a, b', '0, 1, 2, 3, 4, 5, 6 and 99,993 more')
     """
     names = list(names)
-    said: list[str] = []
+    shortened: list[str] = []
     for name in names:
         text = str(name).encode(errors="replace").decode()
         text = text if len(text) <= width // 2 else f"{text[: width // 2 - 1]}…"
-        if said and len(", ".join([*said, text])) > width:
+        if shortened and len(", ".join([*shortened, text])) > width:
             break
-        said.append(text)
-    rest = len(names) - len(said)
-    return ", ".join(said) + (f" and {rest:,} more" if rest else "")
+        shortened.append(text)
+    rest = len(names) - len(shortened)
+    return ", ".join(shortened) + (f" and {rest:,} more" if rest else "")
 
 
 def refusal(place: object, message: str) -> ConfigurationError:
@@ -82,5 +82,5 @@ def numbered(unit: str, numbers: Sequence[int], most: int = 6) -> str:
         >>> numbered("line", [3]), numbered("line", list(range(2, 40)))
         ('line 3', 'lines 2, 3, 4, 5, 6, 7, …')
     """
-    said = ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
-    return f"{unit}{'s' if len(numbers) > 1 else ''} {said}"
+    listing = ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
+    return f"{unit}{'s' if len(numbers) > 1 else ''} {listing}"

@@ -31,11 +31,11 @@ def batch_counts(sizes: Sequence[int], batch_size: int, sampling: str = "size") 
         ([90, 10], [75, 25])
     """
     check_choice("task_sampling", sampling, SAMPLINGS)
-    whole = [ceil(size / batch_size) for size in sizes]
+    epochs = [ceil(size / batch_size) for size in sizes]
     if sampling == "size":
-        return whole
+        return epochs
     roots = [sqrt(size) for size in sizes]
-    return [max(1, round(sum(whole) * root / sum(roots))) for root in roots]
+    return [max(1, round(sum(epochs) * root / sum(roots))) for root in roots]
 
 
 def mixed_batches(
@@ -69,14 +69,16 @@ def mixed_batches(
     sizes = [len(rows) for rows in lengths.values()]
     batches: list[list[int]] = []
     before = 0
-    for own, count in zip(lengths.values(), batch_counts(sizes, batch_size, sampling), strict=True):
-        per_epoch = ceil(len(own) / batch_size)
+    for task_lengths, count in zip(lengths.values(), batch_counts(sizes, batch_size, sampling), strict=True):
+        per_epoch = ceil(len(task_lengths) / batch_size)
         first, last = epoch * count, (epoch + 1) * count
         stream: list[list[int]] = []
         for round_ in range(first // per_epoch, ceil(last / per_epoch)):
-            stream += epoch_batches(own, batch_size, seed=seed, epoch=round_, group_by_length=group_by_length)
+            stream += epoch_batches(
+                task_lengths, batch_size, seed=seed, epoch=round_, group_by_length=group_by_length
+            )
         skipped = first % per_epoch
         batches += [[before + row for row in rows] for rows in stream[skipped : skipped + count]]
-        before += len(own)
+        before += len(task_lengths)
     order = np.random.default_rng([seed, epoch, len(lengths)]).permutation(len(batches))
     return [batches[number] for number in order]

@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import Task
 
 __all__ = ["read_official"]
@@ -46,7 +46,7 @@ def read_official(task: Task, path: Path, *, labelled: bool = True) -> dict[str,
     body = _check_widths(task, path, header, body)
 
     columns: dict[str, list[Any]] = {
-        name: [cells[at] for _, cells in body] for name, at in zip(task.columns, texts, strict=True)
+        name: [cells[place] for _, cells in body] for name, place in zip(task.columns, texts, strict=True)
     }
     if label_at is None:
         columns["label"] = [-1] * len(body)
@@ -102,10 +102,10 @@ def _check_widths(
     broken = [(number, len(cells)) for number, cells in body if len(cells) != width]
     if not broken:
         return body
-    number, found = broken[0]
+    number, count = broken[0]
     if not task.drops_broken_rows:
         raise ConfigurationError(
-            f"{path} line {number}: {found} tab-separated columns, expected {width} ({', '.join(header)})"
+            f"{path} line {number}: {count} tab-separated columns, expected {width} ({', '.join(header)})"
         )
     warnings.warn(
         f"{path}: {len(broken)} rows without {width} columns left out, as on the hub (first: line {number})",
@@ -145,4 +145,4 @@ def _parse(parse: Callable[[str], Any], cell: str, path: Path, number: int) -> A
     try:
         return parse(cell)
     except ValueError as error:
-        raise ConfigurationError(f"{path} line {number}: label {cell!r}: {error}") from None
+        raise ConfigurationError(f"{path} line {number}: label {shown(cell)}: {error}") from None

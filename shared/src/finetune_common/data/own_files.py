@@ -84,10 +84,10 @@ def load_own_files(
         >>> task.columns, task.labels, rows["validation"]["label"][:]
         (('text',), ('no', 'yes'), [1, 0])
     """
-    found = read_own_files(name, train_file, validation_file, test_file, choices)
-    for question in found.schema.questions:
+    contents = read_own_files(name, train_file, validation_file, test_file, choices)
+    for question in contents.schema.questions:
         warnings.warn(question, stacklevel=2)
-    return found.task, found.datasets()
+    return contents.task, contents.datasets()
 
 
 def read_own_files(

@@ -70,8 +70,8 @@ class Schema:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, as `result.json` holds it."""
-        found = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+        plain = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Schema":
@@ -123,14 +123,14 @@ class Schema:
         answer = self.usual["answer"]
         if self.kind == "regression":
             return f"always the mean, {answer:.4g}: root mean squared error {self.usual['spread']:.4g}"
-        said = listed(answer) or "no label" if isinstance(answer, list) else answer[:60]
-        return f"always {said}: " + ", ".join(
+        label = listed(answer) or "no label" if isinstance(answer, list) else answer[:60]
+        return f"always {label}: " + ", ".join(
             f"{name} {value:.4f}" for name, value in self.usual["metrics"].items()
         )
 
 
 def _counts(source: Source) -> str:
-    said = [
+    labels = [
         f"{count:,} {what}"
         for count, what in (
             (source.unlabelled, "without a label left out"),
@@ -140,7 +140,7 @@ def _counts(source: Source) -> str:
         )
         if count
     ]
-    return f" ({', '.join(said)})" if said else ""
+    return f" ({', '.join(labels)})" if labels else ""
 
 
 def _tokens(tokens: Mapping[str, Any]) -> str:

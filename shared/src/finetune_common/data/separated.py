@@ -89,8 +89,8 @@ def read_separated(path: Path, file: TextIO, delimiter: str, choices: Choices) -
 def _move(rows: list[list[str]], columns: list[list[str]]) -> None:
     """Move rows to the columns; where cells repeat, as a label's do, each is kept once."""
     for target, cells in zip(columns, zip(*rows, strict=True), strict=False):
-        own = {cell: cell for cell in cells}
-        target += map(own.__getitem__, cells) if 2 * len(own) < len(cells) else cells
+        shared = {cell: cell for cell in cells}
+        target += map(shared.__getitem__, cells) if 2 * len(shared) < len(cells) else cells
     rows.clear()
 
 
@@ -110,8 +110,8 @@ def _header(path: Path, cells: list[str], line: int) -> list[str]:
     if not cells:
         return []
     named = [cell.strip().removeprefix("\ufeff") for cell in cells]
-    own = UNNAMED if not any(name.startswith(UNNAMED) for name in named) else f"{UNNAMED}here "
-    names = [name or f"{own}{at}" for at, name in enumerate(named)]
+    prefix = UNNAMED if not any(name.startswith(UNNAMED) for name in named) else f"{UNNAMED}here "
+    names = [name or f"{prefix}{number}" for number, name in enumerate(named)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise refusal(
             path,
@@ -122,10 +122,12 @@ def _header(path: Path, cells: list[str], line: int) -> list[str]:
 
 
 def _propose(header: list[str], delimiter: str) -> str:
-    found = [
-        said for other, said in OTHERS.items() if other != delimiter and any(other in name for name in header)
+    guesses = [
+        answer
+        for other, answer in OTHERS.items()
+        if other != delimiter and any(other in name for name in header)
     ]
-    return f"--delimiter names another one, such as {found[0]}" if found else ""
+    return f"--delimiter names another one, such as {guesses[0]}" if guesses else ""
 
 
 def _check_quotes(path: Path, name: str, values: list[str], places: "array[int]") -> None:
@@ -141,7 +143,7 @@ def _check_quotes(path: Path, name: str, values: list[str], places: "array[int]"
             f"every cell of {cut(name)} has a blank before the quote that begins it: "
             f"{numbered('line', late)}; write no blank after the delimiter",
         )
-    found = [
+    guesses = [
         place
         for value, place in zip(values, places, strict=True)
         if len(value) > 3
@@ -149,9 +151,9 @@ def _check_quotes(path: Path, name: str, values: list[str], places: "array[int]"
         and "''" in value[1:-1]
         and "'" not in value[1:-1].replace("''", "")
     ]
-    if found:
+    if guesses:
         raise refusal(
             path,
-            f"{len(found):,} cells of {cut(name)} look quoted by ' instead of \": {numbered('line', found)}; "
-            'write the file with quotes by "',
+            f"{len(guesses):,} cells of {cut(name)} look quoted by ' instead of \": "
+            f'{numbered("line", guesses)}; write the file with quotes by "',
         )

@@ -49,23 +49,23 @@ def held_out(
     groups: dict[bytes, list[int]] = defaultdict(list)
     for row, key in enumerate(_keys(texts, seed)):
         groups[key].append(row)
-    found: dict[str, list[int]] = {name: [] for name in parts}
+    rows_of: dict[str, list[int]] = {name: [] for name in parts}
     for key in sorted(groups):
         rows = groups[key]
-        roomy = (name for name, wanted in parts.items() if len(found[name]) + len(rows) <= wanted)
+        roomy = (name for name, wanted in parts.items() if len(rows_of[name]) + len(rows) <= wanted)
         if (name := next(roomy, None)) is not None:
-            found[name] += rows
+            rows_of[name] += rows
     for name, wanted in parts.items():
-        if len(found[name]) < wanted:
+        if len(rows_of[name]) < wanted:
             raise ConfigurationError(
-                f"hold_out: {name} gets {len(found[name]):,} of {wanted:,} rows: texts that repeat stay "
+                f"hold_out: {name} gets {len(rows_of[name]):,} of {wanted:,} rows: texts that repeat stay "
                 "together: hold out fewer"
             )
-    taken = {row for rows in found.values() for row in rows}
+    taken = {row for rows in rows_of.values() for row in rows}
     left = [row for row in range(len(texts)) if row not in taken]
     if not left:
         raise ConfigurationError("hold_out: no row is left to train on: hold out fewer")
-    return left, {name: sorted(rows) for name, rows in found.items()}
+    return left, {name: sorted(rows) for name, rows in rows_of.items()}
 
 
 def stratified(
@@ -102,6 +102,6 @@ def stratified(
         while wanted < len(rows) and keys[rows[wanted]] == keys[rows[wanted - 1]]:
             wanted += 1  # rows with the same texts stay together
         if wanted == len(rows):  # the last texts stay in the first part
-            wanted = next(at for at, row in enumerate(rows) if keys[row] == keys[rows[-1]])
+            wanted = next(place for place, row in enumerate(rows) if keys[row] == keys[rows[-1]])
         taken.update(rows[:wanted])
     return [row for row in range(len(texts)) if row not in taken], sorted(taken)

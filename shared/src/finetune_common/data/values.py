@@ -76,11 +76,11 @@ def as_list(value: Any) -> list[Any] | None:
         return None
     for read in (json.loads, ast.literal_eval):
         try:
-            found = read(text)
+            converted = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(found, list) and not any(isinstance(part, list | dict) for part in found):
-            return found
+        if isinstance(converted, list) and not any(isinstance(part, list | dict) for part in converted):
+            return converted
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, shown
 from finetune_common.optim.run import arithmetic_dtype
 
 __all__ = ["checked_state", "restored"]
@@ -36,16 +36,17 @@ def checked_state(
         for setting, harmless in WITHOUT.items():
             if group.get(setting, harmless) != harmless:
                 raise ConfigurationError(
-                    f"the saved state has {setting}={group[setting]!r}, which this optimizer does not know: "
-                    f"continue with the optimizer that wrote it, or set {setting}={harmless!r} in its groups"
+                    f"the saved state has {setting}={shown(group[setting])}, which this optimizer does not "
+                    "know: continue with the optimizer that wrote it, or set "
+                    f"{setting}={harmless!r} in its groups"
                 )
     ids = [index for group in saved["param_groups"] for index in group["params"]]
     state = {}
     for index, entries in saved["state"].items():
         if index not in ids:
             raise ConfigurationError(
-                f"the saved state has an entry {index!r} that belongs to no parameter: load the state of an "
-                "optimizer of torch or of this version"
+                f"the saved state has an entry {shown(index)} that belongs to no parameter: load the state "
+                "of an optimizer of torch or of this version"
             )
         state[index] = {names.get(name, name): v for name, v in entries.items() if not _is_nothing(v)}
     expected = set(per_element)

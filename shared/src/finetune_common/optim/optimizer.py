@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from finetune_common.errors import ConfigurationError, check_choice, check_number, did_you_mean
+from finetune_common.arguments import check_parameters, explain_arguments
+from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.optim.norms import whole_norms
 from finetune_common.optim.ops import Divisor
 from finetune_common.optim.rows import shard_index
@@ -97,13 +97,10 @@ class ElementwiseOptimizer(StatefulOptimizer):
         [0.5, -0.5]
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse an argument that the class does not have, by the name that the user knows."""
-        known = inspect.signature(cls.__init__).parameters
-        for name in kwargs:
-            if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-                raise TypeError(f"{cls.__name__} has no argument {name}: {did_you_mean(name, [*known][1:])}")
-        return super().__new__(cls)
+    def __init_subclass__(cls) -> None:
+        """Answer arguments that do not fit by the name of the class that the user knows."""
+        super().__init_subclass__()
+        explain_arguments(cls)
 
     def __init__(
         self,
@@ -118,6 +115,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
     ):
         if foreach and fused:
             raise ConfigurationError("foreach=True and fused=True exclude each other: leave one of them out")
+        check_parameters(params)
         self.foreach, self.fused = foreach, fused
         super().__init__(
             params,
@@ -160,6 +158,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         Raises:
             ConfigurationError: A setting out of range or a complex parameter.
         """
+        check_parameters(param_group.get("params"))
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         if any(param.is_complex() for param in self.param_groups[-1]["params"]):

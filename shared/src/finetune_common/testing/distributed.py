@@ -83,13 +83,13 @@ def _check_optimizer(
     settings: Sequence[dict[str, Any]],
     stored: Sequence[dict[str, Any]],
 ) -> None:
-    for own in settings:
-        _sharded_equals_whole(cls, own)
-        _sharded_checkpoint_goes_on(cls, own, flatten=True)
-        _zero_is_one_process_or_refused(cls, own, rank)
-        _replicas_stay_equal(cls, own, rank)
-    for own in (*settings, *stored):
-        _sharded_checkpoint_goes_on(cls, own, flatten=False)
+    for case in settings:
+        _sharded_equals_whole(cls, case)
+        _sharded_checkpoint_goes_on(cls, case, flatten=True)
+        _zero_is_one_process_or_refused(cls, case, rank)
+        _replicas_stay_equal(cls, case, rank)
+    for case in (*settings, *stored):
+        _sharded_checkpoint_goes_on(cls, case, flatten=False)
 
 
 def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]) -> None:
@@ -152,8 +152,8 @@ def _sharded_checkpoint_goes_on(
     resumed, other = built()
     tools.set_model_state_dict(resumed, weights)
     tools.set_optimizer_state_dict(resumed, other, saved, options=options)
-    for model, own in ((expected, optimizer), (resumed, other)):
-        train(model, own, range(2, 3))
+    for model, its_optimizer in ((expected, optimizer), (resumed, other)):
+        train(model, its_optimizer, range(2, 3))
     for a, b in zip(expected.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a.full_tensor(), b.full_tensor())  # type: ignore[attr-defined]
 
@@ -170,15 +170,15 @@ def _zero_is_one_process_or_refused(
         zero = ZeroRedundancyOptimizer(divided, kind, **settings)
         for step in range(3):
             generator = torch.Generator().manual_seed(step)
-            for one, other in zip(whole, divided, strict=True):
-                one.grad = torch.randn(one.shape, generator=generator)
-                other.grad = one.grad.clone()
+            for parameter, other in zip(whole, divided, strict=True):
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                other.grad = parameter.grad.clone()
             zero.step()
             alone.step()
     except ConfigurationError:
         return
-    for one, other in zip(whole, divided, strict=True):
-        assert torch.equal(one, other)
+    for parameter, other in zip(whole, divided, strict=True):
+        assert torch.equal(parameter, other)
     zero.consolidate_state_dict(to=0)
     if rank == 0:
         resumed = cls(divided, **settings)

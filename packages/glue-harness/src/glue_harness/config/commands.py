@@ -10,7 +10,7 @@ __all__ = ["CommandParser", "parser_of"]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line that ends with where help is."""
+    """A parser whose errors are one line that names the help command."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise instead of leaving the process."""

@@ -1,4 +1,4 @@
-"""Where two configurations differ, said in one line."""
+"""The first difference of two configurations, in one line."""
 
 from __future__ import annotations
 

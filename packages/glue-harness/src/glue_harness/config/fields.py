@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.tasks import TASKS
 from glue_harness.config.hold_out import read_hold_out
@@ -26,6 +27,7 @@ LIST_SLOTS = ("gradient", "monitor")
 SCHEDULES = ("linear", "warmup-linear", "cosine", "constant")
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run.
@@ -98,6 +100,10 @@ class RunConfig:
         gradient: What is done to gradients before the step.
         optimizer: How the update is computed.
         monitor: What else is recorded.
+
+    Examples:
+        >>> RunConfig(task="rte", model="bert-base-uncased", output_dir="runs/rte", seed=41).epochs
+        3.0
     """
 
     task: str
@@ -221,8 +227,8 @@ class RunConfig:
 
     def of(self, task: str) -> RunConfig:
         """Return the configuration of one of several tasks: its rows alone, and the same settings."""
-        mine = self.own and task not in TASKS
-        left_out = ("data_dir",) if mine else (*FILES, *DATASET, *CHOICES)
+        from_files = self.own and task not in TASKS
+        left_out = ("data_dir",) if from_files else (*FILES, *DATASET, *CHOICES)
         plain = {f.name: f.default for f in fields(self) if f.name in left_out}
         return replace(self, task=task, task_sampling=None, **plain)
 
@@ -233,9 +239,10 @@ class RunConfig:
             ConfigurationError: It did not learn the task, or one has to be named.
         """
         if task not in self.tasks and (self.several or task is not None):
-            said = f"no task {task!r}" if task else "one of its tasks is meant"
+            complaint = f"no task {task!r}" if task else "one of its tasks is meant"
             raise ConfigurationError(
-                f"{folder}: {said}: it learned {', '.join(self.tasks)}: say which, as --task {self.tasks[0]}"
+                f"{folder}: {complaint}: it learned {', '.join(self.tasks)}: say which, as --task "
+                f"{self.tasks[0]}"
             )
         return task or "" if self.several else ""
 

@@ -1,4 +1,4 @@
-"""Which settings do not tell runs apart."""
+"""Settings that do not change the numbers, and are left out of a run's identity."""
 
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES
 

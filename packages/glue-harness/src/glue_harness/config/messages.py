@@ -1,4 +1,4 @@
-"""What a parser says, as one line with a remedy."""
+"""Messages of a parser, rewritten as one line with a remedy."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TYPES = {
 
 def _readable(message: str) -> str:
     """Say in words which type was expected: `Expected a <class 'int'>. Got value: many`."""
-    one = re.fullmatch(r"Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", message)
+    single = re.fullmatch(r"Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", message)
     any_of = re.fullmatch(r".*Subtypes: \[(?P<types>.*)\] Errors:.*Given value: (?P<value>.*)", message)
-    if not (found := one or any_of):
+    if not (found := single or any_of):
         return message
     types = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), found["types"])
     types = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", types)
@@ -38,9 +38,9 @@ def _unknown_option(option: str, choices: Mapping[str, list[dict[str, Any]]], kn
         return (
             f"{option}: options on the line need exactly one method: give --{slot} NAME, or use a YAML file"
         )
-    own = [other.removeprefix(f"--{slot}.") for other in known if other.startswith(f"--{slot}.")]
-    own.remove("name")
-    remedy = did_you_mean(name, own) if own else "it has none, leave it out"
+    options = [other.removeprefix(f"--{slot}.") for other in known if other.startswith(f"--{slot}.")]
+    options.remove("name")
+    remedy = did_you_mean(name, options) if options else "it has none, leave it out"
     return f"{option} is no option of {slot} {choices[slot][0]['name']!r}: {remedy}"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, shown
 
 __all__ = ["join_model_fields", "take_model_fields"]
 
@@ -17,7 +17,8 @@ def join_model_fields(content: Mapping[str, Any], on_line: Mapping[str, Any]) ->
     in_file = content.get("model_config") or {}
     if not isinstance(in_file, Mapping):
         raise ConfigurationError(
-            f"model_config={in_file!r}: give the fields of the model's configuration as 'name: value' lines"
+            f"model_config={shown(in_file)}: give the fields of the model's configuration as "
+            "'name: value' lines"
         )
     return {str(name): value for name, value in {**in_file, **on_line}.items()}
 

@@ -1,4 +1,4 @@
-"""Rows of one's own, as a run's options say: read once a process, known by their content."""
+"""Rows from the user's own files: read once a process, identified by their content."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
 
 
 def by_content(settings: Mapping[str, Any]) -> bool:
-    """Say whether rows are known by what they are: those of files, and of a dataset's folder.
+    """Return whether rows are identified by their content: those of files, and of a dataset's folder.
 
-    A dataset of the hub is known by its name.
+    A dataset of the hub is identified by its name.
     """
     dataset = settings.get("dataset")
     return bool(settings.get("train_file")) or (dataset is not None and Path(dataset).is_dir())

@@ -19,7 +19,8 @@ import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 
-from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.arguments import explain_arguments
+from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from finetune_common.slots import available, find
 from glue_harness.config.fields import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
 from glue_harness.config.messages import one_line
@@ -42,7 +43,7 @@ def _as_choice(slot: str, value: object) -> Choice:
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
         return dict(value)
     raise ConfigurationError(
-        f"{slot}={value!r} is no method: give a name, or a mapping with a name and its options "
+        f"{slot}={shown(value)} is no method: give a name, or a mapping with a name and its options "
         f"({slot}: {{name: …, …}})"
     )
 
@@ -61,7 +62,7 @@ def _as_choices(slot: str, value: object) -> list[Choice]:
 def _read_config(path: str) -> dict[str, Any]:
     content = read_yaml(Path(path), "--config ", "give a readable YAML file")
     if not isinstance(content, dict):
-        raise ConfigurationError(f"--config {path}: expected 'option: value' lines, found {content!r}")
+        raise ConfigurationError(f"--config {path}: expected 'option: value' lines, found {shown(content)}")
     return content
 
 
@@ -111,10 +112,10 @@ def _parser(chosen: tuple[tuple[str, ...], ...], prog: str) -> ArgumentParser:
         parser.add_argument(
             f"--{option.name.replace('_', '-')}", default=default, help=described[option.name], **flag
         )
-    for slot, own in zip(SLOTS, chosen, strict=True):
+    for slot, given in zip(SLOTS, chosen, strict=True):
         names = ", ".join(available(slot)) or "none is installed"
         group = parser.add_argument_group(slot, f"{described[slot]} Installed: {names}.")
-        one = own[0] if len(own) == 1 else None
+        one = given[0] if len(given) == 1 else None
         group.add_argument(f"--{slot}.name", metavar="NAME", type=str | None, default=one)
         if one:
             _add_options(group, slot, one)
@@ -218,7 +219,9 @@ def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[
         raise ConfigurationError(f"configuration key {empty[0]!r} is empty: give a value, or leave it out")
     for f in DESCRIBED:
         if f.type == "bool" and not isinstance(rest.get(f.name, False), bool):
-            raise ConfigurationError(f"configuration key {f.name!r} is {rest[f.name]!r}: give true or false")
+            raise ConfigurationError(
+                f"configuration key {f.name!r} is {shown(rest[f.name])}: give true or false"
+            )
     if isinstance(rest.get("task"), list):
         rest["task"] = ",".join(map(str, rest["task"]))
     given = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
@@ -266,6 +269,7 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
     return _config(parsed, join_model_fields(content, model_fields)), parsed.print_config
 
 
+@explain_arguments
 def parse_mapping(content: Mapping[str, Any], options: Sequence[str] = ()) -> RunConfig:
     """Read a mapping with the keys of a YAML file, and options as on the line, which win.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.errors import ConfigurationError, did_you_mean, shown
 
 __all__ = ["read_specification", "read_yaml"]
 
@@ -52,7 +52,7 @@ def _expand_variables(value: Any, path: Path) -> Any:
         for name in re.findall(r"\$\{(\w+)\}", value):
             if name not in os.environ:
                 raise ConfigurationError(
-                    f"{path}: {value!r}: the environment has no {name}: set it and try again"
+                    f"{path}: {shown(value)}: the environment has no {name}: set it and try again"
                 )
         return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
     return value
@@ -82,10 +82,10 @@ def read_specification(
         if not isinstance(spec.get(key) or kind(), kind):
             raise ConfigurationError(f"{path}: {key} has to be a {KINDS[kind]}")
     spec = choose(spec)
-    whole = {key: _expand_variables(spec.get(key) or kind(), path) for key, kind in parts.items()}
-    for key, part in whole.items():
+    expanded = {key: _expand_variables(spec.get(key) or kind(), path) for key, kind in parts.items()}
+    for key, part in expanded.items():
         for options in part if isinstance(part, list) else [part] if isinstance(part, dict) else []:
             for option, remedy in OF_THE_COMMAND.items():
                 if option in options:
                     raise ConfigurationError(f"{path}: {key}: {option} is an option of run alone: {remedy}")
-    return whole
+    return expanded

@@ -22,9 +22,9 @@ def own_name(config: RunConfig) -> str:
     """
     unknown = [task for task in config.tasks if task not in TASKS]
     if len(unknown) != 1:
-        said = f"{', '.join(unknown)} are unknown" if unknown else "all are known"
+        answer = f"{', '.join(unknown)} are unknown" if unknown else "all are known"
         raise ConfigurationError(
-            f"--task {config.task}: {said}, and rows of one's own are one task's: give it a new name"
+            f"--task {config.task}: {answer}, and rows of one's own are one task's: give it a new name"
         )
     return unknown[0]
 

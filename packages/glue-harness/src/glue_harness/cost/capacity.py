@@ -21,7 +21,7 @@ from glue_harness.hardware import versions
 from glue_harness.run.architectures import changed, find_config
 from glue_harness.run.records import write_whole
 
-__all__ = ["SEARCHES", "capacity", "largest", "read_bytes", "table"]
+__all__ = ["SEARCHES", "capacity", "largest", "read_bytes", "resized", "table"]
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -93,7 +93,8 @@ def largest(cost: Callable[[int], float], budget: float, first: int = 1) -> int:
     return low
 
 
-def _with(config: RunConfig, what: str, value: int) -> RunConfig:
+def resized(config: RunConfig, what: str, value: int) -> RunConfig:
+    """Return a configuration with another value of what is searched (`SEARCHES`)."""
     if what == "batch-size":
         return dataclasses.replace(config, batch_size=value)
     fields = {SEARCHES[what][0]: value}
@@ -157,7 +158,7 @@ def capacity(
         known: dict[int, float] = {}
 
         def cost(n: int, choice: dict[str, Any] = choice, known: dict[int, float] = known) -> float:
-            one = dataclasses.replace(_with(config, what, n * step), activation=choice)
+            one = dataclasses.replace(resized(config, what, n * step), activation=choice)
             known[n] = METHODS[by](one, device, attention)
             return known[n]
 

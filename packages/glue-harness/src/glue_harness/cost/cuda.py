@@ -107,7 +107,7 @@ def cuda_kernels(attention: str = "sdpa") -> Iterator[None]:
 
 
 def _like(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let a function pass for another one, also before those who watch torch functions being called."""
+    """Let a function pass for another one, also for hooks on torch functions."""
 
     def passing(own: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)

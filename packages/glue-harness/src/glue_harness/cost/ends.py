@@ -1,4 +1,4 @@
-"""Fake tensors have no values: what a model would look up in its rows is said instead."""
+"""Answers that replace values of fake tensors, where a model looks for the end of a text."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ _swap = torch.utils.swap_tensors
 
 
 def _swapped(one: Tensor, other: Tensor) -> None:
-    """Let a module that is moved to where it is stay as it is: torch cannot swap fake tensors."""
+    """Make a module's move to its own device do nothing: torch cannot swap fake tensors."""
     if (one.dtype, one.device) != (other.dtype, other.device):
         _swap(one, other)
 

@@ -1,4 +1,4 @@
-"""Training steps on made-up rows: what `profile` and `capacity` look at."""
+"""Training steps on made-up rows: the steps that `profile` and `capacity` measure."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Steps:
             (self.forward() / self.config.accumulate).backward()
 
     def finish(self, step: int) -> None:
-        """Let the parts act, take the optimizer's step and drop the gradients."""
+        """Run the methods' hooks, take the optimizer's step and drop the gradients."""
         parts = self.run.parts.values()
         tell(parts, "after_backward", step, self._loss)
         if self.optimizer is not None:

@@ -1,6 +1,6 @@
 """One run: put together (`assembly`), trained (`loop`), and kept in its folder (`records`, `checkpoint`).
 
-The room has the name of what it is for, and can be called: `from glue_harness import run; run(config)`.
+The package has the name of the function and can be called: `from glue_harness import run; run(config)`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Room(ModuleType):
-    """Python binds `glue_harness.run` to this room as soon as it is imported: so it is the function too."""
+    """A module that can be called: after its import `glue_harness.run` has to be the function too."""
 
     def __call__(
         self,

@@ -1,7 +1,6 @@
 """A run put together from its configuration, or opened again from its folder.
 
-Everybody who needs a model with its methods gets it here: the training loop, profile, capacity, submit,
-predict, export, search and the benchmark scripts. Nowhere else is a model loaded.
+The training loop, every command and the benchmark scripts load their models here, and only here.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 import yaml
 from accelerate.utils import set_seed
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
@@ -201,6 +201,7 @@ def create_untrained(config: RunConfig, device: str = "cpu", attention: str | No
         return Run(config, methods, methods.adaptation.apply(model))
 
 
+@explain_arguments
 def open_run(folder: Path | str, task: str | None = None) -> Run:
     """Open a run again that was trained: its methods, and its model with the weights that it ended with.
 
@@ -231,9 +232,9 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
         ['acceptable', 'unacceptable']
     """
     folder = Path(folder)
-    whole = read_config(folder)
-    name = whole.one_of_its_tasks(task, folder)
-    config = whole.of(name) if name else whole
+    config_of_run = read_config(folder)
+    name = config_of_run.one_of_its_tasks(task, folder)
+    config = config_of_run.of(name) if name else config_of_run
     finished = (folder / "result.json").exists() and (folder / MODEL).is_dir()
     result = read_result(folder, name) if finished else {}
     place = str(folder / MODEL / name if name else folder)

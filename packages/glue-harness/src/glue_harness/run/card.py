@@ -1,4 +1,4 @@
-"""The card of a trained model: what a person who finds it has to know, and what a hub reads."""
+"""The card of a trained model, for people and for a model hub."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
     if task.name in GLUE_TASKS and not is_own(result):
         data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": _split(task)}
         told = [{"type": name, "value": value} for name, value in scores.items()]
-        found = {"task": {"type": "text-classification"}, "dataset": data, "metrics": told}
+        evaluated = {"task": {"type": "text-classification"}, "dataset": data, "metrics": told}
         front |= {
             "datasets": ["nyu-mll/glue"],
-            "model-index": [{"name": f"{base}-{task.name}", "results": [found]}],
+            "model-index": [{"name": f"{base}-{task.name}", "results": [evaluated]}],
         }
     return front
 

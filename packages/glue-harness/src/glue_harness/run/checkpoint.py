@@ -71,8 +71,8 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 
 
 def _steps(folder: Path, kind: str = "step") -> dict[int, Path]:
-    found = {path: re.fullmatch(rf"{kind}-(\d+)", path.name) for path in folder.glob(f"{kind}-*")}
-    return {int(match[1]): path for path, match in found.items() if match}
+    matches = {path: re.fullmatch(rf"{kind}-(\d+)", path.name) for path in folder.glob(f"{kind}-*")}
+    return {int(match[1]): path for path, match in matches.items() if match}
 
 
 def name_of(step: int) -> str:
@@ -194,12 +194,12 @@ def save_best(folder: Path, step: int, weights: Weights) -> None:
 
 def best_weights(folder: Path, step: int) -> Path | None:
     """Return the folder with the weights that `save_best` kept, or None."""
-    found = _best(folder, step)
-    if not (found / WEIGHTS).exists():
+    best = _best(folder, step)
+    if not (best / WEIGHTS).exists():
         return None
-    if reason := damage(found, [WEIGHTS]):
-        raise _damaged(found, reason)
-    return found
+    if reason := damage(best, [WEIGHTS]):
+        raise _damaged(best, reason)
+    return best
 
 
 def adopt(best: Path) -> None:
@@ -278,22 +278,23 @@ def processes_of(checkpoint: Path) -> int:
 
 
 def _load_whole(file: Path, model: torch.nn.Module, device: str) -> None:
-    tensors, own = load_file(file, device=device), model.state_dict(keep_vars=True)
+    tensors, current = load_file(file, device=device), model.state_dict(keep_vars=True)
     read = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     read |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     # Quantised layers write the scales of their frozen weights, and read them with the base model only.
-    beside = {n for n in own.keys() - read if n in tensors and torch.equal(tensors[n], own[n].to(device))}
+    unread = current.keys() - read
+    beside = {n for n in unread if n in tensors and torch.equal(tensors[n], current[n].to(device))}
     kept = {name: tensor for name, tensor in tensors.items() if name not in beside}
     missing, unexpected = model.load_state_dict(kept, strict=False)
-    there = {id(own[name]) for name in kept if name in own}
-    if wrong := unexpected + [name for name in missing if id(own[name]) not in there]:
+    there = {id(current[name]) for name in kept if name in current}
+    if wrong := unexpected + [name for name in missing if id(current[name]) not in there]:
         raise KeyError(f"{wrong[0]} is on one side only")
 
 
 @torch.no_grad()
 def _load_parts(file: Path, model: torch.nn.Module) -> None:
-    weights, own = load_file(file), _named(model)
-    if differs := sorted(weights.keys() ^ own.keys()):
+    weights, current = load_file(file), _named(model)
+    if differs := sorted(weights.keys() ^ current.keys()):
         raise KeyError(f"{differs[0]} is on one side only")
-    for name, tensor in own.items():
+    for name, tensor in current.items():
         tensor.copy_(own_part(weights[name], tensor))

@@ -1,4 +1,4 @@
-"""From a configuration to a result: the way of a run from its first line to its last file."""
+"""A run from its configuration to its result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.measure import reset_peak_memory
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.tasks import check_sharded
@@ -29,6 +30,7 @@ from glue_harness.stopping import StopFile, StopRequest, stop_on_signals
 __all__ = ["run"]
 
 
+@explain_arguments
 def run(
     config: RunConfig,
     on_evaluation: Callable[[Training], None] | None = None,
@@ -40,11 +42,11 @@ def run(
 
     Args:
         config: The run; its `output_dir` receives the files.
-        on_evaluation: Called after each evaluation, once a checkpoint that is due is written.
+        on_evaluation: Called after each evaluation, when a due checkpoint is written.
         start_from: Folder of another run, from whose newest checkpoint a run that has none of its own
             goes on (`snapshot.continue_from`).
-        stop: Where it is asked to stop; by default it looks after signals itself.
-        quiet: Say nothing of how far it is: somebody else speaks for several runs.
+        stop: Where a request to stop comes from; by default from signals.
+        quiet: Print no progress, for callers that report several runs.
 
     Returns:
         What `result.json` holds; a finished run is not repeated.
@@ -52,6 +54,12 @@ def run(
     Raises:
         ConfigurationError: One line that says what cannot be used, and the remedy.
         Stopped: It was asked to; what was done is saved.
+
+    Examples:
+        >>> from glue_harness import parse_mapping
+        >>> settings = {"task": "demo-acceptability", "model": "demo", "max_steps": 2}
+        >>> run(parse_mapping(settings | {"output_dir": "runs/demo"}), quiet=True)["steps"]
+        2
     """
     check_tracker(config)
     processes = join(config)
@@ -69,11 +77,13 @@ def run(
             return finished
         with processes.together():
             methods = build_methods(config)
+            if folder.leads:
+                methods.warn_of_idle_clipping(config.max_grad_norm)
             if processes.sharded:
                 methods.check_sharded()
                 check_sharded(config)
             tokenizer = load_tokenizer(config.model, config.model_config.get("pad_token_id"))
-        data = processes.by_turns(lambda: load_data(config, tokenizer))
+        data = processes.leaders_first(lambda: load_data(config, tokenizer))
         with processes.together():
             folder.begin_with(data, quiet)
         stack.enter_context(flushed_denormals())

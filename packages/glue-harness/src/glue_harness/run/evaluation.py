@@ -44,13 +44,13 @@ class Evaluation:
             texts = zip(*(data.texts[split][name] for name in task.columns), strict=True)
             for index, label, row, text in zip(rows["idx"], rows["labels"], scores, texts, strict=True):
                 if task.several:
-                    said, truth = (_named(task, chosen) for chosen in (row > 0, label))
+                    answer, truth = (_named(task, chosen) for chosen in (row > 0, label))
                 elif task.regression:
-                    said, truth = f"{row[0]:.9g}", f"{label:.6g}"
+                    answer, truth = f"{row[0]:.9g}", f"{label:.6g}"
                 else:
-                    said, truth = task.labels[int(row.argmax())], task.labels[int(label)]
+                    answer, truth = task.labels[int(row.argmax())], task.labels[int(label)]
                 shown = [" ".join(part.split()) for part in text]
-                yield f"{prefix}{index}", truth, said, " ".join(f"{value:.9g}" for value in row), *shown
+                yield f"{prefix}{index}", truth, answer, " ".join(f"{value:.9g}" for value in row), *shown
 
     def of_classes(self, data: Data) -> dict[str, Any]:
         """Return what became of each class (`finetune_common.metrics.class_report`), set by set."""
@@ -75,14 +75,16 @@ class Evaluations:
     parts: dict[str, Evaluation]
 
 
-def by_task(said: Evaluation | Evaluations, data: Data | Mixture) -> Iterator[tuple[str, Evaluation, Data]]:
+def by_task(
+    evaluation: Evaluation | Evaluations, data: Data | Mixture
+) -> Iterator[tuple[str, Evaluation, Data]]:
     """Yield each task's name, evaluation and rows; of a run of one task the name is empty."""
-    if isinstance(said, Evaluation):
+    if isinstance(evaluation, Evaluation):
         assert isinstance(data, Data)
-        yield "", said, data
+        yield "", evaluation, data
     else:
         assert isinstance(data, Mixture)
-        for name, own in said.parts.items():
+        for name, own in evaluation.parts.items():
             yield name, own, data.parts[name]
 
 
@@ -141,15 +143,16 @@ def _scores(
     between: Callable[[], None],
 ) -> np.ndarray:
     batches = evaluation_batches(data.lengths[split], batch_size)
-    mine = batches[processes.rank :: processes.world]
+    batches_here = batches[processes.rank :: processes.world]
     rounds = math.ceil(len(batches) / processes.world)
-    passes = mine + batches[:1] * (rounds - len(mine))  # a spread model needs all processes at every pass
+    # A model that is spread over processes needs all of them at every pass.
+    passes = batches_here + batches[:1] * (rounds - len(batches_here))
     scores: list[torch.Tensor] = []
     for batch in data.loader(split, passes):
         between()
         batch.pop("labels", None)
         scores.append(model(**processes.on_device(batch)).logits.float())
-    rows = [row for indices in mine for row in indices]
+    rows = [row for indices in batches_here for row in indices]
     parts = processes.gather((rows, torch.cat(scores)[: len(rows)].cpu().numpy()))
     everything = np.concatenate([part for _, part in parts])
     ordered = np.empty_like(everything)
@@ -193,10 +196,10 @@ def evaluate(
     """
     if isinstance(data, Mixture):
         parts = {
-            name: _of_one(model, own, batch_size, processes, between, metric_batch)
-            for name, own in data.parts.items()
+            name: _of_one(model, part, batch_size, processes, between, metric_batch)
+            for name, part in data.parts.items()
         }
-        return Evaluations(mean_of(data.tasks, {name: own.metrics for name, own in parts.items()}), parts)
+        return Evaluations(mean_of(data.tasks, {name: part.metrics for name, part in parts.items()}), parts)
     return _of_one(model, data, batch_size, processes, between, metric_batch)
 
 
@@ -228,9 +231,11 @@ def evaluate_test(
 ) -> dict[str, float] | None:
     """Score a model on the rows that nothing was chosen by, where a run has some; see `evaluate`."""
     if isinstance(data, Mixture):
-        each = {name: evaluate_test(model, own, batch_size, processes) for name, own in data.parts.items()}
+        each = {name: evaluate_test(model, part, batch_size, processes) for name, part in data.parts.items()}
         told = {
-            f"{name}.{metric}": value for name, own in each.items() for metric, value in (own or {}).items()
+            f"{name}.{metric}": value
+            for name, metrics in each.items()
+            for metric, value in (metrics or {}).items()
         }
         return told or None
     return _of_split(model, data, "test", batch_size, processes) if "test" in data.datasets else None
@@ -248,8 +253,8 @@ def evaluate_beside(
     if isinstance(data, Mixture):
         return {
             f"{name}.{split}": metrics
-            for name, own in data.parts.items()
-            for split, metrics in evaluate_beside(model, own, batch_size, processes).items()
+            for name, part in data.parts.items()
+            for split, metrics in evaluate_beside(model, part, batch_size, processes).items()
         }
     return {split: _of_split(model, data, split, batch_size, processes) for split in data.beside}
 

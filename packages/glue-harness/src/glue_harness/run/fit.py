@@ -1,4 +1,4 @@
-"""Whether a model, its tokenizer and the rows belong together: if not, one line before the first step."""
+"""Checks that a model, its tokenizer and the rows fit, before the first step."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def head_of(model: Any) -> dict[str, nn.Parameter]:
     """
     base = model.base_model
     body = {id(parameter) for parameter in base.parameters()}
-    head = {name: one for name, one in model.named_parameters() if id(one) not in body}
+    head = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in body}
     if base is model or not head:
         raise ConfigurationError(
             f"--task: no head can be told from the rest of a {type(model).__name__}, which several tasks "
@@ -97,8 +97,8 @@ class Heads(nn.Module):
     def head(self, task: str) -> dict[str, Any]:
         """Return the parameters of a task's head by their names in the classifier."""
         key = _key(task)
-        own: Any = self.heads[key] if key in self.heads else self._first.values()
-        return dict(zip(self._first, own, strict=True))
+        modules: Any = self.heads[key] if key in self.heads else self._first.values()
+        return dict(zip(self._first, modules, strict=True))
 
     def _speak_of(self, task: str) -> None:
         number = self.tasks[task].num_labels

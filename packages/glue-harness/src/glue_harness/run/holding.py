@@ -1,4 +1,4 @@
-"""Take the parts of a run's hold-out from its training rows, and say which rows judge it."""
+"""Take the held-out parts from the training rows, and choose the rows that the run is scored on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training labels that are false on purpose, to see what a method makes of them."""
+"""Training labels made false on purpose, to test how well a method tolerates them."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ class Training:
             self._attach()
         self.scaled = processes.scaled(self.optimizer)
         if self.config.compile:
-            own = getattr(self.methods.activation, "compile_options", dict)()
-            self.model.compile(dynamic=True, options=own or None)  # one graph for texts of all lengths
+            options = getattr(self.methods.activation, "compile_options", dict)()
+            self.model.compile(dynamic=True, options=options or None)  # one graph for texts of all lengths
         self.forward = processes.replicate(self.model, some_unused)
         self.parts = list(run.parts.values())
         self.scheduler = self.plan.schedule(self.optimizer)
@@ -270,7 +270,7 @@ class Training:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether as many evaluations in a row brought no improvement as the run is to bear."""
+        """Whether the last evaluations, as many as the run's patience, brought no improvement."""
         patience = self.config.early_stopping
         return patience is not None and self.history.stale(self.config.early_stopping_delta) >= patience
 

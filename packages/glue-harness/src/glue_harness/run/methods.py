@@ -1,7 +1,8 @@
-"""From the names in a configuration to the methods themselves."""
+"""The methods that a configuration names."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -33,6 +34,16 @@ class Methods:
         for method in (*one_each, *self.gradient, *self.monitor):
             if reason := getattr(method, "not_sharded", None):
                 raise ConfigurationError(f"--sharding fsdp: {method.name!r} {reason}, or use --sharding none")
+
+    def warn_of_idle_clipping(self, max_grad_norm: float) -> None:
+        """Warn of an optimizer whose own clipping never acts, as gradients come to it short enough."""
+        level = getattr(self.optimizer, "clips_at", None)
+        if level is not None and 0 < max_grad_norm <= level and not self.gradient:
+            warnings.warn(
+                f"--max-grad-norm {max_grad_norm:g} comes first, so that {self.optimizer.name}, which clips "
+                f"at {level:g}, never clips: give --max-grad-norm 0, or a lower level",
+                stacklevel=2,
+            )
 
 
 def _build(slot: str, choice: dict[str, Any]) -> Any:

@@ -62,9 +62,9 @@ def joined(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "labels": {name: content["labels"] for name, content in contents.items()},
         "splits": {
-            f"{name}.{split}": own
+            f"{name}.{split}": digest
             for name, content in contents.items()
-            for split, own in content["splits"].items()
+            for split, digest in content["splits"].items()
         },
     }
 
@@ -78,7 +78,7 @@ def mean_of(tasks: Mapping[str, Task], metrics: Mapping[str, Mapping[str, float]
     """
     mean = fmean(metrics[name][task.primary] for name, task in tasks.items())
     return {MEAN: mean} | {
-        f"{name}.{metric}": value for name, own in metrics.items() for metric, value in own.items()
+        f"{name}.{metric}": value for name, scores in metrics.items() for metric, value in scores.items()
     }
 
 
@@ -117,7 +117,9 @@ class Mixture:
     def lengths(self) -> dict[str, np.ndarray]:
         """`task.split` → tokens of each row."""
         return {
-            f"{name}.{split}": own for name, part in self.parts.items() for split, own in part.lengths.items()
+            f"{name}.{split}": lengths
+            for name, part in self.parts.items()
+            for split, lengths in part.lengths.items()
         }
 
     @property
@@ -147,11 +149,11 @@ class Mixture:
         loaders: list[Iterator[Any]] = []
         for number, part in enumerate(self.parts.values()):
             begin = int(self._begins[number])
-            own = [
+            part_batches = [
                 [row - begin for row in batch]
                 for batch, owner in zip(batches, owners, strict=True)
                 if owner == number
             ]
-            loaders.append(iter(part.loader(split, own, num_workers)))
+            loaders.append(iter(part.loader(split, part_batches, num_workers)))
         for owner in owners:
             yield next(loaders[owner])

@@ -94,7 +94,7 @@ def load_tokenizer(
 
         return demo_tokenizer()
     files = model_files(model, task)
-    if files == model:  # a run leaves the tokenizer also where it has no weights to leave
+    if files == model:  # a run's folder has a tokenizer even where it has no weights
         _check_folder(model)
     folder = Path(files)
     try:
@@ -120,14 +120,14 @@ def load_tokenizer(
 def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: Mapping[str, Any]) -> None:
     """Refuse weights of other shapes or names than the architecture's: only a head may be new."""
     encoder = f"{loaded.base_model_prefix}."
-    own = {name for name, _ in loaded.named_parameters() if name.startswith(encoder)}
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        if name in own:
+    expected_names = {name for name, _ in loaded.named_parameters() if name.startswith(encoder)}
+    for name, shape, expected in sorted(report["mismatched_keys"]):
+        if name in expected_names:
             raise ConfigurationError(
-                f"--model {model}: its weights do not fit its config.json: {name} has shape {tuple(found)}, "
+                f"--model {model}: its weights do not fit its config.json: {name} has shape {tuple(shape)}, "
                 f"expected is {tuple(expected)}"
             )
-    if own and own <= set(report["missing_keys"]):
+    if expected_names and expected_names <= set(report["missing_keys"]):
         raise ConfigurationError(
             f"--model {model}: its weights have other names than a {type(loaded).__name__}'s, none fits"
         )
@@ -155,8 +155,8 @@ def load_model(
         ConfigurationError: Nothing that can be loaded, or no such field.
     """
     if model == "demo":
-        own = {**labels_of(task), "pad_token_id": tokenizer.pad_token_id, **(model_config or {})}
-        config = changed(demo_config(len(tokenizer)), own)
+        fields = {**labels_of(task), "pad_token_id": tokenizer.pad_token_id, **(model_config or {})}
+        config = changed(demo_config(len(tokenizer)), fields)
         return transformers.BertForSequenceClassification(config)
     config, before = _config_of(model, task.name, **labels_of(task)), _config_of(model, task.name)
     loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs, task.name)

@@ -1,4 +1,4 @@
-"""What a result says of its rows, and of one of several tasks."""
+"""Reading a result: whether its rows are the user's own, and the part of one of several tasks."""
 
 from __future__ import annotations
 

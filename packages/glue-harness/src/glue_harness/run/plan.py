@@ -237,8 +237,10 @@ class Plan:
 
     def shared_out(self, window: list[list[int]], present: int) -> list[tuple[list[int], ...]]:
         """Return the micro-batches of a window, each as the rows that every process has of it."""
-        own = [[self.own(batch, process, present) for process in range(present)] for batch in window]
-        return [shares for batch in own for shares in zip(*batch, strict=True)]
+        rows_of_processes = [
+            [self.own(batch, process, present) for process in range(present)] for batch in window
+        ]
+        return [shares for batch in rows_of_processes for shares in zip(*batch, strict=True)]
 
     def own(self, batch: list[int], process: int, present: int) -> list[list[int]]:
         """Return the micro-batches of one process: its rows of a batch over all processes; some may be empty.

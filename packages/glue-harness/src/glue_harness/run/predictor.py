@@ -1,4 +1,4 @@
-"""What a trained model says of texts: labels and their scores, in batches of like length."""
+"""Predictions of a trained model: labels and scores of texts, in batches of like length."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Predictor:
         return (outputs.sigmoid() if several else outputs.softmax(-1)).numpy()
 
     def said(self, scores: np.ndarray) -> list[Any]:
-        """Return what the scores of each row say: a label, the labels above ½, or a number."""
+        """Return the answer for each row of scores: a label, the labels above ½, or a number."""
         if self.task.regression:
             return [float(row[0]) for row in scores]
         if self.model.config.problem_type == "multi_label_classification":
@@ -118,6 +118,6 @@ class Predictor:
         if self.task.regression:
             return [{"score": value} for value in self.said(scores)]
         return [
-            {"label": said, "scores": dict(zip(self.labels, map(float, row), strict=True))}
-            for said, row in zip(self.said(scores), scores, strict=True)
+            {"label": answer, "scores": dict(zip(self.labels, map(float, row), strict=True))}
+            for answer, row in zip(self.said(scores), scores, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The processes of one run as one object: who leads, what all say, and how they end together.
+"""The processes of one run as one object: the leader, values gathered from all, a common end.
 
 A launcher (torchrun, accelerate launch, Ray) starts the processes and tells each its number through the
 environment; accelerate joins them. Without sharding the model is replicated (DDP). With it each process keeps
@@ -100,7 +100,7 @@ class Processes:
             return seed
         return int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0])
 
-    def by_turns(self, make: Callable[[], T]) -> T:
+    def leaders_first(self, make: Callable[[], T]) -> T:
         """Make something on the first process of each machine, then on the others, which find its cache."""
         made: list[T] = []
         for first in (True, False):
@@ -125,13 +125,13 @@ class Processes:
             yield
         except ConfigurationError as met:
             error = met
-        said = self.gather(None if error is None else str(error))
-        first = next((process for process, text in enumerate(said) if text is not None), None)
+        messages = self.gather(None if error is None else str(error))
+        first = next((process for process, text in enumerate(messages) if text is not None), None)
         if first is None:
             return
         if not self.leads:
             raise SystemExit(2)
-        raise error or ConfigurationError(f"process {first}: {said[first]}")
+        raise error or ConfigurationError(f"process {first}: {messages[first]}")
 
     @contextmanager
     def or_lost(self) -> Iterator[None]:
@@ -159,8 +159,8 @@ class Processes:
             some_unused: Whether a trained parameter may be left without a gradient; DDP then looks for it
                 after each forward pass.
         """
-        own: Any = self.accelerator
-        own.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
+        accelerator: Any = self.accelerator
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
         return self.accelerator.prepare_model(model, evaluation_mode=self.sharded)
 
     def scaled(self, optimizer: torch.optim.Optimizer) -> Any:
@@ -248,7 +248,7 @@ def _check(config: RunConfig) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, if there are any, as the last thing that a process does with a run.
+    """Leave the process group, if there is one, as the last act of a run.
 
     The interpreter is still whole then: a thread of gloo that drops its last tensor later aborts the process.
     """

@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Progress:
         if self._lines:
             try:
                 print(text, file=sys.stderr, flush=True)
-            except OSError:  # nobody reads it: that is no reason to end a run
+            except OSError:  # nobody reads the progress: the run goes on
                 self._lines = False
 
     def logged(self, loss: float, rate: float) -> None:
@@ -93,14 +93,14 @@ class Progress:
         now = time.monotonic()
         if self._since is None:
             self._since, pause = (now, step, examples), FIRST
-            said = f"{self._logged}the first step took {now - self._began:.0f} s"
+            line = f"{self._logged}the first step took {now - self._began:.0f} s"
             left = ""
         else:
             since, first, had = self._since
             seconds, pause = now - since, PAUSE
-            said = f"{self._logged}{(examples - had) / seconds:.0f} ex/s"
+            line = f"{self._logged}{(examples - had) / seconds:.0f} ex/s"
             left = f"  {timedelta(seconds=round((self._total - step) * seconds / (step - first)))} left"
-        self._bar.update(self._task, completed=step, said=f"{said}  {self._score}")
+        self._bar.update(self._task, completed=step, said=f"{line}  {self._score}")
         if now >= self._next_line:
             self._next_line = now + pause
-            self._say(f"step {step:,}/{self._total:,}: {said}{left}")
+            self._say(f"step {step:,}/{self._total:,}: {line}{left}")

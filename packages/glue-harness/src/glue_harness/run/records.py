@@ -88,7 +88,7 @@ def model_files(model: str, task: str = "") -> str:
 
 
 def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
-    """Write what a script measured, for programs (`result.json`) and people (`table.md`), and print it.
+    """Write and print a script's measurements, for programs (`result.json`) and people (`table.md`).
 
     Args:
         folder: Is made where it is missing.
@@ -166,7 +166,7 @@ class RunFolder:
                     f"--output-dir {self.path} holds a different run: {differs}; "
                     "choose another folder or --overwrite"
                 )
-        else:  # whatever began here left nothing to continue
+        else:  # an earlier run in this folder left nothing to continue
             write_whole(file, yaml.safe_dump(self._config.as_dict(), sort_keys=False))
 
     def begin_with(self, data: Data | Mixture, quiet: bool = False) -> None:
@@ -237,8 +237,8 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
 
         def kept(text: str) -> str:
-            whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            return "".join(line for line in whole if json.loads(line)["step"] <= last_step)
+            complete = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            return "".join(line for line in complete if json.loads(line)["step"] <= last_step)
 
         write_whole(file, _whole(file, kept) if file.exists() else "")
 
@@ -248,7 +248,7 @@ class RunFolder:
         with writing(file), file.open("ab", buffering=0) as end:
             size, line = end.tell(), json.dumps(entry).encode() + b"\n"
             try:
-                while line:  # a system that has no room may take a part
+                while line:  # on a full disk a write may succeed in part
                     line = line[end.write(line) :]
             except OSError:
                 end.truncate(size)

@@ -19,7 +19,7 @@ __all__ = ["result_of"]
 
 
 def result_of(training: Training) -> dict[str, Any]:
-    """Return the result of a run as it is now: what it was, what came out, and what it took."""
+    """Return the result of a run so far: its settings, scores, time and memory."""
     config, history, processes = training.config, training.history, training.processes
     seconds = training.watch.seconds()
     settings = config.identity()
@@ -60,12 +60,14 @@ def result_of(training: Training) -> dict[str, Any]:
 
 
 def _classes(training: Training) -> dict[str, Any]:
-    said, data = training.evaluation, training.data
-    return {} if said is None else {name: own.of_classes(rows) for name, own, rows in by_task(said, data)}
+    evaluation, data = training.evaluation, training.data
+    if evaluation is None:
+        return {}
+    return {name: part.of_classes(rows) for name, part, rows in by_task(evaluation, data)}
 
 
 def _each(training: Training) -> dict[str, Any]:
-    """Return what there is to say of each of several tasks, as a run of its own says it."""
+    """Return the results of each of several tasks, in the form of a run of that task alone."""
     data, history, classes = training.data, training.history, _classes(training)
     assert isinstance(data, Mixture)
     return {
@@ -74,10 +76,10 @@ def _each(training: Training) -> dict[str, Any]:
             "rows": {split: len(lengths) for split, lengths in part.lengths.items()},
             "primary": part.task.primary,
             "metrics": {
-                which: _own(entry["metrics"], name)
+                which: _of_task(entry["metrics"], name)
                 for which, entry in (("last", history.last), ("best", history.best))
             },
-            "test": _own(training.tested or {}, name) or None,
+            "test": _of_task(training.tested or {}, name) or None,
             "data": part.record,
             "classes": classes.get(name, {}),
         }
@@ -85,7 +87,7 @@ def _each(training: Training) -> dict[str, Any]:
     }
 
 
-def _own(metrics: Mapping[str, float], task: str) -> dict[str, float]:
+def _of_task(metrics: Mapping[str, float], task: str) -> dict[str, float]:
     """Return the metrics of one of several tasks, by their own names."""
     begin = f"{task}."
     return {name.removeprefix(begin): value for name, value in metrics.items() if name.startswith(begin)}

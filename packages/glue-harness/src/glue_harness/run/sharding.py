@@ -80,13 +80,13 @@ def own_state(state: Mapping[str, Any], parameters: Iterable[Tensor]) -> dict[st
         state: What `gathered(optimizer.state_dict())` gave.
         parameters: The optimizer's, over all groups.
     """
-    own = dict(state["state"])
+    states = dict(state["state"])
     for index, parameter in enumerate(parameters):
-        own[index] = {
+        states[index] = {
             name: own_part(value, parameter) if _shaped_like(value, parameter) else value
-            for name, value in own.get(index, {}).items()
+            for name, value in states.get(index, {}).items()
         }
-    return {**state, "state": {key: value for key, value in own.items() if value}}
+    return {**state, "state": {key: value for key, value in states.items() if value}}
 
 
 def _shaped_like(value: Any, parameter: Tensor) -> bool:

@@ -28,7 +28,7 @@ def _stateful(training: Training) -> dict[str, Any]:
 
 
 def _weights(training: Training) -> checkpoint.Weights:
-    """Return what `model.safetensors` is to hold; all have to call it where parameters are spread."""
+    """Return the weights for `model.safetensors`; all processes have to call it if parameters are sharded."""
     return checkpoint.whole_weights(training.model) if training.processes.sharded else training.model
 
 
@@ -60,7 +60,7 @@ def save(training: Training) -> None:
 
 
 def find(processes: Processes, folder: RunFolder) -> Path | None:
-    """Return the newest checkpoint of the run's folder that is as it was written; damaged ones go."""
+    """Return the newest undamaged checkpoint of the run's folder, and delete damaged ones."""
     newest = None
     with processes.together():
         if folder.leads and (newest := checkpoint.sound(folder.checkpoints)):
@@ -118,13 +118,15 @@ def continue_from(training: Training, other: Path) -> None:
         raise ConfigurationError(f"{other}: no checkpoint to continue from: give the folder of a run")
     optimizer, scheduler, plan = training.optimizer, training.scheduler, training.plan
     names = (*optimizer.defaults, "initial_lr")
-    own = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+    settings_before = [
+        {name: group[name] for name in names if name in group} for group in optimizer.param_groups
+    ]
     rates = list(scheduler.base_lrs)
     state = _load(training, newest)
     training.step = round(state["epoch"] * plan.per_epoch)
     if training.config.load_best and training.step < plan.total:
         training.history.entries = []
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
+    for group, settings in zip(optimizer.param_groups, settings_before, strict=True):
         group.update(settings)
     scheduler.base_lrs = rates
     scheduler.last_epoch = training.step - 1

@@ -33,13 +33,13 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         >>> flat({"epochs": 3, "optimizer": {"name": "sgd", "betas": [0.9, 0.99]}, "data_dir": None})
         {'epochs': 3, 'optimizer.name': 'sgd', 'optimizer.betas': '[0.9, 0.99]', 'data_dir': 'None'}
     """
-    found: dict[str, Any] = {}
+    level: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            level |= flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return found
+            level[prefix + name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return level
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -59,20 +59,20 @@ def tracked(accelerator: Accelerator, config: RunConfig, step: int) -> Iterator[
     if config.tracker is not None:
         file, name = Path(config.output_dir) / TRACKER, Path(config.output_dir).name
         known = file.read_text(encoding="utf-8").strip() if file.exists() else None
-        own = known or uuid4().hex[:12]
+        identifier = known or uuid4().hex[:12]
         options: dict[str, dict[str, Any]] = {
             "tensorboard": {"purge_step": step + 1} if step else {},
-            "wandb": {"name": name, "id": own, "resume": "allow", "dir": config.output_dir},
+            "wandb": {"name": name, "id": identifier, "resume": "allow", "dir": config.output_dir},
             "mlflow": {"run_name": name, "run_id": known},
-            "trackio": {"name": f"{name}-{own}", "resume": "allow"},
+            "trackio": {"name": f"{name}-{identifier}", "resume": "allow"},
         }
         project = "tensorboard" if config.tracker == "tensorboard" else PROJECT
         accelerator.init_trackers(project, None if known else flat(config.as_dict()), options)
         if accelerator.is_main_process and known is None:
             if config.tracker == "mlflow":  # its server gives the identifier
                 started: Any = accelerator.get_tracker("mlflow", unwrap=True)
-                own = started.info.run_id
-            write_whole(file, f"{own}\n")
+                identifier = started.info.run_id
+            write_whole(file, f"{identifier}\n")
     try:
         yield
     finally:

@@ -38,7 +38,9 @@ def _is_of_its_kind(model: Any) -> bool:
     """Say whether a model has the weights of a fresh one of its kind, by names and shapes."""
     with torch.device("meta"):
         fresh = type(model)(copy.deepcopy(model.config))
-    shapes = ({name: value.shape for name, value in one.state_dict().items()} for one in (fresh, model))
+    shapes = (
+        {name: value.shape for name, value in network.state_dict().items()} for network in (fresh, model)
+    )
     return next(shapes) == next(shapes)
 
 
@@ -61,8 +63,8 @@ def leave(training: Training) -> dict[str, Any]:
     """
     result = training.result()
     if training.folder.leads and training.evaluation is not None:
-        for name, said, rows in by_task(training.evaluation, training.data):
-            training.folder.write_predictions(said.rows(rows), rows.task.columns, name)
+        for name, evaluation, rows in by_task(training.evaluation, training.data):
+            training.folder.write_predictions(evaluation.rows(rows), rows.task.columns, name)
         # with shards the leader has a part of the weights, and the checkpoint has them whole
         run = open_run(training.folder.path) if training.processes.sharded else training.run
         leave_model(run, training.folder.path, result)
@@ -91,7 +93,7 @@ def leave_model(run: Run, folder: Path, result: Mapping[str, Any]) -> None:
         for name in tasks:
             part = run.of(name) if name else run
             assert part.task is not None
-            own = result_of_task(result, name) if name else result
-            card = card_of(own, part.task, "apart" if model is None else "whole")
+            part_result = result_of_task(result, name) if name else result
+            card = card_of(part_result, part.task, "apart" if model is None else "whole")
             (unfinished / name).mkdir(exist_ok=True)
             write_model(part, model, unfinished / name, card)

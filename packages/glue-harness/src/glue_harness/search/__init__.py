@@ -138,8 +138,8 @@ def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], 
         best = _best(results, spec.metric)
         if best is None:
             errors = sorted(folder.glob(f"{TRIALS}/*/{ERROR}"))
-            said = errors[0].read_text(encoding="utf-8").strip() if errors else "their processes died"
-            raise ConfigurationError(f"all trials failed ({said}): --retry-failed tries again")
+            reason = errors[0].read_text(encoding="utf-8").strip() if errors else "their processes died"
+            raise ConfigurationError(f"all trials failed ({reason}): --retry-failed tries again")
         report = _report(spec, folder, results, keep_best(best, folder))
         report |= {"scheduler": asked["scheduler"], "sampler": asked["sampler"]}
     draw_lineage(report, folder)
@@ -156,22 +156,26 @@ def _best(results: Sequence[Result], metric: str) -> Path | None:
 
 def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Path) -> dict[str, Any]:
     numbers = {Path(result.path).name: number for number, result in enumerate(results, start=1)}
-    evaluations = {name: one for name, one in read_evaluations(folder).items() if one.trial in numbers}
+    evaluations = {
+        name: evaluation
+        for name, evaluation in read_evaluations(folder).items()
+        if evaluation.trial in numbers
+    }
     entries = []
     for result, (name, number) in zip(results, numbers.items(), strict=True):
-        own = [one for one in evaluations.values() if one.trial == name]
-        top = max(own, key=lambda one: one.metrics[spec.metric], default=None)
+        of_trial = [evaluation for evaluation in evaluations.values() if evaluation.trial == name]
+        top = max(of_trial, key=lambda evaluation: evaluation.metrics[spec.metric], default=None)
         error = folder / TRIALS / name / ERROR
-        said = error.read_text(encoding="utf-8").strip() if error.exists() else str(result.error)
+        reason = error.read_text(encoding="utf-8").strip() if error.exists() else str(result.error)
         entries.append(
             {
                 "number": number,
                 "trial": name,
-                "evaluations": len(own),
-                "epoch": max((one.epoch for one in own), default=0.0),
+                "evaluations": len(of_trial),
+                "epoch": max((evaluation.epoch for evaluation in of_trial), default=0.0),
                 "score": top.metrics[spec.metric] if top else None,
                 "configuration": top.configuration if top else result.config,
-                "error": said if result.error else None,
+                "error": reason if result.error else None,
             }
         )
     chosen = read_evaluation(best / EVALUATION)
@@ -183,19 +187,19 @@ def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Pat
             "trial": numbers[chosen.trial],
             "evaluation": chosen.id,
             "score": chosen.metrics[spec.metric],
-            "lineage": [one.id for one in ancestors(evaluations, chosen.id)],
+            "lineage": [evaluation.id for evaluation in ancestors(evaluations, chosen.id)],
         },
         "trials": entries,
         "evaluations": [
             {
-                "id": one.id,
-                "parent": one.parent,
-                "trial": numbers[one.trial],
-                "epoch": one.epoch,
-                "step": one.step,
-                "metrics": one.metrics,
-                "configuration": one.configuration,
+                "id": evaluation.id,
+                "parent": evaluation.parent,
+                "trial": numbers[evaluation.trial],
+                "epoch": evaluation.epoch,
+                "step": evaluation.step,
+                "metrics": evaluation.metrics,
+                "configuration": evaluation.configuration,
             }
-            for one in evaluations.values()
+            for evaluation in evaluations.values()
         ],
     }

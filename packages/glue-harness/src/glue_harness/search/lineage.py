@@ -23,25 +23,25 @@ PANELS = 4
 def _numeric(report: Mapping[str, Any]) -> list[str]:
     """Return the options that a chart can show: numbers that differ between evaluations."""
     values: dict[str, set[Any]] = {}
-    for one in report["evaluations"]:
-        for option, value in one["configuration"].items():
+    for evaluation in report["evaluations"]:
+        for option, value in evaluation["configuration"].items():
             values.setdefault(option, set()).add(value if isinstance(value, int | float) else None)
     return [option for option, seen in values.items() if len(seen) > 1 and None not in seen]
 
 
 def _draw(axes: Axes, report: Mapping[str, Any], height: Mapping[str, float], label: str) -> None:
     """Draw a quantity of every evaluation over epochs, joined to the one its weights come from."""
-    evaluations = {one["id"]: one for one in report["evaluations"]}
+    evaluations = {evaluation["id"]: evaluation for evaluation in report["evaluations"]}
     way = set(report["best"]["lineage"])
-    for name, one in evaluations.items():
+    for name, evaluation in evaluations.items():
         chosen = name in way
         look = {"color": BEST if chosen else OTHERS, "zorder": 3 if chosen else 2}
-        axes.plot(one["epoch"], height[name], "o", markersize=5 if chosen else 3, **look)
-        parent = evaluations.get(one["parent"])
+        axes.plot(evaluation["epoch"], height[name], "o", markersize=5 if chosen else 3, **look)
+        parent = evaluations.get(evaluation["parent"])
         if parent is not None:
-            taken = parent["trial"] != one["trial"]
+            taken = parent["trial"] != evaluation["trial"]
             axes.plot(
-                (parent["epoch"], one["epoch"]),
+                (parent["epoch"], evaluation["epoch"]),
                 (height[parent["id"]], height[name]),
                 linestyle=":" if taken else "-",
                 linewidth=2.2 if chosen else 1,
@@ -69,13 +69,13 @@ def draw_lineage(report: Mapping[str, Any], folder: Path) -> Sequence[Path]:
             layout="constrained",
         )
         axes = panels[:, 0]
-        scores = {one["id"]: one["metrics"][metric] for one in evaluations}
+        scores = {evaluation["id"]: evaluation["metrics"][metric] for evaluation in evaluations}
         _draw(axes[0], report, scores, metric.replace("_", " "))
-        for own, option in zip(axes[1:], options, strict=True):
-            height = {one["id"]: one["configuration"][option] for one in evaluations}
-            _draw(own, report, height, option)
+        for axis, option in zip(axes[1:], options, strict=True):
+            height = {evaluation["id"]: evaluation["configuration"][option] for evaluation in evaluations}
+            _draw(axis, report, height, option)
             if min(height.values()) > 0 and max(height.values()) > 8 * min(height.values()):
-                own.set_yscale("log")
+                axis.set_yscale("log")
         axes[-1].set_xlabel("epoch")
         best = report["best"]
         axes[0].set_title(

@@ -32,7 +32,7 @@ __all__ = [
     "keep_best",
     "read_evaluation",
     "read_evaluations",
-    "read_reached",
+    "read_last_evaluation",
 ]
 
 EVALUATION, RESULT_SO_FAR = "evaluation.json", "so-far.json"
@@ -89,7 +89,7 @@ def read_evaluation(file: Path) -> Evaluation:
     return Evaluation(**json.loads(file.read_text(encoding="utf-8")))
 
 
-def read_reached(run: Path) -> Evaluation:
+def read_last_evaluation(run: Path) -> Evaluation:
     """Return the evaluation that a run's folder has reached, and leave no checkpoint there but its own.
 
     Tune numbers the folders that it copies runs into, and copies into one it gave up as if it were empty.
@@ -101,8 +101,11 @@ def read_reached(run: Path) -> Evaluation:
 
 def read_evaluations(search: Path) -> dict[str, Evaluation]:
     """Return all evaluations of a search by name, early epochs first."""
-    found = [read_evaluation(file) for file in sorted((search / EVALUATIONS).glob("*.json"))]
-    return {one.id: one for one in sorted(found, key=lambda one: (one.epoch, one.trial, one.id))}
+    evaluations = [read_evaluation(file) for file in sorted((search / EVALUATIONS).glob("*.json"))]
+    return {
+        evaluation.id: evaluation
+        for evaluation in sorted(evaluations, key=lambda one: (one.epoch, one.trial, one.id))
+    }
 
 
 def ancestors(evaluations: Mapping[str, Evaluation], last: str) -> Sequence[Evaluation]:
@@ -117,7 +120,7 @@ def ancestors(evaluations: Mapping[str, Evaluation], last: str) -> Sequence[Eval
 def keep_best(run: Path, search: Path) -> Path:
     """Copy a run with its weights into the folder `best`, where it is a finished run as any other."""
     best = search / "best"
-    read_reached(run)
+    read_last_evaluation(run)
     with whole(best) as unfinished:
         ignored = shutil.ignore_patterns(".*", "result.json", MODEL, ADAPTER)
         shutil.copytree(run, unfinished, ignore=ignored)

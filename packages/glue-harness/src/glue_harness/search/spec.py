@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from glue_harness.config.fields import SLOTS, RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
@@ -60,24 +60,26 @@ def _range(name: str, described: Any) -> Range:
     """Read `{loguniform: [1.0e-5, 1.0e-4]}`."""
     if not isinstance(described, dict) or len(described) != 1:
         raise ConfigurationError(
-            f"{name}={described!r} is no range: give one of {', '.join(KINDS)} and its values, "
+            f"{name}={shown(described)} is no range: give one of {', '.join(KINDS)} and its values, "
             f"as {name.partition('.')[2]}: {{uniform: [0, 0.3]}}"
         )
     [(kind, values)] = described.items()
     if kind not in KINDS:
         raise ConfigurationError(f"{name}: {kind!r} is unknown: {did_you_mean(str(kind), KINDS)}")
     if not isinstance(values, list) or not values:
-        raise ConfigurationError(f"{name}: {kind} takes a list of values, not {values!r}")
+        raise ConfigurationError(f"{name}: {kind} takes a list of values, not {shown(values)}")
     if kind == "choice":
         return Range(kind, tuple(values))
     number = int if kind == "randint" else (int, float)
     if len(values) != 2 or not all(isinstance(end, number) and not isinstance(end, bool) for end in values):
         whole = "whole " if kind == "randint" else ""
-        raise ConfigurationError(f"{name}: {kind} takes two {whole}numbers, not {values!r}")
+        raise ConfigurationError(f"{name}: {kind} takes two {whole}numbers, not {shown(values)}")
     low, high = values if kind == "randint" else map(float, values)
     if not low < high or (kind == "loguniform" and low <= 0):
         above = "above 0 and " if kind == "loguniform" else ""
-        raise ConfigurationError(f"{name}: {kind} {values!r}: the first has to be {above}below the second")
+        raise ConfigurationError(
+            f"{name}: {kind} {shown(values)}: the first has to be {above}below the second"
+        )
     return Range(kind, (low, high))
 
 
@@ -139,15 +141,15 @@ class SearchSpec:
         """Return plain data: what makes two searches the same."""
         parts: dict[str, Any] = {"base": self.base}
         for part, ranges in (("space", self.space), ("mutations", self.mutations)):
-            parts[part] = {option: {own.kind: list(own.values)} for option, own in ranges.items()}
+            parts[part] = {option: {drawn.kind: list(drawn.values)} for option, drawn in ranges.items()}
         return json.loads(json.dumps(parts))
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Yield points that together have every value that is an end or can be listed."""
-        first = {option: own.examples()[0] for option, own in self.space.items()}
+        first = {option: drawn.examples()[0] for option, drawn in self.space.items()}
         for ranges in (self.space, self.mutations):
-            for option, own in ranges.items():
-                for value in own.examples():
+            for option, drawn in ranges.items():
+                for value in drawn.examples():
                     yield {**first, option: value}
 
     def check(self) -> None:
@@ -178,8 +180,8 @@ class SearchSpec:
 
 
 def _ranges(part: str, described: Mapping[str, Any]) -> dict[str, Range]:
-    named = {str(option).replace("-", "_"): own for option, own in described.items()}
-    return {option: _range(f"{part}.{option}", own) for option, own in named.items()}
+    named = {str(option).replace("-", "_"): described_range for option, described_range in described.items()}
+    return {option: _range(f"{part}.{option}", described_range) for option, described_range in named.items()}
 
 
 def read_search(path: Path) -> SearchSpec:
@@ -201,7 +203,7 @@ def read_search(path: Path) -> SearchSpec:
         space = _ranges("space", parts["space"])
         mutations = _ranges("mutations", parts["mutations"])
         if not mutations:
-            mutations = {option: own for option, own in space.items() if _grows(option)}
+            mutations = {option: drawn for option, drawn in space.items() if _grows(option)}
         spec = SearchSpec(path, parts["base"], space, mutations)
         spec.check()
     except ConfigurationError as error:

@@ -27,20 +27,20 @@ def print_search(report: Mapping[str, Any], folder: Path) -> None:
     """
     best = report["best"]
     title = f"{report['task']}: {report['scheduler']}, {report['sampler']} sampling, best {report['metric']}"
-    options = list(dict.fromkeys(option for one in report["trials"] for option in one["configuration"]))
+    options = list(dict.fromkeys(option for trial in report["trials"] for option in trial["configuration"]))
     table = Table("trial", report["metric"], "epochs", *options, "took weights from", title=title)
-    ids = {one["id"]: one["trial"] for one in report["evaluations"]}
-    for one in sorted(report["trials"], key=lambda one: (one["score"] is None, -(one["score"] or 0))):
-        own = [other for other in report["evaluations"] if other["trial"] == one["number"]]
-        donors = [ids[other["parent"]] for other in own if other["parent"]]
-        taken = ", ".join(str(number) for number in donors if number != one["number"])
+    ids = {evaluation["id"]: evaluation["trial"] for evaluation in report["evaluations"]}
+    for trial in sorted(report["trials"], key=lambda one: (one["score"] is None, -(one["score"] or 0))):
+        of_trial = [other for other in report["evaluations"] if other["trial"] == trial["number"]]
+        donors = [ids[other["parent"]] for other in of_trial if other["parent"]]
+        taken = ", ".join(str(number) for number in donors if number != trial["number"])
         table.add_row(
-            str(one["number"]),
-            "failed" if one["score"] is None else f"{one['score']:.4f}",
-            f"{one['epoch']:g}",
-            *(shown(one["configuration"].get(option)) for option in options),
+            str(trial["number"]),
+            "failed" if trial["score"] is None else f"{trial['score']:.4f}",
+            f"{trial['epoch']:g}",
+            *(shown(trial["configuration"].get(option)) for option in options),
             taken,
-            style="bold" if one["number"] == best["trial"] else None,
+            style="bold" if trial["number"] == best["trial"] else None,
         )
     console = console_for_reading()
     console.print(table)

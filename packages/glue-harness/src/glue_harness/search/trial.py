@@ -17,7 +17,7 @@ from glue_harness.cluster import Share, use_cores
 from glue_harness.run import checkpoint
 from glue_harness.run.evaluation import by_task
 from glue_harness.run.records import RunInUse, write_whole
-from glue_harness.search.records import RESULT_SO_FAR, TRIALS, Evaluation, read_reached
+from glue_harness.search.records import RESULT_SO_FAR, TRIALS, Evaluation, read_last_evaluation
 from glue_harness.search.spec import SearchSpec
 from glue_harness.stopping import StopFile, Stopped
 from glue_harness.sweep.claiming import PAUSE
@@ -93,7 +93,7 @@ class _Reporter:
     def __init__(self, search: Path, trial: str, point: dict[str, Any], start: Path | None) -> None:
         self.start = start
         self._search, self._trial, self._point = search, trial, point
-        self._parent = read_reached(start) if start else None
+        self._parent = read_last_evaluation(start) if start else None
 
     @property
     def position(self) -> str:
@@ -113,8 +113,8 @@ class _Reporter:
         made = Evaluation.make(self._parent, self._trial, entry, self._point)
         made.write(self._search, folder)
         if training.evaluation is not None:
-            for name, said, rows in by_task(training.evaluation, training.data):
-                training.folder.write_predictions(said.rows(rows), rows.task.columns, name)
+            for name, evaluation, rows in by_task(training.evaluation, training.data):
+                training.folder.write_predictions(evaluation.rows(rows), rows.task.columns, name)
         write_whole(folder / RESULT_SO_FAR, json.dumps(training.result(), indent=2) + "\n")
         origin = self._parent.trial if self._parent else self._trial
         self._parent = made

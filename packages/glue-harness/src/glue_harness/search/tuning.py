@@ -38,7 +38,7 @@ LONG = 10**6
 """More evaluations than any trial makes: trials end by themselves."""
 
 
-def _domain(own: Range) -> Any:
+def _domain(allowed: Range) -> Any:
     """Return the distribution from which a trial's first value is drawn."""
     drawn = {
         "uniform": tune.uniform,
@@ -46,12 +46,12 @@ def _domain(own: Range) -> Any:
         "randint": tune.randint,
         "choice": lambda *values: tune.choice(list(values)),
     }
-    return drawn[own.kind](*own.values)
+    return drawn[allowed.kind](*allowed.values)
 
 
-def _mutation(own: Range) -> Any:
+def _mutation(allowed: Range) -> Any:
     """Return how a value changes: to a neighbour in a list, else by a factor, or drawn anew."""
-    return list(own.values) if own.kind == "choice" else _domain(own)
+    return list(allowed.values) if allowed.kind == "choice" else _domain(allowed)
 
 
 def _kept_in_range(mutations: Mapping[str, Range], point: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _scheduler(name: str, spec: SearchSpec, seed: int) -> TrialScheduler | None:
     return PopulationBasedTraining(
         time_attr="training_iteration",
         perturbation_interval=1,
-        hyperparam_mutations={option: _mutation(own) for option, own in spec.mutations.items()},
+        hyperparam_mutations={option: _mutation(allowed) for option, allowed in spec.mutations.items()},
         custom_explore_fn=partial(_kept_in_range, spec.mutations),
         log_config=False,
     )
@@ -105,7 +105,7 @@ class _Lines(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         """Tell the score, and where the weights come from if they are not the trial's own."""
-        numbers = {one.trial_id: number for number, one in enumerate(trials, start=1)}
+        numbers = {trial.trial_id: number for number, trial in enumerate(trials, start=1)}
         taken = "" if result["origin"] == trial.trial_id else f", from trial {numbers.get(result['origin'])}"
         values = "  ".join(f"{option} {shown(value)}" for option, value in result["configuration"].items())
         print(
@@ -161,7 +161,7 @@ def tuner(
     seed = spec.seed
     return tune.Tuner(
         trainable,
-        param_space={option: _domain(own) for option, own in spec.space.items()},
+        param_space={option: _domain(allowed) for option, allowed in spec.space.items()},
         tune_config=tune.TuneConfig(
             metric=spec.metric,
             mode="max",

@@ -40,8 +40,8 @@ def loads_what_a_hook_returns(cls: Factory, case: OptimizerCase) -> None:
 
     def by_name(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         names = state["param_groups"][0]["param_names"]
-        mine = optimizer.param_groups[0]["param_names"]
-        sorted_state = {i: state["state"][names.index(name)] for i, name in enumerate(mine)}
+        param_names = optimizer.param_groups[0]["param_names"]
+        sorted_state = {i: state["state"][names.index(name)] for i, name in enumerate(param_names)}
         return {**state, "state": sorted_state}
 
     second.register_load_state_dict_pre_hook(by_name)
@@ -101,8 +101,8 @@ def survives_checkpoint_tools(cls: Factory, case: OptimizerCase) -> None:
         twin = copy.deepcopy(model)
         other = cls(twin.parameters(), **case.settings)
         set_optimizer_state_dict(twin, other, saved, options=options)
-        for own, its in ((model, optimizer), (twin, other)):
-            step(its, [*own.parameters()], [2.0, 1.0])
+        for network, its in ((model, optimizer), (twin, other)):
+            step(its, [*network.parameters()], [2.0, 1.0])
         assert_equal([*twin.parameters()], [*model.parameters()])
 
 
@@ -126,7 +126,7 @@ def loads_or_refuses_foreign_states(cls: Factory, case: OptimizerCase) -> None:
         step(foreign, params, [1.0, 2.0])
         optimizer = cls(params, **case.settings)
         step(optimizer, params, [1.0, 2.0])
-        mine, saved = {*optimizer.state[params[0]]} - {"step"}, copy.deepcopy(foreign.state_dict())
+        names, saved = {*optimizer.state[params[0]]} - {"step"}, copy.deepcopy(foreign.state_dict())
         before = copy.deepcopy(optimizer.state_dict())
         try:
             optimizer.load_state_dict(saved)
@@ -134,9 +134,9 @@ def loads_or_refuses_foreign_states(cls: Factory, case: OptimizerCase) -> None:
             assert str(optimizer.state_dict()) == str(before), f"{name}: refused, and half loaded"
             continue
         for param in params:
-            theirs = foreign.state[param]
-            shared = [entry for entry in mine & theirs.keys() if isinstance(theirs[entry], Tensor)]
-            assert_equal([optimizer.state[param][e] for e in shared], [theirs[e] for e in shared])
+            torch_state = foreign.state[param]
+            shared = [entry for entry in names & torch_state.keys() if isinstance(torch_state[entry], Tensor)]
+            assert_equal([optimizer.state[param][e] for e in shared], [torch_state[e] for e in shared])
         step(optimizer, params, [1.0, 2.0])
         assert all(torch.isfinite(param).all() for param in params), name
 
@@ -151,12 +151,12 @@ def survives_other_files(cls: Factory, case: OptimizerCase) -> None:
     saved = copy.deepcopy(optimizer.state_dict())
     flat = {f"{key}.{name}": value for key, name, value in tensors(saved)}
     numbers = {
-        key: {name: value for name, value in own.items() if not isinstance(value, Tensor)}
-        for key, own in saved["state"].items()
+        key: {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
+        for key, entries in saved["state"].items()
     }
     text = json.dumps({"state": numbers, "param_groups": saved["param_groups"]})
     read = json.loads(text)
-    state: dict[int, dict[str, Any]] = {int(key): own for key, own in read["state"].items()}
+    state: dict[int, dict[str, Any]] = {int(key): entries for key, entries in read["state"].items()}
     for path, value in safetensors.load(safetensors.save(flat)).items():
         key, _, name = path.partition(".")
         state[int(key)][name] = value
@@ -167,8 +167,8 @@ def survives_other_files(cls: Factory, case: OptimizerCase) -> None:
         again = copy.deepcopy(model)
         reference = cls(again.parameters(), **case.settings)
         reference.load_state_dict(copy.deepcopy(saved))
-        for its, own in ((other, twin), (reference, again)):
-            step(its, [*own.parameters()], [3.0, 1.0])
+        for its, network in ((other, twin), (reference, again)):
+            step(its, [*network.parameters()], [3.0, 1.0])
         assert_equal([*twin.parameters()], [*again.parameters()])
 
 
@@ -199,6 +199,6 @@ def begins_momentum_late(cls: Factory, case: OptimizerCase) -> None:
         step(optimizer, params, [0.1, -0.2])
         buffers.append([optimizer.state[param]["momentum_buffer"].clone() for param in params])
     first, second = buffers
-    for one, two in zip(first, second, strict=True):
-        assert bool(one.all())
-        torch.testing.assert_close(two, 1.5 * one)
+    for left, two in zip(first, second, strict=True):
+        assert bool(left.all())
+        torch.testing.assert_close(two, 1.5 * left)

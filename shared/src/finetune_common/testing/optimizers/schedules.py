@@ -50,17 +50,17 @@ def follows_schedulers(cls: Factory, case: OptimizerCase) -> None:
         model = _torchs_own(optimizer)
         schedule, its = make(optimizer), make(model)
         for _ in range(4):
-            own, theirs = optimizer.param_groups[0], model.param_groups[0]
+            ours, theirs = optimizer.param_groups[0], model.param_groups[0]
             expected = {
-                setting: theirs[setting] for setting in CYCLED if setting in own and setting in theirs
+                setting: theirs[setting] for setting in CYCLED if setting in ours and setting in theirs
             }
-            assert {each: own[each] for each in expected} == expected, name
+            assert {each: ours[each] for each in expected} == expected, name
             by_hand.param_groups[0].update(expected)
             step(optimizer, driven, [1.0, -1.0])
             step(by_hand, told, [1.0, -1.0])
             model.step()
-            for one in (schedule, its):
-                one.step(*([1.0] if isinstance(one, schedules.ReduceLROnPlateau) else []))
+            for scheduler in (schedule, its):
+                scheduler.step(*([1.0] if isinstance(scheduler, schedules.ReduceLROnPlateau) else []))
         assert_equal(driven, told)
 
 

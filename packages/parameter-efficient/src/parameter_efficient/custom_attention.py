@@ -1,4 +1,4 @@
-"""Attention that asks no table for its function, and how a prefix enters it.
+"""Prefixes in models that compute attention themselves, not through transformers' table of functions.
 
 Where it takes a cache of keys and values, as most do for generation, it gets one that puts the prefix before
 what it returns. Elsewhere (DeBERTa) hooks lengthen what the key and the value projection give. Masks and
@@ -37,12 +37,12 @@ def _bound(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dic
 def _opened(prefix: Any, given: Mapping[str, Any], as_flags: bool = False) -> dict[str, Any]:
     """Lengthen masks and scores of positions, of shape (…, …, queries, keys)."""
 
-    def longer(name: str, one: Any) -> Any:
-        if not isinstance(one, Tensor) or one.ndim != 4 or not re.search("mask|bias", name):
-            return one
-        return prefix.open_mask(one.bool() if as_flags else one)
+    def longer(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim != 4 or not re.search("mask|bias", name):
+            return value
+        return prefix.open_mask(value.bool() if as_flags else value)
 
-    return {name: longer(name, one) for name, one in given.items()}
+    return {name: longer(name, value) for name, value in given.items()}
 
 
 class Lengthened:
@@ -95,14 +95,14 @@ class Lengthened:
 class _Prepending:
     """A cache that puts the prefix before the keys and values that it returns."""
 
-    def __init__(self, prefix: Any, own: Any) -> None:
-        self._prefix, self._own = prefix, own
+    def __init__(self, prefix: Any, cache: Any) -> None:
+        self._prefix, self._cache = prefix, cache
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return prefix, what was there before, and what is new."""
-        own = getattr(self._own, "self_attention_cache", self._own)
-        if own is not None:
-            keys, values = own.update(keys, values, *args, **kwargs)
+        cache = getattr(self._cache, "self_attention_cache", self._cache)
+        if cache is not None:
+            keys, values = cache.update(keys, values, *args, **kwargs)
         prefix = self._prefix
         return prefix.prepend(prefix.keys, keys), prefix.prepend(prefix.values, values)
 
@@ -163,7 +163,7 @@ class Cached:
 
 
 def _seen(layer: Layer, model: nn.Module, inputs: Mapping[str, Any], change: Any) -> list[Tensor]:
-    """Return what o takes in a forward pass in which something is done to what v gives."""
+    """Return o's input in a forward pass in which v's output is changed."""
     seen: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -181,18 +181,20 @@ def _seen(layer: Layer, model: nn.Module, inputs: Mapping[str, Any], change: Any
 
 
 def takes_averages(layer: Layer, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Return whether, where all values are 1, those of the prefix too, attention gives ones."""
+    """Return whether attention gives ones when all values, the prefix's too, are 1."""
     prefix: Any = next(m for n, m in layer.module.named_modules() if n.rpartition(".")[2] == "prefix")
     kept = prefix.values.detach().clone()
     with torch.no_grad():
         prefix.values.fill_(1.0)
         seen = _seen(layer, model, inputs, torch.ones_like)
         prefix.values.copy_(kept)
-    return bool(seen) and all(torch.allclose(one, torch.ones_like(one), atol=1e-2) for one in seen)
+    return bool(seen) and all(
+        torch.allclose(weights, torch.ones_like(weights), atol=1e-2) for weights in seen
+    )
 
 
 def reach_of_one_token(layer: Layer, model: nn.Module, inputs: Mapping[str, Any]) -> list[list[bool]]:
-    """Return which tokens at o change with what v gives for the last but one."""
+    """Return which tokens of o's input change when v's output for the last token but one does."""
 
     def moved(output: Tensor) -> Tensor:
         output = output.clone()

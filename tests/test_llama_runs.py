@@ -7,7 +7,6 @@ import torch
 import transformers
 from interrupted import cut_off_and_continued
 
-harness = pytest.importorskip("glue_harness")
 pytest.importorskip("bitsandbytes")
 
 pytestmark = [

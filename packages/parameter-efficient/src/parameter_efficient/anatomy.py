@@ -1,4 +1,4 @@
-"""What is known about a model before it is adapted, found when it is asked for."""
+"""A model's structure before it is adapted, analysed on first use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from parameter_efficient.blocks import Stack, find_stacks
 from parameter_efficient.forward import undisturbed, working_inputs
 from parameter_efficient.targets import ROLES
 
-__all__ = ["Found"]
+__all__ = ["Anatomy"]
 
 
-class Found:
+class Anatomy:
     """A model's blocks, inputs, and, if asked for, the roles of its matrices.
 
     Args:
@@ -68,7 +68,7 @@ class Found:
         return min(used, key=lambda stack: min(order.index(name) for name in stack.blocks if name in order))
 
     def first_layers(self) -> list[nn.Module]:
-        """Return the blocks that read embeddings: the first, and a decoder's; none where blocks repeat."""
+        """Return the blocks that read embeddings: the first of each stack; none if blocks repeat."""
         used = self._used()
         if self.shared() or not used:
             return []
@@ -82,7 +82,7 @@ class Found:
             ConfigurationError: No such layer, or roles are needed and not sure.
         """
         options = ("targets", "biases", "feed_forward", "rank_pattern", "alpha_pattern")
-        wanted = {one for option in options for one in _several(getattr(config, option, ()))}
+        wanted = {target for option in options for target in _several(getattr(config, option, ()))}
         named = bool(wanted) and not wanted & set(ROLES)
         if named and config.layers == "all":
             return []
@@ -90,18 +90,20 @@ class Found:
             plain = [
                 Architecture(type(self.model).__name__, s, _plain(s), self.shared()) for s in self._used()[:1]
             ]
-            return [layer for one in plain for layer in one.select(config.layers)]
-        return [layer for one in self.architectures for layer in one.select(config.layers)]
+            return [layer for architecture in plain for layer in architecture.select(config.layers)]
+        return [layer for architecture in self.architectures for layer in architecture.select(config.layers)]
 
     def __str__(self) -> str:
         lines = [type(self.model).__name__]
-        for layer in [layer for one in self.architectures for layer in one.layers]:
+        for layer in [layer for architecture in self.architectures for layer in architecture.layers]:
             lines.append(layer.name)
             for role, modules in layer.roles.items():
                 for name, module in modules.items():
                     shapes = ["x".join(map(str, p.shape)) for p in module.parameters(recurse=False)]
                     lines.append(f"  {role:<15}{name.removeprefix(layer.name + '.')}  {' '.join(shapes)}")
-        return "\n".join(lines + [one.refusal for one in self.architectures if one.refusal])
+        return "\n".join(
+            lines + [architecture.refusal for architecture in self.architectures if architecture.refusal]
+        )
 
 
 def _several(names: Any) -> tuple[str, ...]:

@@ -3,8 +3,6 @@
 import pytest
 from interrupted import cut_off_and_continued
 
-harness = pytest.importorskip("glue_harness")
-
 ADAPTATIONS = [
     {"name": "head-only", "encoder_layers": 1},
     {"name": "bottleneck-adapter", "layers": [1], "bottleneck": 2, "pooling": "mean"},
@@ -21,4 +19,5 @@ ADAPTATIONS = [
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation["name"])
 def test_a_run_cut_off_after_a_checkpoint_ends_as_one_that_was_not(adaptation, tmp_path, monkeypatch):
     optimizer = {"name": "adamw", "lr": 0.01}
-    cut_off_and_continued(tmp_path, monkeypatch, adaptation=adaptation, optimizer=optimizer)
+    whole = cut_off_and_continued(tmp_path, monkeypatch, adaptation=adaptation, optimizer=optimizer)
+    assert 0 < whole["parameters"]["trainable"] < whole["parameters"]["total"]
