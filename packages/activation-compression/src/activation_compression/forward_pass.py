@@ -73,7 +73,7 @@ class ForwardPass:
     def _pack(self, tensor: Tensor, caller: FrameType) -> Saved:
         inside = self.operation.function is not None
         saved = Saved(tensor, self.operation.name or producer(tensor), None if inside else self._calling())
-        if not inside and caller.f_code.co_filename == torch.utils.checkpoint.__file__:
+        if not inside and _begins_region(caller):
             self._settle_regions(ended=self._regions.entered)
             self._regions.inputs.append(saved)
         else:
@@ -264,3 +264,14 @@ class ForwardPass:
         dtype = str(tensor.dtype).removeprefix("torch.")
         row = SavedTensor(module, operation, tuple(tensor.shape), dtype, bits, before, after, source)
         self.stats.rows.append(row)
+
+
+_SAVES_INPUTS = getattr(torch.utils.checkpoint, "_NoopSaveInputs", None)
+"""What saves a checkpointed region's inputs in older torch, as an autograd function of its own."""
+
+
+def _begins_region(caller: FrameType) -> bool:
+    """Return whether a checkpointed region saves its inputs."""
+    if caller.f_code.co_filename == torch.utils.checkpoint.__file__:
+        return True
+    return _SAVES_INPUTS is not None and caller.f_locals.get("cls") is _SAVES_INPUTS
