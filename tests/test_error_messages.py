@@ -31,13 +31,11 @@ def _public() -> dict[str, Any]:
 
 PUBLIC = _public()
 NOT_CALLED_BY_USERS = {"Quantized", "ClipReport", "CompileOptions"}
-NOT_YET_EXPLAINED = {"RunningQuantile", "layer_groups", "compile_options"}
 TAKING = {name: value for name, value in PUBLIC.items() if name.split(".")[1] not in NOT_CALLED_BY_USERS}
 EXPLAINED = [
     name
     for name, value in TAKING.items()
-    if name.split(".")[1] not in NOT_YET_EXPLAINED
-    and not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(value).parameters.values())
+    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(value).parameters.values())
 ]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipped_adaptive.clips import CLIPS
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 
+@explain_arguments
 @dataclass(frozen=True)
 class RunningQuantile:
     """A clip level that follows the gradient: a quantile of the norms of past steps.

@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from finetune_common.arguments import explain_arguments
+
 __all__ = ["NUMBERED", "layer_groups", "split_by_layer"]
 
 NUMBERED = r".*?\.\d+(?=\.)"
 """The outermost numbered module of a name: `bert.encoder.layer.3`, `resnet.encoder.stages.0`."""
 
 
+@explain_arguments
 def layer_groups(
     model: nn.Module, *, weight_decay: float = 0.0, pattern: str = NUMBERED
 ) -> list[dict[str, Any]]:

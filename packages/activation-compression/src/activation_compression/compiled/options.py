@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from activation_compression.compiled.settings import Settings
 from activation_compression.levels import WIDTHS, find_level
 from activation_compression.statistics import Statistics
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class CompileOptions(dict[str, Any]):
         self._state.draws.drawn = state["drawn"]
 
 
+@explain_arguments
 def compile_options(
     level: str = "L1",
     *,
