@@ -82,4 +82,8 @@ CASES = (
         for low, high in ((0.0, float("inf")), (-1.0, 1.0))
         for dtype in (torch.float16, torch.bool)
     }
+    | {
+        "pack bools": (flags.encode_bits, lambda: (empty(MASK, dtype=torch.uint8),)),
+        "unpack bools": (flags.decode_bits, lambda: (empty(MASK // 8, dtype=torch.uint8),)),
+    }
 )
