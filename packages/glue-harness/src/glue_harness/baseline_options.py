@@ -1,4 +1,4 @@
-"""Settings of the optimizers that the harness itself brings. Nothing here imports torch."""
+"""Settings of the harness's own optimizers. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from finetune_common.errors import ConfigurationError, check_number
 
 
 def within(default: Any, **interval: float) -> Any:
-    """Declare an option whose numbers lie in an interval, in the words of `check_number`."""
+    """Declare a numeric option with the limits that `check_number` takes."""
     return field(default=default, metadata=interval)
 
 
-POSITIVE = {"at_least": 0, "below": 1e35}  # no factor made of it leaves float32
+POSITIVE = {"at_least": 0, "below": 1e35}  # keeps factors computed from it within float32
 DECAY = {"at_least": 0, "below": 1}
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """What every optimizer has.
+    """Options of every optimizer.
 
     Args:
         lr: Learning rate at the top of the schedule, at least 0.
@@ -85,7 +85,7 @@ class SGDOptions(OptimizerOptions):
     Args:
         lr: Learning rate at the top of the schedule, at least 0.
         momentum: Decay of the velocity, in [0, 1); 0 for none.
-        nesterov: Nesterov's form of momentum, which needs one.
+        nesterov: Nesterov's form of momentum, which needs momentum above 0.
     """
 
     lr: float = within(1e-2, **POSITIVE)

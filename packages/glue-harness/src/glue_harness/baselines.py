@@ -1,4 +1,4 @@
-"""The baselines: methods that the harness itself brings for comparison."""
+"""The baselines: the harness's own methods, for comparison."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _run(argv: Sequence[str]) -> None:
     if config.offline:
         _go_offline()
     if config.own and config.dataset is None:
-        own_rows(config.of_own_rows.as_dict())  # what cannot be read is said before heavy imports
+        own_rows(config.of_own_rows.as_dict())  # unreadable files are reported before heavy imports
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
     from glue_harness.report.tables import print_run
@@ -58,7 +58,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _process() -> int:
-    """Return the number that a launcher (torchrun, accelerate launch) gave to this process, 0 without one."""
+    """Return this process's number from a launcher (torchrun, accelerate launch), 0 without one."""
     return int(os.environ.get("RANK", 0))
 
 

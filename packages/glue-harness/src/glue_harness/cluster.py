@@ -1,4 +1,4 @@
-"""A Ray cluster for many runs: the one that is there, or this machine."""
+"""A Ray cluster for many runs: an existing one, or this machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OBJECT_STORE = 2**27
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several runs at a time gets.
+    """The share of the machine for each of several runs at once.
 
     Attributes:
-        cpus: Cores, which is also the number of its threads.
+        cpus: Cores, and as many threads.
         gpus: Devices; below 1, runs share one.
     """
 
@@ -30,7 +30,7 @@ class Share:
 
 
 def fair_share(cpus: Sequence[float], gpus: Sequence[float], jobs: int) -> Share:
-    """Divide machines among runs, each of which stays on one of them.
+    """Divide machines among runs; each run stays on one machine.
 
     Args:
         cpus: Cores of each machine.
@@ -61,13 +61,13 @@ def own_cores() -> int:
 
 
 def _open(cpus: int) -> None:
-    """Join the cluster that RAY_ADDRESS names or `ray start` has made here, else begin a session."""
+    """Join the cluster of RAY_ADDRESS or of `ray start` on this machine, else start a session."""
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         ray.init(num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
-    except ValueError:  # the cluster that is there decides its own size
+    except ValueError:  # an existing cluster has its own size
         ray.init(**quiet)
     except Exception as error:
         if "timed out during startup" not in str(error):
@@ -93,7 +93,7 @@ def connected(jobs: int) -> Iterator[Share]:
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = ([machine.get(kind, 0.0) for machine in machines] for kind in ("CPU", "GPU"))
-        with stop_on_signals():  # Ray has put a handler of its own for SIGTERM
+        with stop_on_signals():  # Ray has replaced the handler of SIGTERM
             yield fair_share(cpus, gpus, jobs)
     finally:
         if ours:

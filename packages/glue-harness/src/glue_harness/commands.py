@@ -1,4 +1,4 @@
-"""The commands about runs that are done, or several: their options, and the work they ask for."""
+"""The commands about finished or several runs: their options, and the calls they make."""
 
 from __future__ import annotations
 

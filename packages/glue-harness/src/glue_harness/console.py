@@ -1,4 +1,4 @@
-"""Printing: consoles for tables, and one line where standard output cannot be written."""
+"""Printing: consoles for tables, and a one-line error if standard output cannot be written."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ WIDTH_IN_FILES = 132
 
 
 def console_for_reading() -> Any:
-    """Return a console as wide as the terminal, and wide enough for tables where there is none."""
+    """Return a console as wide as the terminal; without one, wide enough for tables."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES, highlight=False)
 
 
 class _Output:
-    """A stream whose errors are one line."""
+    """A stream whose errors become one line."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -43,13 +43,13 @@ class _Output:
             with writing("standard output"):
                 return act(*arguments)
         except ConfigurationError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes it on exit
             raise
 
 
 @contextmanager
 def standard_output() -> Iterator[Any]:
-    """Have whatever is printed within raise one line where it cannot be written.
+    """Within this context, output that cannot be written raises a one-line error.
 
     Raises:
         ConfigurationError: Standard output is closed, or full.

@@ -1,4 +1,4 @@
-"""A folder that transformers loads, made of what a run left."""
+"""A folder that transformers loads, made from a run."""
 
 from __future__ import annotations
 
@@ -52,28 +52,28 @@ class AdaptedModel({model}):
         base = {model}.from_pretrained(folder, *args, **options)
         return method(method.Options(**{options!r})).load(base, place / "{adapter}").eval()
 """
-"""The file of ours in a folder whose adaptation is not in the weights."""
+"""The code file in a folder whose weights do not contain the adaptation."""
 
 
 def export(folder: Path, target: Path, merge: bool = False, task: str | None = None) -> Path | None:
-    """Write a run's model into a folder of its own, with all that is needed to load it.
+    """Write a run's model into a new folder, with everything needed to load it.
 
-    An adaptation that merges exactly is in the weights, and what it trained lies beside them in `adapter/`.
-    One that does not merge lies beside the base model's weights, with a file that puts it onto them:
-    transformers then loads the folder when told `trust_remote_code=True`, and refuses it otherwise.
+    An adaptation that merges exactly is merged into the weights; its trained part is also in `adapter/`. If
+    it does not merge, the folder has the base model's weights, `adapter/` and code that applies it:
+    transformers then loads the folder with `trust_remote_code=True`, and refuses it otherwise.
 
     Args:
         folder: The run's folder.
-        target: Is made.
-        merge: Only a plain model will do, without `adapter/`.
-        task: Which of its tasks, where the run learned several.
+        target: The new folder.
+        merge: Write only a plain model, without `adapter/`.
+        task: Which task, if the run learned several.
 
     Returns:
-        The file that transformers has to be told to trust, None where there is none.
+        The code file that transformers must trust, None if there is none.
 
     Raises:
-        ConfigurationError: No run, a folder that is there already, or an adaptation that cannot be merged and
-            is to be, or cannot be kept by itself.
+        ConfigurationError: No run, an existing folder, an adaptation that cannot be merged with `merge`, or
+            that cannot be saved separately.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigurationError(f"{target}: there is something already: give a folder that is not there yet")
@@ -99,12 +99,12 @@ def export(folder: Path, target: Path, merge: bool = False, task: str | None = N
 
 
 def push(folder: Path, name: str, private: bool = False) -> str:
-    """Upload an exported folder to the model hub, as the account that is logged in there.
+    """Upload an exported folder to the model hub, with the account that is logged in.
 
     Args:
         folder: From `export`.
-        name: `model`, or `organisation/model`; it is made where there is none.
-        private: Whether a new one can be seen by its owner alone.
+        name: `model`, or `organisation/model`; created if missing.
+        private: Whether only its owner can see a new one.
 
     Returns:
         Its full name.
@@ -134,7 +134,7 @@ def _card(run: Run, result: Mapping[str, Any] | None, form: Any) -> str:
 
 
 def _write_adapter(run: Run, left: Path, target: Path) -> None:
-    """Write what the adaptation trained, from a finished run or from its newest checkpoint."""
+    """Write the adaptation's trained part, from a finished run or its newest checkpoint."""
     if not run.attached:
         shutil.copytree(left, target)
         return
@@ -144,7 +144,7 @@ def _write_adapter(run: Run, left: Path, target: Path) -> None:
 
 
 def _write_loader(run: Run, folder: Path) -> None:
-    """Write the file that puts the adaptation onto the model, and have the configuration name it."""
+    """Write the code file that applies the adaptation, and name it in the configuration."""
     options = dict(run.config.adaptation)
     method = options.pop("name")
     holder = available("adaptation")[method].dist

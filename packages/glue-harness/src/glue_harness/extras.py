@@ -10,7 +10,7 @@ __all__ = ["need"]
 
 
 def need(extra: str, *modules: str) -> None:
-    """Refuse to go on without what an extra of this package installs.
+    """Raise an error if a library of one of this package's extras is missing.
 
     Examples:
         >>> need("search", "json")

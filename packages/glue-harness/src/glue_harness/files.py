@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and one line where something cannot be written."""
+"""Files and folders that appear whole or not at all, and one-line errors if they cannot be written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UnwritableError(ConfigurationError):
 
 
 def _reason(error: BaseException | None) -> str:
-    """Return the system's reason, also where a library passes it on in words or wraps the error."""
+    """Return the system's reason, even if a library wraps the error or only quotes it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return os.strerror(error.errno)
@@ -31,10 +31,10 @@ def _reason(error: BaseException | None) -> str:
 
 @contextmanager
 def writing(what: Path | str) -> Iterator[None]:
-    """Turn what the system says against writing into one line.
+    """Turn the system's errors in writing into one line.
 
     Args:
-        what: What is written within: a path, or words.
+        what: The thing written in this context: a path, or words.
 
     Raises:
         UnwritableError: The system refused to write.
@@ -54,12 +54,12 @@ def writing(what: Path | str) -> Iterator[None]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside another one; what is made there takes its place once it is on disk.
+    """Yield a path beside another; the file made there replaces the other once it is on disk.
 
-    Where that fails, nothing is left behind, and what was there before stays.
+    If that fails, nothing new is left, and the old file stays.
 
     Args:
-        path: A file or a folder; the folder that it is in is made where it is missing.
+        path: A file or a folder; its parent folder is made if missing.
 
     Raises:
         UnwritableError: The system refused to write.

@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""The hardware and library versions of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Treat denormal numbers as zero: second moments that fade away would slow a CPU down."""
+    """Treat denormal numbers as zero: vanishing second moments would slow a CPU down."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -49,6 +49,6 @@ def flushed_denormals() -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that decide a run's numbers."""
+    """Return the versions of Python and of the libraries that affect a run's numbers."""
     libraries = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "glue-harness")
     return {"python": platform.python_version()} | {name: version(name) for name in libraries}

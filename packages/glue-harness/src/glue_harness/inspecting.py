@@ -24,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def inspect_command(argv: Sequence[str]) -> None:
-    """Print what data files are read as; what `run` would refuse to guess stands there as `to decide`."""
+    """Print how data files are read; choices that `run` refuses to guess are marked `to decide`."""
     options = _parser().parse_args(argv)
     if len(options.files) > len(SPLITS):
         raise ConfigurationError(

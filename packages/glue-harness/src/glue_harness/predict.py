@@ -30,7 +30,7 @@ __all__ = ["predict"]
 
 Columns = dict[str, list[Any]]
 WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
-"""Endings of the files that can be written."""
+"""Endings of output files."""
 
 
 def predict(
@@ -41,19 +41,19 @@ def predict(
     max_length: int | None = None,
     task: str | None = None,
 ) -> dict[str, Any]:
-    """Predict the rows of files, and write them with what was predicted.
+    """Predict the rows of files, and write them with the predictions.
 
-    The rows keep their columns; added are `label` and `score_<name>` of each label, or `score` of a
-    regression, with `predicted_` before a name that the rows have already.
+    The rows keep their columns. New are `label` and a `score_<name>` for each label, or `score` for a
+    regression; a name that the rows already have gets the prefix `predicted_`.
 
     Args:
         model: Folder of a run or of a model, or a hub name.
-        files: csv, tsv, json, jsonl or parquet, all with the same columns; none for a text a line on standard
-            input (two with a tab between them for pairs).
+        files: csv, tsv, json, jsonl or parquet, all with the same columns; none for standard input, one text
+            per line (for pairs two, separated by a tab).
         output: csv, tsv, jsonl or parquet; None for standard output, in the format of the first file.
         batch_size: Rows at a time.
         max_length: Tokens to which a text is truncated; by default as in the run's training.
-        task: Which of its tasks, where a run learned several.
+        task: Which task, if a run learned several.
 
     Returns:
         `rows`, `seconds` of prediction, `metrics` (empty without labels), and `without`: why there are none.
@@ -84,7 +84,7 @@ def predict(
 
 
 def _ending(files: Sequence[Path], output: Path | None) -> str:
-    """Return the format to write; that of a file is told by its name."""
+    """Return the output format; a file's name ends in its format."""
     if output is None:
         first = files[0].suffix.lower() if files else ".tsv"
         return first if first in (".csv", ".tsv", ".jsonl") else ".jsonl"
@@ -96,7 +96,7 @@ def _ending(files: Sequence[Path], output: Path | None) -> str:
 
 
 def _choices(model: str) -> Choices:
-    """Return how the run's own files were read, delimiter and encoding."""
+    """Return the delimiter and encoding of the run's training files."""
     if not (Path(model) / "config.yaml").is_file():
         return Choices()
     settings = read_config(Path(model)).as_dict()
@@ -118,7 +118,7 @@ def _joined(files: Sequence[Path], choices: Choices) -> Columns:
 
 
 def _lines(task: Task) -> Columns:
-    """Return the lines of standard input: one text each, or several with tabs between for pairs."""
+    """Return the lines of standard input: one text each, or several separated by tabs for pairs."""
     names = task.columns or ("text",)
     rows = [line.rstrip("\r\n").split("\t", len(names) - 1) for line in sys.stdin]
     if not rows:
@@ -133,7 +133,7 @@ def _lines(task: Task) -> Columns:
 
 
 def _texts(task: Task, columns: Columns, place: str) -> list[str]:
-    """Return which columns hold the texts: the task's by name, else all that hold nothing but text."""
+    """Return the columns of texts: the task's by name, else all columns that hold only text."""
     official = task.official_columns or task.columns
     candidates = [
         next((name for name in both if name in columns), None)
@@ -159,7 +159,7 @@ def _texts(task: Task, columns: Columns, place: str) -> list[str]:
 
 
 def _logits(predictor: Predictor, texts: list[list[str]], batch_size: int) -> np.ndarray:
-    """Return the model's output, with a bar where standard error is a terminal."""
+    """Return the model's output, with a progress bar if standard error is a terminal."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("predict", total=len(texts[0]))
@@ -176,7 +176,7 @@ def _said(predictor: Predictor, scores: np.ndarray) -> Columns:
 
 
 def _named(columns: Columns, answers: Columns) -> Columns:
-    """Return the answers under column names that the rows do not have."""
+    """Return the answers under column names that the rows do not use."""
     named: Columns = {}
     for name, values in answers.items():
         while name in columns:

@@ -11,7 +11,7 @@ __all__ = ["prepare", "prepare_dataset"]
 
 
 def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str:
-    """Load everything that a run of a task, or of several, would load; downloads stay cached.
+    """Load everything that a run of these tasks would load; downloads stay cached.
 
     Returns:
         One line that says what is ready.
@@ -29,7 +29,7 @@ def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str
 
 
 def prepare_dataset(dataset: str, config: str | None, model: str) -> str:
-    """Fetch a dataset of the hub and a model; how its rows are read is said by the run.
+    """Fetch a dataset of the hub and a model; only the run decides how to read the rows.
 
     Returns:
         One line that says what is ready.

@@ -1,6 +1,6 @@
 """Asking a run to stop: SIGTERM, SIGUSR1 (what SLURM sends ahead of a time limit) and Ctrl-C.
 
-The step in hand is finished and a checkpoint is written; then the run ends with `Stopped`. What has nothing
+The current step is finished and a checkpoint is written; then the run ends with `Stopped`. Work with nothing
 to save ends at once, and a second Ctrl-C ends everything at once.
 """
 
@@ -16,14 +16,14 @@ from typing import Any
 
 __all__ = ["SIGNALS", "StopFile", "StopRequest", "Stopped", "stop_on_signals"]
 
-NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # SIGUSR2 is what submitit has SLURM send
+NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # submitit lets SLURM send SIGUSR2
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 class Stopped(BaseException):
-    """Something has stopped because it was asked to; what a run did is saved.
+    """Something has stopped on request; a run's progress is saved.
 
-    No `Exception`: what looks after failed runs lets it through.
+    Not an `Exception`, so that code which handles failed runs lets it pass.
 
     Args:
         number: Of the signal.
@@ -31,7 +31,7 @@ class Stopped(BaseException):
 
     Attributes:
         number: Of the signal.
-        status: With which a process ends that such a signal stopped, by custom: 128 and its number.
+        status: Exit status of a process stopped by such a signal: by custom 128 plus its number.
 
     Examples:
         >>> str(Stopped(signal.SIGTERM, 120)), Stopped(signal.SIGTERM, 120).status
@@ -49,19 +49,19 @@ class StopRequest:
     """Whether a run was asked to stop by a signal.
 
     Attributes:
-        number: Of the signal that asked first, 0 before.
-        waits: Whether somebody looks here and stops when it is time; without, a signal ends all at once.
+        number: The first signal received, 0 before any.
+        waits: Whether a run checks this object and stops; otherwise a signal ends everything at once.
     """
 
     def __init__(self) -> None:
         self.number, self.waits = 0, False
 
     def note(self, number: int, _: Any = None) -> None:
-        """Be the handler of a signal.
+        """Handle a signal.
 
         Raises:
-            Stopped: Nobody looks here yet.
-            KeyboardInterrupt: Ctrl-C, and it is not the first that asks.
+            Stopped: No run checks this object yet.
+            KeyboardInterrupt: A second Ctrl-C.
         """
         first, self.number = not self.number, self.number or number
         if number == signal.SIGINT and not first:
@@ -75,7 +75,7 @@ class StopFile:
     """Whether a run was asked to stop by a file: for runs in threads, which cannot have handlers.
 
     Args:
-        path: Asks to stop as soon as it exists.
+        path: The run stops as soon as this file exists.
     """
 
     path: Path
@@ -83,16 +83,16 @@ class StopFile:
 
     @property
     def number(self) -> int:
-        """The signal whose place it takes, 0 before."""
+        """The signal it stands for, 0 before."""
         return signal.SIGTERM if self.path.exists() else 0
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Note signals instead of dying of them; handlers of before come back at the end.
+    """Note signals instead of dying from them; the earlier handlers are restored at the end.
 
-    Signals that are ignored stay so (`nohup`). Outside of the main thread, where Python allows no handlers,
-    nothing is noted.
+    Ignored signals stay ignored (`nohup`). Outside the main thread Python allows no handlers, so nothing is
+    noted.
     """
     request, before = StopRequest(), dict[int, Any]()
     if threading.current_thread() is threading.main_thread():

@@ -1,6 +1,6 @@
 """The GLUE leaderboard's zip: trained runs predict the official test files.
 
-A run keeps the predictions of its dev set only, so its model is opened and asked again.
+A run keeps only the predictions of its dev set, so its model is loaded again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class File:
     """One file of a submission.
 
     Attributes:
-        task: Whose runs predict it.
+        task: The task whose runs predict it.
         split: The rows that are predicted.
         rows: How many the leaderboard expects.
         named: Whether labels are written by name; otherwise by number.
@@ -42,7 +42,7 @@ class File:
     named: bool = False
 
     def labels(self) -> tuple[str, ...]:
-        """Return what may stand in the column `prediction`; nothing for a score."""
+        """Return the values allowed in the column `prediction`; none for a score."""
         names = TASKS[self.task].labels
         return names if self.named else tuple(str(number) for number in range(len(names)))
 
@@ -64,14 +64,14 @@ FILES = {
     "WNLI.tsv": _file("wnli"),
     "AX.tsv": File("mnli", "test_ax", 1104, named=True),
 }
-"""Name in the zip → what it holds."""
+"""Name in the zip → its file."""
 
 HEADER = "index\tprediction"
 ARCHIVE = "submission.zip"
 
 
 def _diagnostic(path: Path) -> Task:
-    """Describe the diagnostic set: pairs like MNLI's, in a file of its own."""
+    """Describe the diagnostic set: pairs like MNLI's, in a separate file."""
     place = {
         "folder": str(path.resolve().parent),
         "files": {"test_ax": path.name},
@@ -81,7 +81,7 @@ def _diagnostic(path: Path) -> Task:
 
 
 def _scores(run: Run, task: Task, split: str, data_dir: str | None) -> np.ndarray:
-    """Return a run's logits for rows that it has not seen, of shape (rows, labels), in row order."""
+    """Return a run's logits for new rows, of shape (rows, labels), in row order."""
     rows: Any = load_task(task, data_dir=data_dir, splits=[split])[split]
     return run.predictor.logits(*(rows[name][:] for name in task.columns), batch_size=run.config.batch_size)
 
@@ -114,7 +114,7 @@ def _lines(file: File, scores: np.ndarray) -> Iterator[str]:
 
 
 def _check_file(name: str, text: str) -> None:
-    """Refuse a file that the leaderboard would not take, or would score wrongly."""
+    """Refuse a file that the leaderboard would reject or score wrongly."""
     file = FILES[name]
     header, *lines = text.splitlines() or [""]
     if header != HEADER:
@@ -153,11 +153,10 @@ def check_submission(archive: Path) -> list[str]:
         archive: The zip.
 
     Returns:
-        Names of the files that the leaderboard expects and the zip does not have; AX is optional.
+        Names of files that the leaderboard expects and the zip lacks; AX is optional.
 
     Raises:
-        ConfigurationError: No zip, or the first thing in it that is not as it has to be: file, line, what was
-            expected.
+        ConfigurationError: No zip, or its first fault: file, line, and what was expected.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -174,7 +173,7 @@ def check_submission(archive: Path) -> list[str]:
 
 
 def _zipped(texts: Mapping[str, str]) -> bytes:
-    """Return the bytes of a zip, which depend on the texts alone."""
+    """Return the bytes of a zip, which depend only on the texts."""
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
         for name, text in texts.items():
@@ -187,13 +186,13 @@ def submit(
 ) -> dict[str, Any]:
     """Predict the official test files and write the leaderboard's zip.
 
-    Of several runs of a task the one with the highest primary metric after its last step is taken, which is a
-    choice made on the dev set. Predictions are made in float32.
+    Of several runs of a task, the one with the highest primary metric after its last step is used: a choice
+    made on the dev set. Predictions are made in float32.
 
     Args:
-        folders: Hold runs, at any depth; runs of other tasks are passed over.
+        folders: Hold runs, at any depth; runs of other tasks are skipped.
         output_dir: Receives the tsv files and `submission.zip`, which is checked before it gets that name.
-        data_dir: Folder in the official GLUE layout; by default what each run was trained on.
+        data_dir: Folder in the official GLUE layout; by default each run's training data.
         ax: The diagnostic file (`AX.tsv`), which the MNLI run predicts.
 
     Returns:
@@ -201,8 +200,8 @@ def submit(
         also expects.
 
     Raises:
-        ConfigurationError: No run of a GLUE task, one that kept no model, no test file or one with another
-            number of rows, `ax` without a run of MNLI.
+        ConfigurationError: No run of a GLUE task, a run without a model, a test file that is missing or has a
+            wrong number of rows, or `ax` without a run of MNLI.
     """
     runs = _best_runs(folders)
     if ax is not None and "mnli" not in runs:

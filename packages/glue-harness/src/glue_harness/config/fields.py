@@ -1,4 +1,4 @@
-"""The configuration of one run: its fields, what is legal, and what makes two runs the same."""
+"""The configuration of one run: its fields, their legal values, and when two runs are the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glue_harness.config.tasks import check_tasks, own_name
 __all__ = ["LIST_SLOTS", "SLOTS", "RunConfig"]
 
 SLOTS = {"adaptation": "full", "activation": "none", "gradient": None, "optimizer": "adamw", "monitor": None}
-"""Slot → the method that is used when none is named."""
+"""Slot → its default method."""
 
 LIST_SLOTS = ("gradient", "monitor")
 """Slots that hold any number of methods, in order."""
@@ -30,7 +30,7 @@ SCHEDULES = ("linear", "warmup-linear", "cosine", "constant")
 @explain_arguments
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Args:
         task: GLUE task, or a demo task (`glue-harness list tasks`); several, with commas between them, train
@@ -217,7 +217,7 @@ class RunConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of the tasks: one, or several that share a body."""
+        """The names of the tasks; several share a body."""
         return tuple(self.task.split(","))
 
     @property
@@ -226,17 +226,17 @@ class RunConfig:
         return len(self.tasks) > 1
 
     def of(self, task: str) -> RunConfig:
-        """Return the configuration of one of several tasks: its rows alone, and the same settings."""
+        """Return the configuration of one of several tasks: only its rows, the same settings."""
         from_files = self.own and task not in TASKS
         left_out = ("data_dir",) if from_files else (*FILES, *DATASET, *CHOICES)
         plain = {f.name: f.default for f in fields(self) if f.name in left_out}
         return replace(self, task=task, task_sampling=None, **plain)
 
     def one_of_its_tasks(self, task: str | None, folder: Path) -> str:
-        """Return which of several tasks is asked for; nothing where the run in this folder has one alone.
+        """Return the requested one of several tasks; empty if the run in this folder has only one.
 
         Raises:
-            ConfigurationError: It did not learn the task, or one has to be named.
+            ConfigurationError: The run did not learn the task, or none of several was named.
         """
         if task not in self.tasks and (self.several or task is not None):
             complaint = f"no task {task!r}" if task else "one of its tasks is meant"
@@ -248,22 +248,22 @@ class RunConfig:
 
     @property
     def of_own_rows(self) -> RunConfig:
-        """The configuration of the task whose rows are one's own."""
+        """The configuration of the task with the user's rows."""
         return self.of(own_name(self)) if self.several else self
 
     @property
     def own(self) -> bool:
-        """Whether the rows are one's own, from files or a dataset, rather than those of a known task."""
+        """Whether the rows are the user's, from files or a dataset, instead of a known task's."""
         return self.train_file is not None or self.dataset is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data: what `config.yaml` holds."""
+        """Return plain data: the content of `config.yaml`."""
         return json.loads(json.dumps(asdict(self)))
 
     def identity(self) -> dict[str, Any]:
-        """Return the part that decides the numbers; two runs with equal identity are the same run.
+        """Return the settings that affect the numbers; two runs with equal identity are the same run.
 
-        Of files of one's own, and of a dataset's folder, it is the content of the rows, which are read.
+        For the user's files and a dataset's folder it has the content of the rows, so that they are read.
         """
         settings = self.as_dict()
         rows = {"rows": digest_of(self.of_own_rows.as_dict())} if by_content(settings) else {}
@@ -277,13 +277,13 @@ class RunConfig:
 
 
 LEFT_ALONE = {f.name: None if f.default is MISSING else f.default for f in fields(RunConfig)}
-"""Field → its default; None where it has to be given, or is a collection."""
+"""Field → its default; None if it is required or a collection."""
 
 
 def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of plain settings that decides the numbers; what is optional and unused is left out.
+    """Return the settings that affect the numbers, without optional ones that are unused.
 
-    Where rows lie is left out, and how files of one's own were read: what was read counts.
+    The place of rows and the way the user's files are read are left out: only the rows count.
     """
     unused = [key for key in OPTIONAL if settings.get(key) in (LEFT_ALONE[key], {}, [], "")]
     left_out = [*ELSEWHERE, *unused, *FILES]
@@ -294,4 +294,4 @@ def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 DESCRIBED = [f for f in fields(RunConfig) if f.name not in (*SLOTS, "model_config")]
-"""The fields that are options of their own on the command line."""
+"""The fields that have their own option on the command line."""

@@ -1,4 +1,4 @@
-"""Rows that are taken out of training to be evaluated on, as a configuration writes them."""
+"""Options of a configuration that take rows out of training to evaluate on them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from finetune_common.errors import ConfigurationError, check_number
 __all__ = ["read_hold_out"]
 
 OFFICIAL = ("train", "validation", "test")
-"""What the names of official sets begin with."""
+"""Beginnings of the names of official sets."""
 
 
 def read_hold_out(
     hold_out: Mapping[str, int] | str | None, evaluate_on: list[str] | str | None
 ) -> tuple[dict[str, int] | None, list[str] | None]:
-    """Return the parts of a hold-out with their rows, and the names of what is evaluated on.
+    """Return the parts of a hold-out with their rows, and the names of the evaluation sets.
 
     Args:
         hold_out: `choose=5000,score=10000`, or a mapping.
         evaluate_on: Names with commas between them, or a list.
 
     Raises:
-        ConfigurationError: A part without a name of its own or a number of rows, or one of the two options
-            without the other.
+        ConfigurationError: A part without a unique name or a number of rows, or only one of the two options.
 
     Examples:
         >>> read_hold_out("choose=5000,score=10000", "score,validation")

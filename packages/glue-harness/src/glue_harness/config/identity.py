@@ -1,11 +1,11 @@
-"""Settings that do not change the numbers, and are left out of a run's identity."""
+"""Settings that do not change the numbers and are left out of a run's identity."""
 
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES
 
 __all__ = ["ELSEWHERE", "OPTIONAL"]
 
 ELSEWHERE = ("output_dir", "device", "num_workers", "offline", "overwrite", "sharding", "tracker")
-"""Fields that say where and how a run happens, and leave its numbers alone."""
+"""Fields that say where and how a run happens, and do not change its numbers."""
 
 OPTIONAL = (
     "model_config",

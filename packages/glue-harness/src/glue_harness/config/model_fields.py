@@ -13,7 +13,7 @@ __all__ = ["join_model_fields", "take_model_fields"]
 
 
 def join_model_fields(content: Mapping[str, Any], on_line: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the model's fields of the file and of the line, which wins."""
+    """Join the model's fields from the file and from the line; the line wins."""
     in_file = content.get("model_config") or {}
     if not isinstance(in_file, Mapping):
         raise ConfigurationError(

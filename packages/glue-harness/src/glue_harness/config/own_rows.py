@@ -1,4 +1,4 @@
-"""Rows from the user's own files: read once a process, identified by their content."""
+"""Rows from the user's files: read once per process, identified by their content."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ DATASET = ("dataset", "dataset_config")
 
 
 def choices_of(settings: Mapping[str, Any]) -> Choices:
-    """Return how a run's settings want rows of one's own to be read."""
+    """Return how a run's settings say to read the user's rows."""
     given = {name: settings[name] for name in (*CHOICES, "metric") if settings.get(name)}
     return Choices(**given)
 
 
 def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
-    """Refuse options about rows that contradict each other, before anything is read.
+    """Refuse contradicting options about rows, before anything is read.
 
     Args:
-        settings: Of a run.
-        several: Whether it has several tasks, of which one may have rows of one's own beside a data_dir.
+        settings: A run's settings.
+        several: Whether it has several tasks; then one may have the user's rows beside a data_dir.
 
     Raises:
-        ConfigurationError: Two sources of rows, or options that need another one.
+        ConfigurationError: Two sources of rows, or options that need another option.
     """
     sources = ("train_file", "dataset") if several else ("data_dir", "train_file", "dataset")
     given = [name for name in sources if settings[name] is not None]
@@ -83,7 +83,7 @@ def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
 
 
 def by_content(settings: Mapping[str, Any]) -> bool:
-    """Return whether rows are identified by their content: those of files, and of a dataset's folder.
+    """Say whether rows are identified by their content: true for files and a dataset's folder.
 
     A dataset of the hub is identified by its name.
     """
@@ -92,12 +92,12 @@ def by_content(settings: Mapping[str, Any]) -> bool:
 
 
 def own_rows(settings: Mapping[str, Any]) -> OwnRows:
-    """Read the rows of one's own that a run's settings name; what is ambiguous is refused.
+    """Read the user's rows that a run's settings name; ambiguity is refused.
 
-    Files that did not change since are not read again by the same process.
+    The same process does not read unchanged files again.
 
     Raises:
-        ConfigurationError: One line that says what cannot be read or is to be decided.
+        ConfigurationError: One line that says what cannot be read or must be decided.
     """
     files = tuple(settings[name] for name in FILES)
     dataset = Path(settings["dataset"] or "")

@@ -1,8 +1,8 @@
 """Command lines and YAML files to a `RunConfig`, through jsonargparse.
 
-The options of a slot exist once its method is chosen, so parsing takes two looks: the first finds the
-methods that the line and the file name, the second knows every option. The line wins over the file; naming
-another method on the line than in the file drops the file's options for that slot.
+A slot's options depend on its method, so parsing takes two passes: the first finds the methods named on the
+line and in the file, the second knows every option. The line wins over the file; if the line names another
+method than the file, the file's options for that slot are dropped.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 class _Parser(ArgumentParser):
     def format_help(self) -> str:
-        """Show the method of a slot as it is typed: `--optimizer`."""
+        """Show a slot's method in its typed form: `--optimizer`."""
         return re.sub(rf"--({'|'.join(SLOTS)})\.name\b", r"--\1", super().format_help())
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -90,7 +90,7 @@ def _add_options(group: Any, slot: str, method: str) -> None:
 
 @cache
 def _parser(chosen: tuple[tuple[str, ...], ...], prog: str) -> ArgumentParser:
-    """Return a parser of all options, those of the methods that are chosen for each slot among them."""
+    """Return a parser of all options, including those of the methods chosen for each slot."""
     parser = _Parser(
         prog=prog,
         description="Fine-tune a model on a task; the result is written to the run's folder.",
@@ -123,7 +123,7 @@ def _parser(chosen: tuple[tuple[str, ...], ...], prog: str) -> ArgumentParser:
 
 
 def _first_look(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Find the configuration file's content and the methods that the line names."""
+    """Find the configuration file's content and the methods named on the line."""
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     look.add_argument("--config", nargs="?")
     for slot in SLOTS:
@@ -137,7 +137,7 @@ def _first_look(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _drop_slots(argv: Sequence[str]) -> list[str]:
-    """Leave out `--optimizer NAME` and `--config FILE`: the first look has read them."""
+    """Remove `--optimizer NAME` and `--config FILE`: the first pass has read them."""
     rest, skip = [], False
     for token in argv:
         option = token.partition("=")[0].removeprefix("--")
@@ -169,7 +169,7 @@ def _merge(content: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, li
 
 
 def _check_several(slot: str, choices: list[Choice]) -> list[Choice]:
-    """Check the options of several methods in one slot, which have no flags of their own."""
+    """Check the options of several methods in one slot, which have no flags."""
     checked = []
     for choice in choices:
         parser = _Parser(exit_on_error=False, default_env=False)
@@ -184,7 +184,7 @@ def _check_several(slot: str, choices: list[Choice]) -> list[Choice]:
 
 
 def _guarded(parser: ArgumentParser, choices: Mapping[str, list[Choice]], action: Any) -> Namespace:
-    """Run a parser; whatever it refuses becomes one line."""
+    """Run a parser; its errors become one line."""
     known = [option for a in parser._actions for option in a.option_strings if option.startswith("--")]
     try:
         return action(parser)
@@ -206,7 +206,7 @@ def _slot_value(parsed: Namespace, slot: str) -> Choice:
 def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
     choices = _merge(content, named)
     names = tuple(tuple(choice["name"] for choice in choices[slot]) for slot in SLOTS)
-    # a line changes the parser's defaults: only without one is it kept for the next mapping
+    # a command line changes the parser's defaults: cached only without one
     parser = _parser.__wrapped__(names, prog) if argv else _parser(names, prog)
     apart = (*SLOTS, "model_config")
     rest = {str(key).replace("-", "_"): value for key, value in content.items() if key not in apart}
@@ -258,7 +258,7 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
         prog: How the command is called, for `--help`.
 
     Returns:
-        The configuration, and whether it is only to be printed.
+        The configuration, and whether to print it only.
 
     Raises:
         ConfigurationError: One line that names the value and the remedy.
@@ -271,7 +271,7 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
 
 @explain_arguments
 def parse_mapping(content: Mapping[str, Any], options: Sequence[str] = ()) -> RunConfig:
-    """Read a mapping with the keys of a YAML file, and options as on the line, which win.
+    """Read a mapping with a YAML file's keys, and command-line options, which win.
 
     Examples:
         >>> config = parse_mapping({"task": "demo-entailment", "model": "demo", "output_dir": "runs/demo",

@@ -1,4 +1,4 @@
-"""Reading YAML files: any, and those that describe sweeps and searches."""
+"""Reading YAML files in general, and specifications of sweeps and searches."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OF_THE_COMMAND = {
 
 
 def read_yaml(path: Path, option: str, remedy: str) -> Any:
-    """Return what a YAML file holds.
+    """Return the content of a YAML file.
 
     Args:
         path: The file.
-        option: What stands before the path in an error: the option that named it, or nothing.
-        remedy: What to give instead of a file that cannot be read.
+        option: Put before the path in an error: the option that named it, or nothing.
+        remedy: What to give instead of an unreadable file.
 
     Raises:
         ConfigurationError: Names the file and what is wrong.
@@ -43,7 +43,7 @@ def read_yaml(path: Path, option: str, remedy: str) -> Any:
 
 
 def _expand_variables(value: Any, path: Path) -> Any:
-    """Replace `${NAME}` by the environment's value, so that a specification holds no path of a machine."""
+    """Replace `${NAME}` by the environment's value, so that a specification works on every machine."""
     if isinstance(value, dict):
         return {key: _expand_variables(inner, path) for key, inner in value.items()}
     if isinstance(value, list):
@@ -61,12 +61,12 @@ def _expand_variables(value: Any, path: Path) -> Any:
 def read_specification(
     path: Path, parts: Mapping[str, type], choose: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
 ) -> dict[str, Any]:
-    """Read a specification; parts that are left out are empty.
+    """Read a specification; missing parts are empty.
 
     Args:
         path: A YAML file; `${NAME}` in it is read from the environment.
         parts: Key → whether it is a `dict`, a `list` or a `str`.
-        choose: Changes the specification as it is written; what it leaves out needs no variable.
+        choose: Changes the specification before variables are read; parts that it removes need none.
 
     Raises:
         ConfigurationError: Names the file and the key.

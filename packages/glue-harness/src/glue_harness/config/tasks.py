@@ -1,4 +1,4 @@
-"""Which tasks a run has: one, or several that share a body."""
+"""A run's tasks: one, or several that share a body."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_sharded", "check_tasks", "own_name"]
 
 
 def own_name(config: RunConfig) -> str:
-    """Return which of several tasks has rows of one's own: the one whose name is not known.
+    """Return which of several tasks has the user's rows: the one with an unknown name.
 
     Raises:
         ConfigurationError: None of them, or more than one.
@@ -30,7 +30,7 @@ def own_name(config: RunConfig) -> str:
 
 
 def check_tasks(config: RunConfig) -> None:
-    """Refuse tasks that are unknown, named twice, or cannot be had together.
+    """Refuse tasks that are unknown, named twice, or cannot be combined.
 
     Raises:
         ConfigurationError: One line that names the task and the remedy.
@@ -63,10 +63,10 @@ def check_tasks(config: RunConfig) -> None:
 
 
 def check_sharded(config: RunConfig) -> None:
-    """Refuse several tasks where parameters are spread over processes.
+    """Refuse several tasks if parameters are spread over processes.
 
     Raises:
-        ConfigurationError: They are.
+        ConfigurationError: There are several tasks and shards.
     """
     if config.several:
         raise ConfigurationError(

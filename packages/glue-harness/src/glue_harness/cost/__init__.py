@@ -1,1 +1,1 @@
-"""What a training step costs: time and memory, measured or predicted, and the largest that fits."""
+"""Time and memory of a training step, measured or predicted, and the largest step that fits."""

@@ -31,13 +31,13 @@ SEARCHES = {
     "hidden": ("hidden_size", 64),
     "intermediate": ("intermediate_size", 64),
 }
-"""What is searched → what it changes, and its step; a head of attention is 64 wide when `hidden` changes."""
+"""Searched quantity → the field it changes, and its step; attention heads are 64 wide if `hidden` changes."""
 
 TOO_MANY = 2**20
 
 
 def read_bytes(text: str) -> int:
-    """Read an amount of memory, or how much of a GPU tensors may take.
+    """Read an amount of memory, or a GPU's memory that tensors may take.
 
     Raises:
         ConfigurationError: No number with a unit, and no GPU of `glue_harness.cost.cuda.GPUS`.
@@ -61,13 +61,13 @@ GiB, or a GPU: T4, L4, A10, A100-40, H100, H200
 
 
 def largest(cost: Callable[[int], float], budget: float, first: int = 1) -> int:
-    """Return the largest n ≥ 1 with cost(n) ≤ budget, 0 where there is none; the cost never falls with n.
+    """Return the largest n ≥ 1 with cost(n) ≤ budget, or 0; the cost never falls with n.
 
-    The next n is read off the line through the two nearest known costs, so that a cost that is nearly
-    straight takes a handful of evaluations.
+    The next n comes from the line through the two nearest known costs, so that a nearly linear cost needs a
+    handful of evaluations.
 
     Args:
-        cost: Cost of n; ∞ for what is impossible.
+        cost: Cost of n; ∞ if impossible.
         budget: The limit.
         first: Where to begin.
 
@@ -94,7 +94,7 @@ def largest(cost: Callable[[int], float], budget: float, first: int = 1) -> int:
 
 
 def resized(config: RunConfig, what: str, value: int) -> RunConfig:
-    """Return a configuration with another value of what is searched (`SEARCHES`)."""
+    """Return a configuration with another value of the searched quantity (`SEARCHES`)."""
     if what == "batch-size":
         return dataclasses.replace(config, batch_size=value)
     fields = {SEARCHES[what][0]: value}
@@ -108,7 +108,7 @@ def _predicted(config: RunConfig, device: str, attention: str | None) -> float:
 
 
 def _measured(config: RunConfig, device: str, attention: str | None) -> float:
-    """Return the peak of a real step, ∞ where memory runs out."""
+    """Return the peak of a real step, ∞ if memory runs out."""
     try:
         steps = Steps(config, device, attention)
         for _ in range(2):  # the first one compiles and allocates work space

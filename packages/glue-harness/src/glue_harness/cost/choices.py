@@ -11,20 +11,20 @@ from finetune_common.slots import find
 __all__ = ["SHORT", "read_choices"]
 
 SHORT = {"swap": "offload:swap", "compress+swap": "offload:L4bit-swap"}
-"""What the tables of the literature call it → method and level."""
+"""Name in the literature's tables → method and level."""
 
 
 def read_choices(text: str) -> dict[str, dict[str, Any]]:
-    """Read names of activation methods, each with a level behind a colon where it has levels.
+    """Read names of activation methods; a level follows after a colon if the method has levels.
 
     Args:
         text: Comma-separated.
 
     Returns:
-        What was written → the choice for the slot, with all its options.
+        Written name → the slot's choice, with all its options.
 
     Raises:
-        ConfigurationError: No such method, or one without levels that is given one.
+        ConfigurationError: An unknown method, or a level for a method without levels.
 
     Examples:
         >>> read_choices("none")

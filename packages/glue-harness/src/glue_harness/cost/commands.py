@@ -1,4 +1,4 @@
-"""The commands `profile` and `capacity`: their options, and the work they ask for."""
+"""The commands `profile` and `capacity`: their options, and the calls they make."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _steps_parser(command: str, description: str, compare: str) -> CommandParser
 
 
 def _steps_config(rest: Sequence[str], compare: str | None, default: str, prog: str) -> tuple[Any, Any]:
-    """Read the options that are those of run, and the activation methods to compare."""
+    """Read the options shared with `run`, and the activation methods to compare."""
     from glue_harness.config.parsing import parse_line
     from glue_harness.cost.choices import read_choices
 
@@ -87,7 +87,7 @@ def profile_command(argv: Sequence[str]) -> None:
 
 
 def capacity_command(argv: Sequence[str]) -> None:
-    """Find the largest that fits."""
+    """Find the largest batch, depth or width that fits."""
     default = "none,checkpoint,compress:L1,compress:L2.2,compress+checkpoint"
     parser = _steps_parser(
         "capacity",
@@ -129,7 +129,7 @@ def capacity_command(argv: Sequence[str]) -> None:
 
 
 def _keep(folder: Path | None, name: str, table: str) -> None:
-    """Print a table, and write it where a folder was given."""
+    """Print a table, and write it if a folder was given."""
     print(f"\n{table}", end="")
     if folder is not None:
         from glue_harness.run.records import write_whole

@@ -1,8 +1,8 @@
-"""What CUDA would choose, imposed on tensors of a CPU: its memory can then be predicted on any machine.
+"""CUDA's choices, imposed on CPU tensors, so that its memory can be predicted on any machine.
 
 Three choices decide what a training step keeps on a GPU and not on a CPU: dropout keeps a mask of bools,
-attention runs in a fused kernel that keeps a log-sum-exp instead of probabilities, and autocast has a table
-of its own, by which softmax and norms run in float32.
+attention runs in a fused kernel that keeps a log-sum-exp instead of probabilities, and CUDA's autocast table
+runs softmax and norms in float32.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ __all__ = [
 
 MIB = 2**20
 CONTEXT = 512 * MIB
-"""What a CUDA context with the libraries' kernels takes of a GPU before the first tensor; 300 to 500 MiB are
-usual, and this is the round number above."""
+"""GPU memory of a CUDA context with the libraries' kernels before the first tensor; 300 to 500 MiB are usual,
+and this is the next round number."""
 WORKSPACE = 32 * MIB
-"""What cuBLAS asks of torch's allocator for its own use: its default on Hopper; 8 MiB before."""
+"""Work space that cuBLAS takes from torch's allocator: its default on Hopper; 8 MiB before."""
 ROUNDING = 512
-"""The allocator gives whole multiples of so many bytes."""
+"""The allocator rounds up to multiples of this many bytes."""
 
 GPUS = {"T4": 14.7, "L4": 22.0, "A10": 22.0, "A100-40": 39.4, "H100": 79.1, "H200": 139.7}
-"""GPU → GiB that torch finds on it (`torch.cuda.mem_get_info`), rounded down; error correction takes part."""
+"""GPU → GiB that `torch.cuda.mem_get_info` reports, rounded down; error correction takes some."""
 
 ATTENTION = ("eager", "sdpa", "flash")
-"""Written out; the kernel that torch would take; FlashAttention, whatever it would take."""
+"""Written out; the kernel that torch would choose; always FlashAttention."""
 
 
 def usable_bytes(name: str) -> int:
-    """Return the bytes of a GPU that tensors may take: all but the context.
+    """Return the bytes of a GPU that tensors may take: all except the context.
 
     Raises:
         ConfigurationError: No such GPU in `GPUS`.
@@ -65,7 +65,7 @@ def usable_bytes(name: str) -> int:
 
 
 def check_device(device: str, by: str, attention: str | None = None) -> None:
-    """Refuse to measure what is not there.
+    """Refuse a measurement that is impossible here.
 
     Args:
         device: "cpu" or "cuda".
@@ -73,8 +73,8 @@ def check_device(device: str, by: str, attention: str | None = None) -> None:
         attention: One of `ATTENTION`; None for the model's own.
 
     Raises:
-        ConfigurationError: Steps are to be measured on a GPU that there is not, or with a kernel that is not
-            torch's choice; FlashAttention on a CPU.
+        ConfigurationError: A measurement without the GPU, or with a kernel that torch would not choose;
+            FlashAttention on a CPU.
     """
     if by == "measurement" and device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(
@@ -89,13 +89,13 @@ def check_device(device: str, by: str, attention: str | None = None) -> None:
 
 @contextmanager
 def cuda_kernels(attention: str = "sdpa") -> Iterator[None]:
-    """Within this context, tensors of a CPU, fake ones above all, are saved as CUDA would save them.
+    """Within this context CPU tensors, usually fake, are saved as CUDA would save them.
 
-    It must last until the backward pass has ended, as recomputation runs the forward pass again.
+    It must last until the backward pass ends, since recomputation runs the forward pass again.
 
     Args:
-        attention: What `scaled_dot_product_attention` stands for: "sdpa" or "flash" (`ATTENTION`). A model
-            whose attention is written out never asks.
+        attention: Kernel of `scaled_dot_product_attention`: "sdpa" or "flash" (`ATTENTION`). A model whose
+            attention is written out does not call it.
     """
     with ExitStack() as stack:
         stack.enter_context(patch.object(F, "dropout", _dropout))
@@ -107,7 +107,7 @@ def cuda_kernels(attention: str = "sdpa") -> Iterator[None]:
 
 
 def _like(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let a function pass for another one, also for hooks on torch functions."""
+    """Make a function look like another, also to hooks on torch functions."""
 
     def passing(own: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -144,7 +144,7 @@ def _attention_by(attention: str) -> Callable[..., Tensor]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if not isinstance(query, FakeTensor):  # as for a layer that is tried out: a CPU has no such kernels
+        if not isinstance(query, FakeTensor):  # as in a trial of a layer: a CPU has no such kernels
             return _attention_of_cpu(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
@@ -179,7 +179,7 @@ def _attention_by(attention: str) -> Callable[..., Tensor]:
 
 
 def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """Return a mask as the memory-efficient kernel wants it: numbers, rows of a multiple of 16."""
+    """Return a mask in the memory-efficient kernel's form: numbers, rows padded to a multiple of 16."""
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
     width = mask.shape[-1]
@@ -188,8 +188,8 @@ def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 LOWER = ("conv", "rnn", "gru", "lstm", "einsum", "linalg_multi_dot", "chain_matmul", "addmv", "addr", "mv")
-"""Parts of the names of operations that CUDA's autocast runs in half precision; the CPU's does so too, or
-never meets them."""
+"""Parts of names of operations that CUDA's autocast runs in half precision; the CPU's does too, or never sees
+them."""
 WIDEST = (
     "addcdiv",
     "addcmul",
@@ -206,9 +206,9 @@ WIDEST = (
 
 
 def autocast_to_float32() -> list[str]:
-    """Return the operations that CUDA's autocast runs in float32, and the CPU's leaves as they are.
+    """Return the operations that CUDA's autocast runs in float32 and the CPU's does not change.
 
-    Which operations either table knows is read off torch's dispatcher.
+    Torch's dispatcher says which operations each table has.
 
     Examples:
         >>> {"aten::softmax.int", "aten::layer_norm", "aten::pow.Tensor_Scalar"} <= set(autocast_to_float32())

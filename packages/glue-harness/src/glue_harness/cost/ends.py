@@ -1,4 +1,4 @@
-"""Answers that replace values of fake tensors, where a model looks for the end of a text."""
+"""Answers that replace values of fake tensors when a model looks for the end of a text."""
 
 from __future__ import annotations
 

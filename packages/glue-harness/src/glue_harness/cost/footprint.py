@@ -37,10 +37,10 @@ __all__ = [
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of storages while they are alive, real or fake, and the most at a time.
+    """Count the bytes of live storages, real or fake, and their peak.
 
     Args:
-        rounding: Each storage counts in whole multiples of so many bytes, as an allocator gives them.
+        rounding: Each storage is rounded up to a multiple of this, as by an allocator.
 
     Examples:
         >>> with LiveBytes() as live:
@@ -82,10 +82,10 @@ class Footprint:
 
     Attributes:
         parameters: Parameters and buffers.
-        gradients: Gradients of what trains.
+        gradients: Gradients of trained parameters.
         optimizer: The optimizer's state.
-        activations: What the forward pass keeps for the backward pass, parameters left out.
-        peak: The most at a time, all of the above and temporary tensors included.
+        activations: Tensors that the forward pass keeps for the backward pass, except parameters.
+        peak: The peak of all of the above and temporary tensors.
     """
 
     parameters: int
@@ -98,17 +98,17 @@ class Footprint:
 def predict(config: RunConfig, device: str = "cpu", attention: str | None = None) -> Footprint:
     """Predict the memory of a training step without allocating it: forward and backward on fake tensors.
 
-    For "cuda" no GPU is needed: the fake tensors are a CPU's, and CUDA's choices are imposed on them
-    (`glue_harness.cost.cuda`). The optimizer's step itself is taken to need nothing beside its state.
+    For "cuda" no GPU is needed: the fake tensors are on the CPU, with CUDA's choices imposed on them
+    (`glue_harness.cost.cuda`). The optimizer's step is assumed to need only its state.
 
     Args:
         config: Model, slots, batch size, length and precision. Rows are full.
-        device: "cpu" or "cuda". On "cuda" every tensor counts in whole multiples of what the allocator
-            gives, and the peak has the work space of cuBLAS.
+        device: "cpu" or "cuda". On "cuda" every tensor is rounded up as by the allocator, and the peak
+            includes the work space of cuBLAS.
         attention: One of `glue_harness.cost.cuda.ATTENTION`; by default the model's own.
 
     Returns:
-        Bytes; exact for what is saved, within a few percent for the peak (work space of kernels is unseen).
+        Bytes; exact for saved tensors, within a few percent for the peak (kernels' work space is not seen).
 
     Raises:
         ConfigurationError: FlashAttention in float32.
@@ -133,7 +133,7 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
 
 @contextmanager
 def imposed(device: str, attention: str | None = None) -> Iterator[LiveBytes]:
-    """Within this context tensors are fake, saved as on a device, and counted; arguments as for `predict`."""
+    """Within this context tensors are fake, saved as on the device, and counted; see `predict`."""
     choices = cuda_kernels(attention or "sdpa") if device == "cuda" else nullcontext()
     moved = patch.object(torch.utils, "swap_tensors", _swapped)
     counted = LiveBytes(ROUNDING if device == "cuda" else 1)
@@ -145,7 +145,7 @@ _swap = torch.utils.swap_tensors
 
 
 def _swapped(one: Tensor, other: Tensor) -> None:
-    """Make a module's move to its own device do nothing: torch cannot swap fake tensors."""
+    """Skip a module's move to the device it is on: torch cannot swap fake tensors."""
     if (one.dtype, one.device) != (other.dtype, other.device):
         _swap(one, other)
 
@@ -153,8 +153,8 @@ def _swapped(one: Tensor, other: Tensor) -> None:
 def optimizer_bytes(config: RunConfig) -> float:
     """Return the bytes of optimizer state for each trained parameter, found by two steps on a small layer.
 
-    It stands in a numbered list, as the layers of an encoder do. A pattern of names fits none of its own, and
-    is left out: all parameters count as chosen.
+    The layer is in a numbered list, like an encoder's layers. Patterns of names would not match it, so they
+    are left out: all parameters count as chosen.
     """
     model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(256, 256)])})
     config = replace(config, optimizer={k: v for k, v in config.optimizer.items() if k != "pattern"})
@@ -176,7 +176,7 @@ def optimizer_bytes(config: RunConfig) -> float:
 
 
 def measured_peak(step: Callable[[], Any], device: str = "cpu") -> int:
-    """Return the most bytes that a call allocates on top of what there is, by the allocator's own events.
+    """Return the peak of bytes that a call allocates in addition, from the allocator's events.
 
     Args:
         step: What is measured.
@@ -191,7 +191,7 @@ def measured_peak(step: Callable[[], Any], device: str = "cpu") -> int:
 
 
 def running_bytes(call: Callable[[], Any]) -> list[int]:
-    """Return the bytes on top of what there was, after each event of a CPU's allocator while a call runs."""
+    """Return the additional bytes after each event of the CPU's allocator during a call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     assert profiler.profiler is not None

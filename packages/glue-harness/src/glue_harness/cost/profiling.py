@@ -27,7 +27,7 @@ __all__ = ["profile_step", "profile_steps", "table", "throughput_figure"]
 def profile_step(
     config: RunConfig, device: str, repeats: int = 5, attention: str | None = None
 ) -> dict[str, Any]:
-    """Return memory and seconds of one kind of step; two steps warm up and are not counted.
+    """Return memory and seconds of one kind of step; two warm-up steps are not counted.
 
     Args:
         config: Model, slots, batch size, length, precision.
@@ -69,20 +69,20 @@ def profile_steps(
 ) -> dict[str, Any]:
     """Profile each choice of the activation slot at each batch size.
 
-    What cannot run (no memory, no GPU) is recorded with the reason and does not stop the others.
+    A choice that cannot run (no memory, no GPU) is recorded with the reason and does not stop the others.
 
     Args:
-        config: What all have in common.
+        config: The common settings.
         choices: Name → choice of the activation slot.
         batch_sizes: Rows of a batch.
         device: "cpu" or "cuda".
-        output_dir: Receives `speed_results.json`, and `throughput.png` where there are several batch sizes.
+        output_dir: Receives `speed_results.json`, and `throughput.png` for several batch sizes.
         repeats: Steps that are timed.
         by: "measurement", or "prediction" from fake tensors: bytes alone, on any machine.
         attention: One of `glue_harness.cost.cuda.ATTENTION`; by default the model's own.
 
     Returns:
-        What `speed_results.json` holds.
+        The content of `speed_results.json`.
     """
     check_device(device, by, attention)
     rows = []
@@ -150,7 +150,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def throughput_figure(report: Mapping[str, Any], path: Path) -> None:
-    """Draw rows a second against the batch size, a line an activation method."""
+    """Draw rows per second against the batch size, a line for each activation method."""
     import matplotlib
 
     matplotlib.use("agg")

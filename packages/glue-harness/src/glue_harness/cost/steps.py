@@ -21,7 +21,7 @@ class Steps:
 
     Args:
         config: Model, slots, batch size, length and precision.
-        device: Where it lives.
+        device: The device of the model.
         attention: "eager" is written out, all else a fused kernel; by default the model's own.
     """
 
@@ -53,7 +53,7 @@ class Steps:
             return self._loss()
 
     def metered_forward(self) -> tuple[Tensor, int]:
-        """Return the loss of a forward pass and the bytes it keeps: the method's own count, or a meter's."""
+        """Return the loss of a forward pass and the bytes it keeps, counted by the method or a meter."""
         meter = SavedTensorMeter(self.model)
         with meter:
             loss = self.forward()
@@ -74,7 +74,7 @@ class Steps:
         self.model.zero_grad()
 
     def timed(self, step: int) -> tuple[float, float]:
-        """Take a step; return the seconds of its passes, and those of all of it."""
+        """Take a step; return the seconds of its passes, and of the whole step."""
         wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
         wait()
         began = time.perf_counter()
@@ -87,7 +87,7 @@ class Steps:
         return between - began, time.perf_counter() - began
 
     def state_bytes(self) -> dict[str, int]:
-        """Return the bytes of parameters, gradients and optimizer state as they are now."""
+        """Return the current bytes of parameters, gradients and optimizer state."""
         own: list[Any] = [*self.model.parameters(), *self.model.buffers()]
         states = self.optimizer.state.values() if self.optimizer is not None else ()
         return {

@@ -1,4 +1,4 @@
-"""The hours and the memory of many runs, before any of them: from shapes alone, without data or a GPU."""
+"""Hours and memory of many runs, estimated from shapes alone, without data or a GPU."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from glue_harness.run.models import build_model
 __all__ = ["CORE", "FILLED", "GPU", "foreseen", "operations", "passed", "run_seconds"]
 
 FILLED = 0.5
-"""Share of `max_length` that a padded row has."""
+"""Length of a padded row as a share of `max_length`."""
 
 CORE, GPU = 4e10, 1.5e13
-"""Arithmetic operations a second that a run gets out of a CPU core (measured: SST-2 with MiniLM), and out of
-a data-centre GPU in fp32 (assumed)."""
+"""Arithmetic operations per second of a run on a CPU core (measured: SST-2 with MiniLM), and on a data-centre
+GPU in fp32 (assumed)."""
 
 START = 2.0
 """Seconds before a run's first step."""
 
 
 def passed(model: str, model_config: dict[str, Any] | None = None) -> int:
-    """Return how many parameters a token passes: embeddings are none, a shared layer counts each time.
+    """Return how many parameters a token passes: embeddings do not count, a shared layer counts each time.
 
     Args:
         model: Preset, hub name, folder, or `demo`.
         model_config: Fields of its configuration to change.
 
     Raises:
-        ConfigurationError: A model whose shape is not known here.
+        ConfigurationError: A model of unknown shape.
 
     Examples:
         >>> passed("bert-base-uncased") // 10**6, passed("albert-base-v2") // 10**6
@@ -60,17 +60,17 @@ def passed(model: str, model_config: dict[str, Any] | None = None) -> int:
 
         for module in matrices:
             module.register_forward_hook(add)
-        # a head that looks for the end of a text finds no values, but its body has run then
+        # a head that looks for the end of a text fails without values, but the body has run by then
         with suppress(RuntimeError, NotImplementedError):
             built(input_ids=torch.zeros(1, 8, dtype=torch.long))
     return count or sum(matrices.values())
 
 
 def operations(config: RunConfig, parameters: int) -> float:
-    """Return the arithmetic operations of a run: 6 a parameter and token in training, 2 in evaluation.
+    """Return a run's arithmetic operations: 6 per parameter and token in training, 2 in evaluation.
 
     Args:
-        config: Of known tasks.
+        config: A run of known tasks.
         parameters: From `passed`.
     """
     tasks, most = [TASKS[name] for name in config.tasks], config.max_train_samples or math.inf
@@ -89,10 +89,10 @@ def operations(config: RunConfig, parameters: int) -> float:
 
 
 def run_seconds(configs: Sequence[RunConfig], speed: float) -> float:
-    """Return the seconds of runs, one after the other, at so many operations a second.
+    """Return the seconds of runs, one after another, at a number of operations per second.
 
     Raises:
-        ConfigurationError: Rows of one's own, which are not read for it, or a model whose shape is not known.
+        ConfigurationError: The user's rows, which are not read for this, or a model of unknown shape.
     """
     sizes: dict[str, int] = {}
     seconds = 0.0
@@ -107,7 +107,7 @@ def run_seconds(configs: Sequence[RunConfig], speed: float) -> float:
 
 
 def _memory(configs: Sequence[RunConfig]) -> str:
-    """Say what the largest step needs: of each model the one with the most tokens, activations kept."""
+    """Say what the largest step needs: each model's run with the most tokens, activations kept."""
     largest: dict[str, RunConfig] = {}
     for config in sorted(
         configs, key=lambda c: (c.activation["name"] == "none", c.batch_size * c.max_length)
@@ -118,7 +118,7 @@ def _memory(configs: Sequence[RunConfig]) -> str:
         try:
             peaks[config.model] = predict(config).peak
         except (ConfigurationError, DataDependentOutputException, DynamicOutputShapeException):
-            # no such model here, or one that reads values of its rows, which have none
+            # the model is not here, or reads its rows' values, which fake rows lack
             unknown.append(config.model)
     if not peaks:
         return "memory: not known"
@@ -128,7 +128,7 @@ def _memory(configs: Sequence[RunConfig]) -> str:
 
 
 def foreseen(configs: Sequence[RunConfig], jobs: int) -> str:
-    """Say what runs will take: hours of one GPU and of one core, and the memory of a step.
+    """Say what runs will need: hours of one GPU and of one core, and the memory of a step.
 
     Args:
         configs: The runs.

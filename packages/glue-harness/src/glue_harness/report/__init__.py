@@ -1,4 +1,4 @@
-"""From the results of runs to what one looks at: tables, charts and a page."""
+"""From the results of runs to tables, charts and a page."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from glue_harness.run.records import read_results, write_whole
 __all__ = ["report"]
 
 MANY_TASKS = 4
-"""Tasks from which on the charts take longer to draw than processes take to start."""
+"""From this many tasks, drawing the charts takes longer than starting processes."""
 
 
 @contextmanager
 def _painters(processes: int, tasks: int) -> Iterator[Executor | None]:
-    """Start processes that draw charts, where that is worth it; they get ready while runs are compared."""
+    """Start processes that draw charts, if there are enough tasks; they load while runs are compared."""
     if processes < 2 or tasks < MANY_TASKS:
         yield None
         return
@@ -68,20 +68,19 @@ def report(
     Args:
         folder: Holds runs, at any depth.
         output_dir: Receives `index.html`, `summary.{csv,md,tex}`, `comparison.{csv,md,tex}` where there is a
-            baseline, `averages.{csv,md,tex}` where a setting has all tasks, `classes-<task>.{csv,md,tex}`
-            for classes of one's own, and `figures/`.
+            baseline, `averages.{csv,md,tex}` where a setting has all tasks, `classes-<task>.{csv,md,tex}` for
+            the classes of a user's task, and `figures/`.
         protocol: How the runs of a setting become one number: `mean`, `median`, `best-lr` or `best`.
-        evaluation: Which evaluation of a run counts, `last` or `best`.
+        evaluation: The evaluation that counts, `last` or `best`.
         test: How settings are compared, `permutation` or `wilcoxon`.
-        baseline: Condition that is true of one setting a task, e.g. `optimizer=adamw`.
-        margin: What difference from the baseline is too small to matter, in the unit of the metric: 0.005 is
+        baseline: Condition that selects one setting for each task, e.g. `optimizer=adamw`.
+        margin: Smallest difference from the baseline that matters, in the unit of the metric: 0.005 is
             half a point of accuracy. Without it nothing is called equal.
-        primary: Condition that is true of the comparisons that were named before the runs; the others are
-            exploratory.
-        where: Condition that runs have to meet, e.g. `task=rte|mrpc,optimizer=adamw`.
-        group_by: Options by which runs are put together; by default all but the seed.
-        processes: How many draw the charts of four tasks and more. With 2 and more a script needs the guard
-            `if __name__ == "__main__":`, as for any new process in Python.
+        primary: Condition that selects the comparisons named before the runs; the others are exploratory.
+        where: Condition that selects runs, e.g. `task=rte|mrpc,optimizer=adamw`.
+        group_by: Options that define a setting; by default all but the seed.
+        processes: How many draw the charts, from four tasks on. With 2 or more a script needs the guard
+            `if __name__ == "__main__":`, as always when Python starts processes.
         targets: A csv file of published numbers (`glue_harness.report.targets.read_targets`): each beside
             ours, with an interval and a verdict, on the screen, in `published.md` and on the page.
         published_runs: How many runs are behind a published number.

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed become one row."""
+"""Runs that differ only in the seed become one row."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Row", "label", "methods_in_words", "model_name", "summarise", "varyi
 
 Result = Mapping[str, Any]
 Value = tuple[float, float | None]
-"""A number, and the standard deviation over seeds where there are several."""
+"""A number, and its standard deviation over seeds if there are several."""
 
 Told = tuple[float, float | None, tuple[float, float] | None]
 """A mean, its standard deviation over seeds, and an interval of it."""
 
 PLAIN = {"adaptation": "full", "activation": "none"}
-"""Choices that a label leaves out: the model as it is, and autograd as it is."""
+"""Choices that a label omits: the plain model, and plain autograd."""
 
 IDENTIFIES_ROW = ("task", "model", "seed")
 
@@ -38,10 +38,10 @@ class Row:
     Attributes:
         task: The task.
         model: The model.
-        setting: What tells this row from the others, in words.
+        setting: What distinguishes this row from the others, in words.
         options: The options that its runs share.
         seeds: The seeds of its runs.
-        metrics: Metric → (number by the protocol, sd over seeds or None) at the last evaluation.
+        metrics: Metric → (the protocol's number, sd over seeds or None) at the last evaluation.
         best: Metric → the same at each run's best evaluation.
         by_seed: `last` or `best` → seed → metric → value.
         primary: The metric that counts first.
@@ -49,8 +49,8 @@ class Row:
         peak_memory_bytes: Largest of the runs.
         trainable: Trainable parameters.
         runs: The folders.
-        beside: `set metric` → mean, sd over seeds or None, and its 95 % interval over seeds or None, of the
-            sets that were scored beside the one that judges.
+        beside: `set metric` → mean, sd over seeds or None, and 95 % interval over seeds or None, for the sets
+            that were scored in addition.
     """
 
     task: str
@@ -78,7 +78,7 @@ class Row:
 
 
 def model_name(model: str) -> str:
-    """Return what a model is called: a hub name without its owner, a folder by what it holds.
+    """Return a model's name: a hub name without its owner, or a folder's (for `model`, its parent's).
 
     Examples:
         >>> model_name("google-bert/bert-base-uncased"), model_name("/data/mini/model")
@@ -89,7 +89,7 @@ def model_name(model: str) -> str:
 
 
 def methods_in_words(slots: Mapping[str, Any]) -> str:
-    """Name the methods of a run that are not the plain ones, an optimizer with the way it clips.
+    """Name a run's methods except the plain ones; an optimizer with how it clips.
 
     Examples:
         >>> slots = {"adaptation": {"name": "lora"}, "optimizer": {"name": "clipped-adam", "clip": "local"}}
@@ -106,7 +106,7 @@ def methods_in_words(slots: Mapping[str, Any]) -> str:
 
 
 def varying_options(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the options that tell settings apart; a method's own only where the method is shared."""
+    """Return the options that distinguish settings; a method's options only if the method is shared."""
 
     def values(name: str) -> dict[str, set[str]]:
         slot, _, option = name.partition(".")
@@ -122,7 +122,7 @@ def varying_options(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
-    """Say in words what a setting is: its optimizer, and whatever varies."""
+    """Describe a setting in words: its optimizer, and the options that vary."""
     words = [settings["optimizer"]] if "optimizer" in settings else []
     for key in varying:
         value = settings.get(key)
@@ -135,7 +135,7 @@ def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
 
 
 def _shared_options(flat: Mapping[str, Any], protocol: Protocol, group_by: Sequence[str]) -> dict[str, Any]:
-    """Return the options by which runs are put together."""
+    """Return the options that define a setting."""
     chosen = group_by or [key for key in flat if key not in IDENTIFIES_ROW]
     return {key: flat[key] for key in chosen if key in flat and key not in protocol.drops}
 
@@ -195,15 +195,15 @@ def summarise(
     Args:
         results: Contents of `result.json`, each with its `folder`.
         protocol: One of `PROTOCOLS`: how the runs of a setting become one number.
-        group_by: Options by which runs are put together; by default all but the seed. Runs of one seed that
-            still come together count as one.
+        group_by: Options that define a setting; by default all but the seed. Runs of one seed in one setting
+            count as one.
         evaluation: Which evaluation orders the rows, `last` or `best`.
 
     Returns:
-        One row a setting, model and task: tasks in order of appearance, settings by falling primary metric.
+        One row for each setting, model and task: tasks in order of appearance, best settings first.
 
     Raises:
-        ConfigurationError: An option that no run has, or one that the protocol chooses among.
+        ConfigurationError: An option that no run has, or one whose values the protocol chooses among.
     """
     results = list(results)
     flattened = [flatten(result) for result in results]

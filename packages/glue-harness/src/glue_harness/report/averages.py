@@ -1,4 +1,4 @@
-"""One setting over the tasks of GLUE, where they are all there."""
+"""The average of a setting over the tasks of GLUE, if all of them were run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ELEVEN = [
     for metric in TASKS[task].metrics
     if metric != "accuracy_mismatched"
 ]
-"""The numbers whose plain mean AGNI's README gives."""
+"""AGNI's README gives the plain mean of these numbers."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Average:
 
     Attributes:
         model: The model.
-        setting: What tells it from the others, in words.
+        setting: What distinguishes it from the others, in words.
         glue: Mean over the nine tasks of the mean of each task's metrics; None without all of them.
         eleven: Mean of the eleven numbers of AGNI's README (no WNLI, no mismatched MNLI); None without all.
     """
@@ -40,14 +40,14 @@ class Average:
 
 
 def averages(rows: Sequence[Row], evaluation: str = "last") -> list[Average]:
-    """Average settings over tasks, where the tasks are all there.
+    """Average settings over tasks, if all tasks were run.
 
     Args:
         rows: From `summarise`; rows with the same model and options belong together.
         evaluation: `last` or `best`.
 
     Returns:
-        Only those with at least one of the two averages, the best first.
+        Settings with at least one of the two averages, the best first.
     """
     from finetune_common.metrics import glue_average
 

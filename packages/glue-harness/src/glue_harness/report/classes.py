@@ -1,4 +1,4 @@
-"""What became of each class in the best setting of a task: which were confused, precision and recall."""
+"""Confusion matrix, precision and recall of each class for the best setting of a task."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from glue_harness.run.records import write_whole
 __all__ = ["class_tables", "narrow", "write_class_tables"]
 
 SHOWN = 12
-"""With more classes, which were confused stands in the csv file alone: the table would be too wide."""
+"""With more classes, only the csv file has the confusion matrix: the table would be too wide."""
 
 
 def class_tables(contents: Contents) -> dict[str, Table]:
-    """Return a table a task of one's own that has classes: its best setting, all seeds together.
+    """Return a table for each user's task with classes: its best setting, all seeds together.
 
     Args:
         contents: The report.
 
     Returns:
-        `classes-<task>` → table. A row is what is true, a column what was predicted.
+        `classes-<task>` → table. Rows are true classes, columns predicted ones.
     """
     by_folder = {result["folder"]: result for result in contents.results}
     tables: dict[str, Table] = {}
@@ -70,7 +70,7 @@ def _table(row: Row, found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def narrow(table: Table) -> Table:
-    """Return a table that fits a screen: with many classes without the counts of who was taken for whom."""
+    """Return a table that fits a screen: with many classes, without the confusion matrix."""
     counts = [number for number, name in enumerate(table.columns) if name.startswith("as ")]
     if len(counts) <= SHOWN:
         return table
@@ -84,7 +84,7 @@ def narrow(table: Table) -> Table:
 
 
 def write_class_tables(tables: Mapping[str, Table], output_dir: Path) -> list[Path]:
-    """Write each table as csv, and as md and tex what of it fits a page.
+    """Write each table as csv, and the part that fits a page as md and tex.
 
     Args:
         tables: From `class_tables`.

@@ -23,7 +23,7 @@ ALPHA = 0.05
 """The level of every test, and 1 − ALPHA that of every interval."""
 
 BEST = "best"
-"""What stands beside the best setting of a task."""
+"""Mark of the best setting of a task."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class Comparison:
 
     Attributes:
         row: The setting.
-        baseline: What it is compared with.
+        baseline: The baseline.
         pairs: Seeds that both have.
         difference: Mean over the pairs of setting − baseline, in the unit of the metric; None without a pair.
-        interval: Confidence interval of it at 95 %; None with fewer than two pairs.
+        interval: Its 95 % confidence interval; None with fewer than two pairs.
         p: Two-sided p-value, 1 without a pair.
         corrected: The same after Holm's correction over the comparisons of its family.
-        equal: p-value of "the difference is the margin or more", corrected alike; 1 without a margin.
+        equal: p-value of "the difference is the margin or more", corrected too; 1 without a margin.
         improvement: Probability that a run of the setting is better than one of the baseline.
-        verdict: What may be said (`verdict_of`).
+        verdict: The conclusion (`verdict_of`).
         family: How many comparisons were corrected together.
-        primary: Whether it was named beforehand; None where none was.
+        primary: Whether it was named beforehand; None if no comparison was.
     """
 
     row: Row
@@ -70,7 +70,7 @@ def _p_values(differences: Sequence[Sequence[float]], test: str) -> list[float]:
 
 
 def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]]:
-    """Pair every setting with the baseline of its task, and of its model unless the condition names one.
+    """Pair every setting with the baseline of its task, and of its model unless the condition names a model.
 
     Args:
         rows: From `summarise`.
@@ -95,7 +95,7 @@ def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]
 
 
 def _families(pairs: Sequence[tuple[Row, Row]], primary: Condition | None) -> list[bool | None]:
-    """Return for each comparison whether it was named beforehand."""
+    """Say for each comparison whether it was named beforehand."""
     if primary is None:
         return [None] * len(pairs)
     described = [{**row.options, "task": row.task, "model": row.model} for row, _ in pairs]
@@ -128,13 +128,13 @@ def compare(
         condition: Which rows are baselines.
         evaluation: `last` or `best`.
         test: `permutation` or `wilcoxon`.
-        margin: What difference is too small to matter, in the unit of the metric; without it nothing is
+        margin: Smallest difference that matters, in the unit of the metric; without it nothing is
             called equal.
-        primary: Which comparisons were named before the runs; the others are exploratory, and each kind is
-            corrected by itself.
+        primary: Which comparisons were named before the runs; the others are exploratory. Each kind is
+            corrected separately.
 
     Returns:
-        One a setting, in the order of the rows.
+        One comparison for each setting, in the order of the rows.
 
     Raises:
         ConfigurationError: A condition names no row, or the baseline's more than one for a task.
@@ -171,7 +171,7 @@ def compare(
 
 
 def against_best(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation") -> dict[int, str]:
-    """Say of every setting, task by task, whether its seeds tell it from the best one.
+    """Say for each setting whether its seeds distinguish it from the best of its task.
 
     Args:
         rows: From `summarise`.
@@ -180,8 +180,8 @@ def against_best(rows: Sequence[Row], evaluation: str = "last", test: str = "per
 
     Returns:
         Position of the row → `best`, `worse than the best (8 seeds, p = 0.01)`, or `cannot tell from the
-        best` with the same in brackets; only the number of seeds where they are too few for any test. A row
-        that shares no seed with the best is left out: nothing was tested.
+        best` with the same in brackets; only the number of seeds if they are too few for a test. A row
+        without a seed in common with the best is left out: nothing was tested.
     """
     by_task: dict[str, list[int]] = {}
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What a report says, before it is drawn."""
+"""The content of a report, before it is drawn."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Contents:
     Attributes:
         results: The runs, each with its `folder`.
         rows: Their settings.
-        marks: Position of a row → `best`, or whether its seeds tell it from the best, in words.
+        marks: Position of a row → `best`, or whether its seeds distinguish it from the best, in words.
         comparisons: Settings against the baseline; none without one.
-        averaged: Settings over all tasks, where the tasks are all there.
+        averaged: Averages over all tasks, for settings that ran all of them.
         protocol: How the runs of a setting became one number.
-        evaluation: Which evaluation counts, `last` or `best`.
-        test: Which test compares.
-        margin: What difference is too small to matter; None where nobody said.
+        evaluation: The evaluation that counts, `last` or `best`.
+        test: The test of differences.
+        margin: Smallest difference that matters; None if not given.
     """
 
     results: Sequence[Mapping[str, Any]]
@@ -61,11 +61,11 @@ def gather(
         protocol: `mean`, `median`, `best-lr` or `best`.
         evaluation: `last` or `best`.
         test: `permutation` or `wilcoxon`.
-        baseline: Condition that is true of one setting a task, e.g. `optimizer=adamw`.
-        margin: What difference is too small to matter, in the unit of the metric.
-        primary: Condition that is true of the comparisons that were named before the runs.
-        where: Condition that runs have to meet.
-        group_by: Options by which runs are put together, instead of all.
+        baseline: Condition that selects one setting for each task, e.g. `optimizer=adamw`.
+        margin: Smallest difference that matters, in the unit of the metric.
+        primary: Condition that selects the comparisons named before the runs.
+        where: Condition that selects runs.
+        group_by: Options that define a setting, instead of all but the seed.
 
     Raises:
         ConfigurationError: A condition or option that no run has, or a baseline that is not one setting.

@@ -17,7 +17,7 @@ def csv_of(table: str, contents: Contents) -> str:
 
     Args:
         table: "summary", "comparison" or "averages".
-        contents: What the report is about.
+        contents: The report.
     """
     lines: Sequence[Mapping[str, Any]] = LINES[table](contents)
     out = io.StringIO()

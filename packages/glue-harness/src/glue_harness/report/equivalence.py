@@ -1,4 +1,4 @@
-"""Are two settings as good as equal? The test of it, and the words that may be said of a difference."""
+"""Are two settings practically equal? The test, and the verdict on a difference."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def equivalence_test(differences: Sequence[float] | np.ndarray, margin: float) -
     where Student's interval at 1 − 2α lies inside ±δ. It holds for normal differences.
 
     Args:
-        differences: One a seed, any unit.
-        margin: δ, in the same unit, above 0: what is too small to matter, which is said before the runs.
+        differences: One per seed, any unit.
+        margin: δ, in the same unit, above 0: the smallest difference that matters, fixed before the runs.
 
     Returns:
         A number in [0, 1]; 1 for a single pair, which has no spread.
@@ -56,15 +56,15 @@ def equivalence_test(differences: Sequence[float] | np.ndarray, margin: float) -
 def verdict_of(
     difference: float | None, different: float, equal: float, margin: float | None, alpha: float
 ) -> str:
-    """Say one of four things: equal within ±δ, better, worse, undecided.
+    """Return one of four verdicts: equal within ±δ, better, worse, undecided.
 
-    "Equal" is asked first: a difference that is there, and too small to matter, is called equal.
+    "Equal" comes first: a difference that is real but too small to matter is called equal.
 
     Args:
         difference: Mean of setting − baseline; None without a pair.
         different: p-value of "no difference", corrected.
         equal: p-value of "a difference of δ or more", corrected.
-        margin: δ; None where nobody said what is too small to matter: nothing is called equal then.
+        margin: δ; None if not given: then nothing is called equal.
         alpha: The level of both.
 
     Examples:

@@ -1,4 +1,4 @@
-"""One page that holds everything a report says, and needs no network."""
+"""One page with the whole report, which needs no network."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _run(result: Mapping[str, Any], row: int, config: int) -> list[Any]:
 
 
 def page_data(contents: Contents) -> dict[str, Any]:
-    """Return what the page's script reads: settings, runs, and their options, each option set once.
+    """Return the data of the page's script: settings, runs, and their options, each option set once.
 
     Args:
         contents: The report.
@@ -111,7 +111,7 @@ def page_data(contents: Contents) -> dict[str, Any]:
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
-    """Return JSON that no text in it can leave: `<` never appears."""
+    """Return JSON without `<`, so that no text in it can end the script."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 

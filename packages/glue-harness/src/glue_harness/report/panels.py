@@ -1,4 +1,4 @@
-"""What a report's charts know about a task, and how each of its settings looks."""
+"""The data of a task for a report's charts, and the look of each of its settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX"
 MOST = 8
-"""Settings that a chart of a task shows, the best ones."""
+"""How many settings a task's chart shows, best first."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What the charts know about one task: its rows, best first, their names, and their runs by folder.
+    """A task's data for the charts: its rows, best first, their names, and their runs by folder.
 
-    `without_skill` is the score of a model that has learned nothing, and what it does; None if unknown.
+    `without_skill` is the score of a model that has learned nothing, and its name; None if unknown.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""Charts for all eyes, each as PNG and SVG and with a text that says what it shows."""
+"""Charts that colour-blind readers can read, as PNG and SVG, each with a text that describes it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from glue_harness.report.statistics import mean_interval
 __all__ = ["Figure", "draw_figures"]
 
 WRAP = 40
-"""Characters of a line of a setting's name beside its bar."""
+"""Characters in a line of a setting's name beside its bar."""
 TICKS, STEPS = 5, (1, 2, 2.5, 5, 10)
-"""At most so many parts of an axis, enough for a small panel: ticks take much of the time of drawing."""
+"""Most parts of an axis; few, since ticks take much of the drawing time."""
 
 FEWEST = 3
-"""Seeds that an error bar needs: Student's interval of two is twelve times as long as they are apart."""
+"""Seeds that an error bar needs: with two, Student's interval is twelve times as long as their distance."""
 BARS = f"95 % interval of the mean, from {FEWEST} seeds on"
 """What an error bar shows, in every chart."""
 
@@ -55,7 +55,7 @@ class Figure:
         png: The picture for articles and slides.
         svg: The same, scalable.
         title: Its title.
-        text: What it shows, for those who do not see it.
+        text: A description, for readers who do not see it.
     """
 
     png: Path
@@ -73,14 +73,14 @@ def _interval(scores: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _reach(row: Row, evaluation: str) -> tuple[float, float]:
-    """Return how far a row's error bar reaches below and above its score; nowhere with too few seeds."""
+    """Return the lengths of a row's error bar below and above its score; 0 with too few seeds."""
     value, _ = row.score(evaluation)
     low, high = _interval(list(row.seed_scores(evaluation).values())) or (value, value)
     return max(value - low, 0.0), max(high - value, 0.0)
 
 
 def _curve(runs: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], np.ndarray]:
-    """Return the epochs of the first run and the scores of all runs that were evaluated as often."""
+    """Return the first run's epochs, and the scores of all runs with as many evaluations."""
     epochs = [entry["epoch"] for entry in runs[0]["history"]]
     scores = [[entry["metrics"][metric] for entry in run["history"]] for run in runs]
     return epochs, np.array([s for s in scores if len(s) == len(epochs)])
@@ -107,7 +107,7 @@ def _curves(axes: Axes, panel: Panel) -> str | None:
 
 
 def _bars(axes: Axes, panel: Panel) -> str | None:
-    """Draw a row of dots a setting, on an axis that reaches to what a model without skill would get."""
+    """Draw a row of dots for each setting, on an axis that includes the score of a model without skill."""
     for number, (row, _, looks) in enumerate(panel.numbered()):
         scores = list(row.seed_scores(panel.evaluation).values())
         value = row.score(panel.evaluation)[0]
@@ -125,7 +125,7 @@ def _bars(axes: Axes, panel: Panel) -> str | None:
 
 
 def _line_without_skill(axes: Axes, panel: Panel, line: Callable[..., Any]) -> str:
-    """Draw the score of a model that has learned nothing; return it in words, if it is known."""
+    """Draw the score of a model that has learned nothing; return it in words, if known."""
     if panel.without_skill is None:
         return ""
     value, name = panel.without_skill
@@ -136,7 +136,7 @@ def _line_without_skill(axes: Axes, panel: Panel, line: Callable[..., Any]) -> s
 
 
 def _rates(axes: Axes, panel: Panel) -> str | None:
-    """Draw the score against the learning rate, for settings that differ in nothing else."""
+    """Draw the score against the learning rate, for settings that differ only in it."""
     alike: dict[str, dict[float, Row]] = {}
     for row in panel.rows:
         if row.options.get("optimizer.lr"):
@@ -217,7 +217,7 @@ CHARTS: dict[str, tuple[str, Callable[[Axes, Panel], str | None]]] = {
     "time": ("Time of a step by part", _times),
     "memory": (f"Score against peak memory, bar: {BARS}", _memory),
 }
-"""Name of the file → its title, and what draws a task's part and says what it drew, if anything."""
+"""File name → title, and the function that draws a task's part and describes it, or returns None."""
 
 
 def _wrapped(names: Sequence[str]) -> list[str]:
@@ -225,7 +225,7 @@ def _wrapped(names: Sequence[str]) -> list[str]:
 
 
 def _grid(panels: Sequence[Panel], named_rows: bool) -> tuple[Any, Sequence[Axes]]:
-    """Return a figure with a place for every panel; margins are set by hand, layout engines take seconds."""
+    """Return a figure with a place for every panel; margins are fixed, since layout engines take seconds."""
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     longest = max(len(name) for panel in panels for name in panel.names) if named_rows else 8
@@ -273,12 +273,12 @@ def _draw(name: str, panels: Sequence[Panel], folder: Path) -> Figure | None:
 
 
 def draw_figures(contents: Contents, folder: Path, executor: Executor | None = None) -> list[Figure]:
-    """Draw every chart that the runs have something to show in, a part for each task.
+    """Draw every chart that the runs have data for, with a part for each task.
 
     Args:
-        contents: What there is to show; a task's eight best settings are drawn.
+        contents: The report; a task's eight best settings are drawn.
         folder: Receives `<chart>.png` and `<chart>.svg`.
-        executor: Processes that draw a chart each; without it one is drawn after the other.
+        executor: Processes that draw one chart each; without it charts are drawn one after another.
 
     Returns:
         The charts: `curves`, `scores`, `learning-rates`, `time`, `memory`.

@@ -1,4 +1,4 @@
-"""From the scores of runs to one number: the ways in which published tables were made."""
+"""From the scores of runs to one number, in the ways that published tables use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVALUATIONS = {
     "last": "after the last step",
     "best": "at each run's best evaluation, which is chosen on the set it is reported on",
 }
-"""Which evaluation of a run counts, and what it means."""
+"""The evaluation of a run that counts, and its meaning."""
 
 
 def _mean(scores: Sequence[Scores], primary: str) -> Scores:
@@ -36,11 +36,11 @@ class Protocol:
     """How the runs of a setting become one number.
 
     Attributes:
-        said: What the number is, in words.
-        within: Several runs of one seed → one.
-        over: One a seed → the number.
-        drops: Options that do not tell settings apart, because `within` chooses among them.
-        used_by: Whose published numbers were made so; empty for none.
+        said: The number's meaning, in words.
+        within: Several runs of one seed → one run.
+        over: One run per seed → the number.
+        drops: Options that do not distinguish settings, because `within` chooses among their values.
+        used_by: The work whose published numbers were made this way; empty for none.
     """
 
     said: str

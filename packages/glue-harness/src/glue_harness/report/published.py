@@ -1,4 +1,4 @@
-"""What was published, what came out here, and whether that is a reproduction: the rules are in `verdict`."""
+"""Published numbers, ours, and whether ours reproduce them: `verdict` has the rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 LEVEL = 0.95
 UNKNOWN, ELSEWHERE = "no published number", "not comparable at this scale"
 TRAINING = ("data", "forward", "backward", "gradient", "optimizer")
-"""Parts of a run's time that a training step consists of."""
+"""The parts of a run's time that make up a training step."""
 
 COLUMNS = {
     **dict.fromkeys(("task", "model", "setting", "metric"), False),
@@ -40,10 +40,10 @@ class Measurement:
     """A run's numbers.
 
     Attributes:
-        settings: What it ran with.
-        seed: None where a result is not of one seed.
+        settings: Its settings.
+        seed: None if the result is not from a single seed.
         metrics: Name → number.
-        primary: The metric that decides among runs; empty for the one that is asked for.
+        primary: The metric that decides among runs; empty for the requested metric.
         folder: The folder of a run in its sweep; empty for a script's.
     """
 
@@ -70,7 +70,7 @@ def measured(results: Iterable[Mapping[str, Any]], evaluation: str) -> list[Meas
 
 
 def covers(pattern: Any, value: Any) -> bool:
-    """Say whether settings are what a pattern describes: it may leave out keys, and name one of a list.
+    """Say whether settings match a pattern: it may leave out keys, and name one element of a list.
 
     Examples:
         >>> covers({"optimizer": {"lr": 0.1}}, {"optimizer": {"name": "sgd", "lr": 0.1}, "seed": 1})
@@ -88,16 +88,16 @@ def covers(pattern: Any, value: Any) -> bool:
 
 
 def interval(values: Sequence[float], center: float, published_runs: float, median: bool) -> Any:
-    """Return where the number of a repetition would lie in 95 % of all cases, None with a single run.
+    """Return the interval that holds a repetition's number in 95 % of all cases; None with a single run.
 
         center ± t(n - 1) · s · sqrt(c · (1/n + 1/m))
 
-    s is the standard deviation of our n runs and m how many runs are behind the published number, which is
-    no more exact than ours. c is 1 for a mean and π/2 for a median, whose spread is that much larger.
+    s is the standard deviation of our n runs. m is the number of runs behind the published number, which
+    varies as much as ours. c is 1 for a mean and π/2 for a median, whose variance is that much larger.
 
     Args:
-        values: One a seed.
-        center: What the protocol makes of them.
+        values: One per seed.
+        center: The protocol's number for them.
         published_runs: m; ∞ gives the interval of our own number.
         median: Whether the protocol is the median.
 
@@ -128,12 +128,11 @@ def verdict(
     comparable: bool = True,
     note: str = "",
 ) -> str:
-    """Say whether a published number was reproduced: all rules, the first that applies.
+    """Say whether a published number was reproduced; the first rule that applies decides.
 
-    Without a published number there is nothing to say. At a scale with other models, data or budgets than
-    the published ones a number is not comparable, and neither is one that a note says not to be. One that
-    was not run, or only once, is not judged. It is reproduced if it lies in the interval of ours, which is
-    widened by the error of reading it off a figure.
+    Without a published number there is no verdict. A number is not comparable at a scale with other models,
+    data or budgets than published, or if a note says so. A number that was not run, or run only once, is not
+    judged. It is reproduced if it lies in our interval, widened by the error of reading it off a figure.
 
     Args:
         published: The published number.
@@ -165,7 +164,7 @@ def verdict(
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the comparison, in the published unit where there is one."""
+    """A line of the comparison, in the published unit if there is one."""
 
     task: str
     model: str
@@ -178,7 +177,7 @@ class Line:
 
 
 def _number(found: Sequence[Measurement], key: str, protocol: str) -> tuple[float | None, list[float]]:
-    """Return what a protocol makes of runs, and the number of each seed."""
+    """Return the protocol's number for runs, and the number of each seed."""
     by_seed: dict[Any, list[Mapping[str, float]]] = {}
     for one in found:
         by_seed.setdefault(one.seed, []).append(one.metrics)
@@ -190,7 +189,7 @@ def _number(found: Sequence[Measurement], key: str, protocol: str) -> tuple[floa
 
 
 def _model(target: Target, found: Sequence[Measurement]) -> str:
-    """Name the published model, and in brackets ours where it is another."""
+    """Name the published model, and ours in brackets if it differs."""
     published = target.run.get("model")
     others = {one.settings["model"] for one in found if published and one.settings["model"] != published}
     return f"{target.model} (ours: {', '.join(sorted(map(model_name, others)))})" if others else target.model
@@ -207,19 +206,19 @@ def compare(
 ) -> tuple[list[Line], set[str]]:
     """Set published numbers beside ours.
 
-    Where ours have not the published settings, a number stands beside the setting of ours that is the same
-    but for the model, the epochs and the learning rate.
+    If our settings differ from the published ones, a number is compared with our setting that differs only in
+    the model, the epochs and the learning rate.
 
     Args:
         targets: The published numbers.
         found: Ours.
         protocol: How runs become one number, one of `PROTOCOLS`.
         published_runs: How many runs are behind a published number.
-        as_published: Whether ours have the published settings.
-        hindrance: Says why a number cannot be judged, nothing where it can.
+        as_published: Whether our runs have the published settings.
+        hindrance: Returns why a number cannot be judged; empty if it can.
 
     Returns:
-        A line a number, and the folders of the runs that are beside one.
+        A line for each number, and the folders of the runs compared with one.
     """
     lines, told = [], set()
     for target in targets:

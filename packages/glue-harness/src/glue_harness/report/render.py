@@ -12,7 +12,7 @@ from rich.table import Table as TerminalTable
 __all__ = ["Cell", "Table", "as_latex", "as_markdown", "print_table"]
 
 PRINTED_ROWS = 60
-"""Rows that a terminal shows; files hold all."""
+"""Most rows that a terminal shows; files hold all."""
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -29,7 +29,7 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place of a table."""
+    """A cell of a table."""
 
     text: str
     bold: bool = False
@@ -41,7 +41,7 @@ class Table:
 
     Attributes:
         title: What it shows.
-        columns: Column → whether it holds numbers, which stand to the right.
+        columns: Column → whether it holds numbers, which are aligned to the right.
         rows: Cells in the order of the columns.
         notes: Sentences below it.
         sections: Positions of rows after which a group ends.
@@ -55,7 +55,7 @@ class Table:
 
 
 def print_table(table: Table, console: Console, file: str) -> None:
-    """Print a table; a long one is cut, and the file named that holds all of it."""
+    """Print a table; if it is too long, print its beginning and name the file with all rows."""
     drawn = TerminalTable(title=table.title, caption="\n".join(table.notes), caption_justify="left")
     for number, (name, right) in enumerate(table.columns.items()):
         drawn.add_column(name, justify="right" if right else "left", no_wrap=number == 0)

@@ -1,4 +1,4 @@
-"""Which runs a report is about: `task=rte|mrpc,optimizer=adamw` means what it says."""
+"""Which runs a report covers: conditions such as `task=rte|mrpc,optimizer=adamw`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Condition = Mapping[str, Sequence[str]]
 
 
 def _options(prefix: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's options in one level of names; a fusion's methods have their own below it."""
+    """Return a method's options as one level of dotted names; a fusion's methods are below it."""
     flat: dict[str, Any] = {}
     for key, value in chosen.items():
         if isinstance(value, Mapping):
@@ -31,9 +31,9 @@ def _options(prefix: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(result: Result) -> dict[str, Any]:
-    """Return what decides a run in one level of names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …
+    """Return a run's settings as one level of dotted names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …
 
-    Where a slot has several methods, the name of each stands before its options: `gradient.agni.eta`.
+    If a slot has several methods, each option begins with its method's name: `gradient.agni.eta`.
 
     Examples:
         >>> fusion = {"name": "fusion", "lora": {"rank": 1}, "ffn": None}
@@ -41,7 +41,7 @@ def flatten(result: Result) -> dict[str, Any]:
         {'task': 'rte', 'adaptation': 'fusion', 'adaptation.lora.rank': 1, 'adaptation.ffn': None}
     """
     flat: dict[str, Any] = {}
-    places = ("data_dir", *(FILES if "rows" in result["settings"] else ()))  # the rows count, not their place
+    places = ("data_dir", *(FILES if "rows" in result["settings"] else ()))  # rows count, not where they lie
     for key, value in {**result["settings"], **result["slots"]}.items():
         if key in places:
             continue
@@ -64,7 +64,7 @@ def parse_condition(option: str, text: str) -> Condition:
     """Read `key=value,key=value|value`; a list in brackets is one value.
 
     Args:
-        option: Where the text was given, for the error.
+        option: The command-line option that had the text, for the error.
         text: The condition.
 
     Raises:
@@ -97,7 +97,7 @@ def known_key(option: str, key: str, runs: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _is(value: Any, typed: str) -> bool:
-    """Say whether a setting has the value that was typed: 1e-4 is 0.0001, `none` is nothing."""
+    """Say whether a setting equals the typed value: 1e-4 is 0.0001, `none` is None."""
     if value in (None, "", []):
         return typed in ("none", "null")
     if isinstance(value, bool):
@@ -113,17 +113,17 @@ def _is(value: Any, typed: str) -> bool:
 
 
 def matches(flat: Mapping[str, Any], condition: Condition) -> bool:
-    """Say whether a flattened run has, for every key, one of the values."""
+    """Say whether a flattened run has one of the allowed values for every key."""
     return all(
         key in flat and any(_is(flat[key], typed) for typed in allowed) for key, allowed in condition.items()
     )
 
 
 def select(option: str, condition: Condition, runs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the positions of the flattened runs that a condition is true of.
+    """Return the positions of the flattened runs that meet a condition.
 
     Args:
-        option: Where the condition was given, for the error.
+        option: The command-line option that had the condition, for the error.
         condition: From `parse_condition`.
         runs: From `flatten`.
 

@@ -24,12 +24,12 @@ __all__ = [
 ]
 
 EXACT_UP_TO = 16
-"""Pairs up to which every assignment of signs is looked at: 2¹⁵ of them, up to a common sign."""
+"""Up to this many pairs every assignment of signs is tried: 2¹⁵, up to a common sign."""
 
 DRAWS = 9_999
 
 RESAMPLED_FROM = 10
-"""Pairs from which an interval is bootstrapped: fewer hold too little of the spread to resample it."""
+"""From this many pairs an interval is bootstrapped: fewer show too little of the spread."""
 
 
 def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _signs(pairs: int, seed: int) -> np.ndarray:
-    """Return rows of ±1: all of them up to a common sign, or a sample where there are too many."""
+    """Return rows of ±1: all of them up to a common sign, or a sample if there are too many."""
     if pairs <= EXACT_UP_TO:
         bits = (np.arange(2 ** (pairs - 1))[:, None] >> np.arange(pairs)) & 1
         return 1.0 - 2.0 * bits
@@ -52,8 +52,8 @@ def sign_flip_test(differences: Sequence[float] | np.ndarray, seed: int = 0) -> 
     """Return the two-sided p-value of a paired permutation test of "no difference".
 
     Under the null hypothesis a pair's difference is as likely to be d as −d, so that
-    p = P(|Σ s_i d_i| ≥ |Σ d_i|) over signs s ∈ {−1, 1}ⁿ. Up to 16 pairs all signs are looked at and the
-    level is exact; above, 9,999 are drawn and p = (1 + hits)/(1 + 9,999), which keeps the level too.
+    p = P(|Σ s_i d_i| ≥ |Σ d_i|) over signs s ∈ {−1, 1}ⁿ. Up to 16 pairs all signs are tried and the level is
+    exact; above, 9,999 are drawn and p = (1 + hits)/(1 + 9,999), which keeps the level too.
 
     Args:
         differences: One a seed, any unit.
@@ -83,9 +83,8 @@ def sign_flip_test(differences: Sequence[float] | np.ndarray, seed: int = 0) -> 
 def wilcoxon_test(differences: Sequence[float] | np.ndarray, seed: int = 0) -> float:
     """Return the two-sided p-value of Wilcoxon's signed-rank test: the sign-flip test of signed ranks.
 
-    Pairs without a difference are left out, equal sizes share their mean rank. What counts of a seed is the
-    rank of its difference, not the size: one run that crashed decides less. Exact up to 16 pairs, also with
-    ties.
+    Pairs without a difference are left out; equal sizes share their mean rank. Only the rank of a seed's
+    difference counts, not its size, so that a crashed run decides less. Exact up to 16 pairs, also with ties.
 
     Args:
         differences: One a seed, any unit.
@@ -114,11 +113,11 @@ TESTS = {"permutation": sign_flip_test, "wilcoxon": wilcoxon_test}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, in the order they came.
+    """Return p-values corrected for their number, in the given order.
 
-    p̃_(i) = max over j ≤ i of min(1, (m − j + 1) p_(j)), for the ordered p_(1) ≤ … ≤ p_(m): refusing every
-    hypothesis with p̃ ≤ α makes one false refusal or more with a probability of at most α, whatever the
-    dependence.
+    p̃_(i) = max over j ≤ i of min(1, (m − j + 1) p_(j)), for the ordered p_(1) ≤ … ≤ p_(m). If every
+    hypothesis with p̃ ≤ α is rejected, the probability of any false rejection is at most α, however they
+    depend on each other.
 
     Args:
         p_values: Each in [0, 1].
@@ -143,7 +142,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @lru_cache(maxsize=8)
 def _resamples(pairs: int, seed: int) -> np.ndarray:
-    """Return how often each pair is drawn, divided by their number: rows of weights."""
+    """Return rows of weights: how often each pair is drawn, divided by the number of pairs."""
     drawn = np.random.default_rng(seed).integers(pairs, size=(DRAWS, pairs))
     return np.stack([(drawn == pair).sum(axis=1) for pair in range(pairs)], axis=1) / pairs
 
@@ -155,8 +154,8 @@ def bootstrap_interval(
 
     The quantiles of 9,999 resampled means at Φ(z₀ + (z₀ + z_α)/(1 − a (z₀ + z_α))), with z₀ from the share of
     resampled means below the mean and a from the skewness of the leave-one-out means. With fewer than about
-    ten pairs the interval is too narrow, since resampling sees no spread that is not among the pairs:
-    `mean_interval` chooses.
+    ten pairs the interval is too narrow, since resampling sees only the spread of the pairs; `mean_interval`
+    chooses the right one.
 
     Args:
         differences: One a seed, any unit.
@@ -197,11 +196,11 @@ def bootstrap_interval(
 def mean_interval(
     differences: Sequence[float] | np.ndarray, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """Return a confidence interval of the mean difference: Student's below ten pairs, from there BCa.
+    """Return a confidence interval of the mean difference: Student's below ten pairs, else BCa.
 
     x̄ ± t s/√n, with t the (1 + level)/2 quantile of Student's distribution with n − 1 degrees of freedom. It
-    holds for normal differences; of three pairs a BCa bootstrap at 95 % holds the mean in seven cases of
-    ten.
+    assumes normal differences; with three pairs a 95 % BCa bootstrap holds the mean in only seven of ten
+    cases.
 
     Args:
         differences: One a seed, any unit.
@@ -229,10 +228,10 @@ def mean_interval(
 
 
 def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return how likely a run of ours is better than one of theirs: P(X > Y) + P(X = Y)/2 over all pairs.
+    """Return the probability that our run beats theirs: P(X > Y) + P(X = Y)/2 over all pairs.
 
     Args:
-        ours: Scores, one a seed, higher is better.
+        ours: Scores, one per seed, higher is better.
         theirs: The same for the other setting; the numbers of runs may differ.
 
     Raises:
@@ -260,7 +259,7 @@ def smallest_p(pairs: int) -> float:
 
 
 def pairs_needed(alpha: float = 0.05, comparisons: int = 1) -> int:
-    """Return the fewest pairs that can show a difference at a level, be it the smallest p of several.
+    """Return the fewest pairs that can show a difference at a level, as the smallest p of several.
 
     Examples:
         >>> pairs_needed(0.05), pairs_needed(0.05, comparisons=4)

@@ -21,13 +21,13 @@ from glue_harness.run.records import write_whole
 __all__ = ["about_intervals", "markdown", "print_run", "summary_table", "tables_of", "write_tables"]
 
 KINDS = {None: "rows", True: "named before", False: "exploratory"}
-"""Whether comparisons were named before the runs, in words."""
+"""Words for comparisons that were named before the runs, and for others."""
 
 BESIDE = "beside"
-"""The column of the sets that were scored beside the one that judges."""
+"""The column of additional sets that were scored."""
 
 AGAINST_BEST = "against the best"
-"""The column that says whether the seeds tell a setting from the best of its task."""
+"""The column that says whether the seeds distinguish a setting from the best of its task."""
 
 NUMBERS = ("runs", "examples/s", "peak memory", "trainable")
 
@@ -66,13 +66,13 @@ def _sections(rows: Sequence[Row]) -> frozenset[int]:
 
 
 def _too_few(seeds: int, comparisons: int = 1) -> str:
-    """Say that so many seeds cannot show a difference, and how many can."""
+    """Say that this many seeds cannot show a difference, and how many can."""
     counted = "1 seed" if seeds == 1 else f"{seeds} seeds"
     return f"with {counted} no difference can be significant; use at least {pairs_needed(ALPHA, comparisons)}"
 
 
 def _about_best(rows: Sequence[Row], compared: bool) -> list[str]:
-    """Say how settings were compared with the best one; of too few seeds where nothing else says it."""
+    """Say how settings were compared with the best; also that seeds are too few, if nothing else does."""
     most = max(len(set(row.seeds)) for row in rows)
     if most >= pairs_needed(ALPHA):
         return [f"{AGAINST_BEST}: paired by seed, corrected by Holm, at {ALPHA:.0%}"]
@@ -95,8 +95,8 @@ def summary_table(
         marks: From `against_best`: the best score of a task is bold, the others say how they compare with it.
         columns: Which columns, by default all.
         protocol: How the numbers were made, for the note.
-        evaluation: Which score is bold where it is the best.
-        compared: Whether a table of comparisons stands beside, which says what the seeds can show.
+        evaluation: The evaluation whose best score is bold.
+        compared: Whether a table of comparisons follows, which says what the seeds can show.
     """
     told_beside = any(row.beside for row in rows)
     wanted = [name for name in columns or _cells(rows[0]) if name != BESIDE]
@@ -122,7 +122,7 @@ def summary_table(
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """Return a markdown table of all rows, with all columns or those named."""
+    """Return a markdown table of all rows, with all or the named columns."""
     return as_markdown(summary_table(rows, columns=columns))
 
 
@@ -229,7 +229,7 @@ def _page(table: Table) -> str:
 
 
 def tables_of(contents: Contents) -> dict[str, Table]:
-    """Return the tables that there is something to say in: `summary`, `comparison`, `averages`."""
+    """Return the tables that have content: `summary`, `comparison`, `averages`."""
     protocol, evaluation = contents.protocol, contents.evaluation
     tables = {
         "summary": summary_table(
@@ -251,7 +251,7 @@ def write_tables(contents: Contents, tables: Mapping[str, Table], output_dir: Pa
     """Write every table as `<name>.csv` (full precision), `<name>.md` and `<name>.tex`.
 
     Args:
-        contents: What the csv files are made from.
+        contents: The source of the csv files.
         tables: From `tables_of`.
         output_dir: Exists.
 
@@ -269,7 +269,7 @@ def write_tables(contents: Contents, tables: Mapping[str, Table], output_dir: Pa
 
 
 def _narrow(table: Table) -> Table:
-    """Leave out the columns that an article has no room for."""
+    """Leave out columns for which an article has no room."""
     kept = [number for number, name in enumerate(table.columns) if name not in NUMBERS or name == "runs"]
     columns = [name for number, name in enumerate(table.columns) if number in kept]
     return Table(
@@ -282,7 +282,7 @@ def _narrow(table: Table) -> Table:
 
 
 def print_run(result: Mapping[str, Any], folder: Path, finished_before: bool) -> None:
-    """Print what came out of one run, and where it is."""
+    """Print a run's result and its place."""
     console = console_for_reading()
     if finished_before:
         said = f"{folder}: this run is finished, nothing was done; --overwrite starts anew"

@@ -24,17 +24,17 @@ class Target:
         method: The setting, as published.
         model: The model, as published.
         task: The task, as published.
-        layer: The layer, where the figure has one axis of them.
+        layer: The layer, if the figure has an axis of layers.
         metric: The metric, as published.
-        value: The number; None where it is not known.
-        reading: How far off the number may be, read off a figure.
-        source: Where it is from.
-        verified: Whether it was read there.
-        benchmark: Which of several sweeps would produce it; empty where there is one.
-        run: Settings of the run that would.
-        key: The metric of ours.
-        times: What turns our unit into the published one.
-        note: Why it is not judged; empty where it is.
+        value: The number; None if unknown.
+        reading: Error of reading the number off a figure.
+        source: Where it was published.
+        verified: Whether it was checked there.
+        benchmark: Which of several sweeps would produce it; empty if there is only one.
+        run: Settings of the run that would produce it.
+        key: Our metric.
+        times: Factor from our unit to the published one.
+        note: Why it is not judged; empty if it is.
     """
 
     table: str

@@ -1,4 +1,4 @@
-"""The score of a model that has learned nothing: what a chart's scores are seen against."""
+"""The score of a model that has learned nothing, for comparison in charts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from finetune_common.tasks import TASKS
 __all__ = ["without_skill"]
 
 ZERO = ("matthews_correlation", "pearson", "spearmanr")
-"""Metrics that are 0 where predictions have nothing to do with the labels."""
+"""Metrics that are 0 if predictions do not depend on the labels."""
 
 
 def without_skill(metric: str, result: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Return the score of a model that has learned nothing, and how it is got.
+    """Return the score of a model that has learned nothing, and its name.
 
-    The share of the largest class where the classes of the evaluated rows were counted; the chance of a
-    guess where only the number of classes is known; 0 for correlations.
+    The share of the largest class if the classes of the evaluated rows were counted; the chance of a guess if
+    only the number of classes is known; 0 for correlations.
 
     Args:
         metric: The metric.
         result: A run's `result.json`.
 
     Returns:
-        The score and its name; None for other metrics, or where the classes are not known.
+        The score and its name; None for other metrics, or if the classes are not known.
 
     Examples:
         >>> without_skill("accuracy", {"task": "sst2"})
@@ -41,7 +41,7 @@ def without_skill(metric: str, result: Mapping[str, Any]) -> tuple[float, str] |
     if metric != "accuracy":
         return None
     for counted in (result.get("classes") or {}).values():
-        if "confusion" not in counted:  # a row has several labels
+        if "confusion" not in counted:  # rows have several labels
             return None
         rows = [told["rows"] for told in counted["classes"].values()]
         return (max(rows) / sum(rows), "always the largest class") if sum(rows) else None

@@ -53,20 +53,19 @@ def search(
         spec: The specification's file.
         output_dir: Receives `best/` (weights and configuration), `search.json`, the lineage's chart, and
             the files of each trial.
-        scheduler: `pbt` (after each evaluation, a trial among the worst quarter goes on from one of the best
-            quarter with changed options), `asha` (of the trials that reach 1, 3, 9, … evaluations, the best
-            third goes on) or `none`.
+        scheduler: `pbt` (after each evaluation, a trial in the worst quarter continues from one in the best
+            quarter, with changed options), `asha` (the best third of the trials that reach 1, 3, 9, …
+            evaluations continues) or `none`.
         sampler: `random`, or `tpe` (Optuna), which learns from finished trials.
         trials: How many configurations.
-        jobs: Trials at a time, each with its share of the cores, or of the GPUs.
-        retry_failed: Try trials again that failed before.
+        jobs: Trials that run at once, each with its share of the cores or GPUs.
+        retry_failed: Try failed trials again.
 
     Returns:
         What `search.json` holds.
 
     Raises:
-        ConfigurationError: Something in the specification, another search in the folder, or nothing but
-            trials that failed.
+        ConfigurationError: A fault in the specification, another search in the folder, or every trial failed.
     """
     check_choice("scheduler", scheduler, SCHEDULERS)
     check_choice("sampler", sampler, SAMPLERS)
@@ -114,7 +113,7 @@ def _claim(folder: Path, ours: dict[str, Any], shown: Path) -> None:
 
 
 def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], retry_failed: bool) -> None:
-    """Have Tune do the trials, keep the best one, and write `search.json`."""
+    """Run the trials with Tune, keep the best one, and write `search.json`."""
     from glue_harness.search.lineage import draw_lineage
     from glue_harness.search.trial import STOP, stop_trials
     from glue_harness.search.tuning import tuner
@@ -131,7 +130,7 @@ def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], 
             if not request.number and not isinstance(error, KeyboardInterrupt):
                 raise
             stop_trials(folder)
-            if request.number:  # Ray may have made another error of it
+            if request.number:  # Ray may have changed the type of the error
                 raise Stopped(request.number) from None
             raise
         results = [grid[number] for number in range(len(grid))]

@@ -1,4 +1,4 @@
-"""The chart of a search: what each trial scored, where it took its weights from, and the way to the best."""
+"""The chart of a search: each trial's scores, the origin of its weights, and the path to the best."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _numeric(report: Mapping[str, Any]) -> list[str]:
 
 
 def _draw(axes: Axes, report: Mapping[str, Any], height: Mapping[str, float], label: str) -> None:
-    """Draw a quantity of every evaluation over epochs, joined to the one its weights come from."""
+    """Draw a quantity over epochs; each evaluation is joined to the one that gave its weights."""
     evaluations = {evaluation["id"]: evaluation for evaluation in report["evaluations"]}
     way = set(report["best"]["lineage"])
     for name, evaluation in evaluations.items():

@@ -1,7 +1,7 @@
 """What a search writes down: a file for each evaluation, and the tree they form.
 
-An evaluation is named by what led to it: the evaluation that its weights come from, the trial, the
-configuration and the step. Done again after an interruption it has the same name and the same scores.
+An evaluation's name is made from its parent evaluation, the trial, the configuration and the step. Repeated
+after an interruption, it has the same name and the same scores.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Evaluation:
 
     Attributes:
         id: Twelve hexadecimal digits.
-        parent: The evaluation from whose weights training went on; None for the first.
-        trial: Whose it is.
+        parent: The evaluation whose weights training continued from; None for the first.
+        trial: Name of the trial.
         epoch: Passes over the training rows.
         step: Optimizer steps.
         metrics: Metric → value.
@@ -76,7 +76,7 @@ class Evaluation:
         return cls(name, origin, trial, entry["epoch"], entry["step"], entry["metrics"], dict(configuration))
 
     def write(self, search: Path, run: Path) -> None:
-        """Write it into the search's folder, and beside the weights that it is about."""
+        """Write it into the search's folder and beside its weights."""
         folder = search / EVALUATIONS
         folder.mkdir(exist_ok=True)
         text = json.dumps(asdict(self), indent=1) + "\n"
@@ -90,9 +90,9 @@ def read_evaluation(file: Path) -> Evaluation:
 
 
 def read_last_evaluation(run: Path) -> Evaluation:
-    """Return the evaluation that a run's folder has reached, and leave no checkpoint there but its own.
+    """Return the evaluation that a run's folder has reached, and delete all other checkpoints there.
 
-    Tune numbers the folders that it copies runs into, and copies into one it gave up as if it were empty.
+    Tune numbers its folders for copied runs, and may copy into an abandoned one that still has files.
     """
     reached = read_evaluation(run / EVALUATION)
     checkpoint.tidy(run / "checkpoint", reached.step)
@@ -109,7 +109,7 @@ def read_evaluations(search: Path) -> dict[str, Evaluation]:
 
 
 def ancestors(evaluations: Mapping[str, Evaluation], last: str) -> Sequence[Evaluation]:
-    """Return the evaluations that led to one, the first of them first."""
+    """Return an evaluation and its ancestors, oldest first."""
     line, name = [], last
     while name in evaluations:
         line.append(evaluations[name])
@@ -118,7 +118,7 @@ def ancestors(evaluations: Mapping[str, Evaluation], last: str) -> Sequence[Eval
 
 
 def keep_best(run: Path, search: Path) -> Path:
-    """Copy a run with its weights into the folder `best`, where it is a finished run as any other."""
+    """Copy a run and its weights into the folder `best`, as an ordinary finished run."""
     best = search / "best"
     read_last_evaluation(run)
     with whole(best) as unfinished:

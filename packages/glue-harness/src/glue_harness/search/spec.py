@@ -29,20 +29,20 @@ class Range:
 
     Attributes:
         kind: `uniform`, `loguniform`, `randint` (the upper end is left out) or `choice`.
-        values: The two ends, or what can be chosen.
+        values: The two ends, or the choices.
     """
 
     kind: str
     values: tuple[Any, ...]
 
     def examples(self) -> tuple[Any, ...]:
-        """Return the ends, or all values where they can be listed: if these are legal, all are."""
+        """Return the ends, or all values of a list: if these are legal, the whole range is."""
         if self.kind == "randint":
             return self.values[0], self.values[1] - 1
         return self.values
 
     def nearest(self, value: Any) -> Any:
-        """Return the value of the range that is nearest; a choice stays as it is.
+        """Return the nearest value in the range; a choice is returned unchanged.
 
         Examples:
             >>> Range("uniform", (0.0, 0.3)).nearest(0.36)
@@ -84,7 +84,7 @@ def _range(name: str, described: Any) -> Range:
 
 
 def _grows(option: str) -> bool:
-    """Say whether an option can change while a model trains: not what decides the shape of its state."""
+    """Say whether an option can change during training; options that set the shape of state cannot."""
     return option not in SLOTS and option.partition(".")[0] not in ("model", "model_config", "adaptation")
 
 
@@ -95,7 +95,7 @@ class SearchSpec:
     Attributes:
         path: The file.
         base: Options of every trial.
-        space: Option, dotted for those of a slot → its values at the start of a trial.
+        space: Option (dotted for a method's options) → its values at the start of a trial.
         mutations: The same, for options that population based training changes.
     """
 
@@ -125,7 +125,7 @@ class SearchSpec:
 
     @cached_property
     def metric(self) -> str:
-        """The task's primary metric; of a task of one's own it is told from the file of training rows."""
+        """The task's primary metric; for a user's task it is read from the file of training rows."""
         from glue_harness.run.mixture import MEAN
         from glue_harness.run.tasks import task_of
 
@@ -134,18 +134,18 @@ class SearchSpec:
 
     @property
     def seed(self) -> int:
-        """What the drawing of configurations begins from: the seed of the runs, if they have one."""
+        """Seed for drawing configurations: the seed of the runs, if they have one."""
         return self.base.get("seed", 42)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data: what makes two searches the same."""
+        """Return plain data that is equal for equal searches."""
         parts: dict[str, Any] = {"base": self.base}
         for part, ranges in (("space", self.space), ("mutations", self.mutations)):
             parts[part] = {option: {drawn.kind: list(drawn.values)} for option, drawn in ranges.items()}
         return json.loads(json.dumps(parts))
 
     def _corners(self) -> Iterator[dict[str, Any]]:
-        """Yield points that together have every value that is an end or can be listed."""
+        """Yield points that together cover every end and every listed value."""
         first = {option: drawn.examples()[0] for option, drawn in self.space.items()}
         for ranges in (self.space, self.mutations):
             for option, drawn in ranges.items():
@@ -153,7 +153,7 @@ class SearchSpec:
                     yield {**first, option: value}
 
     def check(self) -> None:
-        """Refuse what no run could use.
+        """Refuse values that no run can use.
 
         Raises:
             ConfigurationError: Names the option and the value.
@@ -190,8 +190,8 @@ def read_search(path: Path) -> SearchSpec:
     Args:
         path: YAML with `base` (any options of a run), `space` (option → `{uniform: [low, high]}`,
             `{loguniform: [low, high]}`, `{randint: [low, high]}` or `{choice: [values]}`) and `mutations`
-            (the same for what population based training changes; by default all of the space that can
-            change while a model trains); `${NAME}` is read from the environment.
+            (the same for options that population based training changes; by default all that can change
+            during training); `${NAME}` is read from the environment.
 
     Raises:
         ConfigurationError: Names the file and the value.

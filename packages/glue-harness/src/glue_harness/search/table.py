@@ -14,7 +14,7 @@ __all__ = ["print_search", "shown"]
 
 
 def shown(value: Any) -> str:
-    """Return a setting's value in three digits, if it is a number with a fraction."""
+    """Return a setting's value as text; a float with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

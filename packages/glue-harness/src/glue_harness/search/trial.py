@@ -32,19 +32,19 @@ STOP = ".stop"
 """File in the search's folder that asks all trials to stop."""
 
 STOPPED, WAITS = "stopped.json", ".waits"
-"""Files in a trial's folder: where it was stopped, and that Tune is to answer it before it goes on."""
+"""Files in a trial's folder: where it was stopped, and that it must wait for Tune's answer."""
 
 
 def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, Any]) -> None:
-    """Train with a drawn configuration, from the checkpoint that Tune gives if it gives one.
+    """Train with a drawn configuration, from Tune's checkpoint if there is one.
 
-    The checkpoint is a run's folder: the trial's own, where it was interrupted or had to wait, or that of
-    a better trial. What cannot be used is written to the trial's folder, and is not tried again.
+    The checkpoint is a run's folder: the trial's, if it was interrupted or had to wait, or a better trial's.
+    An unusable configuration is noted in the trial's folder and not tried again.
 
     Args:
         spec: The search.
         search: Its folder.
-        share: What this trial has of the machine.
+        share: This trial's share of the machine.
         drawn: Option → value.
     """
     from glue_harness.run.entry import run
@@ -72,7 +72,7 @@ def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, A
 
 
 def stop_trials(search: Path) -> None:
-    """Have the trials of a search that nobody follows any more save what they did, and wait for it."""
+    """Have trials whose search has ended save their state, and wait until they have."""
     (search / STOP).touch()
     for trial in (search / TRIALS).glob("*/"):
         while not (trial / WAITS).exists():
@@ -87,7 +87,7 @@ class _Reporter:
         search: The search's folder.
         trial: The trial's name.
         point: Its configuration.
-        start: Folder of the run from which it goes on.
+        start: Folder of the run it continues.
     """
 
     def __init__(self, search: Path, trial: str, point: dict[str, Any], start: Path | None) -> None:
@@ -97,11 +97,11 @@ class _Reporter:
 
     @property
     def position(self) -> str:
-        """After which evaluation the trial is, and with which configuration."""
+        """The trial's last evaluation and its configuration."""
         return json.dumps([self._parent.id if self._parent else None, self._point])
 
     def goes_on(self, folder: Path) -> bool:
-        """Say whether the trial was stopped where it is now: a checkpoint of its own is ahead of it."""
+        """Say whether the trial was stopped at this point: its checkpoint is ahead."""
         file = folder / STOPPED
         told = file.read_text(encoding="utf-8") if file.exists() else ""
         for stale in (file, folder / WAITS):

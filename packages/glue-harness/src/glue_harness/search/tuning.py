@@ -29,13 +29,13 @@ NAME = "tune"
 """Folder of Tune's own files."""
 
 CHECKPOINTS = 4
-"""Of each trial that are kept: its best ones, and the newest."""
+"""Checkpoints kept for each trial: its best ones, and the newest."""
 
 ATTEMPTS = 2
-"""Times that a trial goes on after its process died."""
+"""How often a trial is restarted after its process died."""
 
 LONG = 10**6
-"""More evaluations than any trial makes: trials end by themselves."""
+"""Above the evaluations of any trial, so that trials end by themselves."""
 
 
 def _domain(allowed: Range) -> Any:
@@ -66,7 +66,7 @@ def _scheduler(name: str, spec: SearchSpec, seed: int) -> TrialScheduler | None:
         return ASHAScheduler(time_attr="training_iteration", max_t=LONG, grace_period=1, reduction_factor=3)
     if name == "none":
         return None
-    random.seed(seed)  # where population based training draws from
+    random.seed(seed)  # population based training draws from this generator
     np.random.seed(seed)
     return PopulationBasedTraining(
         time_attr="training_iteration",
@@ -92,10 +92,10 @@ def _name(trial: Trial) -> str:
 
 
 class _Lines(tune.Callback):
-    """Says what happens, a line an event.
+    """Prints one line for each event.
 
     Args:
-        metric: What is looked at.
+        metric: The metric to print.
     """
 
     def __init__(self, metric: str) -> None:
@@ -104,7 +104,7 @@ class _Lines(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        """Tell the score, and where the weights come from if they are not the trial's own."""
+        """Print the score, and the trial that gave the weights if it is another."""
         numbers = {trial.trial_id: number for number, trial in enumerate(trials, start=1)}
         taken = "" if result["origin"] == trial.trial_id else f", from trial {numbers.get(result['origin'])}"
         values = "  ".join(f"{option} {shown(value)}" for option, value in result["configuration"].items())
@@ -115,7 +115,7 @@ class _Lines(tune.Callback):
         )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Tell that a trial failed."""
+        """Print that a trial failed."""
         print(f"trial {trials.index(trial) + 1}: failed", flush=True)
 
 
@@ -129,16 +129,16 @@ def tuner(
     trials: int,
     retry_failed: bool,
 ) -> tune.Tuner:
-    """Return the Tuner that begins a search, or continues it where its folder has one.
+    """Return the Tuner that begins a search, or continues the one in its folder.
 
     Args:
         spec: The search.
         folder: Its folder.
-        share: What each trial gets of the machine.
+        share: Each trial's share of the machine.
         scheduler: `pbt`, `asha` or `none`.
         sampler: `random` or `tpe`.
-        trials: How many.
-        retry_failed: Try trials again that failed before.
+        trials: How many trials.
+        retry_failed: Try failed trials again.
     """
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",

@@ -37,25 +37,25 @@ def sweep(
 ) -> None:
     """Do the runs of a specification that are not done yet.
 
-    Workers take one run after the other, whichever is not finished and not being worked on, so that several
-    sweeps on one folder, on one machine or on several, share the work. Imports and compiled code serve all
-    runs of a worker. A worker that dies is replaced; its run continues from its last checkpoint. A failing
-    run, or one that ends four workers, leaves `error.txt` in its folder and does not stop the others.
+    Each worker takes the next run that is unfinished and that no other worker has, so that several sweeps can
+    share one folder, on one machine or on several. Imports and compiled code serve all runs of a worker. A
+    worker that dies is replaced; its run continues from its last checkpoint. A run that fails, or ends four
+    workers, leaves `error.txt` in its folder and does not stop the others.
 
     Args:
         spec: The specification's file.
-        output_dir: Holds a folder a run.
-        jobs: Runs at a time, each with its share of the cores, or its GPU.
-        dry_run: Only print what would be run, the disk, the memory and the hours that it needs, and how long
-            runs of this folder took.
-        retry_failed: Try runs again that failed in an earlier sweep.
+        output_dir: Holds a folder for each run.
+        jobs: Runs at once, each with its share of the cores, or its GPU.
+        dry_run: Only print the planned runs, the disk, memory and hours they need, and how long runs of this
+            folder took.
+        retry_failed: Try runs that failed in an earlier sweep again.
         launcher: `local` (processes on this machine), `ray` (tasks of a cluster) or `slurm` (a job array).
-        slurm: What a SLURM job asks for: `partition=gpu,timeout_min=240`.
-        scale: At which scale (`glue_harness.sweep.scales.at_scale`).
+        slurm: What a SLURM job requests: `partition=gpu,timeout_min=240`.
+        scale: The scale (`glue_harness.sweep.scales.at_scale`).
 
     Raises:
-        ConfigurationError: Something in the specification, too little disk, or, after the others are done,
-            runs that failed.
+        ConfigurationError: A fault in the specification, too little disk, or, when all others are done,
+            failed runs.
     """
     check_number("jobs", jobs, at_least=1)
     check_choice("launcher", launcher, LAUNCHERS)
@@ -105,14 +105,14 @@ def sweep(
 
 
 def _settle(planned: Sequence[PlannedRun], keep: str) -> None:
-    """Do for finished runs what a worker that was ended could not do any more."""
+    """Finish the clean-up of runs whose worker ended before it."""
     for folder in (Path(run.config.output_dir) for run in planned if state_of(run) == FINISHED):
         if (folder / MODEL).is_dir():
             keep_models(folder, keep)
 
 
 def _workers(name: str, configs: Sequence[RunConfig], jobs: int, folder: Path, slurm: str, keep: str) -> Any:
-    """Return what does runs: a context, with `look_after()` to be called every `poll` seconds."""
+    """Return a launcher: a context whose `look_after()` is called every `poll` seconds."""
     if name == "local":
         return Workers(configs, jobs, keep)
     if name == "ray":
@@ -127,7 +127,7 @@ def _workers(name: str, configs: Sequence[RunConfig], jobs: int, folder: Path, s
 
 
 def _follow(runs: Sequence[PlannedRun], workers: Any) -> None:
-    """Have the runs done, and show how far they are."""
+    """Do the runs and show their progress."""
     with workers, SweepProgress(runs) as progress:
         waiting = list(runs)
         while waiting:

@@ -1,4 +1,4 @@
-"""How processes share runs: each takes what is neither finished, nor failed, nor being worked on."""
+"""How processes share runs: each takes a run that is not finished, failed or taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from glue_harness.sweep.state import ERROR
 __all__ = ["PAUSE", "attempted", "do_runs", "done", "write_error"]
 
 PAUSE = 0.5
-"""Seconds before one looks again at a run that another process works on."""
+"""Seconds before a run that another process works on is checked again."""
 
 
 def do_runs(
@@ -25,8 +25,8 @@ def do_runs(
 
     Args:
         configs: The runs.
-        begin: Called with a run's number before it is begun.
-        keep: Which of them keep their models.
+        begin: Called with a run's number before it starts.
+        keep: Which runs keep their models.
     """
     open_runs = dict(enumerate(configs))
     while open_runs:
@@ -47,9 +47,9 @@ def done(config: RunConfig) -> bool:
 
 
 def attempted(config: RunConfig, keep: str = "best") -> bool:
-    """Do a run, unless another process is at it; a failure is written into its folder.
+    """Do a run, unless another process has it; a failure is written into its folder.
 
-    Of a finished run stays what `keep` says (`glue_harness.sweep.keeping`).
+    `keep` says which files of a finished run stay (`glue_harness.sweep.keeping`).
     """
     from glue_harness.run.entry import run
 
@@ -64,5 +64,5 @@ def attempted(config: RunConfig, keep: str = "best") -> bool:
 
 
 def write_error(config: RunConfig, said: str, details: str = "") -> None:
-    """Write down that a run has failed."""
+    """Write a failure into the run's folder."""
     write_whole(Path(config.output_dir) / ERROR, f"{said}\n\n{details}")

@@ -17,21 +17,21 @@ from glue_harness.run.records import ADAPTER, MODEL
 __all__ = ["KEEPS", "SMALL", "check_disk", "disk_needed", "keep_models"]
 
 KEEPS = ("none", "best", "all")
-"""No run keeps its model, of each task the run that leads does, or every run."""
+"""No run keeps its model, the best run of each task does, or every run."""
 
 SMALL = 200_000
 """Bytes of a finished run without its model, at most."""
 
 WORKING = 9
-"""Times its weights that a run has on disk at most: two checkpoints of weights and three states of the
-optimizer each, and the best weights."""
+"""Most disk that a run uses, in multiples of its weights: two checkpoints, each of weights and three states
+of the optimizer, and the best weights."""
 
 
 def keep_models(folder: Path, keep: str) -> None:
-    """Remove what a finished run does not need any more, and models that another run's is better than.
+    """Remove files that a finished run no longer needs, and models of runs that another run beats.
 
     Args:
-        folder: The run's; those of other runs of the sweep are beside it.
+        folder: The run's folder, beside those of the sweep's other runs.
         keep: One of `KEEPS`.
     """
     from glue_harness.run.checkpoint import drop_state
@@ -63,12 +63,12 @@ def _standing(folder: Path) -> tuple[str, float]:
 
 
 def _is_of_a_sweep(folder: Path) -> bool:
-    """Say whether a folder holds a finished run and has the name that sweeps give."""
+    """Say whether a folder holds a finished run and has a name given by a sweep."""
     return (folder / "result.json").exists() and folder.name.endswith(_result(folder)["hash"][:8])
 
 
 def _make_small(folder: Path) -> None:
-    """Take the model away, and predictions that are large."""
+    """Remove the model and large predictions."""
     for name in ("checkpoint", MODEL, ADAPTER):
         shutil.rmtree(folder / name, ignore_errors=True)
     files = [file for file in folder.iterdir() if file.is_file()]
@@ -78,7 +78,7 @@ def _make_small(folder: Path) -> None:
 
 
 def disk_needed(configs: Sequence[RunConfig], keep: str, jobs: int) -> int:
-    """Return the bytes that runs need on disk at most: while they are done, and of what stays.
+    """Return the most bytes that runs need on disk: while they run, and afterwards.
 
     Args:
         configs: The runs.
@@ -86,7 +86,7 @@ def disk_needed(configs: Sequence[RunConfig], keep: str, jobs: int) -> int:
         jobs: Runs at a time.
 
     Raises:
-        ConfigurationError: A model whose size is not known here.
+        ConfigurationError: A model whose size is not known.
     """
     import torch
 
@@ -113,13 +113,13 @@ def check_disk(folder: Path, configs: Sequence[RunConfig], keep: str, jobs: int)
     """Say how much disk runs need and how much is free.
 
     Args:
-        folder: Will hold the runs; it may not be there yet.
+        folder: Will hold the runs; it need not exist yet.
         configs: The runs.
         keep: One of `KEEPS`.
         jobs: Runs at a time.
 
     Raises:
-        ConfigurationError: Too little is free.
+        ConfigurationError: Too little disk is free.
     """
     try:
         needed = disk_needed(configs, keep, jobs)

@@ -16,18 +16,18 @@ from glue_harness.sweep.claiming import PAUSE, attempted, done, write_error
 __all__ = ["RayTasks"]
 
 ATTEMPTS = 3
-"""Times that a task goes on after its process died."""
+"""How often a task is restarted after its process died."""
 
 
 class RayTasks:
-    """A task a run, on the cluster that runs, or on this machine if there is none.
+    """One task for each run, on the running cluster, or on this machine if there is none.
 
-    Ray keeps its processes, so that imports are paid once each. A run that another sweep works on is looked
-    at again; a run whose process dies again and again has failed.
+    Ray reuses its processes, so that each imports only once. A run that another sweep works on is checked
+    again later; a run whose process dies repeatedly has failed.
 
     Args:
         configs: The runs, in order.
-        jobs: How many at a time, each with its share of the cluster.
+        jobs: How many at once, each with its share of the cluster.
         keep: Which runs keep their models.
     """
 
@@ -54,13 +54,13 @@ class RayTasks:
 
         running = list(self._running)
         for task in running:
-            ray.cancel(task, force=False)  # as Ctrl-C in its process: the run is saved
+            ray.cancel(task, force=False)  # like Ctrl-C in its process: the run is saved
         if running:
             ray.wait(running, num_returns=len(running))
         self._session.close()
 
     def look_after(self) -> None:
-        """Take what has ended, and begin what there is room for."""
+        """Collect ended tasks, and start new ones where there is room."""
         import ray
         from ray.exceptions import RayError
 

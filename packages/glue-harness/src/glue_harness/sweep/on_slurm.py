@@ -20,13 +20,13 @@ from glue_harness.sweep.claiming import do_runs
 __all__ = ["SlurmArray", "read_options"]
 
 SHARED = ("cluster", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
-"""Options that submitit has for every cluster; all others are SLURM's own."""
+"""Options that submitit has for every cluster; all others are SLURM's."""
 
 LOGS = ".slurm"
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """Read what a job asks for, in submitit's names.
+    """Read what a job requests, in submitit's names.
 
     Examples:
         >>> read_options("partition=gpu,timeout_min=240,gpus_per_node=1")
@@ -45,13 +45,13 @@ def read_options(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Worker:
-    """What an element of the array does; ahead of its time limit, of which submitit has SLURM send a signal,
-    the run in hand is saved, and the element is queued again.
+    """The work of an array element. Shortly before the time limit SLURM sends a signal, as submitit asks: the
+    current run is saved, and the element is queued again.
 
     Attributes:
         configs: The runs, in order.
-        cores: Threads where SLURM does not say how many.
-        keep: Which of them keep their models.
+        cores: Threads, if SLURM does not say how many.
+        keep: Which runs keep their models.
     """
 
     configs: tuple[RunConfig, ...]
@@ -68,26 +68,25 @@ class Worker:
             raise SystemExit(stopped.status) from None
 
     def checkpoint(self, *_: Any) -> Any:
-        """Return what goes on in its place: runs continue from their checkpoints."""
+        """Return the job that replaces this one: runs continue from their checkpoints."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 class SlurmArray:
-    """An array of workers, each of which takes one run after the other.
+    """An array of workers, each of which does one run after another.
 
     Args:
         configs: The runs, in order.
         jobs: How many workers.
-        folder: The sweep's folder, which all machines see; submitit's files go to `.slurm` in it.
-        options: What each worker asks for, from `read_options`; `cluster` is `slurm` unless another of
+        folder: The sweep's folder, visible to all machines; submitit's files go to `.slurm` in it.
+        options: What each worker requests, from `read_options`; `cluster` is `slurm` unless another of
             submitit's executors is named.
         keep: Which runs keep their models.
 
     Raises:
-        ConfigurationError: No SLURM here, an option that it does not have, or workers that die again and
-            again.
+        ConfigurationError: No SLURM here, an option that it does not have, or workers that die repeatedly.
     """
 
     poll = 2.0
@@ -127,7 +126,7 @@ class SlurmArray:
                 job.cancel(check=False)
 
     def look_after(self) -> None:
-        """Submit workers anew that died."""
+        """Submit dead workers again."""
         for number, job in enumerate(self._submitted):
             if job.done() and (error := job.exception()) is not None:
                 if not self._deaths_left:

@@ -25,7 +25,7 @@ class SweepProgress:
     """Lines on standard output, a bar on standard error where that is a terminal.
 
     Args:
-        runs: What is to be done.
+        runs: The runs to do.
     """
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:

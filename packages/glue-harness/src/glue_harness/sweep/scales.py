@@ -1,4 +1,4 @@
-"""One specification, several scales: what a scale changes."""
+"""One specification at several scales: how a scale changes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SMOKE", "at_scale", "changed"]
 CHANGES = ("base", "defaults", "grid", "cases", "where", "exclude", "one_of_each", "keep")
 
 WRITTEN = "paper"
-"""The scale of a specification as it is written."""
+"""The scale that leaves a specification as it is written."""
 
 SMOKE: Mapping[str, Any] = {
     "one_of_each": True,
@@ -23,7 +23,7 @@ SMOKE: Mapping[str, Any] = {
         **{"hold_out": None, "evaluate_on": None},
     },
 }
-"""What the scale `smoke` makes of any sweep: one run of each method, four steps of a tiny model."""
+"""The change made by the scale `smoke`: one run of each method, four steps of a tiny model."""
 
 
 def at_scale(spec: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def at_scale(spec: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
             specification as it is written.
 
     Raises:
-        ConfigurationError: A scale that the specification has not.
+        ConfigurationError: A scale that the specification does not have.
 
     Examples:
         >>> spec = {"base": {"epochs": 3}, "scales": {"cpu": {"base": {"epochs": 1}}}}
@@ -56,7 +56,7 @@ def at_scale(spec: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
 
 
 def _kind(option: str, value: Any) -> Any:
-    """Say which method a value of a slot chooses; values of other options are all of a kind."""
+    """Name the method that a slot's value chooses; None for values of other options."""
     if isinstance(value, list):
         return tuple(_kind(option, inner) for inner in value)
     if isinstance(value, Mapping):
@@ -79,13 +79,13 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
     Args:
         spec: `base`, `grid`, `cases` and `exclude` as in the file of a sweep.
-        change: `base` sets options, which then are neither axes of the grid nor told by a case; `defaults`
+        change: `base` sets options and removes them from the grid's axes and the cases; `defaults`
             sets options that axes and cases may still override; `grid` sets axes; `cases` replaces the
             cases; `where` and `exclude` replace these lists; `keep` says which models are kept; `one_of_each`
             keeps the first value of each method on every axis and the first case of each method.
 
     Raises:
-        ConfigurationError: A key that is none of these.
+        ConfigurationError: Another key.
 
     Examples:
         >>> spec = {"base": {"epochs": 3}, "grid": {"task": ["rte", "mrpc"], "seed": [1, 2]}}

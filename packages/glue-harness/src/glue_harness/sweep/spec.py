@@ -30,8 +30,8 @@ class PlannedRun:
     """One run of a sweep.
 
     Attributes:
-        name: What differs from the other runs, and eight digits of the configuration's hash. A folder that
-            ends in these digits keeps the name that an earlier specification gave it.
+        name: The options that differ between runs, and eight digits of the configuration's hash. A folder
+            that ends in these digits keeps its name from an earlier specification.
         config: Its configuration; `output_dir` is the folder `name` in the sweep's folder.
     """
 
@@ -59,7 +59,7 @@ def _read(path: Path, scale: str | None) -> dict[str, Any]:
 
 
 def _covers(pattern: Any, value: Any) -> bool:
-    """Say whether a value is what an exclusion describes; a name stands for any options."""
+    """Say whether an exclusion describes a value; a name alone matches any options."""
     if isinstance(value, dict) and isinstance(pattern, str):
         return value.get("name") == pattern
     if isinstance(value, dict) and isinstance(pattern, dict):
@@ -68,11 +68,11 @@ def _covers(pattern: Any, value: Any) -> bool:
 
 
 def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what differs from the base: every case with every point of the grid, less the exclusions.
+    """Yield the changes to the base: every case with every point of the grid, except the exclusions.
 
-    An axis with a dot sets one option of a method; a case may have a `grid` of its own beside that of all.
-    The rules of `where` are gone through in order: a point that its `if` describes gets the options of its
-    `then`. The exclusions see the outcome.
+    An axis with a dot sets one option of a method; a case may add a `grid` to the common one. The rules of
+    `where` apply in order: a point that matches a rule's `if` gets the options of its `then`. Exclusions
+    apply to the result.
 
     Examples:
         >>> spec = {"base": {"epochs": 3}, "grid": {"seed": [1, 2]}, "exclude": [{"epochs": 3, "seed": 2}]}
@@ -101,7 +101,7 @@ def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _set(point: dict[str, Any], base: Mapping[str, Any], option: str, value: Any) -> None:
-    """Set an option; one with a dot is an option of a slot's method, which a case or the base chooses."""
+    """Set an option; a dotted one belongs to the method that a case or the base chose for the slot."""
     slot, dot, own = option.partition(".")
     if not dot:
         point[option] = value
@@ -139,7 +139,7 @@ def _words(key: str, value: Any) -> str:
 
 
 def _present(folder: Path) -> dict[str, str]:
-    """Return digits → name of the runs that a folder has, whatever their specification called them."""
+    """Return digits → name of the runs in a folder, whichever specification named them."""
     names = [run.name for run in folder.iterdir()] if folder.is_dir() else []
     return {name[-8:]: name for name in names if re.search(r"(^|-)[0-9a-f]{8}$", name)}
 
@@ -174,7 +174,7 @@ def read_spec(path: Path, output_dir: Path, scale: str | None = None) -> list[Pl
         mapping = {**spec["base"], **point, "output_dir": str(output_dir)}
         try:
             config = parse_mapping(mapping)
-            digits = config.hash[:8]  # for which rows of one's own are read
+            digits = config.hash[:8]  # reads the user's rows, if there are any
         except ConfigurationError as error:
             raise ConfigurationError(f"{path}: {error}") from None
         words = re.sub(r"[^\w.+-]+", "-", "-".join(_words(key, value) for key, value in point.items()))

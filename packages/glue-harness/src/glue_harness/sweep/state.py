@@ -1,4 +1,4 @@
-"""What the files of a run say about it."""
+"""The state of a run, read from its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def state_of(run: PlannedRun) -> str:
 
 
 def reason_of(run: PlannedRun) -> str:
-    """Return the first line of what a failed run left."""
+    """Return the first line of a failed run's error."""
     return (Path(run.config.output_dir) / ERROR).read_text(encoding="utf-8").partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, started from one that has imported everything."""
+"""Worker processes on this machine, started from a process that has imported everything."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ IMPORTED = [
     "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert",
 ]
-"""What the process that all workers come from imports once: a run would, and each worker anew."""
+"""Modules that the workers' parent process imports once, so that no worker has to."""
 
 
 def warm_up() -> None:
-    """Start the process that all workers come from: it imports while the specification is read."""
+    """Start the workers' parent process: it imports while the specification is read."""
     forkserver.set_forkserver_preload(IMPORTED)
     forkserver.ensure_running()
 
 
 DEATHS = 4
-"""Processes that a run may end; then it has failed."""
+"""How many processes a run may end before it has failed."""
 NO_RUN = -1
 ASKED = [128 + number for number in SIGNALS]
 """Exit codes of workers that were asked to stop."""
 
 
 class Workers:
-    """Processes that work through runs. A run whose processes die again and again has failed.
+    """Processes that work through runs. A run whose processes die repeatedly has failed.
 
     Args:
         configs: The runs, in order.
@@ -53,7 +53,7 @@ class Workers:
         keep: Which runs keep their models.
 
     Raises:
-        ConfigurationError: Workers die before they begin a run.
+        ConfigurationError: Workers die before they start a run.
     """
 
     poll = 0.2
@@ -81,7 +81,7 @@ class Workers:
             raise
 
     def look_after(self) -> None:
-        """Replace workers that died; one that was asked to stop has saved what it did."""
+        """Replace dead workers; a worker that was asked to stop has saved its run."""
         for number, process in enumerate(self._processes):
             if process.exitcode not in (None, 0):
                 if process.exitcode not in ASKED:
@@ -111,7 +111,7 @@ class Workers:
 
 
 def _work(configs: list[RunConfig], number: int, jobs: int, at: Any, keep: str) -> None:
-    """Be one of the workers on this machine, and say in `at` which run it is at."""
+    """Work as one of this machine's workers, and write the current run's number into `at`."""
     _end_with_the_launcher()
     _share_the_machine(number, jobs)
 
