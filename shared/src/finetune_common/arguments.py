@@ -1,4 +1,4 @@
-"""One clear line for a call whose arguments do not fit: a misspelt name, a missing one, the wrong order."""
+"""One clear line for a call with wrong arguments: a misspelt name, a missing one, the wrong order."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class ArgumentError(ConfigurationError, TypeError):
 
 
 def explain_arguments(target: Target) -> Target:
-    """Decorate a public class or function: a call that does not fit is answered in one line.
+    """Decorate a public class or function: wrong arguments give a one-line error.
 
-    A misspelt argument gets the nearest name, a missing one its name. Where the call fails and an argument is
-    not of the class that the signature asks for, the message says so, and notices two arguments in the wrong
-    order. A call that works is not checked.
+    The error names the nearest spelling of a misspelt argument, or a missing argument. If the call fails and
+    an argument has another class than the signature asks for, or two are in the wrong order, it says so. A
+    call that works is not checked.
 
     Args:
         target: A class, whose `__init__` is replaced, or a function.
 
     Returns:
-        The same class, or the function with the answers.
+        The same class, or the wrapped function.
 
     Examples:
         >>> @explain_arguments
@@ -84,7 +84,7 @@ def _misfit_of_names(
 
 
 def _nearest(given: str, known: list[str]) -> str:
-    """Name the closest argument: by its letters, or because both begin a word alike (`r`, `lora_alpha`)."""
+    """Name the closest argument: by similar letters, or by the beginning of a word (`r`, `lora_alpha`)."""
     close = get_close_matches(given, known, n=1, cutoff=0.7)
     alike = close or sorted((name for name in known if _share_a_word(given, name)), key=len)
     return f"did you mean {alike[0]!r}?" if alike else f"it takes {', '.join(known) or 'none'}"
@@ -93,7 +93,7 @@ def _nearest(given: str, known: list[str]) -> str:
 def _share_a_word(given: str, known: str) -> bool:
     words = given.split("_")
     if len(words) > 1:
-        words = [word for word in words if len(word) > 2]  # "to" and "of" tell nothing
+        words = [word for word in words if len(word) > 2]  # "to" and "of" say nothing
     return any(
         part.startswith(word) or word.startswith(part)
         for word in words
@@ -105,7 +105,7 @@ def _share_a_word(given: str, known: str) -> bool:
 def _misfit_of_kinds(
     name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, bool]:
-    """Return what is wrong with the classes of arguments, if anything is, and whether two are swapped."""
+    """Return the fault in the classes of arguments, if any, and whether two are swapped."""
     signature = inspect.signature(function)
     given = signature.bind(*args, **kwargs).arguments
     order = ", ".join(
@@ -124,7 +124,7 @@ def _misfit_of_kinds(
 
 
 def _classes(function: Callable[..., Any]) -> dict[str, type]:
-    """Return the arguments that have to be of one class, such as a Module, as far as annotations tell."""
+    """Return the arguments whose annotations ask for one class, such as a Module."""
     try:
         hints = get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # names that exist for a type checker only
@@ -135,7 +135,7 @@ def _classes(function: Callable[..., Any]) -> dict[str, type]:
 
 
 def _is_plain(kind: type) -> bool:
-    """Numbers and texts, on which the settings' own checks say more; and what `isinstance` cannot ask for."""
+    """Numbers and texts, since checks of settings say more; and classes that `isinstance` cannot check."""
     return kind.__module__ in ("builtins", "typing") or getattr(kind, "_is_protocol", False)
 
 

@@ -47,7 +47,7 @@ class _Short(Repr):
 
 
 def shown(value: object) -> str:
-    """Return a value as it stands in a message: one line, never a whole model, tensor or long list.
+    """Return a value's text for a message: one line, never a whole model, tensor or long list.
 
     Examples:
         >>> shown("adamw"), shown([1, 2])
@@ -64,7 +64,7 @@ def did_you_mean(value: str, allowed: Iterable[str]) -> str:
 
     Args:
         value: What was given.
-        allowed: What would have been accepted.
+        allowed: The accepted values.
 
     Returns:
         The end of an error message.
@@ -108,7 +108,7 @@ def check_number(
     below: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """Refuse what is no number, and a number outside its interval; NaN is always outside.
+    """Refuse a value that is not a number or lies outside its interval; NaN is always outside.
 
     Raises:
         ConfigurationError: Names the value and the legal interval.

@@ -1,4 +1,4 @@
-"""What a run costs: seconds per part of a step, peak memory, bytes that saved tensors hold."""
+"""The cost of a run: seconds per part of a step, peak memory, bytes of saved tensors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 __all__ = ["SavedTensorMeter", "Stopwatch", "peak_memory_bytes", "reset_peak_memory"]
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-"""Where Linux tells of a process's peak, and where a 5 resets it."""
+"""Linux's file for a process's peak, and the file that resets it when 5 is written."""
 
 
 class Stopwatch:
     """Seconds spent in each part of a loop; one part runs at a time.
 
-    On CUDA the parts are timed by events on the stream and added up later, so that timing does not make
-    the host wait for the device.
+    On CUDA the parts are timed by events on the stream and summed later, so that the host does not wait for
+    the device.
 
     Args:
         parts: Names of the parts.
@@ -72,13 +72,13 @@ class Stopwatch:
         return dict(self._seconds)
 
     def add(self, seconds: dict[str, float]) -> None:
-        """Count the seconds of an earlier, interrupted run in."""
+        """Add the seconds of an earlier, interrupted run."""
         for part, value in seconds.items():
             self._seconds[part] += value
 
 
 def peak_memory_bytes(device: torch.device | str = "cpu") -> int:
-    """Return the high-water mark of memory since `reset_peak_memory`, or since the process began.
+    """Return the peak of memory since `reset_peak_memory`, or since the process began.
 
     Args:
         device: On CUDA the allocator's peak; on the CPU the process's largest resident set.
@@ -96,7 +96,7 @@ def peak_memory_bytes(device: torch.device | str = "cpu") -> int:
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:
-    """Let `peak_memory_bytes` count from now on; on a CPU where the system can (Linux)."""
+    """Restart the count of `peak_memory_bytes`; on a CPU only if the system can (Linux)."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif RESET.exists():
@@ -107,9 +107,8 @@ def reset_peak_memory(device: torch.device | str = "cpu") -> None:
 class SavedTensorMeter(saved_tensors_hooks):
     """Count the bytes that a forward pass keeps for backward.
 
-    A context manager around the forward pass. Each storage counts once, whatever number of operations
-    saved it and under whatever views; the model's parameters and buffers do not count, nor do the copies that
-    autocast makes of them.
+    A context manager around the forward pass. Each storage counts once, however many operations or views
+    saved it; the model's parameters and buffers do not count, nor do autocast's copies of them.
 
     Args:
         model: Its parameters and buffers are left out.

@@ -1,4 +1,4 @@
-"""Metrics over a whole evaluation set, what becomes of each class, and GLUE's average."""
+"""Metrics over a whole evaluation set, a report of each class, and GLUE's average."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ __all__ = ["class_report", "compute_metrics", "glue_average", "metrics_of", "mul
 
 
 def metrics_of(task: Task, primary: str | None = None) -> tuple[str, ...]:
-    """Return the metrics of a task, a primary one of one's choice first.
+    """Return the metrics of a task, a chosen primary one first.
 
     Two classes have accuracy, F1 of the second and Matthews' correlation; more have accuracy and the mean of
-    the classes' F1 (`f1_macro`), which answering the commonest class does not satisfy; several labels a row
-    have `f1_micro` over all and `f1_macro`; numbers have Pearson's and Spearman's correlation. A known task
-    has its own.
+    the classes' F1 (`f1_macro`), which is low if a model always answers the commonest class; several labels
+    per row have `f1_micro` over all and `f1_macro`; numbers have Pearson's and Spearman's correlation. A
+    known task has its own.
 
     Args:
         task: Its kind and the number of its labels decide.
-        primary: A metric of this module or a scikit-learn scorer, of which more is better.
+        primary: A metric of this module or a scikit-learn scorer; higher is better.
 
     Raises:
         ConfigurationError: No such metric, or one that does not fit the task.
@@ -65,13 +65,13 @@ def compute_metrics(
 ) -> dict[str, float]:
     """Return the task's metrics, fractions in [0, 1] or correlations in [-1, 1].
 
-    Where a metric is undefined (Matthews correlation with one class predicted, a correlation with a constant,
-    F1 without a predicted positive) it is 0.0, and one warning says so.
+    An undefined metric (Matthews correlation with one class predicted, a correlation with a constant, F1
+    without a predicted positive) is 0.0, and one warning says so.
 
     Args:
         task: The task or its name.
-        predictions: Logits of shape (n, classes); of shape (n, 1) or (n,) for regression. Array or tensor. Of
-            several labels a row, those with a positive logit (a probability above 0.5) are predicted.
+        predictions: Logits of shape (n, classes); of shape (n, 1) or (n,) for regression. Array or tensor.
+            With several labels per row, those with a positive logit (a probability above 0.5) are predicted.
         labels: Shape (n,): class indices, or scores; (n, classes) of zeros and ones for several labels a row.
         split: Which of the task's evaluated splits this is. MNLI has two, and the keys end in `_matched` or
             `_mismatched`; all other tasks have one, the default.
@@ -110,16 +110,16 @@ def compute_metrics(
 
 
 def class_report(task: Task, predictions: Any, labels: Any) -> dict[str, Any]:
-    """Return what becomes of each class: precision, recall, F1 and rows, and which classes are confused.
+    """Return precision, recall, F1 and rows of each class, and which classes are confused.
 
     Args:
         task: One of classes or of several labels a row.
         predictions: Logits of shape (n, classes).
-        labels: As `compute_metrics` takes them.
+        labels: As for `compute_metrics`.
 
     Returns:
-        `classes`: name → precision, recall, f1, rows. For classes also `confusion`: rows are what is
-        true, columns what was predicted.
+        `classes`: name → precision, recall, f1, rows. For classes also `confusion`: rows are true classes,
+        columns predicted ones.
 
     Examples:
         >>> found = class_report(get_task("rte"), [[2.0, 1.0], [2.0, 1.0], [0.0, 1.0]], [0, 1, 1])
@@ -152,7 +152,7 @@ def glue_average(results: Mapping[str, Mapping[str, float]]) -> float:
     MNLI is one task with two metrics, matched and mismatched; WNLI counts (Wang et al. 2019, GLUE).
 
     Args:
-        results: Task name → metric name → value, as from `compute_metrics`; other tasks are not looked at.
+        results: Task name → metric name → value, as from `compute_metrics`; other tasks are ignored.
 
     Raises:
         ConfigurationError: Names the tasks or metrics that are missing: an average over fewer is another
@@ -265,4 +265,4 @@ _METRICS = {
     "pearson": ("regression", _pearson),
     "spearmanr": ("regression", _spearman),
 }
-"""Name → the kind of task that it is for, and how it is computed; all others are scikit-learn's."""
+"""Name → its kind of task, and its function; all other metrics are scikit-learn's."""

@@ -1,4 +1,4 @@
-"""Metrics by their names in scikit-learn, computed by its own scorers; greater is better in all of them."""
+"""Metrics by their names in scikit-learn, computed by its scorers; greater is always better."""
 
 import warnings
 from typing import Any
@@ -14,8 +14,8 @@ def scorer_of(name: str) -> Any:
     """Return `score(kind, scores, labels)` of a scikit-learn scorer.
 
     Args:
-        name: As in `sklearn.metrics.get_scorer_names()`, or of a function `sklearn.metrics.<name>` that ends
-            in `_score`. Errors and losses are scorers with `neg_` before them.
+        name: As in `sklearn.metrics.get_scorer_names()`, or a function `sklearn.metrics.<name>` that ends in
+            `_score`. Scorers of errors and losses begin with `neg_`.
 
     Raises:
         ConfigurationError: No scorer has that name.
@@ -39,14 +39,14 @@ def scorer_of(name: str) -> Any:
     def score(kind: str, scores: np.ndarray, labels: np.ndarray) -> float:
         model = _Regressor(scores) if kind == "regression" else _Classifier(scores, several=kind == "labels")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is undefined is said once, by compute_metrics
+            warnings.simplefilter("ignore")  # compute_metrics warns once of undefined metrics
             return float(scorer(model, np.zeros((len(labels), 1)), labels))
 
     return score
 
 
 def _answers() -> tuple[type, type]:
-    """Return two estimators that answer what they were given: what a scorer wants to ask."""
+    """Return two estimators that return the given predictions, for a scorer to call."""
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
     class Classifier(ClassifierMixin, BaseEstimator):
@@ -86,10 +86,10 @@ def _Regressor(scores: np.ndarray) -> Any:
 
 
 def check_fits(name: str, kind: str, classes: int) -> None:
-    """Refuse a scorer that is not made for a kind of task, by trying it.
+    """Refuse a scorer that does not fit a kind of task, by trying it.
 
-    Metrics of classes refuse numbers with a fraction, metrics of numbers do not; metrics of clusters do not
-    see which number was predicted.
+    Metrics of classes refuse fractions, metrics of numbers do not; metrics of clusters ignore which number
+    was predicted.
 
     Raises:
         ConfigurationError: It does not fit, or there is none of that name.

@@ -1,4 +1,4 @@
-"""The four slots of a fine-tuning run, the monitors beside them, and how installed methods are found.
+"""The four slots of a fine-tuning run, the monitors, and how installed methods are found.
 
 Every method fills exactly one slot, and methods in different slots compose freely:
 
@@ -72,17 +72,17 @@ HOLDERS = {
         "noise-injection": "gradient-noise",
     },
 }
-"""Slot → package of this project → the names it holds, for the message about a method not installed."""
+"""Slot → package of this project → its methods, for the message that a method is not installed."""
 
 
 class Method(Protocol):
-    """What every entry point's class has, whatever its slot.
+    """Attributes of every entry point's class, in any slot.
 
     `Options` is a frozen dataclass that validates itself in `__post_init__` (raising `ConfigurationError`)
     and whose module imports no torch; each field has a default and is described under `Args:` in the
     dataclass docstring, which is what `--help` prints. The first line of the method's own docstring is its
-    description in lists. A method that cannot work on parameters that are split over processes (FSDP) says
-    why, and what to use, in an attribute `not_sharded`: it is refused there before anything is loaded.
+    description in lists. A method that cannot work with sharded parameters (FSDP) says why, and what to use,
+    in an attribute `not_sharded`: such a run is refused before anything is loaded.
     """
 
     name: ClassVar[str]
@@ -92,19 +92,19 @@ class Method(Protocol):
 
 
 class Part(Protocol):
-    """The lifecycle of whatever a slot or a monitor hands back; each method is optional.
+    """The lifecycle of an object that a slot or a monitor returns; each method is optional.
 
-    A run's parts are its adaptation and activation method, its optimizer, and what gradient methods and
-    monitors give when they are attached. In every optimizer step a run tells them, in this order:
+    A run's parts are its adaptation and activation method, its optimizer, and the objects that gradient
+    methods and monitors return from `attach`. Every optimizer step calls, in this order:
 
         `before_forward` → forward and backward passes → `after_backward` → gradient methods and the
         optimizer's step → `on_step`
 
-    and every checkpoint holds the state of all of them.
+    and every checkpoint holds the state of all parts.
     """
 
     def before_forward(self, step: int) -> None:
-        """Get the model ready for a step: say, choose what trains.
+        """Prepare the model for a step, e.g. choose which parameters train.
 
         Args:
             step: Number of the optimizer step that begins, from 1.
@@ -117,14 +117,14 @@ class Part(Protocol):
         Args:
             step: Number of this optimizer step, from 1.
             loss_fn: Runs the forward pass of the last micro-batch again and returns its loss, with a graph.
-                Several processes have a part of the micro-batch each: the mean of their losses is the mean
-                loss of its rows. What is drawn at random meanwhile, dropout included, does not change
-                what the run draws later.
+                Each of several processes has a part of the micro-batch: the mean of their losses is the mean
+                loss of its rows. Random numbers drawn meanwhile, also by dropout, do not change those that
+                the run draws later.
         """
         ...
 
     def on_step(self, step: int) -> Mapping[str, Any]:
-        """Look at gradients and new weights after the step; what is returned goes into `metrics.jsonl`."""
+        """Look at gradients and new weights after the step; the result goes into `metrics.jsonl`."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,11 +132,11 @@ class Part(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint."""
+        """Load the state of a checkpoint."""
         ...
 
     def remove(self) -> None:
-        """Leave the model and the optimizer as they were."""
+        """Restore the model and the optimizer."""
         ...
 
 
@@ -150,32 +150,32 @@ class Adaptation(Method, Protocol):
     def apply(self, model: torch.nn.Module) -> torch.nn.Module:
         """Change the model and set `requires_grad`; called once, before the optimizer is built.
 
-        The optimizer gets what requires a gradient now; what is to train later is among it.
+        The optimizer gets the parameters that require a gradient now; later ones must be among them.
         """
         ...
 
 
 class Portable(Protocol):
-    """What an adaptation may have besides, so that a run leaves a model that others load; each is optional.
+    """Optional methods of an adaptation, so that a run leaves a model that others can load.
 
-    Without `merged`, a model whose parameters have the names and shapes of any model of its kind is whole as
-    it is. Without `save` and `load`, what was trained stays in the run's checkpoint.
+    Without `merged`, a model is complete if its parameters have the usual names and shapes of its kind.
+    Without `save` and `load`, the trained part stays in the run's checkpoint.
     """
 
     def merged(self, model: torch.nn.Module) -> torch.nn.Module | None:
-        """Fold the adaptation into the model's own weights.
+        """Fold the adaptation into the model's weights.
 
         Args:
             model: What `apply` or `load` returned; it may be changed and is not used afterwards.
 
         Returns:
-            A model of the kind that was adapted, with the same output but for rounding; None where no weights
-            of that kind can hold the adaptation, and `model` then is as it was.
+            A model of the original kind, with the same output up to rounding; None if such weights cannot
+            hold the adaptation, and `model` is unchanged then.
         """
         ...
 
     def save(self, model: torch.nn.Module, folder: Path) -> None:
-        """Write what `load` needs into a folder that is there: what was trained, without the base model.
+        """Write the trained part for `load`, without the base model, into an existing folder.
 
         Args:
             model: What `apply` or `load` returned, not merged.
@@ -184,11 +184,11 @@ class Portable(Protocol):
         ...
 
     def load(self, model: torch.nn.Module, folder: Path) -> torch.nn.Module:
-        """Adapt a base model as `apply` does, with what was trained.
+        """Adapt a base model like `apply`, with the saved trained part.
 
         Args:
             model: The base model, not adapted.
-            folder: What `save` wrote.
+            folder: Written by `save`.
         """
         ...
 
@@ -196,8 +196,8 @@ class Portable(Protocol):
 class Activation(Method, Protocol):
     """How saved tensors are kept until backward.
 
-    A method that acts on compiled models returns options for `torch.compile` from a `compile_options()`,
-    which is called before the first forward pass of a run that compiles; one that cannot raises there.
+    A method that acts on compiled models has `compile_options()`, which returns options for `torch.compile`.
+    A run that compiles calls it before the first forward pass; a method that cannot raises there.
     """
 
     def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
@@ -210,7 +210,7 @@ class Activation(Method, Protocol):
 
 
 class Gradient(Method, Protocol):
-    """What is done to gradients between backward (after clipping and unscaling) and the step."""
+    """Changes gradients between backward (after clipping and unscaling) and the step."""
 
     def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> Any:
         """Attach to an optimizer whose step sees `accumulate` micro-batches; return a part."""
@@ -220,8 +220,8 @@ class Gradient(Method, Protocol):
 class Optimizer(Method, Protocol):
     """How the update is computed. Weight decay is a key of the groups, never an option.
 
-    One that clips gradients itself may tell its level in an attribute `clips_at` (None for no fixed one), for
-    a warning where `--max-grad-norm` leaves nothing to clip.
+    An optimizer that clips gradients may give its level in an attribute `clips_at` (None if not fixed), for a
+    warning if `--max-grad-norm` leaves nothing to clip.
     """
 
     def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -229,7 +229,7 @@ class Optimizer(Method, Protocol):
 
         Args:
             model: The adapted model.
-            param_groups: `{"params": [(name, parameter), …], "weight_decay": float}`, with `"lr"` where it
+            param_groups: `{"params": [(name, parameter), …], "weight_decay": float}`, with `"lr"` if it
                 differs from the option `lr`.
         """
         ...
@@ -272,8 +272,8 @@ def find(slot: str, name: str) -> type[Any]:
         name: The method's name, as on the command line.
 
     Raises:
-        ConfigurationError: Not installed (says which package holds it), unknown (says what is there), or
-            its package is broken.
+        ConfigurationError: Not installed (names its package), unknown (lists the known ones), or its package
+            is broken.
     """
     methods = available(slot)
     if name in methods:

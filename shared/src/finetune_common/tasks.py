@@ -10,25 +10,25 @@ __all__ = ["GLUE_TASKS", "TASKS", "Task", "get_task"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is known about a task before any of its data is read.
+    """Facts about a task that are known before its data is read.
 
     Args:
         name: The name on the command line; for GLUE also the hub's configuration name.
         columns: One or two text columns, named as on the hub.
         labels: Class names in the hub's order (index = label); empty for regression.
-        metrics: The keys a full evaluation yields, in order.
-        primary: The one of `metrics` that the best checkpoint is chosen by.
+        metrics: The keys of a full evaluation, in order.
+        primary: The metric by which the best checkpoint is chosen.
         rows: Split → official number of rows.
         folder: Folder in the official GLUE layout; empty for a demo task.
         files: Split → file name in `folder`.
         official_columns: Names in the official header, parallel to `columns`.
         official_label: Name of the label in the official header.
         headerless: Column names of official files that have no header; empty when every file has one.
-        drops_broken_rows: The official file itself holds rows cut in two, which the hub leaves out.
+        drops_broken_rows: Whether the official file has rows cut in two, which the hub leaves out.
         label_range: Least and greatest label of a regression task.
         evaluation: The splits that are evaluated.
-        version: Raised when the same name starts to mean other rows or another reading of them.
-        several: A row has any number of the labels, each of which is a yes or no of its own.
+        version: Raised when the same name gets other rows or another reading of them.
+        several: Whether a row has any number of the labels, each a separate yes or no.
 
     Examples:
         >>> get_task("rte").labels
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """`classes`, `labels` where a row has any number of them, or `regression`."""
+        """`classes`, `labels` (any number per row), or `regression`."""
         return "regression" if self.regression else "labels" if self.several else "classes"
 
     @property
@@ -153,7 +153,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_DEMO)}
 
 
 def get_task(name: "str | Task") -> Task:
-    """Return the task of that name; a `Task` is returned as it is.
+    """Return the task of that name; a `Task` is returned unchanged.
 
     Raises:
         ConfigurationError: No task has that name.

@@ -16,18 +16,18 @@ __all__ = ["Direct", "DirectByShape"]
 class Direct:
     """A function of flat tensors of one length, compiled for all lengths and entered without checks.
 
-    A function that `torch.compile` made checks every property of every argument at every call. Where much
-    memory was touched in between that takes as long as a pass over 50,000 elements. Here the first call of a
-    length is checked, and tells which code torch takes for it; later calls of that length enter it at once.
+    A function from `torch.compile` checks every property of every argument at every call. If much memory was
+    touched in between, that takes as long as a pass over 50,000 elements. Here only the first call of a
+    length is checked, and shows which code torch uses; later calls of that length enter it at once.
 
-    The caller vouches that arguments differ from call to call in nothing but their length: as many tensors,
-    contiguous, of the same dtypes and numbers of dimensions, on one CPU, apart from each other in memory.
+    The caller guarantees that only the arguments' length differs between calls: equally many contiguous
+    tensors, of the same dtypes and numbers of dimensions, on one CPU, without shared memory.
 
     Args:
         function: `function(row, others)` of two lists of tensors, those of `row` of one length. It changes
             them in place and returns nothing.
-        what: What the user calls it, for a warning; see `Compiled`.
-        name: Tells apart, in torch's logs, what is made of one function.
+        what: The user's name for it, for a warning; see `Compiled`.
+        name: Distinguishes, in torch's logs, objects made from one function.
 
     Examples:
         >>> def scale(row, others):
@@ -53,7 +53,7 @@ class Direct:
     def __call__(self, row: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         """Run the function, compiled if it is `usable`, which is for the caller to ask."""
         length = row[0].numel()
-        key = length, torch.get_num_threads()  # torch's code is made for a number of threads
+        key = length, torch.get_num_threads()  # torch compiles for a number of threads
         known = self._known.get(key)
         given: list[Any] = [*row, *others, length]
         if known is not None:
@@ -65,7 +65,7 @@ class Direct:
         self._remember(key, given)
 
     def _remember(self, key: tuple[int, int], given: Sequence[Any]) -> None:
-        """Keep which code torch took for a length, where the places of its arguments are plain."""
+        """Remember which code torch used for a length, if its arguments can be identified."""
         call = self._noted.take()
         if call is None:
             return
@@ -76,16 +76,16 @@ class Direct:
 
 
 class DirectByShape:
-    """A function of tensors that is compiled, and entered without checks where the same shapes were seen.
+    """A function of tensors that is compiled, and entered without checks for shapes seen before.
 
-    As `Direct`, for tensors of several shapes that come again. Elsewhere than on a CPU, and where tensors
-    share memory, each call is checked. The caller vouches for the rest: contiguous tensors without gradient
-    history, those of one shape always apart from each other in memory or always not.
+    Like `Direct`, for tensors of several recurring shapes. Outside a CPU, or if tensors share memory, each
+    call is checked. The caller guarantees the rest: contiguous tensors without gradient history; for each
+    shape, tensors always share memory or never do.
 
     Args:
         function: Changes its tensors in place and returns nothing.
-        what: What the user calls it, for a warning; see `Compiled`.
-        name: Tells apart, in torch's logs, what is made of one function.
+        what: The user's name for it, for a warning; see `Compiled`.
+        name: Distinguishes, in torch's logs, objects made from one function.
 
     Examples:
         >>> def outer(x, y, out):
@@ -99,7 +99,7 @@ class DirectByShape:
     """
 
     MOST = 256
-    """Combinations of shapes that are remembered; then the memory starts anew."""
+    """How many combinations of shapes are remembered; then all are forgotten."""
 
     def __init__(self, function: Callable[..., None], what: str, name: str) -> None:
         self.function, self._noted = function, _Noted()
@@ -140,7 +140,7 @@ class DirectByShape:
 
 
 def _entry(code: Callable[..., Any], arguments: Sequence[Any], given: Sequence[Tensor]) -> Any:
-    """Return what runs code with the given tensors; the numbers among its arguments follow from shapes."""
+    """Return a function that runs code with given tensors; its number arguments follow from their shapes."""
     if not _apart(given):
         return None
     places = [_place_of(argument, given) for argument in arguments]
@@ -155,7 +155,7 @@ def _place_of(argument: Any, given: Sequence[Tensor]) -> int | None:
 
 
 class _Noted:
-    """A backend of `torch.compile`: inductor, which notes what it is called with."""
+    """A backend of `torch.compile`: inductor, with a note of the arguments of each call."""
 
     def __init__(self) -> None:
         self._call: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
@@ -178,12 +178,12 @@ class _Noted:
 
 
 def _place(argument: Any, given: Sequence[Any]) -> int | None:
-    """Return which of the given things an argument of compiled code is."""
+    """Return which of the given arguments an argument of compiled code is."""
     if isinstance(argument, Tensor):
         return _place_of(argument, given)
     return len(given) - 1 if argument == given[-1] else None
 
 
 def _apart(tensors: Sequence[Tensor]) -> bool:
-    """Whether no two tensors share storage: for those that do torch makes other code."""
+    """Whether no two tensors share storage: torch compiles other code for those that do."""
     return len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)

@@ -18,27 +18,27 @@ __all__ = ["Compiled", "calls_decide"]
 
 
 class Compiled:
-    """A function of tensors that runs compiled where that works and pays, and as written elsewhere.
+    """A function of tensors that runs compiled if that works and pays, else as written.
 
     It runs as written
 
     - on fewer than `pays_from` elements, and while another compiler traces it;
     - inside a `TorchDispatchMode` (fake tensors, torch's FLOP counter): torch compiles nothing there, and
-      gives up on a function that was called there once;
-    - after `torch.compile` failed on it, which is told in one warning with the reason. A missing compiler
-      is the reason for all functions of the process, and told once.
+      later gives up on a function that was called there;
+    - after `torch.compile` failed on it; one warning gives the reason. A missing compiler affects all
+      functions of the process, and is reported once.
 
-    Compiled code runs outside autocast. Each object compiles a code object of its own, since torch counts
-    recompilations by it.
+    Compiled code runs outside autocast. Each object has its own code object, since torch counts
+    recompilations per code object.
 
     Args:
-        function: What runs. It may change its tensors in place; compilation comes before the first change.
-        what: What the user calls it, for the warning: "gradient noise".
-        name: Tells apart, in torch's logs, what is made of one function; the function's name by default.
+        function: The function. It may change its tensors in place; compilation comes before the first change.
+        what: The user's name for it, for the warning: "gradient noise".
+        name: Distinguishes, in torch's logs, objects made from one function; by default the function's name.
         pays_from: Elements of the largest tensor argument from which a compiled call pays for itself.
         dynamic: As for `torch.compile`: None makes sizes symbols when they change, True at once.
         backend: As for `torch.compile`.
-        otherwise: What runs in the function's place where compiled code does not; `function` by default.
+        otherwise: The function to run when not compiled; `function` by default.
 
     Examples:
         >>> def double(x):
@@ -114,12 +114,12 @@ class Compiled:
 
 
 def calls_decide(device: torch.device) -> bool:
-    """Whether a call costs more there than the memory traffic of most tensors: anywhere but on a CPU."""
+    """Whether a call costs more than the memory traffic of most tensors: true except on a CPU."""
     return device.type != "cpu"
 
 
 DEVICES = ("cpu", "cuda")
-"""Where autocast may be on."""
+"""Devices on which autocast may be on."""
 
 _serial = count()
 _no_compiler = False
@@ -132,7 +132,7 @@ _MISSING = (
     "Failed to find C compiler",
     "Python.h",
 )
-"""What torch and triton say when there is no compiler, or no header to compile with."""
+"""Errors of torch and triton if a compiler or a header is missing."""
 
 
 def _missing_compiler(error: BaseException) -> str | None:
@@ -146,7 +146,7 @@ def _missing_compiler(error: BaseException) -> str | None:
 
 
 def _is_about_compiling(error: BaseException) -> bool:
-    """Whether it arose in compiling; a function that is wrong in itself says so again as written."""
+    """Whether the error comes from compiling; a faulty function will raise again when run as written."""
     rooms = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
     if _missing_compiler(error) or "torch.compile" in str(error):
         return True

@@ -1,7 +1,7 @@
 """Random numbers that are a function of their position and of keys (a counter-based generator).
 
-No random generator moves, so that a run keeps its dropout masks. A step can be repeated exactly, in any order
-and in any number of pieces, and a compiler fuses the numbers into the loop that uses them.
+No random generator advances, so that a run keeps its dropout masks. A step can be repeated exactly, in any
+order and in any number of pieces, and a compiler can fuse the numbers into the loop that uses them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def random_bits(position: Tensor, first: Any, second: Any) -> Tensor:
     Args:
         position: int32.
         first: Key, int32 or an integer.
-        second: Key, likewise. Keys are random numbers themselves: a counter is hashed before (`scramble`),
-            as the streams of neighbouring keys resemble each other.
+        second: Key, likewise. Keys must be random numbers: hash a counter first (`scramble`), since the
+            streams of neighbouring keys resemble each other.
 
     Returns:
         int32, of the shape of `position`.
@@ -74,15 +74,16 @@ def normal(count: int, keys: Tensor) -> Tensor:
     z = p(s), where s is the sum of eight independent numbers, uniform in [-½, ½), and p the odd polynomial of
     degree 13 nearest to Φ⁻¹(F(s)), F the distribution of such a sum (Irwin's and Hall's). The distribution of
     z differs from the normal one by 2e-5 at most, its tail P(|z| > x) by 1 % up to x = 6, its variance by
-    3e-5. The eight numbers are the bytes of a hash of the position and of a hash of that; which bits of the
-    two differ fills the gaps between the sums. Any device gives the same numbers, up to rounding. |z| ≤ 7.7.
+    3e-5. The eight numbers are the bytes of a hash of the position and of a hash of that hash; the bits in
+    which the two differ fill the gaps between the sums. Any device gives the same numbers, up to rounding.
+    |z| ≤ 7.7.
 
-    It costs a processor less than half of Box's and Muller's way: there is no logarithm and no cosine in it.
+    It takes a CPU less than half the time of the Box-Muller transform, as it needs no logarithm or cosine.
 
     Args:
         count: How many.
         keys: int32, three random numbers (see `random_bits`); adding k to the first one skips k positions. Or
-            of shape (3, count): each number has its own, the position counted into the first.
+            of shape (3, count): keys for each number, with the position already added to the first.
 
     Returns:
         float32, of shape (count,).
@@ -102,7 +103,7 @@ def normal(count: int, keys: Tensor) -> Tensor:
     total = (pairs & 0xFFFF) + (pairs >> 16)
     s = total.to(torch.float32) * 2.0**-8 + ((first ^ second).to(torch.float32) * 2.0**-40 - 4 * 255 / 256)
     x = s * s
-    # Numbers that are written here are constants of compiled code; those of a table are read again and again.
+    # Numbers written here become constants of compiled code; a table would be read again and again.
     p = x * 1.95839e-07 - 6.13207e-06
     p = p * x + 7.75432e-05
     p = p * x - 4.16545e-04

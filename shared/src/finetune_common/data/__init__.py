@@ -1,4 +1,4 @@
-"""Load a task, tokenise it once, and draw batches from it in an order that is a function of the seed."""
+"""Load a task, tokenise it once, and draw batches from it; the seed decides their order."""
 
 from typing import TYPE_CHECKING
 

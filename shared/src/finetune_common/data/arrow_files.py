@@ -45,7 +45,7 @@ def read_arrow(path: Path, stream: BinaryIO) -> Table:
 
 
 def table_of(name: str, found: Any) -> Table:
-    """Return an arrow table's columns as Python values, nested fields by their way, names of classes kept."""
+    """Return an arrow table's columns as Python values, with nested fields by path, and class names kept."""
     if twice := [name for name, count in Counter(found.column_names).items() if count > 1]:
         raise refusal(name, f"several columns named {listed(map(cut, twice), 80)}: give each its own name")
     import pyarrow as pa
@@ -68,7 +68,7 @@ def table_of(name: str, found: Any) -> Table:
 def _values(name: str, column: str, values: Any) -> list[Any]:
     try:
         return values.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is none, a date that Python has not
+    except (ValueError, OverflowError) as error:  # invalid text, a date out of Python's range
         raise refusal(
             name,
             f"column {cut(column)} cannot be read: {' '.join(str(error).split())[:120]}: write it anew as "
@@ -77,7 +77,7 @@ def _values(name: str, column: str, values: Any) -> list[Any]:
 
 
 def _classes(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """Return the names of classes that `datasets` writes beside the columns."""
+    """Return the class names that `datasets` writes beside the columns."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         columns = {}

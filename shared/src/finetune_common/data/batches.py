@@ -1,4 +1,4 @@
-"""Batches: which rows, in which order, padded how. The order is a pure function of the seed."""
+"""Batches: their rows, order and padding. The order depends only on the seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,8 @@ def epoch_batches(
 ) -> list[list[int]]:
     """Return the rows of every batch of an epoch: each row once, the short batch last.
 
-    Drawn from a generator of its own, seeded with (seed, epoch): the global random streams are neither read
-    nor moved, and the number of workers is no input.
+    Drawn from a separate generator, seeded with (seed, epoch): the global random streams and the number of
+    workers do not matter.
 
     Args:
         lengths: Tokens of each row; without `group_by_length` only their number matters.
@@ -73,7 +73,7 @@ def epoch_batches(
 
 
 def evaluation_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[list[int]]:
-    """Return the rows of every batch, longest first, so that little is padded; see `to_row_order`.
+    """Return the rows of every batch, longest first to reduce padding; see `to_row_order`.
 
     Examples:
         >>> evaluation_batches([3, 9, 5], 2)
@@ -101,9 +101,9 @@ def to_row_order(batches: Sequence[Sequence[int]], outputs: Sequence[torch.Tenso
 class Collator:
     """Rows → tensors, padded to the longest row of the batch.
 
-    Every token column becomes int64 of shape (batch, length); `labels` becomes float32 for regression, else
-    int64, of shape (batch,); float32 of shape (batch, labels) for several labels a row; where rows have them.
-    `idx` is left out: batch i of a loader holds the rows `batches[i]`.
+    Every token column becomes int64 of shape (batch, length). `labels`, if present, becomes int64 of shape
+    (batch,); float32 for regression; float32 of shape (batch, labels) for several labels per row. `idx` is
+    left out: batch i of a loader holds the rows `batches[i]`.
 
     Args:
         tokenizer: Gives the padding ids and the padding side.
@@ -159,7 +159,7 @@ class _Rows(Dataset):
     def __init__(self, dataset: "datasets.Dataset") -> None:
         table: Any = dataset.with_format("arrow")[:]
         labels = table["labels"].combine_chunks()
-        if hasattr(labels, "offsets"):  # zeros and ones, as many in every row
+        if hasattr(labels, "offsets"):  # zeros and ones, equally many in every row
             self.labels = labels.flatten().to_numpy().reshape(len(labels), -1)
         else:
             self.labels = labels.to_numpy()
@@ -185,14 +185,14 @@ def make_loader(
     *,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Return a loader that yields `batches` in order; iterating it leaves the global random streams alone.
+    """Return a loader that yields `batches` in order and does not touch the global random streams.
 
     Args:
         dataset: A tokenised split.
         batches: Rows of each batch, from `epoch_batches` or `evaluation_batches`.
         collator: Pads.
         num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
-        pin_memory: Put batches where a copy to CUDA can run beside the computation.
+        pin_memory: Use pinned memory, so that copies to CUDA run in parallel with computation.
     """
     return DataLoader(
         _Rows(dataset),

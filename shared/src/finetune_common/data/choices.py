@@ -1,4 +1,4 @@
-"""What a user decides about files of one's own; what is left open is told from the files."""
+"""A user's choices about their files; everything else is read from the files."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,28 +8,28 @@ from finetune_common.errors import ConfigurationError, check_choice, check_numbe
 __all__ = ["KINDS", "Choices"]
 
 KINDS = ("classes", "labels", "regression")
-"""One class a row, any number of labels a row, or a number."""
+"""One class per row, any number of labels per row, or a number."""
 
 DELIMITERS = {"tab": "\t", "\\t": "\t"}
-"""How a tabulator may be written on a command line."""
+"""Spellings of a tab on a command line."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How files of one's own are to be read.
+    """How to read a user's files.
 
     Args:
         text_columns: One column of text, or two for pairs; by default the only one that holds words.
         label_column: The column of the label; by default `label` or `labels`.
-        kind: `classes`, `labels` (any number of them a row) or `regression`; by default told from the labels.
+        kind: `classes`, `labels` (any number per row) or `regression`; by default read from the labels.
         metric: The primary metric: a name of `finetune_common.metrics` or of a scikit-learn scorer.
         delimiter: One character, or `tab`; by default the comma in csv files, the tabulator in tsv files.
         encoding: Of text files; UTF-8 may begin with a byte-order mark.
-        label_spelling: Labels that differ only by case, blanks or leading zeros are `exact`ly what is
-            written, or one class (`fold`); by default such labels are asked about.
+        label_spelling: Whether labels that differ only by case, blanks or leading zeros are different
+            (`exact`) or one class (`fold`); by default the user is asked.
         drop_unlabelled: Leave out rows without a label, instead of refusing the file.
-        validation_share: Share of the training rows, above 0 and below 1, to evaluate on where there is no
-            file for it.
+        validation_share: Share of the training rows, above 0 and below 1, to evaluate on if there is no file
+            for it.
 
     Raises:
         ConfigurationError: A value that is not allowed.

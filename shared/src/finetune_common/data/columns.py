@@ -1,4 +1,4 @@
-"""Which columns of a file are text, which one is the label, which are neither, and what is to be asked."""
+"""The columns of a file: texts, label, unused ones, and questions to the user."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,10 +14,10 @@ from finetune_common.tasks import TASKS, Task
 __all__ = ["Columns", "choose_columns"]
 
 NUMBERING = ("id", "idx", "index")
-"""Names of columns that number rows, whatever they hold."""
+"""Names of columns that number rows, whatever their content."""
 
 RESERVED = ("idx", "label")
-"""Names that a task's rows have beside the texts."""
+"""Names of a task's columns other than the texts."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Columns:
         texts: One column, or two for pairs.
         label: The column of the label.
         aside: The others → why they are left aside.
-        questions: What is ambiguous, and what is done unless an option says otherwise.
+        questions: Ambiguities, and how they are resolved unless an option says otherwise.
     """
 
     texts: tuple[str, ...]
@@ -38,14 +38,14 @@ class Columns:
 
 
 def choose_columns(table: Table, choices: Choices, task: Task | None = None) -> Columns:
-    """Tell the roles of a training file's columns; what `choices` names is taken as it is.
+    """Find the roles of a training file's columns; columns named in `choices` are used as given.
 
     A known task has its own columns. Otherwise the label is the column `label` or `labels`, and the text is
-    the column that holds words. Numbers, dates and what looks like an index are left aside. Two columns that
-    hold words are asked about, unless a GLUE task has a pair of these names.
+    the column that holds words. Numbers, dates and likely indices are left aside. If two columns hold words,
+    the user is asked, unless a GLUE task has a pair of these names.
 
     Raises:
-        ConfigurationError: A column that is not there, none or more than two that hold words.
+        ConfigurationError: A missing column, or no column or more than two that hold words.
     """
     label = _label(table, choices, task)
     if task is not None:
@@ -128,7 +128,7 @@ def _known_texts(table: Table, task: Task) -> tuple[str, ...]:
 
 
 def _no_text(name: str, values: list[Any]) -> str:
-    """Say why a column cannot be the text; nothing where it can."""
+    """Say why a column cannot be the text; empty if it can."""
     if name.startswith((UNNAMED, "__index_level_")):
         return "an index, for it has no name of its own"
     if name.casefold() in NUMBERING:

@@ -1,4 +1,4 @@
-"""What rows are, apart from where they lie: a hash of their content, and what differs between two of them."""
+"""The identity of rows, wherever they lie: a hash of their content, and the difference of two."""
 
 import json
 from array import array
@@ -14,11 +14,11 @@ _CHUNK = 2048
 
 
 def rows_digest(rows: Any, columns: Sequence[str]) -> str:
-    """Return a hash of these columns' values, in the order of the rows; names of columns are no part of it.
+    """Return a hash of these columns' values, in the order of the rows; column names do not count.
 
     Args:
         rows: A `datasets.Dataset`, or column → values; both give the same hash.
-        columns: Which.
+        columns: The columns to hash.
 
     Examples:
         >>> rows_digest({"a": ["x", "y"], "n": [1, 2]}, ["a"]) == rows_digest({"b": ["x", "y"]}, ["b"])
@@ -41,12 +41,12 @@ def _chunks(rows: Any, columns: Sequence[str]) -> Iterator[list[list[Any]]]:
 
 
 def _as_stored(values: list[Any]) -> list[Any]:
-    """Return scores as 32 bits hold them."""
+    """Return scores rounded to 32 bits."""
     return array("f", values).tolist() if values and isinstance(values[0], float) else values
 
 
 def fingerprint(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what identifies a task's rows: its labels, and of each split the rows and a hash.
+    """Return plain data that identifies a task's rows: its labels, and each split's row count and hash.
 
     Examples:
         >>> task = Task("mine", ("text",), ("no", "yes"), ("accuracy",), "accuracy", {})
@@ -69,7 +69,7 @@ def _count(rows: Any) -> int:
 
 
 def changed_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say what differs between two fingerprints; nothing where they are the same.
+    """Say what differs between two fingerprints; empty if they are equal.
 
     Examples:
         >>> before = {"labels": [], "splits": {"train": {"rows": 400, "sha256": "a"}}}

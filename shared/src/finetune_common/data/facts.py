@@ -1,4 +1,4 @@
-"""What is counted of rows before training: classes, empty texts, duplicates, rows in two splits."""
+"""Counts of rows before training: classes, empty texts, duplicates, rows in two splits."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ def _texts(task: Task, rows: Rows) -> Iterator[tuple[str, ...]]:
 
 
 def count_texts(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, int]]:
-    """Count, for each split, empty texts, rows whose texts came before in it, and rows that training has too.
+    """Count, for each split, empty texts, texts that occurred earlier in it, and texts also in training.
 
     Examples:
         >>> task = Task("mine", ("text",), ("no", "yes"), ("accuracy",), "accuracy", {})
@@ -54,7 +54,7 @@ def count_labels(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, 
 
 
 def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> dict[str, Any]:
-    """Score an answer that needs no model: the commonest class, the labels that most rows have, or the mean.
+    """Score a constant answer: the commonest class, the labels that most rows have, or the mean.
 
     Returns:
         `answer`, and `metrics` on the evaluated rows; of scores also their `spread`, the root of the mean
@@ -87,7 +87,7 @@ def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> dict[str, Any]
 
 
 def _quiet(compute: Any, task: Task, predictions: Any, labels: Any) -> dict[str, float]:
-    """Compute metrics of a constant answer, of which some are undefined, without a warning for each."""
+    """Compute metrics of a constant answer without warnings of undefined ones."""
     import warnings
 
     with warnings.catch_warnings():

@@ -25,7 +25,7 @@ def read_table(path: str | PathLike[str], choices: Choices | None = None) -> Tab
 
     Args:
         path: A file with one of `FORMATS`.
-        choices: Says delimiter and encoding of text files.
+        choices: Delimiter and encoding of text files.
 
     Raises:
         ConfigurationError: A file that cannot be read, or without rows: the place and the remedy.
@@ -84,7 +84,7 @@ def _read(path: Path, ending: str, stream: BinaryIO, choices: Choices) -> Table:
 
 
 def _not_decoded(path: Path, packed: bool, encoding: str, error: UnicodeError) -> ValueError:
-    """Say on which line of the file a byte is no text."""
+    """Return an error that names the line with an invalid byte."""
     line, before, position = "", b"", -1
     with gzip.open(path) if packed else path.open("rb") as stream:
         data = cast(BinaryIO, stream).read()

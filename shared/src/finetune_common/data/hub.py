@@ -1,4 +1,4 @@
-"""A dataset of the hub, or a local folder that `datasets` reads, as tables of one's own."""
+"""A dataset of the hub, or a local folder that `datasets` reads, as tables."""
 
 import warnings
 from typing import Any
@@ -8,17 +8,17 @@ from finetune_common.data.messages import refusal
 __all__ = ["read_dataset"]
 
 VALIDATION = ("validation", "valid", "dev", "val")
-"""What datasets call the rows to choose by."""
+"""Names that datasets use for validation rows."""
 
 
 def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
-    """Return the tables of a dataset's train, validation and test splits, those that it has.
+    """Return the tables of a dataset's train, validation and test splits, if it has them.
 
-    With `HF_DATASETS_OFFLINE=1` it is found where an earlier call left it.
+    With `HF_DATASETS_OFFLINE=1` it comes from the cache of an earlier call.
 
     Args:
         name: On the hub (`imdb`, `owner/name`), or a folder.
-        config: One of its configurations, where it has several.
+        config: One of its configurations, if it has several.
 
     Raises:
         ConfigurationError: It cannot be loaded, or has no training split.
@@ -31,8 +31,8 @@ def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded: Any = load_dataset(name, config)
-    except Exception as error:  # whatever failed, offline cache or network or configuration
-        told = " ".join(str(error).partition("Example of usage")[0].split())  # configurations are in it
+    except Exception as error:  # any failure: offline cache, network or configuration
+        told = " ".join(str(error).partition("Example of usage")[0].split())  # it lists the configurations
         reason = told[:200] or type(error).__name__
         raise refusal(
             f"--dataset {name}",

@@ -1,4 +1,4 @@
-"""Read json and jsonl files: a list of rows, or a row a line."""
+"""Read json and jsonl files: a list of rows, or one row per line."""
 
 import json
 from array import array
@@ -17,7 +17,7 @@ BLANKS = " \t\r\n"
 
 
 def read_json_lines(path: Path, file: TextIOWrapper) -> Table:
-    """Return the columns of a file with a row a line; blank lines mean nothing.
+    """Return the columns of a file with one row per line; blank lines are skipped.
 
     Raises:
         ConfigurationError: A line that is not JSON, or holds no `{column: value}`.
@@ -26,10 +26,10 @@ def read_json_lines(path: Path, file: TextIOWrapper) -> Table:
 
 
 def read_json(path: Path, file: TextIOWrapper) -> Table:
-    """Return the columns of a file that holds a list of rows, or a row a line.
+    """Return the columns of a file that holds a list of rows, or one row per line.
 
     Raises:
-        ConfigurationError: Not JSON, or something else than rows.
+        ConfigurationError: Not JSON, or not rows.
     """
     text = file.read()
     if not text.lstrip(BLANKS).startswith("["):
@@ -38,7 +38,7 @@ def read_json(path: Path, file: TextIOWrapper) -> Table:
 
 
 def _of_rows(path: Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """Yield rows as they come; refuse one object that holds whole columns instead of a row."""
+    """Yield rows one by one; refuse a single object that holds columns instead of a row."""
     number = 0
     for number, (line, row) in enumerate(rows, 1):
         if number == 1:
@@ -91,7 +91,7 @@ def _lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _elements(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Yield the elements of a list, each with its line, which reading the list as a whole does not tell."""
+    """Yield the elements of a list with their lines, which parsing the whole list would lose."""
     offset, line, counted = _skip(text, 0) + 1, 1, 0
 
     def line_at(position: int) -> int:

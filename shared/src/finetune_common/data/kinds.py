@@ -1,4 +1,4 @@
-"""Tell from its labels what kind of task it is: classes, several labels a row, or a number."""
+"""Find the kind of a task from its labels: classes, several labels per row, or a number."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from finetune_common.data.values import (
 __all__ = ["Kind", "as_written", "tell_kind"]
 
 SEPARATORS = "|;,"
-"""What may stand between several labels in one cell."""
+"""Possible separators between several labels in one cell."""
 
 FEW = 20
-"""More different whole numbers than this could be scores as well as classes."""
+"""With more different whole numbers than this, they could be scores as well as classes."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What kind of task it is, why, and what is to be asked about it.
+    """The kind of a task, the reason, and what to ask the user.
 
     Attributes:
         name: `classes`, `labels` or `regression`.
         because: Why, as a reader of the file would say it.
-        question: The choice to make where it is ambiguous; empty otherwise.
-        as_whole: Class names are whole numbers that the file writes with a point: `1.0` is class 1.
+        question: The choice to make if it is ambiguous; empty otherwise.
+        as_whole: Whether class names are whole numbers written with a point: `1.0` is class 1.
     """
 
     name: str
@@ -44,21 +44,21 @@ class Kind:
 
 
 def as_written(column: str) -> str:
-    """Return how a message calls a column."""
+    """Return a column's name for a message."""
     return f"column {cut(column)}"
 
 
 def tell_kind(table: Table, column: str, given: str | None = None) -> Kind:
-    """Tell the kind from a training file's labels, none of which is missing.
+    """Find the kind from a training file's labels, none of which is missing.
 
-    Lists are labels, words are classes, numbers with a fraction are scores. Whole numbers are classes while
-    they are few, or run from 0 or 1 without a gap; more of them, or ones that are written with a point, as
-    pandas does after a gap, are asked about.
+    Lists are labels, words are classes, numbers with a fraction are scores. Whole numbers are classes if
+    there are few, or if they run from 0 or 1 without a gap. If there are more, or they are written with a
+    point, as pandas does if one is missing, the user is asked.
 
     Args:
         table: The training file.
         column: The column of the label.
-        given: The kind that a user named.
+        given: The user's choice.
 
     Raises:
         ConfigurationError: Lists in some rows only, or numbers with a decimal comma.
@@ -110,7 +110,7 @@ def _refuse_a_mixture(table: Table, column: str, counts: Counter[str], words: li
 
 
 def _refuse_what_no_list_can_hold(table: Table, column: str) -> None:
-    """Refuse lists of labels, also as text, in which something is no label."""
+    """Refuse lists of labels, also as text, with an element that is no label."""
     wrong = [
         row
         for row, value in enumerate(table.columns[column])
@@ -126,7 +126,7 @@ def _refuse_what_no_list_can_hold(table: Table, column: str) -> None:
 
 
 def _refuse_truth_among_numbers(table: Table, column: str) -> None:
-    """Refuse truth values beside other values: whether true is 1 is not ours to say."""
+    """Refuse truth values beside other values: only the user knows whether true is 1."""
     values = table.columns[column]
     truths = [row for row, value in enumerate(values) if isinstance(value, bool)]
     if truths and len(truths) < len(values):
@@ -138,7 +138,7 @@ def _refuse_truth_among_numbers(table: Table, column: str) -> None:
 
 
 def _several_in_one_cell(counts: Counter[str]) -> str:
-    """Return a cell that joins labels which others have alone, such as `a|b` beside `a` and `b`."""
+    """Return a cell that joins labels of other cells, such as `a|b` beside `a` and `b`."""
     for text in counts:
         for sign in SEPARATORS:
             joined = [part.strip() for part in text.split(sign)]
@@ -220,7 +220,7 @@ def _numbers(table: Table, column: str, counts: Counter[str]) -> Kind:
 
 
 def parts(value: Any, separator: str = "") -> list[str]:
-    """Return the labels of one row: of a list, of a list written as text, or of text with separators.
+    """Return the labels of one row from a list, a list written as text, or text with separators.
 
     Examples:
         >>> parts(["x", 1]), parts("['x']"), parts("x | y", "|"), parts("x, y")

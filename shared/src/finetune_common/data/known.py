@@ -1,4 +1,4 @@
-"""What the rows of a known task are, in the words that rows of one's own are described by."""
+"""The schema of a known task's rows, in the same form as for a user's files."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -20,7 +20,7 @@ def known_schema(
     Args:
         task: One of `finetune_common.tasks.TASKS`.
         splits: Split → rows, as `load_task` gives them; the training rows are among them.
-        data_dir: Where they were read, None for the hub.
+        data_dir: The folder they came from, None for the hub.
 
     Examples:
         >>> from finetune_common.data import load_task

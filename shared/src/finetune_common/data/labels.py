@@ -1,4 +1,4 @@
-"""Class names and their indices, or scores; rows whose label is none are said together."""
+"""Class names and their indices, or scores; rows with invalid labels are reported together."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ class Labels:
     """How labels are read.
 
     Attributes:
-        kind: What kind they are, and why.
+        kind: The kind of the labels, and why.
         names: Class names in the order of their indices; empty for scores.
-        meaning: A label as it is written → its index.
-        separator: Between several labels of one cell.
-        interval: Least and greatest score.
-        questions: What is ambiguous, and what is done unless an option says otherwise.
+        meaning: A label's spelling → its index.
+        separator: The separator of several labels in one cell.
+        interval: Lowest and highest score.
+        questions: Ambiguities, and how they are resolved unless an option says otherwise.
     """
 
     kind: Kind
@@ -39,10 +39,10 @@ class Labels:
     questions: tuple[str, ...] = ()
 
     def encode(self, table: Table, column: str) -> list[Any]:
-        """Return class indices, lists of them, or numbers, one a row of the column.
+        """Return class indices, lists of them, or numbers, one for each row of the column.
 
         Raises:
-            ConfigurationError: Counts the rows whose label is none, and says where they are.
+            ConfigurationError: Counts the rows with invalid labels, and says where they are.
         """
         values = table.columns[column]
         if self.meaning is None:
@@ -81,7 +81,7 @@ def known_labels(task: Task) -> Labels:
 
 
 def named_by_the_file(table: Table, column: str) -> None:
-    """Replace class indices by the names that the file itself gives them; -1 is no label.
+    """Replace class indices by the file's names for them; -1 is no label.
 
     Raises:
         ConfigurationError: Indices without a name.
@@ -116,15 +116,15 @@ def unlabelled(table: Table, column: str) -> list[int]:
 
 
 def tell_labels(tables: Mapping[str, Table], column: str, choices: Choices) -> Labels:
-    """Tell how the labels of a task of one's own are read, from the training file and those beside it.
+    """Find how to read the labels of a user's task from its files.
 
     Args:
         tables: Split → file, `train` among them; no label is missing.
-        column: Where the labels are.
-        choices: What a user decided.
+        column: The column of labels.
+        choices: The user's choices.
 
     Raises:
-        ConfigurationError: Fewer than two classes, equal scores only, labels that cannot be written.
+        ConfigurationError: Fewer than two classes, all scores equal, labels that cannot be encoded.
     """
     train = tables["train"]
     kind = tell_kind(train, column, choices.kind)
@@ -198,7 +198,7 @@ def _separator(table: Table, column: str) -> str:
 
 
 def _spellings(counts: Mapping[str, Counter[str]]) -> dict[Decimal | str, Counter[str]]:
-    """Group what is written alike: equal but for case, blanks and the way a number is written."""
+    """Group labels that differ only in case, blanks or the spelling of a number."""
     groups: dict[Decimal | str, Counter[str]] = {}
     for text, count in sum(counts.values(), Counter()).items():
         plain = text.strip()
@@ -212,12 +212,12 @@ def _spellings(counts: Mapping[str, Counter[str]]) -> dict[Decimal | str, Counte
 
 
 def _seen(text: str) -> str:
-    """Return a text without characters that have no width."""
+    """Return a text without zero-width characters."""
     return text if text.isascii() else "".join(sign for sign in text if category(sign) != "Cf")
 
 
 def _named(groups: Mapping[Decimal | str, Counter[str]], *, fold: bool, whole: bool) -> dict[str, str]:
-    """Return the class that each spelling means."""
+    """Return spelling → class."""
     named = {}
     for key, group in groups.items():
         number = whole and isinstance(key, Decimal) and key == key.to_integral_value()
@@ -228,7 +228,7 @@ def _named(groups: Mapping[Decimal | str, Counter[str]], *, fold: bool, whole: b
 
 
 def _ordered(names: set[str], of_the_file: tuple[str, ...]) -> tuple[str, ...]:
-    """Return class names in the file's own order, else numbers by value, else words by letter."""
+    """Return class names in the file's order, else numbers by value, else words by alphabet."""
     if of_the_file:
         return tuple(dict.fromkeys(name.strip() for name in of_the_file))
     if all(WHOLE.fullmatch(name) and len(name) < 400 for name in names):
@@ -242,7 +242,7 @@ def _ordered(names: set[str], of_the_file: tuple[str, ...]) -> tuple[str, ...]:
 def _in_one_file_only(
     tables: Mapping[str, Table], counts: Mapping[str, Counter[str]], named: Mapping[str, str], known: set[str]
 ) -> str:
-    """Ask about classes that are trained on and never evaluated."""
+    """Ask about classes that are trained but never evaluated."""
     if "validation" not in tables:
         return ""
     evaluated = {named[text] for text in counts["validation"]}

@@ -18,11 +18,11 @@ def token_facts(
     """Return median, 95 % quantile and share truncated of the rows' lengths, special tokens included.
 
     Args:
-        rows: A split, as from `load_task`; of a longer one `sample` rows, evenly spread, are measured.
+        rows: A split, as from `load_task`; of a long one, `sample` evenly spread rows are measured.
         tokenizer: A fast tokenizer.
         task: Says which columns are text.
-        max_length: The most tokens that a row keeps.
-        sample: The most rows that are measured.
+        max_length: Most tokens that a row keeps.
+        sample: Most rows to measure.
 
     Examples:
         >>> from finetune_common.data import load_task

@@ -30,7 +30,7 @@ def load_task(
     The columns are the task's text columns, `label` (a class index, or a float32 for regression; -1 where
     the test labels are not public) and `idx`. A demo task is generated, a GLUE task is read from
     `data_dir`, or from the hub when that is `None` (`HF_DATASETS_OFFLINE=1` restricts it to what an earlier
-    call has fetched). Row counts that differ from the official ones are said in one warning.
+    call has fetched). One warning names row counts that differ from the official ones.
 
     Args:
         task: A task or its name.
@@ -99,7 +99,7 @@ def _from_hub(task: Task, splits: list[str]) -> "dict[str, Dataset]":
 
     try:
         data: Any = load_dataset(HUB, task.name)
-    except Exception as error:  # whatever failed, offline cache or network, the remedy is the same
+    except Exception as error:  # offline cache or network: the remedy is the same
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
             f"task {task.name!r} could not be fetched from {HUB} ({reason}): give --data-dir with the "

@@ -1,4 +1,4 @@
-"""Messages about data: one line of readable length, whatever the data hold."""
+"""Messages about data: one line of readable length, for any data."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,11 +7,11 @@ from finetune_common.errors import ConfigurationError
 __all__ = ["LONGEST", "counted", "cut", "listed", "numbered", "refusal"]
 
 LONGEST = 400
-"""The most characters that a message has."""
+"""Most characters of a message."""
 
 
 def cut(value: object, width: int = 40) -> str:
-    """Return a value as Python writes it, the middle of a long one left out.
+    """Return a value as Python writes it, without the middle if it is long.
 
     Examples:
         >>> cut("late"), cut("x" * 5000, 20)
@@ -28,7 +28,7 @@ def cut(value: object, width: int = 40) -> str:
 
 
 def listed(names: Iterable[object], width: int = 120) -> str:
-    """Return names with commas between them, as many as fit, and how many more there are.
+    """Return as many names as fit, separated by commas, and how many more there are.
 
     Examples:
         >>> listed(["a", "b"]), listed(range(100_000), width=20)
@@ -47,9 +47,9 @@ def listed(names: Iterable[object], width: int = 120) -> str:
 
 
 def refusal(place: object, message: str) -> ConfigurationError:
-    """Return the error to raise: the place and what is wrong there, in at most `LONGEST` characters.
+    """Return the error to raise: the place and the fault, in at most `LONGEST` characters.
 
-    A long place loses its beginning, a long message its middle: the remedy stands at its end.
+    A long place loses its beginning, a long message its middle, since the remedy is at the end.
 
     Examples:
         >>> refusal("data/train.csv", "no rows")
@@ -66,7 +66,7 @@ def refusal(place: object, message: str) -> ConfigurationError:
 
 
 def counted(rows: Sequence[int]) -> str:
-    """Return how many rows these are.
+    """Return the number of rows, in words.
 
     Examples:
         >>> counted([4]), counted(range(1200))

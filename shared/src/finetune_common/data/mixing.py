@@ -1,4 +1,4 @@
-"""Batches over several tasks: each holds rows of one of them, in an order that is a function of the seed."""
+"""Batches over several tasks: each holds rows of one task; the seed decides the order."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
@@ -17,9 +17,9 @@ SAMPLINGS = ("size", "sqrt")
 def batch_counts(sizes: Sequence[int], batch_size: int, sampling: str = "size") -> list[int]:
     """Return how many batches of each task an epoch has.
 
-    In proportion to size, task t has n_t = ceil(N_t / B) batches, so that each of its N_t rows comes once. In
-    proportion to the square root, the sum of all n_t batches is shared out by sqrt(N_t): small tasks come
-    more often. Every task has at least one.
+    With `size`, task t has n_t = ceil(N_t / B) batches, so that each of its N_t rows comes once. With `sqrt`,
+    the sum of all n_t batches is divided in proportion to sqrt(N_t), so that small tasks come more often.
+    Every task has at least one batch.
 
     Args:
         sizes: Rows of each task, N_t.
@@ -49,13 +49,13 @@ def mixed_batches(
 ) -> list[list[int]]:
     """Return the rows of every batch of an epoch over several tasks, the tasks' batches shuffled.
 
-    Rows are numbered through all tasks in the order of `lengths`. Each task has a stream of its own epochs,
-    drawn by `epoch_batches`; an epoch here takes the next `batch_counts` batches of each stream. So a task
-    that is drawn more often begins its rows again, and none of a large task is left out for good.
+    Rows are numbered through all tasks in the order of `lengths`. Each task has a stream of epochs, drawn by
+    `epoch_batches`; an epoch here takes the next `batch_counts` batches of each stream. So a task that is
+    drawn more often repeats its rows, and every row of a large task comes at some time.
 
     Args:
         lengths: Task → tokens of each of its rows.
-        batch_size: Rows of a batch; the last of a task's own epoch may be short.
+        batch_size: Rows of a batch; the last batch of a task's epoch may be short.
         seed: At least 0.
         epoch: From 0.
         sampling: `size` or `sqrt`, see `batch_counts`.

@@ -15,14 +15,14 @@ __all__ = ["read_official"]
 def read_official(task: Task, path: Path, *, labelled: bool = True) -> dict[str, list[Any]]:
     """Return the columns of one file, named and encoded as on the hub.
 
-    Tab-separated UTF-8, a byte-order mark allowed, quotes are text, blank lines mean nothing. Columns are
+    Tab-separated UTF-8, a byte-order mark allowed; quotes are text, blank lines are skipped. Columns are
     found by their official or hub name in the header; CoLA's files without a header by position. Labels may
     be class names or their indices in the hub's order.
 
     Args:
-        task: Whose file it is.
+        task: The file's task.
         path: The file.
-        labelled: Whether a label column has to be there; without one, labels are -1 as on the hub.
+        labelled: Whether a label column is required; without one, labels are -1 as on the hub.
 
     Returns:
         The text columns, `label` and `idx` (0 … rows-1), lists of equal length.

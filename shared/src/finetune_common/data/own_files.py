@@ -1,4 +1,4 @@
-"""Read a task from files of one's own, as options say or as the files tell."""
+"""Read a task from a user's files, as options say or as the files show."""
 
 import warnings
 from collections.abc import Mapping
@@ -33,12 +33,12 @@ Rows = dict[str, list[Any]]
 
 @dataclass(frozen=True, eq=False)
 class OwnRows:
-    """A task that files tell, and its rows.
+    """A task read from files, and its rows.
 
     Attributes:
         task: The task.
         splits: Split → the text columns, `label` and `idx`.
-        schema: What was read as what.
+        schema: How the files were read.
     """
 
     task: Task
@@ -54,7 +54,7 @@ class OwnRows:
         return DatasetDict({split: as_dataset(self.task, rows) for split, rows in self.splits.items()})  # type: ignore[call-overload]
 
     def content(self) -> dict[str, Any]:
-        """Return what identifies the rows, wherever their files lie: see `fingerprint`."""
+        """Return the identity of the rows, wherever their files lie: see `fingerprint`."""
         return fingerprint(self.task, self.splits)
 
     def with_scores_of_no_model(self) -> Schema:
@@ -70,7 +70,7 @@ def load_own_files(
     test_file: str | PathLike[str] | None = None,
     choices: Choices | None = None,
 ) -> "tuple[Task, DatasetDict]":
-    """Return a task and its rows from files; what is ambiguous is said in a warning.
+    """Return a task and its rows from files; ambiguities are named in a warning.
 
     See `read_own_files`, which also returns the schema.
 
@@ -101,21 +101,21 @@ def read_own_files(
 ) -> OwnRows:
     """Read a task from files: csv, tsv, json, jsonl, parquet or arrow, also gzipped.
 
-    With the name of a known task the files hold that task's columns, and labels and metrics are its own. With
-    any other name the task is told from the training file: see `choose_columns`, `tell_kind` and
+    If `name` is a known task, the files have its columns, labels and metrics. Otherwise the task is found
+    from the training file: see `choose_columns`, `tell_kind` and
     `tell_labels`. Nothing heavy is imported for text files.
 
     Args:
-        name: A known task, or a name of one's own.
+        name: A known task, or any new name.
         train_file: A file with one of `FORMATS`.
-        validation_file: Another one, of any format; without it `choices.validation_share` is needed.
-        test_file: Rows that nothing is chosen by.
-        choices: What is decided; the rest is told from the files.
-        strict: Refuse what is ambiguous, instead of noting it in `schema.questions`.
+        validation_file: Another file, of any format; without it `choices.validation_share` is needed.
+        test_file: Rows that are only scored; no choice depends on them.
+        choices: The user's choices; the rest is found from the files.
+        strict: Refuse ambiguities, instead of noting them in `schema.questions`.
 
     Raises:
-        ConfigurationError: A file or a column that is not there, labels that are missing or unknown; one line
-            of at most 400 characters with the rows' lines and the remedy.
+        ConfigurationError: A missing file or column, missing or unknown labels; one line of at most 400
+            characters with the rows' lines and the remedy.
 
     Examples:
         >>> import tempfile
@@ -148,7 +148,7 @@ def read_own_files(
 def read_own_tables(
     name: str, tables: Mapping[str, Table], choices: Choices | None = None, *, strict: bool = False
 ) -> OwnRows:
-    """Tell a task from tables, `train` among them; see `read_own_files`."""
+    """Find a task from tables, `train` among them; see `read_own_files`."""
     choices = choices or Choices()
     known = TASKS.get(name)
     if known is not None and choices.kind not in (None, known.kind):
@@ -178,7 +178,7 @@ def read_own_tables(
 def _labelled(
     tables: Mapping[str, Table], roles: Mapping[str, Columns], choices: Choices
 ) -> tuple[dict[str, Table], dict[str, int]]:
-    """Return the tables without the rows that have no label, and how many those were."""
+    """Return the tables without unlabelled rows, and the number of those rows."""
     kept, left_out = {}, {}
     for split, table in tables.items():
         columns = roles[split]

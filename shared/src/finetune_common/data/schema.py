@@ -1,4 +1,4 @@
-"""What the rows of a task are read as: printed before training, kept with the result."""
+"""How the rows of a task are read: printed before training, kept with the result."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,15 +11,15 @@ __all__ = ["Schema", "Source"]
 
 @dataclass(frozen=True)
 class Source:
-    """One split: where its rows come from, and what is counted of them.
+    """One split: the source of its rows, and counts.
 
     Attributes:
         file: The file's name, without its folder.
-        rows: How many are used.
-        unlabelled: How many were left out for they have no label.
+        rows: How many rows are used.
+        unlabelled: How many rows without a label were left out.
         empty: Rows with an empty text.
-        duplicates: Rows whose texts came before in this split.
-        in_train: Rows whose texts the training rows have too.
+        duplicates: Rows whose texts occurred earlier in this split.
+        in_train: Rows whose texts are also in the training rows.
         labels: Class → rows; empty for scores.
     """
 
@@ -34,7 +34,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Schema:
-    """How the files of a task are read, and what was found in them.
+    """How the files of a task are read, and facts about them.
 
     `str(schema)` is a block for people, `as_dict()` is plain data.
 
@@ -44,14 +44,14 @@ class Schema:
         text_columns: One, or two for pairs.
         label_column: The column of the label.
         kind: `classes`, `labels` or `regression`.
-        because: Why it is of that kind.
+        because: The reason for this kind.
         classes: Names of the classes in the order of their indices.
-        metrics: What an evaluation yields.
+        metrics: The metrics of an evaluation.
         primary: The metric that the best checkpoint is chosen by.
         aside: Column → why it is not used.
-        usual: The score of an answer that needs no model.
-        tokens: Length of the rows in tokens, once a tokenizer is known.
-        questions: What was ambiguous and how it was taken.
+        usual: The score of a constant answer without a model.
+        tokens: Length of the rows in tokens, if a tokenizer is known.
+        questions: Ambiguities, and how they were resolved.
     """
 
     task: str
@@ -69,13 +69,13 @@ class Schema:
     questions: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data, as `result.json` holds it."""
+        """Return plain data for `result.json`."""
         plain = asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Schema":
-        """Return the schema that `as_dict` made into plain data."""
+        """Return the schema from the plain data of `as_dict`."""
         sources = {split: Source(**source) for split, source in plain["sources"].items()}
         names = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
         return cls(**{**plain, **names, "sources": sources})

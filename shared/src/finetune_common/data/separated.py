@@ -16,10 +16,10 @@ from finetune_common.data.tables import Table
 __all__ = ["read_separated"]
 
 UNNAMED = "Unnamed: "
-"""How a column without a name is called, as pandas does."""
+"""Name of a column without a name, as in pandas."""
 
 OTHERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
-"""Delimiters that are proposed where the given one parts nothing."""
+"""Delimiters to propose if the given one separates nothing."""
 
 
 @contextmanager
@@ -32,13 +32,13 @@ def _cells_of_any_length() -> Iterator[None]:
 
 
 def read_separated(path: Path, file: TextIO, delimiter: str, choices: Choices) -> Table:
-    """Return the columns of a csv or tsv file; blank lines mean nothing.
+    """Return the columns of a csv or tsv file; blank lines are skipped.
 
     Args:
         path: For messages.
         file: Opened with `newline=""`.
-        delimiter: What stands between cells.
-        choices: Columns that are named there have to be in the header.
+        delimiter: The character between cells.
+        choices: Columns named here must be in the header.
 
     Raises:
         ConfigurationError: Rows of another width than the header, two columns of one name, an open quote.
@@ -87,7 +87,7 @@ def read_separated(path: Path, file: TextIO, delimiter: str, choices: Choices) -
 
 
 def _move(rows: list[list[str]], columns: list[list[str]]) -> None:
-    """Move rows to the columns; where cells repeat, as a label's do, each is kept once."""
+    """Move rows to the columns; equal cells, such as labels, are stored once."""
     for target, cells in zip(columns, zip(*rows, strict=True), strict=False):
         shared = {cell: cell for cell in cells}
         target += map(shared.__getitem__, cells) if 2 * len(shared) < len(cells) else cells
@@ -95,7 +95,7 @@ def _move(rows: list[list[str]], columns: list[list[str]]) -> None:
 
 
 def _check_named(path: Path, header: list[str], choices: Choices) -> None:
-    """Refuse a header without the columns that were named, before a long file is read."""
+    """Refuse a header without the named columns, before a long file is read."""
     empty = Table(str(path), {name: [] for name in header}, [])
     if len(header) > 1:
         empty.require(choices.text_columns, "--text-columns")
@@ -131,13 +131,13 @@ def _propose(header: list[str], delimiter: str) -> str:
 
 
 def _check_quotes(path: Path, name: str, values: list[str], places: "array[int]") -> None:
-    """Refuse cells that were quoted by ' or after a blank: their quotes would stay in the text."""
+    """Refuse cells quoted by ' or after a blank: their quotes would stay in the text."""
     late = [
         place
         for value, place in zip(values, places, strict=True)
         if value[:1] == " " and (text := value.strip())[:1] == text[-1:] == '"' and len(text) > 1
     ]
-    if late and len(late) == sum(map(bool, values)):  # one text among others may be so
+    if late and len(late) == sum(map(bool, values)):  # a single text may have it
         raise refusal(
             path,
             f"every cell of {cut(name)} has a blank before the quote that begins it: "

@@ -1,4 +1,4 @@
-"""Take rows out of training to evaluate on: a share of each class, or so many rows by name."""
+"""Take rows out of training to evaluate on: a share of each class, or named parts of given sizes."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,22 +19,22 @@ def _keys(texts: Sequence[tuple[str, ...]], seed: int) -> list[bytes]:
 def held_out(
     texts: Sequence[tuple[str, ...]], parts: Mapping[str, int], seed: int = 0
 ) -> tuple[list[int], dict[str, list[int]]]:
-    """Take parts of so many rows each out of all rows; no text is in two of them, nor in what is left.
+    """Take parts of given sizes out of all rows; no text is in two parts, nor in a part and the rest.
 
-    Rows are ordered by a hash of the seed and their texts, and the parts filled in turn: neither the order of
-    the file nor the seed of a run matters. Rows with the same texts stay together; where a part has no room
-    for all of them, they are left, so that each part has exactly its rows.
+    Rows are ordered by a hash of the seed and their texts, and fill one part after another: neither the order
+    of the file nor the seed of a run matters. Rows with the same texts stay together; if a part has no room
+    for all of them, they are not taken, so that each part has exactly its size.
 
     Args:
         texts: Of each row.
         parts: Name → rows, each at least 1.
-        seed: Another one draws other rows.
+        seed: Decides which rows are drawn.
 
     Returns:
-        The rows that are left, and those of each part, all in the order of the file.
+        The remaining rows, and the rows of each part, all in the order of the file.
 
     Raises:
-        ConfigurationError: No row would be left, or texts repeat so often that a part cannot be filled.
+        ConfigurationError: No row would remain, or texts repeat so often that a part cannot be filled.
 
     Examples:
         >>> left, parts = held_out([("a",), ("b",), ("c",), ("a",), ("d",)], {"choose": 1, "score": 2})
@@ -73,15 +73,15 @@ def stratified(
 ) -> tuple[list[int], list[int]]:
     """Split rows in two, each class in proportion; rows with the same texts stay together.
 
-    Rows are ordered by a hash of the seed and their texts, so that the order of the file and the seed of a
-    run do not matter: every seed of an experiment is evaluated on the same rows.
+    Rows are ordered by a hash of the seed and their texts, so that neither the order of the file nor the seed
+    of a run matters: all seeds of an experiment are evaluated on the same rows.
 
     Args:
         texts: Of each row.
         classes: Of each row; the proportion holds within each class.
-        share: Of the rows of the second part, above 0 and below 1. A class of two different texts or more has
-            at least one row in either part.
-        seed: Another one draws other rows.
+        share: The second part's share of the rows, above 0 and below 1. A class with at least two different
+            texts has a row in both parts.
+        seed: Decides which rows are drawn.
 
     Returns:
         The rows of the first and of the second part, each in the order of the file.

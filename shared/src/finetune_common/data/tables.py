@@ -1,4 +1,4 @@
-"""A file's columns, and where each of its rows stands in the file."""
+"""A file's columns, and the place of each row in the file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class Table:
     Attributes:
         name: The file, as it was given.
         columns: Name → values: text from csv and tsv, typed values from the others.
-        places: Of each row, the line on which it begins as an editor counts, or its number.
+        places: For each row, the line on which it begins, as an editor counts, or its number.
         unit: What `places` counts: `line`, or `row` in files without lines.
-        classes: Column → names, where the file itself says which class an index means.
+        classes: Column → class names, if the file itself names its indices.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Table:
         return len(self.places)
 
     def require(self, names: Sequence[str], option: str) -> tuple[str, ...]:
-        """Return the names of columns that are there.
+        """Return these names, all of existing columns.
 
         Raises:
             ConfigurationError: Names the first that is not, and the ones that are.
@@ -60,10 +60,10 @@ class Table:
 
 
 def flatten(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with nested fields named by their way: `{"a": {"b": 1}}` is `{"a.b": 1}`.
+    """Return a row with nested fields named by their path: `{"a": {"b": 1}}` is `{"a.b": 1}`.
 
     Raises:
-        KeyError: Two fields have the same way; names it.
+        KeyError: Two fields have the same path; names it.
 
     Examples:
         >>> flatten({"id": 7, "ticket": {"body": "late", "tags": ["x"]}})

@@ -1,4 +1,4 @@
-"""Tokenise a task once and keep the result on disk under a name made from its content."""
+"""Tokenise a task once and keep the result on disk, named by a hash of its content."""
 
 import json
 import os
@@ -28,7 +28,7 @@ _DIGESTS = "digests.json"
 
 
 def default_cache_dir() -> Path:
-    """Return where tokenised data is kept: `$FINETUNE_CACHE`, else `~/.cache/finetune-common`."""
+    """Return the folder of tokenised data: `$FINETUNE_CACHE`, else `~/.cache/finetune-common`."""
     return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-common")
 
 
@@ -41,13 +41,13 @@ def tokenize(
     *,
     content: Mapping[str, Any] | None = None,
 ) -> "DatasetDict":
-    """Return the splits as token ids, from disk when the same was tokenised before.
+    """Return the splits as token ids, from disk if they were tokenised before.
 
     Pairs are truncated longest first, nothing is padded. The columns are `input_ids`, `attention_mask`,
     `token_type_ids` (when the tokenizer gives them), `labels` (zeros and ones for several labels a row) and
     `idx`. The name on disk is a hash of the task's name and version, every text and label, the tokenizer's
     whole state and `max_length`; the folder appears whole or not at all, two processes may write it at once,
-    and one that is damaged is made anew.
+    and a damaged one is replaced.
 
     Args:
         data: Split → rows, as from `load_task`.
@@ -55,10 +55,10 @@ def tokenize(
         task: The task or its name.
         max_length: The most tokens a row keeps, special tokens included.
         cache_dir: Where to keep the result; by default `finetune_common.data.default_cache_dir()`.
-        content: `fingerprint(task, data)`, where it is known already.
+        content: `fingerprint(task, data)`, if known already.
 
     Raises:
-        ConfigurationError: A slow tokenizer, `max_length` outside what it allows, a folder that cannot be
+        ConfigurationError: A slow tokenizer, a `max_length` that it does not allow, a folder that cannot be
             written.
     """
     task = get_task(task)
@@ -85,7 +85,7 @@ def tokenize(
 
 
 def _safe(name: str) -> str:
-    """Return a part of a file name: the cache stays within its folder whatever a task is called."""
+    """Return a safe part of a file name, so that no task's name leads out of the cache's folder."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:40] or "task"
 
 
@@ -107,7 +107,7 @@ def _key(
 
 
 def _tokenizer_state(tokenizer: Any) -> str:
-    """Return all that decides the ids; truncation and padding, which each call sets anew, are cleared."""
+    """Return all settings that affect the ids, without truncation and padding, which each call sets."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -168,7 +168,7 @@ def _digest(file: Path) -> str:
 
 
 def _is_whole(folder: Path, splits: list[str]) -> bool:
-    """Say whether the files of these splits are as they were written."""
+    """Say whether the files of these splits are undamaged."""
     try:
         digests = json.loads((folder / _DIGESTS).read_text())
         return all(digests[f"{split}.arrow"] == _digest(folder / f"{split}.arrow") for split in splits)
@@ -177,7 +177,7 @@ def _is_whole(folder: Path, splits: list[str]) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Move a folder out of the way at once, then delete it; another process may do the same."""
+    """Move a folder away in one operation, then delete it; another process may do the same."""
     away = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         folder.rename(away / "damaged")

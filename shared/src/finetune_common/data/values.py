@@ -1,4 +1,4 @@
-"""What single values mean: missing, a number, text, a list of labels."""
+"""The meaning of single values: missing, a number, text, a list of labels."""
 
 import ast
 import json
@@ -18,14 +18,14 @@ DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 """A number with a comma where a point is expected."""
 
 WITH_SIGN = re.compile(r"[+-]?[$€£¥]?\s?\d[\d.,]*\s?[%‰$€£¥]?", re.ASCII)
-"""A number with the sign of a currency or a share, which is neither a plain number nor a word."""
+"""A number with a currency or percent sign: neither a plain number nor a word."""
 
 MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT")
-"""What pandas writes for a value that is not there. `None`, `NA` and `null` are words of people too."""
+"""pandas' spellings of a missing value. `None`, `NA` and `null` can be real words, too."""
 
 
 def is_missing(value: Any) -> bool:
-    """Say whether a value is not there: null, blank, or not a number.
+    """Say whether a value is missing: null, blank, or NaN.
 
     Examples:
         >>> [is_missing(value) for value in (None, " ", float("nan"), "<NA>", 0, "none", [])]
@@ -49,7 +49,7 @@ def spelled(value: Any) -> str:
 
 
 def finite(text: str) -> float | None:
-    """Return the finite number that a text is, with room in 32 bits, else nothing.
+    """Return a text's number if it is finite and fits 32 bits, else None.
 
     Examples:
         >>> finite("1e-3"), finite("1_000"), finite("1e39"), finite("²")
@@ -63,7 +63,7 @@ def finite(text: str) -> float | None:
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """Return the list that a value is, or that its text writes in JSON or Python, else nothing.
+    """Return a value that is a list, or whose text is a list in JSON or Python, else None.
 
     Examples:
         >>> as_list("['x', 'y']"), as_list('["x"]'), as_list("[sic] late"), as_list([1])
@@ -85,7 +85,7 @@ def as_list(value: Any) -> list[Any] | None:
 
 
 def well_formed(text: str) -> bool:
-    """Say whether a text can be written as UTF-8; half of a surrogate pair cannot."""
+    """Say whether a text can be encoded as UTF-8; half of a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

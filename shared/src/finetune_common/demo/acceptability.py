@@ -13,13 +13,13 @@ _ATTRACTOR = 0.2
 
 
 def acceptability_row(random: Random, acceptable: int) -> tuple[str]:
-    """Return a sentence whose subject agrees with its demonstrative and its verb, or with one of them not.
+    """Return a sentence whose subject agrees with its demonstrative and verb, or disagrees with one of them.
 
-    A noun of either number may stand between subject and verb. No word decides: the subject's form does,
-    together with the verb's or the demonstrative's.
+    A noun, singular or plural, may stand between subject and verb. No single word decides the label: the
+    subject's form does, together with the verb's or the demonstrative's.
 
     Args:
-        random: Where the words come from.
+        random: Draws the words.
         acceptable: The label, 1 for a sentence without a violation.
     """
     plural = random.random() >= _SINGULAR

@@ -34,7 +34,7 @@ _SISTER = 0.1
 
 
 def entails(premise: Claim, hypothesis: Claim) -> bool:
-    """Return whether the hypothesis holds whenever the premise does, every noun phrase having instances.
+    """Return whether the premise entails the hypothesis, if every noun phrase has instances.
 
     The quantifiers are monotone: "some" is upward in the noun phrase and in the verb, "every" downward and
     upward, "no" downward in both, "not every" upward and downward; "every" entails "some" and "no" entails
@@ -54,11 +54,11 @@ def entailment_row(random: Random, label: int) -> tuple[str, str]:
     """Return a premise and a hypothesis that differ in one place: noun, adjective, verb or quantifier.
 
     A noun or verb gives way to its hypernym or the other way round (now and then to a sister, which is never
-    entailed), an adjective comes or goes, a quantifier gets weaker or stronger. Which place it is and which
-    quantifier leads do not depend on the label, only the direction does.
+    entailed), an adjective comes or goes, a quantifier gets weaker or stronger. The place and the first
+    quantifier do not depend on the label; only the direction does.
 
     Args:
-        random: Where the words come from.
+        random: Draws the words.
         label: 0 for entailment, 1 for not_entailment, as RTE on the hub.
     """
     change = _weighted(random, _CHANGES)

@@ -14,7 +14,7 @@ _CLASSIFIED = {"demo-acceptability": acceptability_row, "demo-entailment": entai
 
 
 def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
-    """Return the text columns, `label` and `idx` of one split; no row occurs twice, in one split or in both.
+    """Return the text columns, `label` and `idx` of one split; no row occurs twice in the two splits.
 
     Args:
         task: A demo task or its name.
@@ -41,7 +41,7 @@ def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
 
 
 def _new_row(task: Task, random: Random, seen: set[tuple[str, ...]]) -> tuple[tuple[str, ...], float]:
-    label = random.randrange(2)  # drawn once, so that rows already seen do not tilt the classes
+    label = random.randrange(2)  # drawn once, so that skipping repeated rows does not skew the classes
     while True:
         if task.name in _CLASSIFIED:
             texts = _CLASSIFIED[task.name](random, label)

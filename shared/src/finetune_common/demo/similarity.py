@@ -13,7 +13,7 @@ def similarity_row(random: Random) -> tuple[tuple[str, str], float]:
     """Return two sentences and their similarity from 0 to 5.
 
     The same noun counts 2.5 and one of the same category 1.5, the same verb 2 and one of the same category
-    1, the same adjective 0.5. Words are drawn alike for both sentences: only their comparison decides.
+    1, the same adjective 0.5. Both sentences draw words alike: only comparing them gives the label.
     """
     first, second = _words(random), _words(random)
     (adjective, noun, verb), (other_adjective, other_noun, other_verb) = first, second

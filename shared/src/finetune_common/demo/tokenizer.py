@@ -23,7 +23,7 @@ def demo_vocabulary() -> dict[str, int]:
 
 
 def demo_tokenizer() -> "PreTrainedTokenizerFast":
-    """Return the tokenizer: lower case, one id a word, `[CLS] a [SEP] b [SEP]` with token types 0 and 1.
+    """Return the tokenizer: lower case, one id per word, `[CLS] a [SEP] b [SEP]` with token types 0 and 1.
 
     Examples:
         >>> demo_tokenizer().tokenize("The dog sleeps.")

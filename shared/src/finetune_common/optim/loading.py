@@ -1,4 +1,4 @@
-"""What an optimizer takes from a saved state: checked before anything is written, exact afterwards."""
+"""Saved state for an optimizer: checked before anything is written, then loaded exactly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_common.optim.run import arithmetic_dtype
 __all__ = ["checked_state", "restored"]
 
 WITHOUT = {"amsgrad": False, "dampening": 0, "lr_decay": 0}
-"""Settings of torch's optimizers that change the numbers and are unknown here → what is harmless."""
+"""Settings of torch's optimizers that change the numbers and are unknown here → their harmless value."""
 
 
 def checked_state(
@@ -23,10 +23,10 @@ def checked_state(
     """Return a saved state in this optimizer's names.
 
     Args:
-        saved: As from `state_dict()` of this optimizer, an older version of it, or torch's own.
-        params: The parameters it is for.
+        saved: From `state_dict()` of this optimizer, an older version of it, or torch's.
+        params: Its parameters.
         per_element: Names of state that has the parameter's shape.
-        names: Name of a state in torch's optimizer → name here, where they differ.
+        names: Name of state in torch's optimizer → its name here, if it differs.
 
     Raises:
         ConfigurationError: A state of another model or of the whole optimizer, or a setting that this
@@ -66,11 +66,11 @@ def _is_nothing(value: Any) -> bool:
 
 
 def restored(param: Tensor, name: str, value: Any, per_element: bool) -> Any:
-    """Return a saved value as this optimizer keeps it: exact, in memory of its own.
+    """Return a saved value in this optimizer's form: exact, in new memory.
 
     Args:
         param: The parameter.
-        name: `step` becomes a float32 number on the CPU, whatever it was.
+        name: `step` becomes a float32 number on the CPU.
         value: The value.
         per_element: Whether it has the parameter's shape: it comes back in the arithmetic dtype, laid out
             like the parameter; any other tensor as it is, on the parameter's device.

@@ -1,4 +1,4 @@
-"""Euclidean norms of whole tensors, those that are spread over processes included."""
+"""Euclidean norms of whole tensors, including sharded ones."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from finetune_common.compiled import calls_decide
 __all__ = ["multiplies", "norm_of", "whole_norms"]
 
 BLOCK = 2**19
-"""Elements whose squares are summed in their own dtype: over 23 million float32 is off by 3e-4."""
+"""Elements whose squares are summed in their dtype: with 23 million, float32 is off by 3e-4."""
 
 
 def whole_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm of each tensor, of the whole one where it is a DTensor.
+    """Return the Euclidean norm of each tensor; of a DTensor, that of the whole tensor.
 
-    Squares are summed in float64 where float32 is too narrow, so that a finite float32 tensor has a finite
+    Squares are summed in float64 if float32 would overflow, so that a finite float32 tensor has a finite
     norm. Processes exchange one vector for each dimension of a mesh over which tensors are sharded.
 
     Args:
         tensors: Plain tensors and DTensors, on any devices.
 
     Returns:
-        float64, one-dimensional, one norm a tensor, on the first one's device. A GPU is not waited for.
+        float64, one-dimensional, one norm per tensor, on the first one's device, without waiting for a GPU.
 
     Examples:
         >>> whole_norms([torch.tensor([3.0, 4.0]), torch.full((4,), 2.0**100)]).tolist() == [5.0, 2.0**101]
@@ -76,7 +76,7 @@ def _by_products(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _scaled(tensor: Tensor) -> Tensor:
-    """The norm of numbers whose squares are too large for their dtype."""
+    """The norm of numbers whose squares overflow their dtype."""
     if tensor.dtype != torch.float64:
         return torch.linalg.vector_norm(tensor, dtype=torch.float64)
     largest = tensor.abs().max()
@@ -88,7 +88,7 @@ def _over_lists(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _over_shards(norms: Tensor, tensors: Sequence[Any]) -> Tensor:
-    """Combine the norms of the parts that processes hold."""
+    """Combine the norms of the processes' parts."""
     members: dict[tuple[Any, int], list[int]] = {}
     for i, tensor in enumerate(tensors):
         for dim, placement in enumerate(getattr(tensor, "placements", ())):

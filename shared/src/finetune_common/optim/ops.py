@@ -2,7 +2,7 @@
 
 A rule is written with the operators `+ - * /` and the functions below. Given tensors it runs as written;
 given `TensorList`s each operation becomes one `torch._foreach_*` call over the whole list. `+= -= *= /=` on a
-value that the rule itself has computed saves a temporary; its arguments a rule never changes.
+value that the rule has computed saves a temporary; a rule never changes its arguments.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Scalar = Any  # a float, a 0-dimensional tensor, or (over lists) a TensorList of
 
 
 class Divisor(float):
-    """A number that a rule divides by (`divide`): compiled code is given its reciprocal.
+    """A number that a rule divides by (`divide`): compiled code gets its reciprocal.
 
-    On a processor a division takes as long as ten multiplications, and decides the time of a whole step.
+    On a CPU a division takes as long as ten multiplications, and would dominate the time of a step.
     """
 
 
 class TensorList:
-    """A list of tensors that takes part in arithmetic element by element.
+    """A list of tensors with arithmetic element by element.
 
     Args:
         tensors: The tensors; an operation needs lists of equal length and matching shapes.
@@ -99,16 +99,16 @@ class TensorList:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the tensors, which is the same for all."""
+        """The common dtype of the tensors."""
         return self.tensors[0].dtype
 
     def to(self, dtype: torch.dtype) -> TensorList:
-        """Return the tensors in another dtype; those that have it already are not copied."""
+        """Return the tensors in a dtype; tensors that have it already are not copied."""
         return TensorList([tensor.to(dtype) for tensor in self.tensors])
 
 
 def divide(value: Value, by: Scalar) -> Value:
-    """value / by, in the memory of `value`, which the rule itself has computed.
+    """value / by, in the memory of `value`, which the rule must have computed.
 
     Args:
         value: The dividend.

@@ -20,19 +20,19 @@ from finetune_common.optim.state import StatefulOptimizer
 __all__ = ["Batch", "ElementwiseOptimizer"]
 
 FUSED_PAYS_FROM = 2**23
-"""Parameters from which compiling pays within some hundred steps."""
+"""From this many parameters on, compiling pays within a few hundred steps."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Parameters of one group that take the same step together.
+    """Parameters of one group that take a step together.
 
     Args:
         group: Their parameter group.
         step: The number of this step for them, from 1.
         params: The parameters.
-        grads: Their gradients as they are in `.grad`; a DTensor stands for the whole tensor.
-        rows: `[param, grad, *state]` of each, flat, this process's part of a DTensor.
+        grads: Their gradients from `.grad`; a DTensor stands for the whole tensor.
+        rows: `[param, grad, *state]` of each, flat; of a DTensor this process's part.
         indices: Their positions among all parameters of the optimizer.
     """
 
@@ -45,35 +45,35 @@ class Batch:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Dtypes and device: rows of a kind may run in one call."""
+        """Dtypes and device; rows with the same ones may run in one call."""
         return self.rows[0][0].dtype, self.rows[0][1].dtype, self.rows[0][0].device
 
 
 class ElementwiseOptimizer(StatefulOptimizer):
     """An optimizer that states its update once, as a pure function, and runs it in three ways.
 
-    Inside `torch.compile` a step is not traced: the graph ends before it, and it runs as it does elsewhere.
+    Inside `torch.compile` a step is not traced: the graph ends before it, and the step runs as usual.
 
-    A subclass says what its rule is (`rule`), which state it keeps (`initial_state`), which numbers the
-    rule needs at a step (`scalars`), which settings are legal (`check_group`), and, where whole tensors
-    matter (norms), what is computed before the rule (`prepare`).
+    A subclass defines its rule (`rule`), its state (`initial_state`), the numbers that the rule needs at a
+    step (`scalars`), the legal settings (`check_group`), and, if it needs whole tensors (norms), what to
+    compute before the rule (`prepare`).
 
-    State is float32 (float64 for float64 parameters) and stays so through `load_state_dict`; `step` is a
-    float32 number on the CPU. All of it belongs to parameters, as torch's checkpoint tools expect: what an
-    optimizer keeps for all of them is repeated in the state of each, or is a setting of its groups.
+    State is float32 (float64 for float64 parameters), also after `load_state_dict`; `step` is a float32
+    number on the CPU. All state belongs to parameters, as torch's checkpoint tools expect: common state is
+    repeated for each parameter, or is a setting of its groups.
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
-        defaults: Settings of a group that does not give its own, `lr` among them: a number or a tensor with
-            one element (a tensor on a GPU costs one synchronisation a group and step).
+        defaults: Default settings of groups, including `lr`: a number or a tensor with one element (a tensor
+            on a GPU costs one synchronisation per group and step).
         foreach: Run over lists; default for GPU tensors.
         fused: Compile into one pass over memory; default from 8 million parameters on. Without a compiler it
             warns once and runs uncompiled.
         maximize: Step along the gradient. A setting of a group.
         stochastic_rounding: Round bfloat16 parameters up or down at random so that small steps are not lost
             on average. The random bits depend on step, parameter and element only. A setting of a group.
-        skip_nonfinite: Where a gradient is not finite skip its "group" or the whole "step", and count it in
-            the group's `skipped`; the host then waits for the gradients. None: it is taken as it is. A
+        skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
+            group's `skipped`; the host then waits for the gradients. None: use it as it is. A
             setting of a group.
 
     Raises:
@@ -98,7 +98,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
     """
 
     def __init_subclass__(cls) -> None:
-        """Answer arguments that do not fit by the name of the class that the user knows."""
+        """Report wrong arguments with the public name of the class."""
         super().__init_subclass__()
         explain_arguments(cls)
 
@@ -149,7 +149,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         return [{} for _ in batches]
 
     def inputs(self, group: Mapping[str, Any], param: Tensor) -> tuple[Tensor, ...] | None:
-        """Return what else the rule reads after the state, or None to leave the parameter alone."""
+        """Return further arguments of the rule after the state, or None to skip the parameter."""
         return ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         check_choice("skip_nonfinite", group["skip_nonfinite"], (None, "group", "step"))
         self.check_group(group)
 
-    @torch._disable_dynamo  # a compiled training step ends its graph here: the step runs code of its own
+    @torch._disable_dynamo  # a compiled training step ends its graph here: the step has its own compiled code
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one step; parameters without a gradient stay as they are.
@@ -189,7 +189,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
             The closure's loss, if any.
 
         Raises:
-            ConfigurationError: A setting that was changed to something illegal; a sparse or complex gradient.
+            ConfigurationError: A setting changed to an illegal value; a sparse or complex gradient.
         """
         loss = None
         if closure is not None:
@@ -232,9 +232,9 @@ class ElementwiseOptimizer(StatefulOptimizer):
         return Rule(update, tuple(static.items()), batch.group["maximize"], stochastic)
 
     def _batches(self) -> list[Batch]:
-        """Return the parameters that take this step, their state complete and their step counted."""
+        """Return the parameters that take this step, with complete state and the step counted."""
         found, first = [], 0
-        self._rows.copies.clear()  # of a step that an error ended
+        self._rows.copies.clear()  # left from a step that failed
         for position, group in enumerate(self.param_groups):
             initial = self.initial_state(group)
             for index, param in enumerate(group["params"], first):
@@ -262,7 +262,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         return list(batches.values())
 
     def _skipped(self, positions: set[int], found: list[Any]) -> set[int]:
-        """Return the groups that skip this step, by option, for a gradient that is not finite; count them."""
+        """Return the groups that skip this step because a gradient is not finite, and count the skips."""
         options = [group["skip_nonfinite"] for group in self.param_groups]
         if not found or not any(options):
             return set()
@@ -279,7 +279,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
 
 
 def _placed(grad: Any, param: Any) -> Tensor:
-    """Return a gradient, spread over processes as its parameter is."""
+    """Return a gradient, spread over processes like its parameter."""
     if hasattr(param, "placements") and grad.placements != param.placements:
         return grad.redistribute(param.device_mesh, param.placements)
     return grad

@@ -1,4 +1,4 @@
-"""Parameters as flat rows: what the update rules run over."""
+"""Parameters as flat rows, on which the update rules run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Rows", "flat_row", "shard_index"]
 
 
 class Rows:
-    """The rows of parameters; views of what stays where it is are made once."""
+    """The rows of parameters; views of tensors that do not move are made once."""
 
     def __init__(self) -> None:
         self._kept: dict[Tensor, tuple[Row, list[int]]] = {}
@@ -38,7 +38,7 @@ class Rows:
         return row
 
     def write_back(self) -> None:
-        """Bring rows that are copies back to where their parameters lie."""
+        """Write rows that are copies back into their parameters."""
         for part, row in self.copies:
             part.copy_(row[0].view(part.shape))
         self.copies.clear()
@@ -53,8 +53,8 @@ def _check(grad: Tensor) -> None:
 def flat_row(param: Tensor, grad: Tensor, *rest: Tensor) -> Row:
     """Return this process's part of a parameter, its gradient and its state, each one-dimensional.
 
-    They are views, with two exceptions: the gradient is copied when it lies otherwise in memory than the
-    parameter; and a parameter with gaps in memory is copied, so that its row has to be written back.
+    They are views, with two exceptions: a gradient with another memory layout than the parameter is copied; a
+    parameter with gaps in memory is copied too, so that its row must be written back.
 
     Raises:
         ConfigurationError: A sparse or complex gradient.
@@ -82,7 +82,7 @@ def _lies_like(tensor: Tensor, param: Tensor) -> bool:
 
 
 def shard_index(param: Tensor) -> int:
-    """Return which part of a parameter this process holds: 0 of a plain one, the same for replicas."""
+    """Return the number of this process's part of a parameter: 0 if not sharded, equal for replicas."""
     sharded: Any = param
     index = 0
     for dim, placement in enumerate(getattr(param, "placements", ())):

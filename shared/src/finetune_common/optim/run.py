@@ -7,7 +7,7 @@ All rows of a call share device and dtypes. An update rule is a pure function
 
 in the arithmetic of `finetune_common.optim.ops`. It sees float32 (float64 for float64 parameters), whatever
 the parameter's dtype; scalars are numbers that may change from step to step, static settings choose its
-branches. Values beyond the returned ones leave the remaining state as it is.
+branches. State for which the rule returns no value stays unchanged.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Late = Callable[[], Tensor]
 RowScalars = Mapping[str, Sequence[Tensor | Late]]
 
 BLOCK = {"cpu": 2**17}
-"""Elements that eager code handles at a time: temporaries stay in the caches of a CPU."""
+"""Elements that eager code handles at once, so that temporaries stay in a CPU's caches."""
 BLOCK_ELSEWHERE = 2**22
 LIST = 2**20
-"""Elements that one list holds on a CPU."""
+"""Most elements in one list on a CPU."""
 SMALL = 2**13
 """Rows of at most this many elements are joined: a compiled call costs as much as 10,000 elements."""
 WHAT = "an optimizer with fused=True"
-"""What a warning calls compiled code."""
+"""Name of compiled code in a warning."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
         scalars: Numbers for all rows, by the rule's argument names.
         row_scalars: Numbers that differ from row to row (norms, clipping coefficients), 0-dimensional tensors
             on the rows' device, by the rule's argument names. With a stochastic rule `salt` (int32) is one.
-            A function that returns one is called when its row is next: what it reads of the gradient is
-            still in the cache when the rule reads it again.
+            A function that returns one is called just before its row runs, so that the rule finds the
+            gradient in the cache.
     """
     own = {name: [*values] for name, values in row_scalars.items()}
     kept = [i for i, row in enumerate(rows) if row[0].numel()]
@@ -85,7 +85,7 @@ def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
 
 
 def _chosen(row_scalars: RowScalars, indices: Iterable[int]) -> dict[str, list[Any]]:
-    """Choose without an index tensor, for which a GPU would wait."""
+    """Choose elements without an index tensor, which would make a GPU wait."""
     return {name: [values[i] for i in indices] for name, values in row_scalars.items()}
 
 
@@ -98,7 +98,7 @@ def _all_now(row_scalars: RowScalars) -> dict[str, list[Tensor]]:
 
 
 def advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: int = 0) -> None:
-    """Apply a rule once, in place: what is interpreted in the first two ways and compiled in the third.
+    """Apply a rule once, in place: interpreted in the first two ways, compiled in the third.
 
     Args:
         rule: The update rule.
@@ -135,7 +135,7 @@ def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: R
 
 
 def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    """Whole lists: on a GPU one a step, since calls decide; on a CPU what stays in the caches."""
+    """Whole lists: on a GPU one per step, since calls are costly; on a CPU as much as the caches hold."""
     order = sorted(range(len(rows)), key=lambda i: rows[i][0].numel())
     sizes = [rows[i][0].numel() for i in order]
     for indices in _lists(sizes, sum(sizes) if calls_decide(rows[0][0].device) else LIST):
@@ -164,12 +164,12 @@ def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowSc
 
 
 def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    """A row a call, whatever its length: little to compile; small rows are joined to one."""
+    """One row per call, of any length, so that little is compiled; small rows are joined."""
     param, grad, *_ = rows[0]
     names = (rule, tuple(scalars), tuple(row_scalars), param.dtype, grad.dtype)
     packed = _packed(rows, scalars)
 
-    @cache  # for the rows of this step: to look a rule up takes long beside a call
+    @cache  # for the rows of this step: looking up a rule is slow compared with a call
     def compiled(large: bool, joined: bool = False) -> Direct:
         return _direct(*names, large, joined)
 
@@ -196,9 +196,9 @@ def _large(row: Row) -> bool:
 
 
 def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    """One compiled call a step: on a GPU a call costs more than the memory traffic of most tensors.
+    """One compiled call per step: on a GPU a call costs more than the memory traffic of most tensors.
 
-    Every list of lengths has compiled code of its own: torch gives up on code that is compiled too often.
+    Every list of lengths has its own compiled function, since torch gives up on code compiled too often.
     """
     lengths = tuple(row[0].numel() for row in rows)
     key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype, lengths)
@@ -218,7 +218,7 @@ def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
 
 @contextmanager
 def _joined(rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
-    """Lend several rows as one, with their lengths; what it holds at the end goes back into them."""
+    """Lend several rows as one, with their lengths; its values are copied back at the end."""
     sizes = [row[0].numel() for row in rows]
     columns = list(zip(*rows, strict=True))
     joined = [torch.cat(column) for column in columns]
@@ -231,7 +231,7 @@ def _joined(rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
 def _direct(rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any) -> Direct:
     """Compile a rule for a row.
 
-    Dtypes and size classes are kept apart: compiled code is laid out (threads) for the first row it meets.
+    Dtypes and size classes get separate code: compiled code is laid out (threads) for the first row it sees.
     """
 
     def step(row: Row, others: Sequence[Tensor]) -> None:

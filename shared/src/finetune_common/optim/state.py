@@ -1,4 +1,4 @@
-"""The state of an optimizer: begun when it is needed, counted without reading, loaded without loss."""
+"""The state of an optimizer: made on demand, counted without reading, loaded without loss."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class StatefulOptimizer(torch.optim.Optimizer):
     """
 
     counts_steps: ClassVar[bool] = True
-    """Whether each parameter has a `step`; without it `scalars` is given 0."""
+    """Whether each parameter has a `step`; otherwise `scalars` gets 0."""
     names_elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Name of a state in torch's optimizer of this kind → name here, where they differ."""
+    """Name of state in torch's optimizer of this kind → its name here, if it differs."""
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._forget()
@@ -39,11 +39,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
         return {name for group in self.param_groups for name in self.initial_state(group)}
 
     def owns(self, name: str) -> bool:
-        """Whether a state of this name is this optimizer's, and comes back exact when it is loaded."""
+        """Whether this optimizer has state of this name, which it then loads exactly."""
         return True
 
     def state_of(self, param: Tensor, initial: Mapping[str, float]) -> dict[str, Any]:
-        """Return the state of a parameter; what is missing begins now."""
+        """Return the state of a parameter; missing state is made now."""
         state = self.state[param]
         if self.counts_steps and "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -53,7 +53,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         return state
 
     def count(self, states: list[dict[str, Any]]) -> list[int]:
-        """Add one to the step of each state and return it; a step that nobody changed is not read."""
+        """Add one to the step of each state and return it; an unchanged step is not read."""
         if not self.counts_steps or not states:
             return [0] * len(states)
         steps = [state["step"] for state in states]
@@ -65,18 +65,18 @@ class StatefulOptimizer(torch.optim.Optimizer):
         torch._foreach_add_(steps, 1)
         after = [value + 1 for value in before]
         for step, value in zip(steps, after, strict=True):
-            self._known_steps[id(step)] = step, step._version, value  # kept, so that its id stays its own
+            self._known_steps[id(step)] = step, step._version, value  # keep it alive: ids are reused
         return after
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; every tensor keeps its own dtype and shares no memory with what was loaded.
+        """Load a state; every tensor keeps its dtype and shares no memory with the loaded one.
 
-        A state of torch's own optimizer of that kind, and one from before a setting or a state existed, is
-        taken too: settings get their defaults, and missing state begins when it is first needed.
+        State of torch's optimizer of this kind, or of an older version without some settings or state, is
+        accepted too: settings get their defaults, and missing state is made on first use.
 
         Raises:
-            ConfigurationError: The state of another model, or one with a setting that this optimizer does
-                not have and that changes the numbers. Nothing is written then.
+            ConfigurationError: The state of another model, or with a setting that changes the numbers and
+                that this optimizer does not have. Nothing is written then.
         """
         handle = self.register_load_state_dict_pre_hook(_receive)
         try:
@@ -88,7 +88,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         settings = {name: value for name, value in self.defaults.items() if name != "differentiable"}
-        for group in self.param_groups:  # torch alone has that default
+        for group in self.param_groups:  # only torch has that default
             for name, value in settings.items():
                 group.setdefault(name, value)
         per_element = self.per_element()
@@ -98,7 +98,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 if self.owns(name):
                     own[name] = restored(param, name, value, name in per_element)
                 elif isinstance(own.get(name), Tensor):
-                    own[name] = own[name].clone()  # torch's own loading shares memory where nothing is cast
+                    own[name] = own[name].clone()  # torch's loading shares memory if nothing is cast
         self._forget()
 
     def _forget(self) -> None:
@@ -111,7 +111,7 @@ _NOTHING_KNOWN = (None, -1, 0)
 
 
 def _receive(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Check a state after all other hooks, and keep it as it is: torch casts it to the parameters' dtype."""
+    """Check a state after all other hooks and keep the original: torch casts it to the parameters' dtype."""
     assert isinstance(optimizer, StatefulOptimizer)
     params = [param for group in optimizer.param_groups for param in group["params"]]
     saved = checked_state(saved, params, optimizer.per_element(), optimizer.names_elsewhere)

@@ -1,4 +1,4 @@
-"""Contracts that every method of this project meets, importable by each package's tests."""
+"""Contracts that every method of this project must meet, for each package's tests."""
 
 from typing import TYPE_CHECKING
 

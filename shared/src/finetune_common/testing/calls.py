@@ -62,7 +62,7 @@ TO_NUMBERS = frozenset(
 
 
 class _Host(TorchFunctionMode):
-    """Note what carries numbers between Python and tensors."""
+    """Note calls that move numbers between Python and tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _Host(TorchFunctionMode):
 class Calls(TorchDispatchMode):
     """Count operations, compiled calls as one each; views and empty tensors are free.
 
-    What is made of Python's numbers would be a copy to the device (`from_host`), and what becomes one makes
+    Making a tensor from Python's numbers would be a copy to the device (`from_host`); reading a number makes
     the host wait (`waits`).
 
     Examples:
@@ -120,23 +120,23 @@ class Calls(TorchDispatchMode):
 
     @property
     def waits(self) -> list[str]:
-        """Those that read a value, for which a host waits."""
+        """Calls that read a value, so that the host waits."""
         waiting = [name for name in self.names if name in ("_local_scalar_dense", "nonzero", "index")]
         return waiting + self._host.read
 
     @property
     def from_host(self) -> list[str]:
-        """Those that make a tensor of Python's numbers, since the counting began."""
+        """Calls that made a tensor from Python's numbers since counting began."""
         return [*self._host.brought]
 
 
 @contextmanager
 def as_on_a_gpu(calls: Callable[[], Calls]) -> Iterator[None]:
-    """Let every module that asks `calls_decide` choose as on a GPU; compiled functions run as written, and
-    count once.
+    """Make every module that asks `calls_decide` act as on a GPU; compiled functions run as written and count
+    once.
 
     Args:
-        calls: Returns what counts.
+        calls: Returns the counter.
     """
 
     def one_call(self: Compiled, *args: Any) -> Any:

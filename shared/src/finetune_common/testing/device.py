@@ -1,9 +1,9 @@
-"""A pytest plugin: the fixture `device`, for tests that run on the CPU always and on CUDA where it is.
+"""A pytest plugin: the fixture `device`, for tests that run on the CPU, and on CUDA if there is one.
 
     # conftest.py
     pytest_plugins = ("finetune_common.testing.device",)
 
-`pytest --device cuda` runs such tests on CUDA alone, and fails where there is none; `-m cuda` selects them.
+`pytest --device cuda` runs such tests only on CUDA, and fails without it; `-m cuda` selects them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def devices(asked: str | None) -> list[Any]:
     """Return the values of the fixture `device`.
 
     Args:
-        asked: "cpu", "cuda", or None for the CPU and, where it is, CUDA.
+        asked: "cpu", "cuda", or None for the CPU and, if present, CUDA.
 
     Raises:
-        pytest.UsageError: CUDA is asked for, and there is none.
+        pytest.UsageError: CUDA is requested, and there is none.
 
     Examples:
         >>> devices("cpu")

@@ -25,8 +25,8 @@ def run_two_processes(function: Callable[..., object], *arguments: Any) -> None:
     """Call `function(rank, *arguments)` in each of two new processes that are joined by gloo.
 
     Args:
-        function: A function of a module, so that the processes can import it; what it returns is dropped.
-        *arguments: What `pickle` can carry.
+        function: A module-level function, so that the processes can import it; its result is dropped.
+        *arguments: Any that `pickle` can carry.
 
     Raises:
         torch.multiprocessing.ProcessRaisedException: With the error of the first process that failed.
@@ -35,7 +35,7 @@ def run_two_processes(function: Callable[..., object], *arguments: Any) -> None:
         >>> from finetune_common.testing import run_two_processes
         >>> run_two_processes(divmod, 1)  # 0 and 1 divided by 1
     """
-    # They meet by a file: a free port that was asked for can be another program's before it is used.
+    # They meet by a file: another program could take a free port before it is used.
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_process, (Path(folder, "meeting").as_uri(), function, arguments), nprocs=2)
 
@@ -45,7 +45,7 @@ def _process(rank: int, meeting: str, function: Callable[..., object], arguments
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     try:
-        # One process may be joined while the other still joins: that one must not find it gone.
+        # One process may join before the other: it must not leave until both have joined.
         dist.barrier()
         function(rank, *arguments)
     finally:
@@ -63,13 +63,13 @@ def check_two_processes(
 ) -> None:
     """Check an optimizer on two processes, with each of several settings.
 
-    Sharded parameters (DTensor) take the steps of whole ones; under DDP the processes stay equal; torch's
-    checkpoint tools carry a sharded state on; ZeroRedundancyOptimizer steps as one process, or is refused.
+    Sharded parameters (DTensor) take the same steps as whole ones; under DDP the processes stay equal;
+    torch's checkpoint tools restore a sharded state; ZeroRedundancyOptimizer steps alike or is refused.
 
     Args:
         cls: The optimizer's class.
         settings: Keyword arguments of the optimizer, once for each check.
-        stored: Further ones, for the checkpoint alone.
+        stored: Further settings, for the checkpoint only.
 
     Raises:
         torch.multiprocessing.ProcessRaisedException: With the assertion that a process found broken.
@@ -126,7 +126,7 @@ def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: d
 def _sharded_checkpoint_goes_on(
     cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], flatten: bool
 ) -> None:
-    """FSDP2: what torch's checkpoint tools gather of one optimizer, another one continues from."""
+    """FSDP2: an optimizer continues from the state that torch's checkpoint tools gathered from another."""
     from torch.distributed.checkpoint import state_dict as tools
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -86,7 +86,7 @@ CONTRACTS = (
     checks_settings_at_the_next_step,
     takes_few_calls,
 )
-"""What every case meets."""
+"""Contracts for every case."""
 
 COSTLY_CONTRACTS = (
     fused_equals_reference,
@@ -95,7 +95,7 @@ COSTLY_CONTRACTS = (
     works_in_accelerate,
     works_in_trainer,
 )
-"""What the cases marked costly meet as well."""
+"""Additional contracts for the cases marked costly."""
 
 
 def check_optimizer(
@@ -132,8 +132,8 @@ def check_optimizer(
     Args:
         cls: The optimizer's class, or a function with its signature: (params, **settings).
         cases: The table.
-        contracts: What every case meets. An optimizer of another base class that runs in one way only leaves
-            out `foreach_equals_reference`.
+        contracts: Contracts for every case. An optimizer of another base class that runs in only one way
+            leaves out `foreach_equals_reference`.
 
     Examples:
         >>> import torch

@@ -19,7 +19,7 @@ __all__ = ["agrees_with_reference", "foreach_equals_reference"]
 def agrees_with_reference(cls: Factory, case: OptimizerCase) -> None:
     """A step follows the NumPy reference: 30 steps to 1e-12 in float64, 10 to 1e-5 in float32.
 
-    So few numbers on a CPU are computed as the rule is written, unless one asks for another way.
+    With so few numbers on a CPU the rule runs as written, unless another way is requested.
     """
     for dtype, steps, tolerance in ((torch.float64, 30, 1e-12), (torch.float32, 10, 1e-5)):
         params = parameters(dtype)

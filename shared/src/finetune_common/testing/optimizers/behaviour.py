@@ -1,4 +1,4 @@
-"""What torch's own optimizers do around the arithmetic."""
+"""Behaviour of torch's optimizers apart from the arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def takes_a_tensor_learning_rate(cls: Factory, case: OptimizerCase) -> None:
-    """A learning rate in a tensor does what the number does."""
+    """A learning rate in a tensor acts like the number."""
     settings = {**case.settings, "lr": torch.tensor(case.settings["lr"], dtype=torch.float64)}
     assert_equal(trained(cls, 5, **settings), trained(cls, 5, **case.settings))
 
@@ -78,7 +78,7 @@ def evaluates_a_closure_once(cls: Factory, case: OptimizerCase) -> None:
 
 
 def has_groups(cls: Factory, case: OptimizerCase) -> None:
-    """Groups have settings of their own, and one may join later."""
+    """Groups have separate settings, and a group may be added later."""
     still, moving, joining = (nn.Parameter(torch.ones(3)) for _ in range(3))
     optimizer = cls([{"params": [still], "lr": 0.0}, {"params": [moving]}], **case.settings)
     optimizer.add_param_group({"params": [joining]})

@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["Contract", "Factory", "OptimizerCase", "Reference"]
 
-Factory = Callable[..., Any]  # a torch optimizer; torch types its closures otherwise than it calls them
+Factory = Callable[..., Any]  # a torch optimizer; torch annotates closures differently from how it calls them
 Reference = Callable[[list[np.ndarray], list[np.ndarray], dict[str, Any], int], list[np.ndarray]]
 
 
@@ -24,9 +24,9 @@ class OptimizerCase:
         reference: The optimizer written again in float64 NumPy, from its equations:
             `reference(params, grads, state, t) -> new params` over all tensors at step t (from 1); `state`
             is an empty dictionary at first and is handed back at each step.
-        convergent: Settings that differ where it has to minimise the quadratic and the Rosenbrock function.
+        convergent: Settings that differ for minimising the quadratic and the Rosenbrock function.
         costly: Whether the costly contracts apply; at most four cases a package.
-        moves_zeros: Whether a parameter of zeros moves within three steps, as it should.
+        moves_zeros: Whether a parameter of zeros must move within three steps.
     """
 
     name: str

@@ -38,7 +38,7 @@ def fused_equals_reference(cls: Factory, case: OptimizerCase) -> None:
 
 
 def does_not_recompile(cls: Factory, case: OptimizerCase) -> None:
-    """A hundred steps of a schedule run the code that the first two compiled."""
+    """A hundred steps of a schedule reuse the code compiled in the first two."""
     params = parameters()
     optimizer = cls(params, fused=True, **case.settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
@@ -52,7 +52,7 @@ def does_not_recompile(cls: Factory, case: OptimizerCase) -> None:
 
 
 def works_in_a_compiled_step(cls: Factory, case: OptimizerCase) -> None:
-    """torch.compile around a step changes nothing, and compiles nothing again from step to step."""
+    """torch.compile around a step changes nothing, and does not recompile from step to step."""
     params, expected = pair(), pair()
     optimizer, plain = cls(params, **case.settings), cls(expected, **case.settings)
 
@@ -61,7 +61,7 @@ def works_in_a_compiled_step(cls: Factory, case: OptimizerCase) -> None:
         optimizer.step()
         return doubled + 1
 
-    compiled = torch.compile(update, backend="eager")  # tracing decides; what is traced need not be fast
+    compiled = torch.compile(update, backend="eager")  # only tracing matters here, not speed
     for number in range(12):
         for each in (params, expected):
             for param, size in zip(each, (1.0 + number, -2.0), strict=True):
@@ -76,7 +76,7 @@ def works_in_a_compiled_step(cls: Factory, case: OptimizerCase) -> None:
 
 
 def works_in_accelerate(cls: Factory, case: OptimizerCase) -> None:
-    """`prepare` keeps the state and its dtype, and training goes on as without."""
+    """`prepare` keeps the state and its dtype, and does not change training."""
     accelerate = pytest.importorskip("accelerate")
     expected = trained(cls, 6, torch.bfloat16, **case.settings)
     params = parameters(torch.bfloat16)

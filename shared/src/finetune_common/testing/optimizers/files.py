@@ -31,7 +31,7 @@ __all__ = [
 
 
 def loads_what_a_hook_returns(cls: Factory, case: OptimizerCase) -> None:
-    """A pre-hook that sorts a state by name is heeded, exactly; a post-hook sees what was loaded."""
+    """A pre-hook that sorts state by name is obeyed exactly; a post-hook sees the loaded state."""
     a, b = pair()
     first = cls([("a", a), ("b", b)], **case.settings)
     step(first, [a, b], [1.0, 5.0])
@@ -57,7 +57,7 @@ def loads_what_a_hook_returns(cls: Factory, case: OptimizerCase) -> None:
 
 
 def loads_older_states(cls: Factory, case: OptimizerCase) -> None:
-    """What a file lacks gets its default; steps may be numbers; another model's state writes nothing."""
+    """Missing settings get their defaults; steps may be numbers; another model's state writes nothing."""
     params = pair()
     optimizer = cls(params, **case.settings)
     step(optimizer, params, [1.0, 2.0])
@@ -115,11 +115,11 @@ FOREIGN = {
     "RMSprop": {"momentum": 0.9},
     "SGD": {"momentum": 0.9},
 }
-"""torch's optimizers whose states users bring, with settings that make them keep one."""
+"""torch's optimizers whose state users may load, with settings that make them keep state."""
 
 
 def loads_or_refuses_foreign_states(cls: Factory, case: OptimizerCase) -> None:
-    """A state of torch's optimizers is taken, exactly what has one name in both, or refused unwritten."""
+    """State of torch's optimizers is loaded, exactly if the names agree, or refused without writing."""
     for name, settings in FOREIGN.items():
         params = pair()
         foreign = getattr(torch.optim, name)(params, lr=0.01, **settings)
@@ -184,7 +184,7 @@ def _rekeyed(saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Opt
 
 
 def begins_momentum_late(cls: Factory, case: OptimizerCase) -> None:
-    """Momentum that is switched on after steps without it begins with the gradient, as torch's SGD does."""
+    """Momentum switched on late starts from the gradient, like torch's SGD."""
     if "momentum" not in case.settings:
         return
     settings = {**case.settings, "momentum": 0.0} | (

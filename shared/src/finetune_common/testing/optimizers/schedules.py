@@ -39,11 +39,11 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
     ),
     "SWALR": lambda o: SWALR(o, swa_lr=0.02, anneal_epochs=3),
 }
-"""Each scheduler of torch, with momentum or β₁ cycled where it can be."""
+"""Each scheduler of torch, with momentum or β₁ cycled if possible."""
 
 
 def follows_schedulers(cls: Factory, case: OptimizerCase) -> None:
-    """Each of torch's schedulers changes what it changes in torch's own optimizer, and the step heeds it."""
+    """torch's schedulers change the same settings as in torch's optimizers, and the step uses them."""
     for name, make in SCHEDULES.items():
         driven, told = pair(), pair()
         optimizer, by_hand = cls(driven, **case.settings), cls(told, **case.settings)
@@ -65,7 +65,7 @@ def follows_schedulers(cls: Factory, case: OptimizerCase) -> None:
 
 
 def _torchs_own(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """An optimizer of torch with the same settings that schedulers change."""
+    """A torch optimizer with the same settings for schedulers to change."""
     defaults = optimizer.defaults
     if "betas" in defaults:
         return torch.optim.AdamW(pair(), lr=defaults["lr"], betas=defaults["betas"])

@@ -78,7 +78,7 @@ def trained(
 
 
 def assert_close(actual: Sequence[Tensor], expected: Sequence[Any], tolerance: float) -> None:
-    """Fail where ‖a-b‖/‖b‖ is above the tolerance or something is not finite."""
+    """Fail if ‖a-b‖/‖b‖ is above the tolerance or a value is not finite."""
     for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
         a, b = a.detach().double(), torch.as_tensor(b).detach().double()
         assert torch.isfinite(a).all(), f"tensor {i} is not finite"
@@ -87,7 +87,7 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Any], tolerance: f
 
 
 def assert_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Fail where a bit differs."""
+    """Fail if a bit differs."""
     for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert torch.equal(a, b), f"tensor {i} of shape {tuple(a.shape)} differs"
 
@@ -101,7 +101,7 @@ def tensors(state: Mapping[str, Any]) -> Iterator[tuple[Any, str, Tensor]]:
 
 
 def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what comes back from a file that is read with `weights_only=True`."""
+    """Save to a file, load with `weights_only=True`, and return the result."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
