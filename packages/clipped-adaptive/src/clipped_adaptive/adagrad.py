@@ -20,8 +20,8 @@ class ClippedAdaGrad(ClippedAdaptive):
         ĝ = clip(g),   b_t = b_{t-1} + η ĝ²
         θ = (1 - lr λ) θ - lr · ĝ / (√b + ε),    b = b_t, or b_{t-1} with delay
 
-    With `norm` b is one number for the whole optimizer, fed with ‖ĝ‖² of all parameters together, and
-    repeated in the state of each (`second_moment`). The gradients in `.grad` stay as they are. The state
+    With `norm`, b is one number for the whole optimizer, computed from ‖ĝ‖² of all parameters together, and
+    repeated in each parameter's state (`second_moment`). The gradients in `.grad` are not changed. The state
     is (without `norm`) `accumulator`.
 
     Args:
@@ -31,7 +31,7 @@ class ClippedAdaGrad(ClippedAdaptive):
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule.
         clip: What shares a norm; see `ClippedAdam`.
         max_norm: The level > 0: a number, a function of the step (from 1), or a `RunningQuantile`.
-        delay: Divide by the accumulator of the step before; needs an initial value.
+        delay: Divide by the previous step's accumulator; needs an initial value.
         eta: η > 0, weight of new squares in the accumulator.
         initial_accumulator: b_0 ≥ 0, of the squared quantity (the square of the paper's b_0).
         norm: One accumulator for the whole optimizer; all groups must agree on η, ε, delay, initial value.
@@ -39,8 +39,8 @@ class ClippedAdaGrad(ClippedAdaptive):
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
-        skip_nonfinite: Where a gradient is not finite skip its "group" or the whole "step", and count it in
-            the group's `skipped`; the host then waits for the gradients. None: it is taken as it is.
+        skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
+            group's `skipped`; the host then waits for the gradients. None: use it as it is.
 
     Raises:
         ConfigurationError: A setting out of range or unknown, or delay without an initial value.

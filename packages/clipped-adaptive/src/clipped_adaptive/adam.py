@@ -22,9 +22,9 @@ class ClippedAdam(ClippedAdaptive):
         ĝ = clip(g),   m = β₁ m + (1-β₁) ĝ,   v_t = β₂ v_{t-1} + (1-β₂) η ĝ²
         θ = (1 - lr λ) θ - lr · m̂ / (√v̂ + ε),    v̂ = v_t, or v_{t-1} with delay
 
-    Bias correction divides m by 1-β₁ᵗ, and v by 1-β₂ᵗ where there is neither delay nor an initial value.
-    With `norm` v is one number for the whole optimizer, fed with ‖ĝ‖² of all parameters together, and
-    repeated in the state of each (`second_moment`). The gradients in `.grad` stay as they are. The state
+    Bias correction divides m by 1-β₁ᵗ, and v by 1-β₂ᵗ if there is neither delay nor an initial value. With
+    `norm`, v is one number for the whole optimizer, computed from ‖ĝ‖² of all parameters together, and
+    repeated in each parameter's state (`second_moment`). The gradients in `.grad` are not changed. The state
     is `exp_avg` and (without `norm`) `exp_avg_sq`.
 
     Args:
@@ -35,23 +35,23 @@ class ClippedAdam(ClippedAdaptive):
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule.
         clip: What shares a norm: "none", "global" (all parameters of the optimizer), "layer" (a group, or
             all groups with the same value of the key `layer`; see `layer_groups`), "local" (each tensor), or
-            "elementwise" (values are cut to [-max_norm, max_norm]). One for the whole optimizer.
+            "elementwise" (values are cut to [-max_norm, max_norm]). Set for the whole optimizer.
         max_norm: The level > 0: a number, a function of the step (from 1), or a `RunningQuantile`.
-        delay: Divide by the second moment of the step before; needs an initial value.
+        delay: Divide by the previous step's second moment; needs an initial value.
         eta: η > 0, weight of new squares in the second moment.
         initial_second_moment: v_0 ≥ 0, of the squared quantity.
         norm: One second moment for the whole optimizer; all groups must agree on β₂, η, ε, delay, initial
             value and bias correction.
         bias_correction: See above.
-        legacy: Repeat the released code: ε is added to the root before its bias correction, and decay comes
-            after the update: θ = (1 - lr λ) (θ - lr · m̂ √(1-β₂ᵗ) / (√v + ε)). Without clipping this is the
-            AdamW that transformers had until version 4.
+        legacy: Repeat the released code: ε is added before bias correction of the root, and decay comes after
+            the update: θ = (1 - lr λ) (θ - lr · m̂ √(1-β₂ᵗ) / (√v + ε)). Without clipping this is
+            transformers' AdamW until version 4.
         foreach: Run over lists of tensors.
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
-        skip_nonfinite: Where a gradient is not finite skip its "group" or the whole "step", and count it in
-            the group's `skipped`; the host then waits for the gradients. None: it is taken as it is.
+        skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
+            group's `skipped`; the host then waits for the gradients. None: use it as it is.
 
     Raises:
         ConfigurationError: A setting out of range or unknown, or delay without an initial value.
@@ -161,7 +161,7 @@ class ClippedAdam(ClippedAdaptive):
         return (1 - group["betas"][1] ** step) ** 0.5 if corrected else 1.0
 
     def _eps(self, group: Mapping[str, Any], step: int) -> float:
-        """Return what is added to √v̂; to add ε to √v instead is to add ε/√(1-β₂ᵗ)."""
+        """Return the term added to √v̂; adding ε to √v instead means adding ε/√(1-β₂ᵗ)."""
         return group["eps"] / self._root(group, step) if group["legacy"] else group["eps"]
 
     def _denominator(self, squared_norm: Tensor) -> Tensor:

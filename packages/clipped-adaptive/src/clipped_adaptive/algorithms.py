@@ -37,8 +37,8 @@ ALGORITHMS: Mapping[str, tuple[Algorithm, Mapping[str, Any]]] = {
     "Clip-AdamD": (ClippedAdam, _CLIP | _ADAM_D),
 }
 """Name in the paper → class and settings. `D` is delayed, `R` reweighted (η = lr²), `Norm` has one second
-moment for all parameters and clips their common norm; those without `Norm` are coordinate-wise and clip each
-tensor, as the released code does."""
+moment for all parameters and clips their common norm; the others are coordinate-wise and clip each tensor, as
+the released code does."""
 
 
 def from_paper(name: str, params: Any, lr: float, **settings: Any) -> ClippedAdam | ClippedAdaGrad:
@@ -47,8 +47,8 @@ def from_paper(name: str, params: Any, lr: float, **settings: Any) -> ClippedAda
     Args:
         name: One of `ALGORITHMS`.
         params: Parameters, (name, parameter) pairs, or groups of them.
-        lr: Learning rate; the reweighted ones set η to its square, as the paper's experiments do.
-        **settings: Settings of the class that differ from the algorithm's, `max_norm` above all.
+        lr: Learning rate; reweighted algorithms set η to its square, as in the paper's experiments.
+        **settings: Further settings of the class, such as `max_norm`, which override the algorithm's.
 
     Raises:
         ConfigurationError: An unknown name or a setting out of range.

@@ -1,4 +1,4 @@
-"""What the clipped optimizers share: clipping, one setting for the whole optimizer, and its report."""
+"""The base of the clipped optimizers: clipping, set for the whole optimizer, and its report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["ClippedAdaptive", "ClippedOptimizer"]
 
 
 class ClippedOptimizer(ElementwiseOptimizer):
-    """What the three share: clipping, which is one setting for the whole optimizer, and its report."""
+    """The base of all three: clipping, set for the whole optimizer, and its report."""
 
     whole: ClassVar[tuple[str, ...]] = ("clip", "max_norm", "norm")
     norm = False
@@ -90,7 +90,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
         return _by_batch(numbers, batches)
 
     def _each_alone(self) -> bool:
-        """Whether the coefficient of a tensor needs no other one, and nothing else needs norms."""
+        """Whether each tensor's coefficient needs only its own norm, and nothing else needs norms."""
         return self.clip == "local" and not self.norm and not isinstance(self.max_norm, RunningQuantile)
 
     def _coefficients(self, norms: Tensor, batches: Sequence[Batch]) -> Tensor:
@@ -105,7 +105,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
         return coefficients(units, labels, levels.double())
 
     def _members(self, labels: Iterable[Hashable]) -> list[list[Tensor]]:
-        """Return all parameters of each unit, those without a gradient too: they keep its past norms."""
+        """Return all parameters of each unit, also those without a gradient: they keep its past norms."""
         members: dict[Hashable, list[Tensor]] = {label: [] for label in labels}
         first = 0
         for group in self.param_groups:
@@ -134,7 +134,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
         return self._labels_of(batch.group, 0)[:1] * len(batch.params)
 
     def _labels_of(self, group: Mapping[str, Any], first: int) -> list[Hashable]:
-        """Return the unit of each parameter of a group, whose first one is number `first` of all."""
+        """Return the unit of each parameter of a group; its first parameter has number `first`."""
         count = len(group["params"])
         if self.clip == "local":
             return list(range(first, first + count))
@@ -154,10 +154,10 @@ class ClippedOptimizer(ElementwiseOptimizer):
         raise NotImplementedError
 
     def clip_report(self) -> ClipReport:
-        """Return what clipping did at the last step; this call waits for the device, `step` does not.
+        """Report the clipping of the last step; this call waits for the device, `step` does not.
 
-        For `clip="none"` and `"elementwise"`, where a step needs no norms, they are taken from the gradients
-        as they are now: call it before `zero_grad`.
+        With `clip="none"` and `"elementwise"` a step needs no norms, so they are computed from the current
+        gradients: call it before `zero_grad`.
 
         Raises:
             ConfigurationError: No step was taken, or the gradients are gone.
@@ -201,14 +201,14 @@ class ClippedOptimizer(ElementwiseOptimizer):
 
 
 def _norms_at(level: float, grads: Sequence[Tensor]) -> Tensor:
-    """Return the norms of gradients whose elements are cut to [-level, level]."""
+    """Return the norms of gradients with elements cut to [-level, level]."""
     if any(hasattr(grad, "placements") for grad in grads):
         return whole_norms([grad.clamp(-level, level) for grad in grads])
     return whole_norms(torch._foreach_clamp_max(torch._foreach_clamp_min([*grads], -level), level))
 
 
 def _by_batch(numbers: Mapping[str, Any], batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """Share numbers out to batches; tensors in the arithmetic and on the device of each, made once."""
+    """Distribute numbers to batches, as tensors in each batch's dtype and on its device, made once."""
     parts: list[dict[str, Any]] = [{} for _ in batches]
     for name, values in numbers.items():
         made: dict[tuple[Any, ...], Any] = {}
@@ -223,7 +223,7 @@ def _by_batch(numbers: Mapping[str, Any], batches: Sequence[Batch]) -> list[dict
 
 
 class ClippedAdaptive(ClippedOptimizer):
-    """What the two with a second moment share: delay, reweighting, the scalar form."""
+    """The base of the two with a second moment: delay, reweighting, the scalar form."""
 
     initial: ClassVar[str]
     agreeing: ClassVar[tuple[str, ...]]
@@ -250,7 +250,7 @@ class ClippedAdaptive(ClippedOptimizer):
                     )
 
     def _second_moment(self, like: Tensor) -> Tensor:
-        """Return the one second moment, in the dtype and on the device of another number."""
+        """Return the single second moment, in the dtype and on the device of another number."""
         old = first_of(self.state, self.state, "second_moment")
         initial = self.param_groups[0][self.initial]
         return (
@@ -261,5 +261,5 @@ class ClippedAdaptive(ClippedOptimizer):
 
     def _keep_second_moment(self, value: Tensor) -> None:
         dtype = arithmetic_dtype(self.param_groups[0]["params"][0].dtype)
-        # of one dimension: torch's tools look for a device among the tensors that have one
+        # one-dimensional: torch's tools read the device from tensors with a dimension
         replicate(self.state, "second_moment", [(self.state, value.to(dtype).reshape(1))])

@@ -30,12 +30,11 @@ class RunningQuantile:
 
         L_t = quantile_q(‖g_{t-1}‖, …, ‖g_{t-window}‖),    no clipping at the first step
 
-    Each layer or tensor with a norm of its own (`clip="layer"`, `"local"`) has its own quantile. Norms that
-    are not finite, or zero, are left out. The norms are kept on the device, in the state of each parameter
-    (`past_norms`).
+    Each layer (`clip="layer"`) or tensor (`"local"`) has its own quantile. Norms that are zero or not finite
+    are left out. The norms are kept on the device, in each parameter's state (`past_norms`).
 
     Args:
-        q: The quantile, in (0, 1]; at 0.1 about nine steps in ten are clipped.
+        q: The quantile, in (0, 1]; 0.1 clips about nine steps in ten.
         window: How many past steps count, at least 1.
 
     Raises:
@@ -45,8 +44,8 @@ class RunningQuantile:
         >>> RunningQuantile(0.5, window=10)
         RunningQuantile(q=0.5, window=10)
 
-    Source: the idea is AutoClip's (Seetharaman et al., 2020, arXiv 2007.14469), which counts the current
-    norm as well and all past ones.
+    Source: the idea is AutoClip's (Seetharaman et al., 2020, arXiv 2007.14469), which also counts the current
+    norm, and all past ones.
     """
 
     q: float
@@ -60,11 +59,11 @@ class RunningQuantile:
         """Return this step's level of each unit, and the norms to remember.
 
         Args:
-            past: Past norms, (units, window), the newest last; NaN where there is none.
+            past: Past norms, (units, window), the newest last; NaN if missing.
             norms: This step's norm of each unit.
 
         Returns:
-            One level a unit: NaN, which clips nothing, where there is no past norm; and the new `past`.
+            One level per unit (NaN, which clips nothing, without past norms), and the new `past`.
 
         Examples:
             >>> past = torch.tensor([[torch.nan, 4.0]])
@@ -82,7 +81,7 @@ Level = float | Callable[[int], float] | RunningQuantile
 
 @dataclass(frozen=True)
 class ClipReport:
-    """What clipping did at a step.
+    """The effect of clipping at a step.
 
     Args:
         share: Share of the tensors that were scaled down (`clip="elementwise"`: of the elements).
@@ -121,7 +120,7 @@ def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:
     """Return the Euclidean norm of each unit, in order of first appearance.
 
     Args:
-        norms: One norm a tensor.
+        norms: One norm per tensor.
         labels: The unit of each tensor.
 
     Examples:
@@ -134,7 +133,7 @@ def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:
     if len(units) == len(labels):
         return norms
     longest = max(map(len, units.values()))
-    missing = len(labels)  # a norm of zero that fills up the shorter units
+    missing = len(labels)  # index of a zero norm, to pad shorter units
     members = tuple(i for own in units.values() for i in [*own, *[missing] * (longest - len(own))])
     filled = torch.cat([norms, norms.new_zeros(1)]).index_select(0, _index(members, norms.device))
     return torch.linalg.vector_norm(filled.view(len(units), longest), dim=1)
@@ -144,9 +143,9 @@ def coefficients(norms: Tensor, labels: Sequence[Hashable], level: float | Tenso
     """Return each tensor's factor, min(1, level/‖unit‖); a level of ∞ or NaN clips nothing.
 
     Args:
-        norms: One norm a unit, as from `norms_by_unit`.
+        norms: One norm per unit, as from `norms_by_unit`.
         labels: The unit of each tensor.
-        level: For all units, or one a unit.
+        level: For all units, or one per unit.
 
     Examples:
         >>> coefficients(torch.tensor([5.0, 0.5]), ["a", "b", "a"], 1.0)

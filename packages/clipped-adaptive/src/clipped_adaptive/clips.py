@@ -1,6 +1,6 @@
-"""What clipping by a norm can act on. Nothing here imports torch."""
+"""The modes of clipping. Nothing here imports torch."""
 
 __all__ = ["CLIPS"]
 
 CLIPS = ("none", "global", "layer", "local", "elementwise")
-"""What shares a norm: nothing, all parameters of the optimizer, a layer, a tensor, an element."""
+"""Unit that shares a norm: nothing, all parameters of the optimizer, a layer, a tensor, an element."""

@@ -1,4 +1,4 @@
-"""Coefficients of tensors that are clipped by their own norm, taken just before each tensor's update."""
+"""Coefficients of tensors clipped by their own norm, computed just before each tensor's update."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ __all__ = ["LateCoefficients"]
 
 
 class LateCoefficients:
-    """Each tensor's factor min(1, L/‖g‖), and what they were.
+    """Each tensor's factor min(1, L/‖g‖), kept for the report.
 
-    A norm that is taken for all tensors first reads each gradient from memory once more. Taken just before
-    the update it leaves the gradient in the cache, where the update finds it. Small tensors, which are
-    updated together, have theirs at once.
+    Computing all norms first would read each gradient from memory twice. Computed just before the update, the
+    norm leaves the gradient in the cache for it. Small tensors get theirs at once.
 
     Args:
         batches: Plain tensors on a CPU; see `possible`.
@@ -43,7 +42,7 @@ class LateCoefficients:
 
     @staticmethod
     def possible(batches: Sequence[Batch]) -> bool:
-        """Whether all gradients are plain tensors where a call costs less than a pass over memory."""
+        """Whether all gradients are plain tensors for which a call costs less than a pass over memory."""
         grads = (grad for batch in batches for grad in batch.grads)
         return all(type(grad) is Tensor and multiplies(grad) for grad in grads)
 

@@ -24,11 +24,11 @@ def layer_groups(
 
     Args:
         model: The model.
-        weight_decay: Of the matrices; biases and norms get 0. A layer's matrices and biases are two groups
-            with one label, and share one norm.
-        pattern: A regular expression; what it matches at the start of a parameter's name is its layer. The
-            blocks of transformers' ResNet are `r"resnet\\.encoder\\.stages\\.\\d+\\.layers\\.\\d+"`. A
-            parameter that it does not match belongs to the module that holds it.
+        weight_decay: For matrices; biases and norms get 0. A layer's matrices and biases are two groups with
+            one label and one norm.
+        pattern: A regular expression; its match at the start of a parameter's name is the layer. The
+            blocks of transformers' ResNet are `r"resnet\\.encoder\\.stages\\.\\d+\\.layers\\.\\d+"`. Without
+            a match, a parameter belongs to the module that holds it.
 
     Returns:
         Groups with `params` as (name, parameter) pairs, `layer` and `weight_decay`.

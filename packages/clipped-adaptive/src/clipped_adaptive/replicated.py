@@ -1,4 +1,4 @@
-"""What belongs to the whole optimizer, repeated in the state of each parameter, and who may keep it."""
+"""Values of the whole optimizer, repeated in each parameter's state, and a check that it has all."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ States = Mapping[Tensor, dict[str, Any]]
 
 
 def first_of(states: States, params: Iterable[Tensor], name: str) -> Tensor | None:
-    """Return a value that all of the parameters repeat, from the first one that has it."""
+    """Return a value that all parameters repeat, from the first that has it."""
     return next((states[param][name] for param in params if name in states.get(param, {})), None)
 
 
 def replicate(states: States, name: str, values: Iterable[tuple[Iterable[Tensor], Tensor]]) -> None:
-    """Write values into the states of parameters, in memory of their own.
+    """Write values into the states of parameters, each in separate memory.
 
     Args:
         states: The state of each parameter.
-        name: Under which name.
-        values: Parameters that have a state, and the value that all of them repeat.
+        name: The name in the state.
+        values: Parameters with state, and the value that all of them repeat.
     """
     targets, sources = [], []
     for params, value in values:
@@ -45,7 +45,7 @@ def replicate(states: States, name: str, values: Iterable[tuple[Iterable[Tensor]
 def refuse_a_part(optimizer: torch.optim.Optimizer, setting: str) -> bool:
     """Refuse to step for an optimizer that holds more parameters, such as torch's ZeroRedundancyOptimizer.
 
-    Its processes step a part of the parameters each, and the norm of a part is not that of all.
+    Each of its processes steps a part of the parameters, whose norm is not that of all.
 
     Args:
         optimizer: The optimizer that steps.
@@ -55,7 +55,7 @@ def refuse_a_part(optimizer: torch.optim.Optimizer, setting: str) -> bool:
         True.
 
     Raises:
-        ConfigurationError: Another optimizer's step is calling, and has parameters that this one has not.
+        ConfigurationError: The calling optimizer has parameters that this one does not have.
     """
     own = {param for group in optimizer.param_groups for param in group["params"]}
     frame = sys._getframe(1)

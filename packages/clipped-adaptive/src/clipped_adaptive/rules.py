@@ -1,8 +1,8 @@
-"""The update rules: pure functions of tensors (or lists of them). They are the specification of this package.
+"""The update rules: pure functions of tensors (or lists of them), the specification of this package.
 
 Notation: θ parameter, g gradient, ĝ the clipped gradient, t the step from 1, lr the learning rate, λ the
-weight decay, η the reweighting of the second moment. All arithmetic is element-wise. With no clipping, η = 1
-and no delay a rule is the plain optimizer, in the arithmetic of `torch.optim`.
+weight decay, η the reweighting of the second moment. All arithmetic is element-wise. Without clipping and
+delay, and with η = 1, a rule is the plain optimizer, in the arithmetic of `torch.optim`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def clipped(grad: Value, *, coefficient: Any = None, level: Any = None) -> Value
 
     Args:
         grad: g.
-        coefficient: c, for clipping by norm; the norm is not this function's business.
+        coefficient: c, for clipping by norm; the caller computes the norm.
         level: L, for clipping by element.
 
     Examples:
@@ -52,7 +52,7 @@ def adam(
     delay: bool,
     **clip: Any,
 ) -> tuple[Value, ...]:
-    """Clip-Adam, one second moment a coordinate.
+    """Clip-Adam, one second moment per coordinate.
 
         m = β₁ m + (1-β₁) ĝ
         v = β₂ v_old + (1-β₂) η ĝ²
@@ -67,7 +67,7 @@ def adam(
         beta1_complement: 1-β₁.
         beta2: β₂.
         weight: (1-β₂) η.
-        root: 1, or √(1-β₂ᵗ) where v is bias-corrected; to be divided by.
+        root: Divisor: 1, or √(1-β₂ᵗ) if v is bias-corrected.
         eps: ε.
         keep: 1 - lr λ.
         delay: See above.
@@ -129,7 +129,7 @@ def adagrad(
     delay: bool,
     **clip: Any,
 ) -> tuple[Value, ...]:
-    """Clip-AdaGrad, one accumulator a coordinate.
+    """Clip-AdaGrad, one accumulator per coordinate.
 
         b = b_old + η ĝ²
         θ = (1 - lr λ) θ - lr · ĝ / (√b + ε)        delay: with b_old in place of b

@@ -19,7 +19,7 @@ class ClippedSGD(ClippedOptimizer):
         ĝ = clip(g),   u = μ u + ĝ
         θ = (1 - lr λ) θ - lr · u      (Nesterov: ĝ + μ u in place of u)
 
-    The gradients in `.grad` stay as they are. The state is `momentum_buffer` (with momentum).
+    The gradients in `.grad` are not changed. The state is `momentum_buffer` (with momentum).
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
@@ -33,8 +33,8 @@ class ClippedSGD(ClippedOptimizer):
         fused: Compile into one pass over memory; None does so where it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
-        skip_nonfinite: Where a gradient is not finite skip its "group" or the whole "step", and count it in
-            the group's `skipped`; the host then waits for the gradients. None: it is taken as it is.
+        skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
+            group's `skipped`; the host then waits for the gradients. None: use it as it is.
 
     Raises:
         ConfigurationError: A setting out of range or unknown, or `nesterov` without momentum.

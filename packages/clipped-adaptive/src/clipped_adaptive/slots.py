@@ -163,7 +163,7 @@ class _ClippedMethod:
 
     @property
     def clips_at(self) -> float | None:
-        """The level that nothing below is clipped at; None where there is no fixed one."""
+        """The clip level; None if it is not fixed."""
         fixed = self.options.clip != "none" and self.options.quantile is None
         return self.options.max_norm if fixed else None
 
@@ -200,11 +200,11 @@ class ClippedSGDMethod(_ClippedMethod):
 
 @dataclass(frozen=True)
 class TailsOptions:
-    """How heavy the tails of the gradient noise are.
+    """Measure the tails of the gradient noise.
 
     Args:
-        every: Steps between two measurements.
-        batches: How many of the last batches are measured, at least 8; two passes each.
+        every: Steps between measurements.
+        batches: How many of the last batches to measure, at least 8; two passes each.
     """
 
     every: int = 200

@@ -1,7 +1,7 @@
-"""Fused attention in a backward graph: its results are computed again from the q, k and v that it reads.
+"""Fused attention in a backward graph: its results are recomputed from its q, k and v.
 
 Rounded q and k with the log-sum-exp of the exact ones give probabilities that do not sum to one
-(`activation_compression.attention` has the equations). So whatever reads them reads results of the same ones.
+(`activation_compression.attention` has the equations). So backward reads results of the same q, k and v.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def is_attention(node: fx.Node) -> bool:
 
 
 def attend_again(crossing: Crossing) -> dict[fx.Node, fx.Node]:
-    """Run fused attentions without dropout again in the backward graph; their results cross no more.
+    """Repeat fused attentions without dropout in the backward graph, so that their results do not cross.
 
     Returns:
-        Forward's result that crossed → forward's attention, for the account.
+        Forward's result that crossed → forward's attention, for the statistics.
     """
     gone: dict[fx.Node, fx.Node] = {}
     views = {given: root_of(made) for given, made in crossing.tensors()}
@@ -59,7 +59,7 @@ def attend_again(crossing: Crossing) -> dict[fx.Node, fx.Node]:
         for given in [given for given, root in views.items() if root in roots and given in crossing.saved]:
             with crossing.backward.inserting_before(node):
                 view = copied_back(crossing, crossing.saved[given], dict(roots), given)
-            given.replace_all_uses_with(view)  # `just_in_time` brings it before its first use
+            given.replace_all_uses_with(view)  # `just_in_time` moves it before its first use
             crossing.drop(given)
         node.meta[AGAIN] = True
     return gone
@@ -83,7 +83,7 @@ def _forward_of(target: Any) -> Any:
 
 
 def _settings(target: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the forward operation: those of backward that have its names."""
+    """Return the forward operation's arguments: backward's arguments of the same names."""
     settings = {
         argument.name: given[argument.name]
         for argument in _forward_of(target)._schema.arguments

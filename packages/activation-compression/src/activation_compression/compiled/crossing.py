@@ -1,7 +1,7 @@
-"""What crosses from a forward graph to its backward graph, and how to change that.
+"""The tensors that cross from a forward graph to its backward graph, and ways to change them.
 
 The forward graph returns the user's outputs, then tensors, then sizes. The backward graph takes sizes, then
-the same tensors, then gradients. Both orders are the runtime's, which knows each tensor by its place.
+the same tensors, then gradients. The runtime sets both orders, and identifies each tensor by its place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Size = int | fx.Node
 
 
 def make(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-    """Add a call, with what it returns for fake tensors, where the graph is being inserted into."""
+    """Add a call at the graph's insertion point, with its result for fake tensors."""
     node = graph.call_function(target, args, kwargs)
     known: Any = fx.map_arg((args, kwargs), lambda given: given.meta["val"])
     first: Any = next(v for v in map(_value, node.all_input_nodes) if isinstance(v, Tensor))
@@ -38,7 +38,7 @@ def _value(node: fx.Node) -> Any:
 
 
 def returned_by(graph: fx.Graph) -> list[Any]:
-    """Return what a graph returns."""
+    """Return the results of a graph."""
     entries: Any = graph.output_node().args[0]
     return list(entries)
 
@@ -64,7 +64,7 @@ class Crossing:
         outputs: How many of the forward graph's outputs are the user's.
 
     Attributes:
-        saved: What the backward graph is given → what the forward graph returns for it.
+        saved: Input of the backward graph → result of the forward graph for it.
     """
 
     def __init__(self, forward: fx.GraphModule, backward: fx.GraphModule, outputs: int) -> None:
@@ -75,7 +75,7 @@ class Crossing:
         self._placed = list(backward.graph.find_nodes(op="placeholder"))
         given = self._placed[len(self._symbols) :]
         self.saved: dict[fx.Node, fx.Node] = dict(zip(given, tensors, strict=False))
-        self._numbers = count()  # an input by another node's name would hide that node
+        self._numbers = count()  # an input with another node's name would hide that node
         self._sizes = dict(zip(self._placed, self._symbols, strict=False))
 
     def tensors(self) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -85,11 +85,11 @@ class Crossing:
                 yield given, made
 
     def known(self) -> dict[fx.Node, fx.Node]:
-        """Return what the backward graph is given → what it is in the forward graph, sizes too."""
+        """Return input of the backward graph → its node in the forward graph, including sizes."""
         return self.saved | self._sizes
 
     def cross(self, made: fx.Node, beside: fx.Node) -> fx.Node:
-        """Let one more tensor of the forward graph cross, at the place of another one; returns the input."""
+        """Let another tensor of the forward graph cross, next to a given one; return the new input."""
         with self.backward.inserting_before(beside):
             given = self.backward.placeholder(f"packed_{next(self._numbers)}")
         given.meta["val"] = made.meta["val"]
@@ -101,7 +101,7 @@ class Crossing:
         return given
 
     def drop(self, given: fx.Node) -> None:
-        """Let a tensor cross no more; the backward graph has no use for it now."""
+        """Stop a tensor from crossing; the backward graph no longer uses it."""
         del self.saved[given]
         self.backward.erase_node(given)
 
@@ -146,7 +146,7 @@ class Crossing:
         return here, self.size(made, dim)
 
     def finish(self) -> None:
-        """Let the forward graph return what crosses now."""
+        """Make the forward graph return the tensors that cross now."""
         output = self.forward.output_node()
         returned = returned_by(self.forward)[: self.outputs]
         crossing = [*self.saved.values(), *self._symbols]
@@ -180,7 +180,7 @@ def just_in_time(graph: fx.Graph, late: set[fx.Node]) -> None:
 
     Args:
         graph: The graph.
-        late: Nodes that stay in the order they have; others come when these ask for them.
+        late: Nodes that keep their order; others come when these need them.
     """
     order, placed = [], set()
     nodes = list(graph.nodes)

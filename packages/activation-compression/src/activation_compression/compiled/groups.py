@@ -1,4 +1,4 @@
-"""Which elements of a tensor of a graph share a minimum and a step: the choice of `group_choice`."""
+"""Which elements of a graph's tensor share a minimum and a step, chosen by `group_choice`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def grouping_of(root: fx.Node, groups: str, size: int) -> tuple[str, int]:
     """Return columns, rotated or neighbours, and the elements of a group.
 
     Args:
-        root: The tensor as it was made, no view of it.
-        groups: What the formulas that read it say.
-        size: Elements of a group, about.
+        root: The original tensor, not a view.
+        groups: The grouping of the formulas that read it.
+        size: Approximate elements of a group.
     """
     value = root.meta["val"]
     columns = hint_of(value.shape[order_of(value)[-1]]) if value.ndim else 0

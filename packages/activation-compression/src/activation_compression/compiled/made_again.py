@@ -1,4 +1,4 @@
-"""Values that need not cross, since a backward graph can make them of what is there anyway.
+"""Values that need not cross, since a backward graph can compute them from available ones.
 
 | value | made of |
 | --- | --- |
@@ -21,16 +21,16 @@ from activation_compression.compiled.tensors import hint_of, is_of_parameter, ro
 __all__ = ["copied_back", "make_again"]
 
 DEEPEST = 12
-"""Nodes, one after another, between a value and parameters."""
+"""Longest chain of nodes between a value and parameters."""
 GATHERING = ("embedding", "index_select")
 
 
 def make_again(crossing: Crossing, least: int, derive: bool) -> None:
-    """Let values cross no more that the backward graph can make of what is there anyway.
+    """Stop values from crossing if the backward graph can compute them from available ones.
 
     Args:
         crossing: The graphs.
-        least: Values of fewer elements cross as they are.
+        least: Values with fewer elements cross unchanged.
         derive: Whether computations may run again.
     """
     for given, made in list(crossing.tensors()):
@@ -44,7 +44,7 @@ def make_again(crossing: Crossing, least: int, derive: bool) -> None:
 
 
 def is_choice(node: fx.Node) -> bool:
-    """Return whether each element of a tensor is one of two numbers, by a condition of as many elements."""
+    """Return whether a condition of equal size chooses each element of a tensor from two numbers."""
     if packet(node.target) != "where" or len(node.args) != 3:
         return False
     condition, *ends = node.args
@@ -56,7 +56,7 @@ def is_choice(node: fx.Node) -> bool:
 
 
 def _follows_from_parameters(node: fx.Node, deepest: int) -> bool:
-    """Return whether a tensor is parameters' rows, and what cheap operations make of them, or integers."""
+    """Return whether a tensor is made by cheap operations from parameters' rows, or from integers."""
     if node.op == "placeholder":
         value = node.meta["val"]
         return is_of_parameter(node) or not isinstance(value, Tensor) or not value.is_floating_point()
@@ -74,13 +74,13 @@ def _follows_from_parameters(node: fx.Node, deepest: int) -> bool:
 
 
 def copied_back(crossing: Crossing, node: fx.Node, known: dict[fx.Node, fx.Node], beside: fx.Node) -> fx.Node:
-    """Copy a node of the forward graph, and what it is made of, to where the backward graph is inserted into.
+    """Copy a node of the forward graph, and its sources, to the backward graph's insertion point.
 
     Args:
         crossing: The graphs.
-        node: Of the forward graph.
-        known: Nodes of the forward graph → what they are in the backward graph.
-        beside: An input of the backward graph, next to which more cross.
+        node: A node of the forward graph.
+        known: Nodes of the forward graph → their nodes in the backward graph.
+        beside: An input of the backward graph; new ones are added next to it.
     """
     if node in known:
         return known[node]

@@ -1,4 +1,4 @@
-"""The name of a tensor of a graph: the module in whose forward pass it is made, and the operation."""
+"""The name of a graph's tensor: the module whose forward pass makes it, and the operation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from activation_compression.compiled.readings import packet
 __all__ = ["place_of"]
 
 PATIENCE = 8
-"""Nodes on the way to one whose module is known."""
+"""Most nodes to search for one with a known module."""
 _INDEX = re.compile(r"\[(?:'([^']*)'|(\d+))\]")
 
 
@@ -30,7 +30,7 @@ def place_of(node: fx.Node) -> str:
 
 
 def _path(node: fx.Node) -> str:
-    """Return the expression of the module of a node; a backward formula's is that of what it is given."""
+    """Return the expression of a node's module; for a backward formula, the module of its inputs."""
     for _ in range(PATIENCE):
         if stack := node.meta.get("nn_module_stack"):
             return list(stack.values())[-1][0]

@@ -1,7 +1,7 @@
-"""The operations that a compiled graph calls to pack and to unpack, opaque to the compiler.
+"""The operations with which a compiled graph packs and unpacks, opaque to the compiler.
 
-Opaque, the quantiser is compiled once for all graphs, and draws new random numbers in every call. A graph
-names the state it belongs to by a text, so that one from torch's cache finds that of its own process.
+So the quantiser is compiled once for all graphs, and draws new random numbers in every call. A graph names
+its state by a text, so that a graph from torch's cache finds the state of its process.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["OPERATIONS", "STATES", "State"]
 
 
 class State:
-    """What the graphs of one `compile_options` share.
+    """The common state of the graphs of one `compile_options`.
 
     Args:
-        seed: Of the rounding.
+        seed: Seed of the rounding.
 
     Attributes:
         draws: The keys of the rounding.
-        rows: Name of a tensor → its row, of the last forward pass that met it.
+        rows: Name of a tensor → its row from the last forward pass that had it.
     """
 
     def __init__(self, seed: int) -> None:
@@ -153,7 +153,7 @@ def _unflags_fake(codes: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _account(others: Sequence[Tensor], state: str, facts: str) -> Tensor:
-    """Write the rows of what is not packed here; returns nothing, as a tensor without elements."""
+    """Write the rows of unpacked tensors; returns an empty tensor."""
     for tensor, (name, dtype, source) in zip(others, json.loads(facts), strict=True):
         before = tensor.numel() * getattr(torch, dtype).itemsize
         after = 0 if source else tensor.nbytes
@@ -168,7 +168,7 @@ def _account_fake(others: Sequence[Tensor], state: str, facts: str) -> Tensor:
 
 _LIBRARY = torch.library.Library("activation_compression", "DEF")
 _TAGS = [tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None]
-"""A graph of CUDA calls that is replayed would round with the same numbers every time."""
+"""A replayed CUDA graph would round with the same numbers every time."""
 _DEFINED: dict[str, tuple[str, Any, Any]] = {
     "encode": (
         "(Tensor x, int[] order, int bits, str groups, int size, SymInt columns, str state, str name)"

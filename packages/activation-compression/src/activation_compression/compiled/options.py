@@ -1,4 +1,4 @@
-"""Options for `torch.compile` under which activations wait for backward in few bits."""
+"""Options for `torch.compile` that keep activations in few bits until backward."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _made: dict[str, count[int]] = {}
 
 
 class CompileOptions(dict[str, Any]):
-    """Options for `torch.compile(model, options=...)`, and what the compiled model saved.
+    """Options for `torch.compile(model, options=...)`, and statistics of the compiled model's saved tensors.
 
-    `allow_buffer_reuse` is off, since the compiler would hold a buffer that is free until one of the same
-    size is asked for: from one layer's backward pass to that of the layer before.
+    `allow_buffer_reuse` is off, since the compiler would keep a free buffer until one of the same size is
+    needed: from one layer's backward pass to that of the layer before.
 
     Args:
-        partitioner: What the compiler is to call.
-        state: What its graphs share.
+        partitioner: The partitioner that the compiler calls.
+        state: The common state of its graphs.
     """
 
     def __init__(self, partitioner: Any, state: State) -> None:
@@ -38,7 +38,7 @@ class CompileOptions(dict[str, Any]):
 
     @property
     def stats(self) -> Statistics:
-        """What crossed to backward in the last forward pass: a row a tensor, totals, ratio."""
+        """The tensors that crossed in the last forward pass: a row per tensor, totals, ratio."""
         return Statistics(list(self._state.rows.values()))
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,23 +65,22 @@ def compile_options(
 
         h that crosses to the backward graph → Q_b(h),   E[Q_b(h)] = h
 
-    torch decides what crosses (its min-cut partition), and what is cheap is computed again. Of the rest, the
-    table (`activation_compression.formulas`) says by operation what may be rounded; masks take one bit. What
-    a backward pass compares is compared in the forward pass, one bit an element. Each step rounds anew.
+    torch's min-cut partition decides which tensors cross; cheap ones are recomputed. For the rest, the table
+    (`activation_compression.formulas`) says by operation what may be rounded; masks take one bit. Backward's
+    comparisons are made in the forward pass, one bit per element. Each step rounds anew.
 
     Args:
         level: lossless: no rounding; L1, L1.1, L1.2 fixed 4, 8, 2 bits; L2, L2.1, L2.2 with `widths`.
         widths: "module:operation:number", as rows of `stats` count them → 1, 2, 4, 8, 16 or 32 bits; others
-            have the level's.
+            get the level's.
         group_size: Elements that share a minimum and a step, at least 1.
-        seed: Of the rounding, whose random numbers draw from no random stream.
+        seed: Seed of the rounding, which uses no global random stream.
         min_elements: Tensors with fewer elements are kept unchanged.
         exclude: Patterns (`*`, `?`) of "module:operation" whose tensors are kept unchanged.
-        derive: Whether values that are needed whole in backward may be computed again there; torch's own
-            partition stores them.
+        derive: Whether backward may recompute values that it needs whole; torch's partition stores them.
 
     Returns:
-        A dictionary for `options=`, whose `stats` tells what the last forward pass saved.
+        A dictionary for `options=`, whose `stats` describes the last forward pass's saved tensors.
 
     Raises:
         ConfigurationError: A setting that does not exist; L0; a level that uses host memory; automatic

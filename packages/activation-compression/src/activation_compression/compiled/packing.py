@@ -1,4 +1,4 @@
-"""Pack what crosses from a forward graph to its backward graph."""
+"""Pack the tensors that cross from a forward graph to its backward graph."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def pack(forward: fx.GraphModule, backward: fx.GraphModule, outputs: int, settin
 
 
 Account = tuple[fx.Node, tuple[str, str, str]]
-"""A tensor, and its name, its dtype, and from what it is computed again."""
+"""A tensor, its name, its dtype, and its source if it is recomputed."""
 
 
 @dataclass
 class Member:
-    """A tensor that crosses: backward's input, forward's output, and what may be done with it."""
+    """A tensor that crosses: backward's input, forward's output, and how it may be stored."""
 
     given: fx.Node
     made: fx.Node
@@ -78,7 +78,7 @@ class Packing:
         self._visible = {memory_of(node) for node in visible if isinstance(node, fx.Node)}
 
     def run(self) -> None:
-        """Pack all that crosses."""
+        """Pack all tensors that cross."""
         crossing, settings = self._crossing, self._settings
         make_again(crossing, settings.min_elements, settings.derive)
         if settings.level.rounds:
@@ -94,7 +94,7 @@ class Packing:
             groups.setdefault(root_of(made), []).append(Member(given, made, verdict))
         for members in groups.values():
             if all(member.verdict.kind != "exact" for member in members):
-                self._compare_ahead(members)  # all comparisons first, while what they compare is exact
+                self._compare_ahead(members)  # all comparisons first, while their operands are exact
         for members in groups.values():
             if members:
                 self._pack(members)
@@ -108,7 +108,7 @@ class Packing:
         if hint_of(value.numel()) < self._settings.min_elements or is_of_parameter(made):
             return exact
         if memory.op == "placeholder" or memory in self._visible:
-            return exact  # it is there anyway
+            return exact  # available anyway
         if value.dtype == torch.bool:
             return Verdict("flags")
         if made not in self._trained or value.dtype not in FLOATING or not self._settings.level.rounds:
@@ -179,7 +179,7 @@ class Packing:
         self._unpack(members, lambda sizes: make(crossing.backward, OPERATIONS.unflags.default, given, sizes))
 
     def _unpack(self, members: list[Member], decoded: Callable[[list[Size]], fx.Node]) -> None:
-        """Decode once for all members, in the order of memory that the first one had."""
+        """Decode once for all members, in the first one's memory order."""
         crossing, block = self._crossing, None
         for member in members:
             value, order = member.made.meta["val"], order_of(member.made.meta["val"])
@@ -213,7 +213,7 @@ class Packing:
             crossing.drop(member.given)
 
     def _compare_ahead(self, members: list[Member]) -> None:
-        """Make comparisons of a tensor in the forward pass; drop what was only compared."""
+        """Compare a tensor in the forward pass; drop it if backward only compared it."""
         for member in members:
             for gate in member.verdict.gates:
                 self._cross_gate(gate, member.given)
@@ -222,7 +222,7 @@ class Packing:
             members.remove(member)
 
     def _cross_gate(self, gate: fx.Node, beside: fx.Node) -> None:
-        """Let one bit an element of a comparison cross."""
+        """Let a comparison cross, one bit per element."""
         crossing = self._crossing
         if not gate.users:
             return
@@ -242,18 +242,18 @@ class Packing:
         return f"{place}:{self._numbers[place] - 1}"
 
     def _account(self, made: fx.Node, name: str, dtype: str = "") -> None:
-        """Note a tensor that is not packed; parameters are none of the activations."""
+        """Note a tensor that is not packed; parameters do not count as activations."""
         if isinstance(made.meta["val"], Tensor) and not is_of_parameter(made):
             self._accounts.append((made, (name, dtype or dtype_of(made), "")))
 
     def _close(self) -> None:
-        """Write the rows of what is not packed, once a forward pass."""
+        """Write the rows of unpacked tensors, once per forward pass."""
         if self._accounts:
             before = self._crossing.forward.output_node().prev
             self._tell(self._accounts, after=before)
 
     def _tell(self, accounts: list[Account], after: fx.Node) -> None:
-        """Let the forward pass write rows; so that it is not dropped, its empty result crosses."""
+        """Make the forward pass write rows; its empty result crosses so that the call is not dropped."""
         crossing = self._crossing
         facts = json.dumps([entry for _, entry in accounts])
         with crossing.forward.inserting_after(after):

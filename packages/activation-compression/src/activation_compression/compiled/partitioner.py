@@ -21,12 +21,12 @@ from activation_compression.compiled.tensors import OWN
 __all__ = ["Partitioner"]
 
 SOURCES = tuple(sorted(str(path) for path in Path(__file__).parents[1].rglob("*.py")))
-"""What the partitioner does, for torch's cache of compiled code."""
+"""Sources of the partitioner, on which torch's cache of compiled code depends."""
 
 
 @dataclass
 class Partitioner(CustomPartitionerFn):
-    """torch's min-cut partition, whose crossing tensors are then packed.
+    """torch's min-cut partition, followed by packing of the tensors that cross.
 
     Attributes:
         settings: What to do.
@@ -55,5 +55,5 @@ class Partitioner(CustomPartitionerFn):
         return forward, backward
 
     def uuid(self) -> Any:
-        """Return what compiled code depends on."""
+        """Return the values on which compiled code depends."""
         return get_hash_for_files(SOURCES), repr(self.settings)

@@ -1,9 +1,9 @@
-"""What a backward graph does with each value that crosses to it: the table, asked by aten operation.
+"""How a backward graph uses each value that crosses to it, by looking up aten operations in the table.
 
-A node of the graph knows the operation it came from before the compiler took that apart (`original_aten`).
-torch names the formula of a node `Gelu` in aten `gelu_backward`, and its values as in the table; so the table
-of `formulas` serves here too. A value is followed through all that is computed from it until it meets a
-gradient. What is not known is exact.
+A node of the graph knows its original operation, before the compiler decomposed it (`original_aten`).
+torch names the formula of a node `Gelu` `gelu_backward` in aten, and its values as in the table, so the table
+of `formulas` also works here. A value is followed through all computations from it until they meet a
+gradient. Unknown operations are exact.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["AGAIN", "Reader", "Verdict", "forces_saving", "formula_name", "stric
 SAME = {"output": "result", "out": "output", "grad_out": "grad_output"}
 """Name of an argument in a backward operation → its name in the table."""
 BOUNDED = ("tanh", "sigmoid")
-"""Functions of bounded slope that the table knows by their result."""
+"""Functions of bounded slope that the table lists by their result."""
 ADDITIVE = ("add", "sub", "rsub", "neg", "sum", "mean", "cat", "clone", "repeat", "constant_pad_nd")
 ROWS = ("index", "index_select", "flip", "roll")
 CASTS = ("convert_element_type", "_to_copy")
 PATIENCE = 4
-"""Nodes, one after another, that pass a gradient on from a singular formula."""
+"""Longest chain of nodes that pass on a gradient from a singular formula."""
 
 
 def _by_name() -> dict[str, dict[str, Any]]:
@@ -50,7 +50,7 @@ TABLE = _by_name()
 
 
 AGAIN = "activation_compression_again"
-"""In the meta of a fused attention's backward whose results follow from its q, k and v."""
+"""Key in the meta of a fused attention's backward whose results follow from its q, k and v."""
 
 
 def is_consistent(node: fx.Node) -> bool:
@@ -59,7 +59,7 @@ def is_consistent(node: fx.Node) -> bool:
 
 
 def packet(target: Any) -> str:
-    """Return the name of an operation without its overload; empty for what is none."""
+    """Return the name of an operation without its overload; empty if it is not one."""
     return target._opname if isinstance(target, torch._ops.OpOverload) else ""
 
 
@@ -74,10 +74,10 @@ def formula_name(operation: str) -> str:
 
 
 def forces_saving(node: fx.Node) -> bool:
-    """Return whether a forward operation's result should cross, rather than be made again of its input.
+    """Return whether a forward operation's result should cross, instead of being recomputed from its input.
 
-    Softmax of rounded scores with the sum of the exact ones is no distribution; ReLU of rounded values is
-    biased.
+    Softmax of rounded scores, divided by the sum of exact ones, is not a distribution; ReLU of rounded values
+    is biased.
     """
     group = packet(node.meta.get("original_aten"))
     entries = TABLE.get(formula_name(group), {})
@@ -91,13 +91,13 @@ def forces_saving(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be done with a value.
+    """How a value may be stored.
 
     Attributes:
         kind: rounded, half (16 bits) or exact.
         finer: Whether it gets twice the bits.
         groups: Which elements share a minimum and a step, as in the table.
-        gates: Comparisons of it, which the forward pass has to make.
+        gates: Comparisons of it, which the forward pass must make.
     """
 
     kind: str
@@ -107,7 +107,7 @@ class Verdict:
 
 
 def strictest(groups: set[str]) -> str:
-    """Return how a value is grouped that several formulas read.
+    """Return the grouping of a value that several formulas read.
 
     Examples:
         >>> strictest({"columns", "rotated"})
@@ -117,15 +117,15 @@ def strictest(groups: set[str]) -> str:
 
 
 class Reader:
-    """A backward graph, and what it does with what it is given.
+    """A backward graph, and how it uses its inputs.
 
     Args:
-        graph: The backward graph, as the partitioner made it.
+        graph: The backward graph from the partitioner.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.gradients: set[fx.Node] = set()
-        """What depends on the gradient that comes in."""
+        """Nodes that depend on the incoming gradient."""
         for node in graph.nodes:
             if node.op == "placeholder":
                 if "tangents" in node.name:
@@ -134,7 +134,7 @@ class Reader:
                 self.gradients.add(node)
 
     def verdict(self, value: fx.Node) -> Verdict:
-        """Return what may be done with an input of the graph."""
+        """Return how an input of the graph may be stored."""
         waiting, seen, direct = [value], {value}, {value}
         gates: dict[fx.Node, None] = {}
         finer = half = False
@@ -179,7 +179,7 @@ class Reader:
         return _of_itself(user, value, name)
 
     def _is_singular(self, user: fx.Node) -> bool:
-        """Return whether the gradient that a node multiplies was divided by a value of the forward pass."""
+        """Return whether a node multiplies a gradient that was divided by a forward value."""
         waiting = [node for node in user.all_input_nodes if node in self.gradients]
         for _ in range(PATIENCE):
             further = []
@@ -201,7 +201,7 @@ class Reader:
 
 
 def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, Any]) -> Formula:
-    """A formula as one operation has named arguments; taken apart, all its values must be alike."""
+    """A formula as one operation has named arguments; if decomposed, all its values must be alike."""
     if packet(user.target) == group:
         if _is_coupled(entries) and not is_consistent(user):
             return EXACT
@@ -218,7 +218,7 @@ def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, A
 
 
 def _of_forward(group: str, entries: dict[str, Any]) -> Formula:
-    """A forward operation, made again: smooth where its slope is."""
+    """A repeated forward operation: smooth if its slope is."""
     own = entries.get("self", entries.get("input", EXACT))
     if group in BOUNDED or (isinstance(own, Formula) and own.kind in ("linear", "smooth")):
         return SMOOTH
@@ -253,7 +253,7 @@ def _is_coupled(entries: dict[str, Any]) -> bool:
 
 
 class _Settings:
-    """The settings of a node, by the names that nodes of the autograd graph have for them."""
+    """The settings of a node, named as in nodes of the autograd graph."""
 
     def __init__(self, node: fx.Node) -> None:
         target: Any = node.target
@@ -263,7 +263,7 @@ class _Settings:
 
 
 def _names(user: fx.Node, value: fx.Node) -> list[str]:
-    """Return the names of the arguments in which a node is given a value."""
+    """Return the names of a node's arguments that hold a value."""
     if not isinstance(user.target, torch._ops.OpOverload):
         return []
     names = [argument.name for argument in user.target._schema.arguments]

@@ -1,4 +1,4 @@
-"""What packing is to do. Nothing here imports torch."""
+"""The settings of packing. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a partition is to do.
+    """The settings of a partition.
 
     Attributes:
-        level: How much is rounded.
+        level: The level of rounding.
         group_size: Elements that share a minimum and a step.
         min_elements: Tensors with fewer elements are kept.
-        derive: Whether more is computed again than torch would.
-        widths: "module:operation:number" → bits, where they are given.
+        derive: Whether to recompute more than torch would.
+        widths: "module:operation:number" → bits, if given.
         exclude: Patterns of "module:operation" whose tensors are kept.
         state: Name of the state that the graphs belong to.
     """

@@ -1,4 +1,4 @@
-"""What a node of a graph stands for: whose memory, which order, whether a parameter."""
+"""Facts about a node's tensor: its memory, its order, whether it is a parameter."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 OWN = "activation_compression_own"
-"""In the meta of an input of a graph that is a parameter or a buffer."""
+"""Key in the meta of a graph's input that is a parameter or a buffer."""
 
 
 def copied(graph: fx.Graph, node: fx.Node, known: dict[fx.Node, fx.Node]) -> fx.Node:
-    """Copy a node of the backward graph, and all that it is made of, into the forward graph."""
+    """Copy a node of the backward graph, with all nodes it is computed from, into the forward graph."""
     if node not in known:
         for given in node.all_input_nodes:
             copied(graph, given, known)
@@ -39,7 +39,7 @@ def copied(graph: fx.Graph, node: fx.Node, known: dict[fx.Node, fx.Node]) -> fx.
 
 
 def erase(node: fx.Node) -> None:
-    """Erase a node that has no user, and what only it used."""
+    """Erase a node without users, and the nodes that only it used."""
     given = node.all_input_nodes
     node.graph.erase_node(node)
     for other in given:
@@ -48,12 +48,12 @@ def erase(node: fx.Node) -> None:
 
 
 def is_further_result(node: fx.Node) -> bool:
-    """Return whether a node is one of several results of an operation, and not the first; parts are none."""
+    """Return whether a node is one of several results, but not the first; views do not count."""
     return node.target is operator.getitem and node.args[1] != 0 and not is_view(node.args[0])  # type: ignore[arg-type]
 
 
 def trained(crossing: Crossing) -> set[fx.Node]:
-    """Return what depends on an input whose gradient the backward graph returns."""
+    """Return the nodes that depend on an input whose gradient the backward graph returns."""
     inputs = crossing.forward.find_nodes(op="placeholder")
     slopes = returned_by(crossing.backward)
     found = {given for given, slope in zip(inputs, slopes, strict=False) if slope is not None}
@@ -64,14 +64,14 @@ def trained(crossing: Crossing) -> set[fx.Node]:
 
 
 def is_of_parameter(node: fx.Node) -> bool:
-    """Return whether a tensor is a parameter or a buffer, or its view, or its copy in another dtype."""
+    """Return whether a tensor is a parameter or a buffer, or a view or cast of one."""
     while is_view(node) or packet(node.target) in CASTS:
         node = node.args[0]  # type: ignore[assignment]
     return node.op == "placeholder" and bool(node.meta.get(OWN))
 
 
 def root_of(node: fx.Node) -> fx.Node:
-    """Return the tensor that a node shows whole, in another shape."""
+    """Return the whole tensor of which a node is a reshaped view."""
     while is_view(node) and same_count(node, node.args[0]):  # type: ignore[arg-type]
         node = node.args[0]  # type: ignore[assignment]
     return node
@@ -95,7 +95,7 @@ def order_of(value: Tensor) -> list[int]:
 
 
 def hint_of(size: Any) -> int:
-    """Return a length, or the one that it had when the graph was made."""
+    """Return a length; for a symbol, its value when the graph was made."""
     if isinstance(size, int):
         return size
     hint = size.node.hint

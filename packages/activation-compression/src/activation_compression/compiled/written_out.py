@@ -1,7 +1,7 @@
-"""Decoding as nodes of a graph, so that the compiler makes it part of the kernel that reads the values.
+"""Decoding as graph nodes, which the compiler fuses into the kernel that reads the values.
 
-Then no decoded copy is ever in memory. It takes groups that are alike and lengths that are numbers; all else
-is decoded by an operation of its own (`operators`).
+Then no decoded copy is in memory. It requires equal groups and constant lengths; other tensors are decoded by
+a separate operation (`operators`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = ["decoding", "write_out"]
 def decoding(
     codes: Tensor, bits: int, grouping: Columns, sizes: Sequence[Any], dtype: torch.dtype
 ) -> Callable[..., Tensor] | None:
-    """Return the function of codes, minima and steps that decodes; None where the graph cannot hold it.
+    """Return the function that decodes codes, minima and steps; None if the graph cannot hold it.
 
     Args:
-        codes: Words of `bits` bytes, on the device that decodes.
+        codes: Words of `bits` bytes, on the decoding device.
         bits: 1, 2, 4 or 8.
         grouping: How the values were packed.
         sizes: The values' lengths.
@@ -50,7 +50,7 @@ def decoding(
 
 
 def write_out(graph: fx.Graph, function: Callable[..., Tensor], *given: fx.Node) -> fx.Node:
-    """Add what a function does, operation by operation, where a graph is being inserted into."""
+    """Add a function's operations, one by one, at a graph's insertion point."""
     fakes: Any = [node.meta["val"] for node in given]
     with fakes[0].fake_mode:
         traced = make_fx(function, decomposition_table=select_decomp_table())(*fakes)

@@ -1,4 +1,4 @@
-"""How heavy the tails of gradient noise are.
+"""Measure the tails of gradient noise.
 
 outlier_ratios, hill, hill_path    statistics of a sample
 sample_gradient_noise              a sample: noise norms at a fixed point

@@ -18,20 +18,19 @@ SMALLEST_SAMPLE = 8
 
 
 class TailMonitor:
-    """Measure, every N steps, how heavy the tails of the gradient noise are at the point reached.
+    """Measure, every N steps, the tails of the gradient noise at the current point.
 
-    It remembers the last batches that the model saw in training, as they were handed to the model, and
-    measures the distance of each one's gradient from the mean of all (`sample_gradient_noise`, evaluation
-    mode). That costs two passes a remembered batch, draws no random number and leaves the model and its
-    gradients alone.
+    It remembers the model's last training batches, and measures the distance of each batch's gradient from
+    the mean of all (`sample_gradient_noise`, evaluation mode). That costs two passes per batch, draws no
+    random numbers and does not change the model or its gradients.
 
     Args:
         model: The model in training; attach it before the first step.
         every: Steps between two measurements.
-        batches: How many of the last (micro-)batches are remembered, at least 8. With few of them the ratios
-            are coarse: one outlier among 32 is ρ_mild = 9.
+        batches: How many of the last (micro-)batches to remember, at least 8. With few, the ratios are
+            coarse: one outlier among 32 is ρ_mild = 9.
         loss_fn: (model, (args, kwargs) of the model's forward) → mean loss; None takes `.loss` of the output,
-            as transformers models have it when `labels` are given.
+            which transformers models have if `labels` are given.
 
     Raises:
         ConfigurationError: A number out of range.
@@ -65,7 +64,7 @@ class TailMonitor:
             self._seen.append(_each((args, kwargs), Tensor.detach))
 
     def on_step(self, step: int) -> dict[str, float]:
-        """Measure, if it is time and the remembered batches are as many as asked for.
+        """Measure, if it is time and enough batches are remembered.
 
         Args:
             step: The number of optimizer steps taken.
@@ -97,11 +96,11 @@ class TailMonitor:
         self._seen.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the remembered batches, so that a resumed run measures what an uninterrupted one would."""
+        """Return the remembered batches, so that a resumed run measures like an uninterrupted one."""
         return {"seen": [list(batch) for batch in self._seen]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the remembered batches."""
+        """Load the remembered batches."""
         device = next(self.model.parameters()).device
         self._seen.clear()
         self._seen.extend(_each(batch, lambda tensor: tensor.to(device)) for batch in state_dict["seen"])
@@ -113,7 +112,7 @@ def _own_loss(model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return nested containers with every tensor changed."""
+    """Return nested containers with a function applied to every tensor."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):

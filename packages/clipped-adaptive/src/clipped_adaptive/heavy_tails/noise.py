@@ -30,24 +30,24 @@ def sample_gradient_noise(
 ) -> Tensor:
     """Sample ‖∇f_B(θ) - ∇f(θ)‖, the distance of a mini-batch's gradient from the full one, at one point θ.
 
-    The full gradient is the mean over all rows of one pass through `batches`: each batch's gradient counts
-    by its rows. A second pass, and further ones until there are n, gives the norms. Only two gradients are
-    in memory at a time, whatever n is. A batch shorter than the first (the last of an epoch) counts in the
-    full gradient and gives no norm. The model, head included, is used as it is; parameters, buffers, `.grad`,
-    mode and the random state of the process are afterwards as they were, hooks on parameters do not fire.
+    The full gradient is the mean over all rows of one pass through `batches`: each batch's gradient is
+    weighted by its rows. Further passes give the norms, until there are n. Only two gradients are in memory
+    at once, for any n. A batch shorter than the first (the last of an epoch) counts in the full gradient but
+    gives no norm. The model, including its head, is used as it is; parameters, buffers, `.grad`, mode and the
+    process's random state are restored, and hooks on parameters do not fire.
 
     Args:
         model: The model; the parameters with `requires_grad` make up the gradient. On one device.
         loss_fn: (model, batch) → mean loss over the batch's rows, a scalar.
-        batches: Goes through the data each time it is iterated. A loader that shuffles gives new mini-batches
-            at every pass; a list has no more norms to give than batches.
+        batches: Yields the data each time it is iterated. A loader that shuffles gives new mini-batches at
+            every pass; a list gives at most one norm per batch.
         n: How many norms.
         dropout: "off" for evaluation mode, "fixed" for training mode with the same random numbers for every
             batch.
-        seed: Of those random numbers.
+        seed: Seed of those random numbers.
 
     Returns:
-        n norms on the model's device, in the parameters' dtype (float32 for lower ones).
+        n norms on the model's device, in the parameters' dtype (at least float32).
 
     Raises:
         ConfigurationError: No trainable parameter, no batch, too few batches, or `batches` that can be
@@ -104,7 +104,7 @@ class _Gradient:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Put the modules in the mode of the measurement, and back."""
+        """Set the modules to the measurement's mode, and restore it afterwards."""
         modes = {module: module.training for module in self.loss.modules()}
         self.loss.train(self.dropout == "fixed")
         try:

@@ -1,4 +1,4 @@
-"""Statistics of a sample that say how heavy its tail is."""
+"""Statistics of a sample's tail."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from finetune_common.errors import ConfigurationError, check_number
 __all__ = ["hill", "hill_path", "outlier_ratios"]
 
 NORMAL_MILD, NORMAL_EXTREME = 0.0035, 1.2e-6
-"""The shares of a normal sample beyond Q3 + 1.5 IQR and Q3 + 3 IQR, as the paper rounds them."""
+"""A normal sample's shares beyond Q3 + 1.5 IQR and Q3 + 3 IQR, rounded as in the paper."""
 
 
 def outlier_ratios(x: Any) -> tuple[float, float]:
-    """How many times more values lie far above the middle half than in a normal sample.
+    """Return the share of values far above the middle half, relative to a normal sample.
 
         ρ_mild    = P(X > Q₃ + 1.5 IQR) / 0.0035
         ρ_extreme = P(X > Q₃ + 3 IQR) / 1.2e-6,      IQR = Q₃ - Q₁
 
-    About (1, 1) for a large normal sample, larger for heavier tails. In 1,000 values a single extreme one is
-    ρ_extreme = 833: it says whether there are any, hardly more.
+    About (1, 1) for a large normal sample, larger for heavier tails. In 1,000 values a single extreme one
+    gives ρ_extreme = 833: it shows little more than whether there are any.
 
     Args:
         x: At least 4 finite values, in any shape. Quartiles are interpolated linearly.
@@ -50,14 +50,14 @@ def hill(x: Any, k: int) -> float:
 
         1/α̂ = 1/k Σ_{i≤k} ln(X_(i) / X_(k+1)),    X_(1) ≥ X_(2) ≥ …
 
-    Moments below α exist: α < 2 is infinite variance. The standard error is about α/√k. A tail that is not
-    heavy has no index; the estimate then grows as k falls (see `hill_path`).
+    Moments below α exist: α < 2 means infinite variance. The standard error is about α/√k. A light tail has
+    no index; its estimate grows as k falls (see `hill_path`).
 
     Args:
-        x: Finite values, in any shape; the upper tail of the positive ones counts. Pass absolute values for
-            both tails.
-        k: How many of the largest values are used: 1 to one less than the number of positive values; a
-            few per cent of them.
+        x: Finite values, in any shape; only the upper tail of positive values counts. Pass absolute values
+            for both tails.
+        k: How many of the largest values to use: from 1 to one less than the number of positive values; best
+            a few per cent.
 
     Returns:
         α̂; ∞ when the k + 1 largest values are equal.
@@ -78,7 +78,7 @@ def hill(x: Any, k: int) -> float:
 
 
 def hill_path(x: Any) -> Tensor:
-    """Hill's estimate for every k; where it is level, a tail index is worth reporting.
+    """Hill's estimate for every k; a tail index is reliable only where it is level.
 
     Args:
         x: As for `hill`, at least 2 positive values.
