@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it: it misses kernels at once
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it: it warns of missing kernels
 
 if TYPE_CHECKING:
     from glue_harness.config.fields import RunConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Room(ModuleType):
-    """A module that can be called: after its import `glue_harness.run` has to be the function too."""
+    """A callable module: after its import `glue_harness.run` must also work as the function."""
 
     def __call__(
         self,

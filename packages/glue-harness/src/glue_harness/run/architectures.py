@@ -78,7 +78,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Name → model type and what differs from transformers' defaults for it."""
+"""Name → model type, and differences from transformers' defaults for it."""
 
 
 def demo_config(words: int = 512) -> transformers.PretrainedConfig:

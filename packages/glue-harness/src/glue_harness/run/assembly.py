@@ -1,4 +1,4 @@
-"""A run put together from its configuration, or opened again from its folder.
+"""A run assembled from its configuration, or opened from its folder.
 
 The training loop, every command and the benchmark scripts load their models here, and only here.
 """
@@ -58,15 +58,15 @@ class Run:
     """A model with the methods of its slots.
 
     Attributes:
-        attached: Whether the adaptation's modules are in the model; not where they are merged.
-        config: What it was made from.
+        attached: Whether the adaptation's modules are in the model; False if merged.
+        config: Its configuration.
         methods: The methods of its slots.
         model: The adapted model.
-        task: What it learns; None where its rows are made up. Of several tasks what they are judged by
-            together, and the model is a `glue_harness.run.heads.Heads`.
-        tokenizer: The model's; None where its rows are made up.
-        optimizer: From `prepare` on.
-        handles: What gradient methods and monitors gave when they were attached, by their names in a
+        task: Its task; None if its rows are made up. With several tasks, the combined one, and the model is a
+            `glue_harness.run.heads.Heads`.
+        tokenizer: The model's tokenizer; None if its rows are made up.
+        optimizer: Set by `prepare`.
+        handles: Objects that gradient methods and monitors returned from `attach`, by their names in a
             checkpoint: `gradient.0`, `monitor.0`, …
     """
 
@@ -83,8 +83,8 @@ class Run:
         """Build the optimizer and attach the gradient methods and the monitors.
 
         Args:
-            accumulate: Micro-batches that each step of the optimizer sees.
-            begin: Told within a step which part of it begins: "gradient", then "optimizer".
+            accumulate: Micro-batches in each optimizer step.
+            begin: Called within a step when a part begins: "gradient", then "optimizer".
         """
         config, methods = self.config, self.methods
         groups = parameter_groups(self.model, config.weight_decay, config.head_lr, config.decay_all)
@@ -97,34 +97,34 @@ class Run:
             self.handles[f"monitor.{number}"] = monitor.attach(self.model, optimizer)
 
     def of(self, task: str) -> Run:
-        """Return a run of several tasks as one of this task: its classifier receives the task's head."""
+        """Return a run of several tasks as a run of this task, with the task's head in its classifier."""
         heads: Any = self.model
         return replace(self, config=self.config.of(task), model=heads.become(task), task=heads.tasks[task])
 
     @property
     def predictor(self) -> Predictor:
-        """What the model says of texts."""
+        """The predictor of the model."""
         assert self.task is not None
         return Predictor(self.model, self.tokenizer, self.task, self.config.max_length)
 
     def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
-        """Return a label and a score a label for each text; see `glue_harness.run.predictor.Predictor`."""
+        """Return each text's label and scores; see `glue_harness.run.predictor.Predictor`."""
         return self.predictor.predict(texts, batch_size)
 
     def detach(self) -> None:
-        """Take gradient methods and monitors off again; the adaptation stays."""
+        """Remove gradient methods and monitors; the adaptation stays."""
         tell(self.handles.values(), "remove")
         self.handles = {}
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What may take part in the lifecycle of a run (`finetune_common.slots.Part`), by name."""
+        """The parts of a run's lifecycle (`finetune_common.slots.Part`), by name."""
         first = {"adaptation": self.methods.adaptation, "activation": self.methods.activation}
         return {**first, "optimizer": self.optimizer, **self.handles}
 
 
 def tell(parts: Iterable[Any], what: str, *args: Any) -> list[Any]:
-    """Call a method of the lifecycle on every part that has it, in order; return what they answer."""
+    """Call a lifecycle method on every part that has it, in order; return the results."""
     return [getattr(part, what)(*args) for part in parts if hasattr(part, what)]
 
 
@@ -137,18 +137,18 @@ def create(
     tokenizer: Any = None,
     adapter: Path | None = None,
 ) -> Run:
-    """Put a run together: its methods, its model from pretrained weights, and the adaptation.
+    """Assemble a run: its methods, its model from pretrained weights, and the adaptation.
 
     Args:
         config: The run.
-        methods: Its methods, where they are built already.
-        task: Its task, where it is known already; else its rows are read for it.
-        tasks: The same of a run of several tasks, by name.
-        tokenizer: The model's tokenizer, where it is loaded already.
-        adapter: Folder with what its adaptation trained earlier.
+        methods: Its methods, if built already.
+        task: Its task, if known already; else it is read from its rows.
+        tasks: The same for a run of several tasks, by name.
+        tokenizer: The model's tokenizer, if loaded already.
+        adapter: Folder with its adaptation's trained part.
 
     Returns:
-        The run, its model on the CPU; the weights that are new are drawn from the run's seed.
+        The run, its model on the CPU; new weights are drawn from the run's seed.
 
     Raises:
         ConfigurationError: Something cannot be loaded, with the remedy.
@@ -169,7 +169,7 @@ def create(
 
 
 def base_model(run: Run) -> Any:
-    """Return the model that a run adapts, as it was before; what is new is drawn from the seed."""
+    """Return a run's model before adaptation; new weights are drawn from the seed."""
     config, kwargs = run.config, run.methods.adaptation.load_kwargs()
     set_seed(config.seed if config.head_seed is None else config.head_seed)
     assert run.task is not None
@@ -182,11 +182,11 @@ def base_model(run: Run) -> Any:
 
 
 def create_untrained(config: RunConfig, device: str = "cpu", attention: str | None = None) -> Run:
-    """Put a run together with random weights and no rows: what needs shapes alone.
+    """Assemble a run with random weights and no rows, for uses that need only shapes.
 
     Args:
         config: The run.
-        device: Where its model is made.
+        device: The device of its model.
         attention: "eager" writes attention out, all else calls torch's; by default the model's own.
 
     Raises:
@@ -203,10 +203,10 @@ def create_untrained(config: RunConfig, device: str = "cpu", attention: str | No
 
 @explain_arguments
 def open_run(folder: Path | str, task: str | None = None) -> Run:
-    """Open a run again that was trained: its methods, and its model with the weights that it ended with.
+    """Open a trained run: its methods, and its model with the final weights.
 
-    The model is the one in `model/`; where the adaptation could not be merged, the base model with what
-    `adapter/` holds; of a run that has not ended, that of its newest checkpoint. The folder may have moved.
+    The model is the one in `model/`; if the adaptation could not be merged, the base model with `adapter/`;
+    for an unfinished run, that of its newest checkpoint. The folder may have moved.
 
     Args:
         folder: The run's folder.
@@ -257,7 +257,7 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
 
 
 def reopen(folder: Path) -> Run:
-    """Put a run together again from its newest checkpoint, with all of its tasks; refused without one."""
+    """Assemble a run from its newest checkpoint, with all its tasks; refused without a checkpoint."""
     newest = checkpoint.sound(folder / "checkpoint", checkpoint.WEIGHTS)
     if newest is None:
         raise ConfigurationError(
@@ -271,11 +271,11 @@ def reopen(folder: Path) -> Run:
 
 
 def open_model(model: str, task: str | None = None) -> Predictor:
-    """Open what predicts: a finished run, or any trained classifier.
+    """Open a predictor: a finished run, or any trained classifier.
 
     Args:
-        model: Folder of a run or of a model, or a hub name. Of a run the length to which texts are truncated
-            is that of its training, else the tokenizer's; a model does not say what its columns are called.
+        model: Folder of a run or of a model, or a hub name. A run truncates texts as in its training, a model
+            as its tokenizer does; a model has no names of columns.
         task: Which of its tasks, where a run learned several.
 
     Raises:
@@ -291,7 +291,7 @@ def open_model(model: str, task: str | None = None) -> Predictor:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """Return the configuration that a run's folder holds, wherever the folder is now."""
+    """Return the configuration in a run's folder, wherever the folder is now."""
     file = folder / "config.yaml"
     try:
         written = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -77,12 +77,12 @@ def _named(model: str) -> str:
 
 
 def _split(task: Task) -> str:
-    """Return the split of the hub that a model was judged on; a part that was held out is of `train`."""
+    """Return the hub's split that judged a model; held-out parts belong to `train`."""
     return task.evaluation[0] if task.evaluation[0].startswith("validation") else "train"
 
 
 def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
-    """Return what a hub reads."""
+    """Return the metadata for a hub."""
     scores = result["metrics"]["last"]
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     front["metrics"] = list(scores)
@@ -115,19 +115,19 @@ def _methods(chosen: Any) -> str:
 
 
 def _data(result: Mapping[str, Any]) -> str:
-    """Return what the rows were read as."""
+    """Return how the rows were read."""
     schema = (result.get("data") or {}).get("schema")
     return f"## Data\n\n```text\n{Schema.from_dict(schema)}\n```\n\n" if schema else ""
 
 
 def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart", "code"]) -> str:
-    """Return the card of what a run trained, in Markdown.
+    """Return the card of a trained model, in Markdown.
 
     Args:
-        result: What `result.json` holds.
-        task: What was learned.
-        form: Whether the folder has all weights, only what goes with the base model, or all of it with a file
-            that transformers has to be told to trust.
+        result: The content of `result.json`.
+        task: The learned task.
+        form: Whether the folder has all weights, only the part that the base model lacks, or all with a code
+            file that transformers must trust.
     """
     base, settings, slots = _named(result["model"]), result["settings"], result["slots"]
     pair, parameters = len(task.columns) == 2, result["parameters"]

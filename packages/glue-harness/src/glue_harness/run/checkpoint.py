@@ -1,8 +1,8 @@
 """Checkpoints from which a run continues to the same numbers.
 
-A checkpoint is a folder `step-<N>` that is renamed into place once all its files are on disk: what carries
-that name is whole. `digests.json` in it tells the files' digests, by which a disk's errors are noticed; while
-a run goes on, the newest two checkpoints are kept.
+A checkpoint is a folder `step-<N>`, renamed into place once all its files are on disk, so that it is always
+whole. Its `digests.json` has the files' digests, to detect errors of a disk. During a run, the newest two
+checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Set all generators to `random_states()` of an earlier moment."""
+    """Set all generators to an earlier `random_states()`."""
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -81,7 +81,7 @@ def name_of(step: int) -> str:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return how many optimizer steps are done in a checkpoint."""
+    """Return the number of a checkpoint's optimizer steps."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -92,11 +92,11 @@ def latest(folder: Path) -> Path | None:
 
 
 def sound(folder: Path, *names: str) -> Path | None:
-    """Return the newest checkpoint in a folder whose files are as they were written, or None.
+    """Return the newest undamaged checkpoint in a folder, or None.
 
     Args:
         folder: The run's `checkpoint/`.
-        names: The files that are to be read; by default all.
+        names: The files to check; by default all.
 
     Raises:
         ConfigurationError: There are checkpoints, and all are damaged; names the newest one's file.
@@ -117,7 +117,7 @@ def sound(folder: Path, *names: str) -> Path | None:
 
 
 def tidy(folder: Path, step: int, keep: int = 1) -> None:
-    """Remove all but the newest checkpoints up to a step, and the best weights that each of them knows.
+    """Remove all but the newest checkpoints up to a step and the best weights of each of them.
 
     Args:
         folder: The run's `checkpoint/`.
@@ -133,13 +133,13 @@ def tidy(folder: Path, step: int, keep: int = 1) -> None:
 
 
 def drop_state(folder: Path) -> None:
-    """Remove what only a run that goes on needs: optimizer, schedule, random states. The weights stay."""
+    """Remove what only continuing needs: optimizer, schedule, random states. The weights stay."""
     for checkpoint in _steps(folder).values():
         (checkpoint / STATE).unlink(missing_ok=True)
 
 
 def _named(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers that are kept, by name: of tied ones the first name in order."""
+    """Return the parameters and buffers to keep, by name; tied ones by their first name in order."""
     kept: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True)
     for name in sorted(tensors):
@@ -148,7 +148,7 @@ def _named(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Return the whole weights of a model whose parameters are spread over processes; all have to call it."""
+    """Return the whole weights of a model with sharded parameters; all processes must call it."""
     return {name: gathered(tensor.detach()) for name, tensor in _named(model).items()}
 
 
@@ -165,13 +165,13 @@ def _write(folder: Path, weights: Weights, state: Mapping[str, Any] | None = Non
         else:
             save_file(dict(weights), unfinished / WEIGHTS, metadata={"format": "pt"})
         if state is not None:
-            with (unfinished / STATE).open("wb") as file:  # a path's errors have no reason in them
+            with (unfinished / STATE).open("wb") as file:  # given a path, torch's errors lack the reason
                 torch.save(dict(state), file)
         write_digests(unfinished)
 
 
 def save(folder: Path, step: int, weights: Weights, state: Mapping[str, Any]) -> None:
-    """Save a checkpoint and remove those that are older than the one before it.
+    """Save a checkpoint and remove all but it and the one before.
 
     Args:
         folder: The run's `checkpoint/`.
@@ -188,12 +188,12 @@ def _best(folder: Path, step: int) -> Path:
 
 
 def save_best(folder: Path, step: int, weights: Weights) -> None:
-    """Keep the weights of a step that evaluated best so far, until `save` drops them for better ones."""
+    """Keep the weights of the best step so far, until `save` drops them for better ones."""
     _write(_best(folder, step), weights)
 
 
 def best_weights(folder: Path, step: int) -> Path | None:
-    """Return the folder with the weights that `save_best` kept, or None."""
+    """Return the folder of the weights from `save_best`, or None."""
     best = _best(folder, step)
     if not (best / WEIGHTS).exists():
         return None
@@ -203,10 +203,10 @@ def best_weights(folder: Path, step: int) -> Path | None:
 
 
 def adopt(best: Path) -> None:
-    """Put the best weights into the newest checkpoint, in place of its own."""
+    """Replace the newest checkpoint's weights by the best ones."""
     newest = latest(best.parent)
     if newest is not None:
-        write_digests(newest, {WEIGHTS: digest_of(best / WEIGHTS)})  # either may be there for a moment
+        write_digests(newest, {WEIGHTS: digest_of(best / WEIGHTS)})  # for a moment either file may be there
         (best / WEIGHTS).replace(newest / WEIGHTS)
         for old in _steps(best.parent, "best").values():
             shutil.rmtree(old)
@@ -237,8 +237,8 @@ def load(
 
     Args:
         checkpoint: The folder, from `latest`.
-        model: Receives the weights; where its parameters are spread over processes, this one's parts.
-        device: Where it lives.
+        model: Receives the weights; if sharded, this process's parts.
+        device: Its device.
         expected: Keys that the rest must have.
 
     Raises:
@@ -267,7 +267,7 @@ def load_weights(checkpoint: Path, model: torch.nn.Module, device: torch.device)
 
 
 def processes_of(checkpoint: Path) -> int:
-    """Return over how many processes the run began that a checkpoint belongs to.
+    """Return the number of processes with which a checkpoint's run began.
 
     Raises:
         ConfigurationError: The file is damaged.
@@ -281,7 +281,7 @@ def _load_whole(file: Path, model: torch.nn.Module, device: str) -> None:
     tensors, current = load_file(file, device=device), model.state_dict(keep_vars=True)
     read = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     read |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    # Quantised layers write the scales of their frozen weights, and read them with the base model only.
+    # Quantised layers write the scales of their frozen weights, but read them only with the base model.
     unread = current.keys() - read
     beside = {n for n in unread if n in tensors and torch.equal(tensors[n], current[n].to(device))}
     kept = {name: tensor for name, tensor in tensors.items() if name not in beside}

@@ -1,4 +1,4 @@
-"""Digests of a folder's files, by which errors of a disk are noticed."""
+"""Digests of a folder's files, to detect errors of a disk."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ DIGESTS = "digests.json"
 
 
 def digest_of(file: Path) -> str:
-    """Return the digest of a file's content, by a function that is several times as quick as a disk."""
+    """Return the digest of a file's content, by a hash that is several times as fast as a disk."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
 
 
 def write_digests(folder: Path, also: dict[str, str] | None = None) -> None:
-    """Write what the files of a folder are to be.
+    """Write the digests of a folder's files.
 
     Args:
         folder: Receives `digests.json`.
-        also: Name → a digest that is as good as that of the file that is there.
+        also: Name → another digest that is accepted for this file.
     """
     files = [file for file in folder.iterdir() if file.name != DIGESTS]
     told = {file.name: [digest_of(file), *(also or {}).get(file.name, "").split()] for file in files}

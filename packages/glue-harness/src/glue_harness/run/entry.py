@@ -43,17 +43,17 @@ def run(
     Args:
         config: The run; its `output_dir` receives the files.
         on_evaluation: Called after each evaluation, when a due checkpoint is written.
-        start_from: Folder of another run, from whose newest checkpoint a run that has none of its own
-            goes on (`snapshot.continue_from`).
-        stop: Where a request to stop comes from; by default from signals.
+        start_from: Folder of another run; without its own checkpoint, the run continues from that run's
+            newest one (`snapshot.continue_from`).
+        stop: Source of requests to stop; by default signals.
         quiet: Print no progress, for callers that report several runs.
 
     Returns:
-        What `result.json` holds; a finished run is not repeated.
+        The content of `result.json`; a finished run is not repeated.
 
     Raises:
         ConfigurationError: One line that says what cannot be used, and the remedy.
-        Stopped: It was asked to; what was done is saved.
+        Stopped: The run was asked to stop; its state is saved.
 
     Examples:
         >>> from glue_harness import parse_mapping

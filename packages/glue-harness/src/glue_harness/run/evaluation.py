@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import scipy.stats  # noqa: F401  # metrics need both: the first evaluation's seconds are not for imports
+import scipy.stats  # noqa: F401  # metrics need both: keep imports out of the first evaluation's seconds
 import sklearn.metrics  # noqa: F401
 import torch
 
@@ -25,7 +25,7 @@ __all__ = ["Evaluation", "Evaluations", "History", "by_task", "evaluate", "evalu
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model says about the evaluation sets of a task.
+    """A model's outputs and scores on the evaluation sets of a task.
 
     Attributes:
         metrics: Metric → value over all rows of its set.
@@ -36,7 +36,7 @@ class Evaluation:
     scores: dict[str, np.ndarray]
 
     def rows(self, data: Data) -> Iterator[tuple[Any, ...]]:
-        """Yield index, label, prediction, scores and texts, as `predictions.tsv` shows them."""
+        """Yield index, label, prediction, scores and texts for `predictions.tsv`."""
         task = data.task
         for split, scores in self.scores.items():
             prefix = f"{split.removeprefix('validation_')}-" if len(self.scores) > 1 else ""
@@ -53,7 +53,7 @@ class Evaluation:
                 yield f"{prefix}{index}", truth, answer, " ".join(f"{value:.9g}" for value in row), *shown
 
     def of_classes(self, data: Data) -> dict[str, Any]:
-        """Return what became of each class (`finetune_common.metrics.class_report`), set by set."""
+        """Return the report of each class (`finetune_common.metrics.class_report`), set by set."""
         if data.task.regression:
             return {}
         return {
@@ -64,7 +64,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What a model says about the evaluation sets of several tasks.
+    """A model's outputs and scores on the evaluation sets of several tasks.
 
     Attributes:
         metrics: `mean` of the tasks' primary metrics, and `task.metric` of each.
@@ -78,7 +78,7 @@ class Evaluations:
 def by_task(
     evaluation: Evaluation | Evaluations, data: Data | Mixture
 ) -> Iterator[tuple[str, Evaluation, Data]]:
-    """Yield each task's name, evaluation and rows; of a run of one task the name is empty."""
+    """Yield each task's name, evaluation and rows; in a run of one task the name is empty."""
     if isinstance(evaluation, Evaluation):
         assert isinstance(data, Data)
         yield "", evaluation, data
@@ -109,11 +109,11 @@ class History:
         return self.entries[-1]
 
     def has(self, step: int) -> bool:
-        """Say whether a step was evaluated last."""
+        """Say whether the last evaluation was at this step."""
         return bool(self.entries) and self.last["step"] == step
 
     def stale(self, delta: float) -> int:
-        """Return how many evaluations ago the primary metric last rose by more than `delta` over its best.
+        """Return how many evaluations ago the primary metric last exceeded its best by more than `delta`.
 
         Examples:
             >>> history = History("accuracy")
@@ -145,7 +145,7 @@ def _scores(
     batches = evaluation_batches(data.lengths[split], batch_size)
     batches_here = batches[processes.rank :: processes.world]
     rounds = math.ceil(len(batches) / processes.world)
-    # A model that is spread over processes needs all of them at every pass.
+    # A sharded model needs all processes at every pass.
     passes = batches_here + batches[:1] * (rounds - len(batches_here))
     scores: list[torch.Tensor] = []
     for batch in data.loader(split, passes):
@@ -163,9 +163,9 @@ def _scores(
 def _of_batches(
     task: Task, scores: np.ndarray, labels: np.ndarray, split: str, rows: int
 ) -> dict[str, float]:
-    """Return the mean of each metric over batches of rows; one without a value on a batch is 0 there."""
+    """Return the mean of each metric over batches of rows; an undefined metric counts as 0."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # in a few rows it is usual that a metric is undefined
+        warnings.simplefilter("ignore")  # metrics of a few rows are often undefined
         parts = [
             compute_metrics(task, scores[first : first + rows], labels[first : first + rows], split)
             for first in range(0, len(labels), rows)
@@ -182,17 +182,17 @@ def evaluate(
     between: Callable[[], None] = lambda: None,
     metric_batch: int | None = None,
 ) -> Evaluation | Evaluations:
-    """Score a model on every evaluation set of a task, each row once whatever the number of processes.
+    """Score a model on every evaluation set of a task, each row once for any number of processes.
 
     Args:
-        model: Left in the mode it came in.
+        model: Its mode is restored.
         data: The tokenised splits of the task, or of several.
         batch_size: Rows at a time.
-        processes: All of the run, each of which scores its share.
-        between: Called before each batch, as often on every process.
-        metric_batch: Also tell each metric as its mean over batches of so many rows, in the order of the
-            rows, the last one shorter: `<metric>_of_batches`. That is another number wherever a metric is no
-            mean over rows, and where the last batch is short.
+        processes: The run's processes; each scores its share.
+        between: Called before each batch, equally often on every process.
+        metric_batch: Also report each metric's mean over batches of this many rows, in order, the last one
+            shorter: `<metric>_of_batches`. It differs if a metric is not a mean over rows, or if the last
+            batch is short.
     """
     if isinstance(data, Mixture):
         parts = {
@@ -229,7 +229,7 @@ def _of_one(
 def evaluate_test(
     model: torch.nn.Module, data: Data | Mixture, batch_size: int, processes: Processes
 ) -> dict[str, float] | None:
-    """Score a model on the rows that nothing was chosen by, where a run has some; see `evaluate`."""
+    """Score a model on the run's test rows, if there are any; see `evaluate`."""
     if isinstance(data, Mixture):
         each = {name: evaluate_test(model, part, batch_size, processes) for name, part in data.parts.items()}
         told = {
@@ -245,10 +245,10 @@ def evaluate_test(
 def evaluate_beside(
     model: torch.nn.Module, data: Data | Mixture, batch_size: int, processes: Processes
 ) -> dict[str, dict[str, float]]:
-    """Score a model on the sets that are told beside the one it is judged by; see `evaluate`.
+    """Score a model on the additional evaluation sets; see `evaluate`.
 
     Returns:
-        Set → metrics; of several tasks the set is `task.set`.
+        Set → metrics; with several tasks the set is `task.set`.
     """
     if isinstance(data, Mixture):
         return {

@@ -13,10 +13,10 @@ __all__ = ["check_positions", "check_tokens"]
 
 
 def check_positions(model: torch.nn.Module, longest: int) -> None:
-    """Refuse rows that are longer than the model's table of positions; relative positions have no end.
+    """Refuse rows longer than the model's table of positions; relative positions have no limit.
 
     Args:
-        model: Its embeddings of positions are found by their usual names.
+        model: Its position embeddings are found by their usual names.
         longest: Tokens of the longest row.
     """
     for name, module in model.named_modules():
@@ -33,12 +33,12 @@ def check_positions(model: torch.nn.Module, longest: int) -> None:
 
 
 def check_tokens(model: str, loaded: Any, tokenizer: Any, pair: bool) -> None:
-    """Refuse a tokenizer that gives what the model does not take.
+    """Refuse a tokenizer whose output the model cannot take.
 
     Args:
-        model: What it is called.
+        model: Its name.
         loaded: The model itself.
-        tokenizer: Comes with it.
+        tokenizer: The model's tokenizer.
         pair: Whether rows are pairs of texts.
     """
     embeddings = loaded.get_input_embeddings()

@@ -1,8 +1,8 @@
-"""One body with a head a task: a classifier whose head and labels are those of the batch's task.
+"""One body with a head for each task: a classifier with the head and labels of the batch's task.
 
-The classifier is whole with the first task's head. A forward pass for another task runs the same modules with
-that task's parameters in the head's places, so that whatever an adaptation did to the classifier acts for
-every task. This is the shared encoder of MT-DNN (Liu et al., 2019, section 3) for any classifier.
+The classifier contains the first task's head. A forward pass for another task runs the same modules with that
+task's parameters in the head, so that an adaptation of the classifier acts for every task. This is the shared
+encoder of MT-DNN (Liu et al., 2019, section 3) for any classifier.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def head_of(model: Any) -> dict[str, nn.Parameter]:
     """Return the parameters of a classifier that lie outside of its base model, by name.
 
     Raises:
-        ConfigurationError: There are none: the model is its own base.
+        ConfigurationError: There are none: the model is only a base.
     """
     base = model.base_model
     body = {id(parameter) for parameter in base.parameters()}
@@ -47,7 +47,7 @@ class Heads(nn.Module):
         heads: Task → parameters of its head by their names in the classifier, of all but the first.
 
     Raises:
-        ConfigurationError: The adaptation put something else in the place of the head.
+        ConfigurationError: The adaptation replaced the head.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Heads(nn.Module):
 
     @property
     def base_model(self) -> Any:
-        """What the tasks share."""
+        """The common body."""
         return self.model.base_model
 
     @property
@@ -81,11 +81,11 @@ class Heads(nn.Module):
         return self.model.config
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the classifier; which head it has is decided outside of it."""
+        """Compile the classifier; its head is chosen outside the compiled code."""
         self.model.compile(*args, **kwargs)
 
     def forward(self, task: str, **batch: Any) -> Any:
-        """Return what the classifier says of a batch of one task: its loss and its logits."""
+        """Return the classifier's loss and logits for a batch of one task."""
         self._speak_of(task)
         try:
             if _key(task) not in self.heads:
@@ -109,7 +109,7 @@ class Heads(nn.Module):
             self.model.num_labels = number
 
     def become(self, task: str) -> Any:
-        """Put a task's head into the classifier for good, and return it."""
+        """Put a task's head into the classifier permanently, and return the classifier."""
         self._speak_of(task)
         for name, parameter in self.head(task).items():
             place, _, leaf = name.rpartition(".")
@@ -118,19 +118,19 @@ class Heads(nn.Module):
 
 
 def _key(task: str) -> str:
-    """Return a name for a task's head that no method of a module has, whatever the task is called."""
+    """Return a name for a task's head that cannot clash with a module's attributes."""
     return f"of-{task}"
 
 
 def with_heads(
     bases: Mapping[str, Callable[[], Any]], tasks: Mapping[str, Task], adaptation: Adaptation
 ) -> Heads:
-    """Return an adapted classifier with a head a task, each as a run of that task alone begins with it.
+    """Return an adapted classifier with a head for each task, initialised as in a run of only that task.
 
     Args:
-        bases: Task → makes the classifier that a run of the task begins with.
+        bases: Task → function that makes the initial classifier of the task's run.
         tasks: By name, the first one first.
-        adaptation: Is applied to the first one's.
+        adaptation: Applied to the first task's classifier.
     """
     first, *others = tasks
     heads = {name: head_of(bases[name]()) for name in others}

@@ -1,4 +1,4 @@
-"""Take the held-out parts from the training rows, and choose the rows that the run is scored on."""
+"""Take the held-out parts from the training rows, and choose the rows that score the run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["hold_out"]
 
 
 def hold_out(config: RunConfig, task: Task, raw: Any, datasets: Any) -> tuple[Task, tuple[str, ...]]:
-    """Take rows out of training, in place, where a run asks for it.
+    """Take rows out of training, in place, if a run asks for it.
 
     Args:
-        config: Names the parts and what is evaluated on. Of parts that are not, the rows are left out.
-        task: The run's.
+        config: Names the parts and the evaluation sets. Rows of other parts are left out.
+        task: The run's task.
         raw: Split → rows with texts.
         datasets: Split → the same rows as tokens.
 
     Returns:
-        The task as the run is judged by it, and the sets that are scored once at the end beside that.
+        The task with the set that judges the run, and the additional sets, scored once at the end.
 
     Raises:
         ConfigurationError: Too few rows, or an official set that the task does not have.
@@ -50,7 +50,7 @@ def hold_out(config: RunConfig, task: Task, raw: Any, datasets: Any) -> tuple[Ta
 
 
 def _judged_by(task: Task, split: str) -> Task:
-    """Return a task that is evaluated on one set, whose metrics do not name it."""
+    """Return a task with one evaluation set, without the set's name in its metrics."""
     several = [name.removeprefix("validation") for name in task.evaluation if len(task.evaluation) > 1]
 
     def plain(metric: str) -> str:

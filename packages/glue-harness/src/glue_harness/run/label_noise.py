@@ -13,16 +13,16 @@ __all__ = ["with_false_labels"]
 
 
 def with_false_labels(rows: Any, task: Task, share: float, seed: int) -> Any:
-    """Return rows of which so many have another class than theirs, every other class alike.
+    """Return rows of which a share gets a wrong class, each with equal probability.
 
     Args:
         rows: Tokenised, with `labels`.
         task: One of classes.
-        share: Of the rows, above 0 and at most 1; rounded to whole rows.
-        seed: Which rows, and which class each gets.
+        share: Share of the rows, above 0 and at most 1; rounded to whole rows.
+        seed: Decides which rows, and the class each gets.
 
     Raises:
-        ConfigurationError: A task of scores, or of several labels a row.
+        ConfigurationError: A task of scores, or of several labels per row.
     """
     if task.regression or task.several:
         raise ConfigurationError(f"label_noise={share}: {task.name} has no single class a row: leave it out")

@@ -1,9 +1,9 @@
 """The training loop: a configuration in, a result out.
 
 One optimizer step is a window of `accumulate` micro-batches. Each micro-batch's mean loss is weighted by its
-share of the window's rows, so that the gradient is that of the mean over the whole window, a short last batch
-included. The order of the rows is a pure function of the seed and the epoch; with the random states in the
-checkpoint, the step number is all that is needed to continue to the same numbers.
+share of the window's rows, so that the gradient is that of the mean over the whole window, even if the last
+batch is short. The order of the rows is a pure function of the seed and the epoch; so the step number and the
+random states in the checkpoint suffice to continue to the same numbers.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ PARTS = ("data", "forward", "backward", "gradient", "optimizer", "evaluation")
 
 
 class Training:
-    """A run and everything that trains it.
+    """A run and all objects that train it.
 
     Args:
         run: The run, its model on the CPU.
         data: Its rows, tokenised.
-        processes: Who trains it.
-        folder: Where its files go.
-        progress: Where it says how far it is.
-        on_evaluation: Called after each evaluation, once a checkpoint that is due is written.
-        stop: Whether it was asked to stop.
+        processes: The processes that train it.
+        folder: The folder for its files.
+        progress: Shows its progress.
+        on_evaluation: Called after each evaluation, when a due checkpoint is written.
+        stop: Knows whether the run was asked to stop.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Training:
         self.scheduler = self.plan.schedule(self.optimizer)
 
     def _place(self) -> None:
-        """Put the model where it trains, and plan its steps."""
+        """Move the model to its device, and plan its steps."""
         processes, config = self.processes, self.config
         check_positions(self.model, max(int(lengths.max()) for lengths in self.data.lengths.values()))
         if processes.sharded:
@@ -105,19 +105,19 @@ class Training:
         self.plan = Plan(config, self.data.training_lengths, began_with)
 
     def _attach(self) -> None:
-        """Attach to the model what acts while it trains."""
+        """Attach the methods that act during training to the model."""
         processes, config = self.processes, self.config
         self.run.prepare(config.accumulate * self.plan.shares(processes.world), self.watch.switch)
         assert self.run.optimizer is not None
         self.optimizer = self.run.optimizer
         if processes.rank:
-            set_seed(processes.seed(config.seed))  # replicas drop out different units
+            set_seed(processes.seed(config.seed))  # replicas must drop different units
 
     def _leaves_some_unused(self) -> bool:
-        """Say whether a trained parameter may get no gradient: DDP has to look for it after each pass then.
+        """Say whether a trained parameter may get no gradient: then DDP must search for it after each pass.
 
-        A pass over one row tells. An adaptation that acts within steps may change what trains, and of several
-        heads a pass trains one.
+        A pass over one row shows it. Also, an adaptation that acts within steps may change what trains, and a
+        pass trains only one of several heads.
         """
         if self.config.several or any(
             hasattr(self.methods.adaptation, act) for act in ("before_forward", "after_backward", "on_step")
@@ -134,7 +134,7 @@ class Training:
         """Train to the end, logging, evaluating and saving on the way.
 
         Raises:
-            Stopped: The run was asked to stop; what it did is saved.
+            Stopped: The run was asked to stop; its state is saved.
         """
         self._stop_if_asked()
         if self.step and self.step == self.saved and self._evaluates() and not self.history.has(self.step):
@@ -156,7 +156,7 @@ class Training:
         self.beside = evaluate_beside(self.model, self.data, size, self.processes)
 
     def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, dict[str, Any]]:
-        """Make one optimizer step; returns this process's part of the mean loss, and what the parts tell."""
+        """Make one optimizer step; return this process's part of the mean loss, and the parts' values."""
         watch, processes = self.watch, self.processes
         total = torch.zeros((), device=processes.device)
         tell(self.parts, "before_forward", self.step + 1)
@@ -187,11 +187,11 @@ class Training:
         return total, observed
 
     def _loss(self, model: torch.nn.Module, batch: MicroBatch, rows: int) -> Tensor:
-        """Return a loss whose mean over the processes counts each of so many rows alike."""
+        """Return a loss whose mean over the processes weights all rows equally."""
         return model(**batch.tensors).loss * (self.processes.world * batch.rows / rows)
 
     def _forward(self, loss_fn: Callable[[], Tensor]) -> Tensor:
-        """Run a forward pass; the first one of a run is measured."""
+        """Run a forward pass; measure the first one of a run."""
         if self.saved_bytes is not None:
             with self.methods.activation.around_forward(self.model):
                 return loss_fn()
@@ -201,14 +201,14 @@ class Training:
         return loss
 
     def _tell_after_backward(self, loss_fn: Callable[[], Tensor]) -> None:
-        """Let the parts act on the gradients; what they draw at random leaves the run's dropout alone."""
+        """Let the parts act on the gradients; their random draws do not affect the run's dropout."""
         acting = [part for part in self.parts if hasattr(part, "after_backward")]
         if acting:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 tell(acting, "after_backward", self.step, loss_fn)
 
     def _after_step(self, loss: Tensor, rate: float, observed: Mapping[str, Any]) -> None:
-        """Log, evaluate and save where it is time to."""
+        """Log, evaluate and save if it is time to."""
         config, step, last = self.config, self.step, self.step == self.plan.total
         speaks = any(hasattr(part, "on_step") for part in self.parts)
         if last or step % config.log_every == 0 or (speaks and self.processes.from_leader(bool(observed))):
@@ -261,7 +261,7 @@ class Training:
             self.folder.log({"step": self.step, **values})
 
     def _rest_of_epoch(self) -> Iterator[tuple[int, list[MicroBatch]]]:
-        """Yield what each step that is left of an epoch trains on (`Plan.batches`)."""
+        """Yield the batches of each remaining step of an epoch (`Plan.batches`)."""
         self.watch.switch("data")
         for window in self.plan.batches(self.step, self.data, self.processes, self.config.num_workers):
             yield window
@@ -270,22 +270,22 @@ class Training:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the last evaluations, as many as the run's patience, brought no improvement."""
+        """Whether as many evaluations as the run's patience brought no improvement."""
         patience = self.config.early_stopping
         return patience is not None and self.history.stale(self.config.early_stopping_delta) >= patience
 
     @property
     def ended(self) -> bool:
-        """Whether no step is left to do."""
+        """Whether no step remains."""
         return self.step >= self.plan.total or self.stopped_early
 
     def _stop_if_asked(self) -> None:
-        """End at this step, saved, where any process was asked to."""
+        """Save and end at this step if any process was asked to stop."""
         if number := self.processes.highest(self.stop.number):
             if self.step != self.saved:
                 snapshot.save(self)
             raise Stopped(number, self.step)
 
     def result(self) -> dict[str, Any]:
-        """Return what `result.json` holds."""
+        """Return the content of `result.json`."""
         return result_of(self)

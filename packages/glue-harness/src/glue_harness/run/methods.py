@@ -25,10 +25,10 @@ class Methods:
     monitor: list[Monitor]
 
     def check_sharded(self) -> None:
-        """Refuse methods that cannot work on parameters that are spread over processes.
+        """Refuse methods that cannot work on sharded parameters.
 
         Raises:
-            ConfigurationError: Says which, and what to use.
+            ConfigurationError: Names the method and an alternative.
         """
         one_each = (self.adaptation, self.activation, self.optimizer)
         for method in (*one_each, *self.gradient, *self.monitor):
@@ -36,7 +36,7 @@ class Methods:
                 raise ConfigurationError(f"--sharding fsdp: {method.name!r} {reason}, or use --sharding none")
 
     def warn_of_idle_clipping(self, max_grad_norm: float) -> None:
-        """Warn of an optimizer whose own clipping never acts, as gradients come to it short enough."""
+        """Warn if an optimizer's clipping never acts, because gradients are clipped before."""
         level = getattr(self.optimizer, "clips_at", None)
         if level is not None and 0 < max_grad_norm <= level and not self.gradient:
             warnings.warn(
@@ -52,7 +52,7 @@ def _build(slot: str, choice: dict[str, Any]) -> Any:
 
 
 def build_methods(config: RunConfig) -> Methods:
-    """Instantiate what a configuration names; its options were checked when it was parsed."""
+    """Instantiate a configuration's methods; parsing has checked their options."""
     return Methods(
         adaptation=_build("adaptation", config.adaptation),
         activation=_build("activation", config.activation),

@@ -1,4 +1,4 @@
-"""The rows of a run: of one task, or of several that are trained on together."""
+"""The rows of a run: of one task, or of several trained together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_data(config: RunConfig, tokenizer: Any) -> Data | Mixture:
 
 
 def task_of_several(tasks: Mapping[str, Task]) -> Task:
-    """Return what a run of several tasks is judged by, under one name.
+    """Return the combined task by which a run of several tasks is judged.
 
     Examples:
         >>> from finetune_common.tasks import get_task
@@ -45,7 +45,7 @@ def task_of_several(tasks: Mapping[str, Task]) -> Task:
 
 
 def content_of(config: RunConfig) -> dict[str, Any] | None:
-    """Return what identifies a run's rows as they are in files now, None where they are in none."""
+    """Return the identity of a run's rows as they are in files now; None without files."""
     if not config.own and config.data_dir is None:
         return None
     if not config.several:
@@ -58,7 +58,7 @@ def _content(config: RunConfig) -> dict[str, Any]:
 
 
 def joined(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what identifies the rows of several tasks, from what identifies those of each."""
+    """Return the identity of the rows of several tasks, from the identity of each task's rows."""
     return {
         "labels": {name: content["labels"] for name, content in contents.items()},
         "splits": {
@@ -70,7 +70,7 @@ def joined(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean_of(tasks: Mapping[str, Task], metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return the metrics of several tasks under one roof: their mean, and each as `task.metric`.
+    """Return the metrics of several tasks together: their mean, and each as `task.metric`.
 
     Args:
         tasks: By name.
@@ -84,11 +84,11 @@ def mean_of(tasks: Mapping[str, Task], metrics: Mapping[str, Mapping[str, float]
 
 @dataclass
 class Mixture:
-    """The tokenised rows of several tasks; training rows are numbered through all of them.
+    """The tokenised rows of several tasks; training rows are numbered across all tasks.
 
     Attributes:
         parts: Task → its rows, in the order of the run's tasks.
-        task: What they are judged by together.
+        task: The combined task that judges them.
     """
 
     parts: dict[str, Data]
@@ -105,7 +105,7 @@ class Mixture:
 
     @property
     def training_rows(self) -> int:
-        """How many rows are trained on, of all tasks."""
+        """The number of training rows of all tasks."""
         return int(self._begins[-1])
 
     @property
@@ -124,25 +124,25 @@ class Mixture:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What identifies the rows."""
+        """The identity of the rows."""
         return joined({name: part.content for name, part in self.parts.items()})
 
     @property
     def schemas(self) -> list[Any]:
-        """What the rows of each task were read as."""
+        """How the rows of each task were read."""
         return [schema for part in self.parts.values() for schema in part.schemas]
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a run notes of its rows, as plain data."""
+        """A run's description of its rows, as plain data."""
         return {"content": self.content, "schema": None, "own": any(part.own for part in self.parts.values())}
 
     def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield these batches, each of rows of one task, which it names.
+        """Yield these batches, each with rows of one task and that task's name.
 
         Args:
             split: `train`; every task evaluates its own rows.
-            batches: Rows as they are numbered through all tasks.
+            batches: Rows, numbered across all tasks.
             num_workers: Processes that prepare batches of one task.
         """
         owners = np.searchsorted(self._begins, [batch[0] for batch in batches], side="right") - 1

@@ -79,12 +79,12 @@ def _unloadable(model: str, error: Exception) -> ConfigurationError:
 def load_tokenizer(
     model: str, pad_token_id: int | None = None, task: str = ""
 ) -> transformers.PreTrainedTokenizerBase:
-    """Return the model's fast tokenizer, with a padding token: its own, or the one that ends a text.
+    """Return the model's fast tokenizer, with its padding token, or else its end-of-text token.
 
     Args:
         model: Hub name, folder of a model or of a run, or `demo`.
-        pad_token_id: The token to pad with, where the tokenizer has neither.
-        task: Whose it is, where a run learned several.
+        pad_token_id: The token to pad with, if the tokenizer has neither.
+        task: Its task, if a run learned several.
 
     Raises:
         ConfigurationError: Nothing that can be loaded, or no token to pad with.
@@ -94,7 +94,7 @@ def load_tokenizer(
 
         return demo_tokenizer()
     files = model_files(model, task)
-    if files == model:  # a run's folder has a tokenizer even where it has no weights
+    if files == model:  # a run's folder has a tokenizer even without weights
         _check_folder(model)
     folder = Path(files)
     try:
@@ -118,7 +118,7 @@ def load_tokenizer(
 
 
 def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: Mapping[str, Any]) -> None:
-    """Refuse weights of other shapes or names than the architecture's: only a head may be new."""
+    """Refuse weights with other shapes or names than the architecture's: only a head may be new."""
     encoder = f"{loaded.base_model_prefix}."
     expected_names = {name for name, _ in loaded.named_parameters() if name.startswith(encoder)}
     for name, shape, expected in sorted(report["mismatched_keys"]):
@@ -142,7 +142,7 @@ def load_model(
 ) -> transformers.PreTrainedModel:
     """Return a sequence classifier for a task; a new head is drawn from torch's generator.
 
-    Of a model that names other labels than the task's the head is drawn anew, and a warning says so.
+    If a model has other labels than the task, its head is drawn anew with a warning.
 
     Args:
         model: Hub name, folder of a model or of a run, or `demo`.
@@ -170,7 +170,7 @@ def load_model(
 
 
 def load_classifier(model: str) -> transformers.PreTrainedModel:
-    """Return a trained sequence classifier with the head that it has.
+    """Return a trained sequence classifier with its head.
 
     Args:
         model: Hub name, or folder of a model or of a run.
@@ -201,13 +201,13 @@ def _loaded(
     load_kwargs: Mapping[str, Any] | None = None,
     task: str = "",
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
-    """Return a classifier and what transformers reports of its loading."""
+    """Return a classifier and transformers' report of its loading."""
     try:
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
             model_files(model, task),
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the head of another task is drawn anew
+            ignore_mismatched_sizes=True,  # another task's head is drawn anew
             **{"dtype": torch.float32, **(load_kwargs or {})},
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -217,7 +217,7 @@ def _loaded(
 
 
 def _says_other_labels(config: transformers.PretrainedConfig, task: Task) -> bool:
-    """Say whether a model was trained for other labels, case aside, or for numbers instead of labels."""
+    """Say whether a model was trained for other labels (ignoring case), or for numbers instead of labels."""
     names = [str(name).casefold() for _, name in sorted((config.id2label or {}).items())]
     if all(re.fullmatch(r"label_\d+", name) for name in names):
         return config.problem_type is not None and (config.problem_type == "regression") != task.regression
@@ -226,7 +226,7 @@ def _says_other_labels(config: transformers.PretrainedConfig, task: Task) -> boo
 
 @torch.no_grad()
 def _draw_head_anew(model: transformers.PreTrainedModel, report: Mapping[str, Any]) -> bool:
-    """Give what lies outside of the base model first values; say whether it had others that were trained."""
+    """Initialise the parameters outside the base model; say whether this replaced trained ones."""
     base: Any = model.base_model
     body = {id(parameter) for parameter in base.parameters()}
     head = {name: p for name, p in model.named_parameters() if id(p) not in body} if base is not model else {}
@@ -247,7 +247,7 @@ def build_model(
     Args:
         model: Preset, hub name, folder, or `demo`.
         model_config: Fields of the model's configuration to change.
-        max_length: Tokens that a row may have.
+        max_length: Most tokens of a row.
 
     Raises:
         ConfigurationError: No such field, or no model of this shape.
@@ -264,7 +264,7 @@ def build_model(
 
 
 def labels_of(task: Task) -> dict[str, Any]:
-    """Return the fields of a model's configuration that a task decides."""
+    """Return the fields of a model's configuration that the task sets."""
     if task.regression:
         return {"num_labels": 1, "problem_type": "regression"}
     return {
@@ -276,7 +276,7 @@ def labels_of(task: Task) -> dict[str, Any]:
 
 @contextmanager
 def quiet_about_heads() -> Iterator[None]:
-    """Let a head be drawn anew without a warning: it receives what was trained."""
+    """Suppress the warning of a new head: it then receives trained weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* is drawn anew")
         yield

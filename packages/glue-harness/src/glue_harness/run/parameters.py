@@ -1,4 +1,4 @@
-"""Which parameters an optimizer gets, and which of them decay or have a rate of their own."""
+"""Which parameters an optimizer gets, and which of them decay or have a separate rate."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["parameter_groups"]
 def parameter_groups(
     model: torch.nn.Module, weight_decay: float, head_lr: float | None = None, decay_all: bool = False
 ) -> list[dict[str, Any]]:
-    """Split what trains: matrices decay, biases and norms on request; the head may have its own rate.
+    """Group trained parameters: matrices decay, biases and norms on request; the head may have its own rate.
 
-    The head is all that lies outside of the base model, and the base model's pooler.
+    The head is everything outside the base model, and the base model's pooler.
 
     Returns:
-        Groups as `finetune_common.slots.Optimizer.build` takes them, none empty.
+        Groups for `finetune_common.slots.Optimizer.build`, none empty.
     """
     base: Any = model.base_model
     body = set() if base is model else {id(parameter) for parameter in base.parameters()}

@@ -1,4 +1,4 @@
-"""Reading a result: whether its rows are the user's own, and the part of one of several tasks."""
+"""Reading a result: whether its rows are the user's, and the part of one of several tasks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["is_own", "result_of_task"]
 
 
 def is_own(result: Mapping[str, Any]) -> bool:
-    """Say whether a result is of rows of one's own; earlier versions described no others."""
+    """Say whether a result is from the user's rows; earlier versions described only these."""
     data = result.get("data") or {}
     return bool(data.get("own", data.get("schema")))
 
 
 def result_of_task(result: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """Return the result of one of several tasks, as that of a run of its own."""
+    """Return the result of one of several tasks in the form of a separate run."""
     return {**result, **result["tasks"][task], "task": task}

@@ -41,7 +41,7 @@ __all__ = ["Data", "MicroBatch", "Plan", "load_rows"]
 
 
 def load_rows(config: RunConfig) -> tuple[Task, Any]:
-    """Return a run's task and its splits, from the files that it names or from where the task's are."""
+    """Return a run's task and its splits, from the run's files or from the task's source."""
     task = task_of(config)
     if config.own:
         return task, own_rows(config.as_dict()).datasets()
@@ -57,12 +57,12 @@ class Data:
         datasets: Split → tokens and labels.
         lengths: Split → tokens of each row.
         collator: Makes batches.
-        texts: Split → text columns, of the splits that are scored.
-        content: What identifies the rows (`finetune_common.data.fingerprint`).
-        schema: What the rows were read as.
-        own: Whether they are one's own.
-        beside: Splits that are scored once, at the end, beside the task's own.
-        marks: What each batch says beside its tensors: whose it is, where a run has several tasks.
+        texts: Split → text columns, for scored splits.
+        content: The identity of the rows (`finetune_common.data.fingerprint`).
+        schema: How the rows were read.
+        own: Whether they are the user's rows.
+        beside: Additional splits, scored once at the end.
+        marks: Added to each batch: its task, if a run has several.
     """
 
     task: Task
@@ -78,7 +78,7 @@ class Data:
 
     @classmethod
     def load(cls, config: RunConfig, tokenizer: Any) -> Data:
-        """Load and tokenise; take the first rows of a seeded shuffle where a run wants fewer.
+        """Load and tokenise; take the first rows of a seeded shuffle if a run wants fewer.
 
         Rows to train on are drawn by the run's seed; those to evaluate on are the same for every seed.
         """
@@ -110,18 +110,18 @@ class Data:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a run notes of its rows, as plain data."""
+        """A run's description of its rows, as plain data."""
         schema = self.schema.as_dict() if self.schema else None
         return {"content": self.content, "schema": schema, "own": self.own}
 
     @property
     def schemas(self) -> list[Schema]:
-        """What the rows were read as."""
+        """How the rows were read."""
         return [self.schema] if self.schema else []
 
     @property
     def training_rows(self) -> int:
-        """How many rows are trained on."""
+        """The number of training rows."""
         return len(self.lengths["train"])
 
     @property
@@ -130,7 +130,7 @@ class Data:
         return self.lengths["train"]
 
     def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterable[dict[str, Any]]:
-        """Return a loader of these batches of rows, pinned where a GPU waits for them."""
+        """Return a loader of these batches of rows, in pinned memory for a GPU."""
         pinned = torch.cuda.is_available()
         rows = make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
         return ({**batch, **self.marks} for batch in rows) if self.marks else rows
@@ -146,7 +146,7 @@ def _some(rows: Any, seed: int, count: int) -> Any:
 
 
 class MicroBatch(NamedTuple):
-    """What one process trains on between two exchanges: `rows` of a micro-batch `of` so many in all."""
+    """One process's part of a micro-batch: `rows`, and their number `of` over all processes."""
 
     rows: int
     of: int
@@ -155,13 +155,13 @@ class MicroBatch(NamedTuple):
 
 @dataclass
 class Plan:
-    """Where each optimizer step's rows are: step → epoch → window → micro-batches.
+    """The rows of each optimizer step: step → epoch → window → micro-batches.
 
     Args:
-        config: Says how many rows a micro-batch of one process has, and how many make a step.
-        lengths: Tokens of each training row; of several tasks, task → the same.
-        processes: How many processes the run began with. A run that goes on with another number keeps the
-            rows of its steps, and with them what is left to do and its schedule.
+        config: Gives the rows of a process's micro-batch, and the micro-batches of a step.
+        lengths: Tokens of each training row; with several tasks, task → the same.
+        processes: How many processes the run began with. A run that continues with another number keeps the
+            rows of its steps, and so its remaining steps and its schedule.
     """
 
     config: RunConfig
@@ -176,7 +176,7 @@ class Plan:
         self.total = self.config.max_steps or math.ceil(self.config.epochs * self.per_epoch)
 
     def _counts(self) -> list[int]:
-        """Return how many batches over all processes an epoch has, of each task."""
+        """Return an epoch's number of batches over all processes, for each task."""
         size = self.config.batch_size * self.processes
         if isinstance(self.lengths, Mapping):
             sizes = [len(rows) for rows in self.lengths.values()]
@@ -184,7 +184,7 @@ class Plan:
         return batch_counts([len(self.lengths)], size)
 
     def _drawn(self, epoch: int) -> list[list[int]]:
-        """Return the rows of an epoch's batches, over all processes."""
+        """Return the rows of an epoch's batches over all processes."""
         config = self.config
         size = config.batch_size * self.processes
         common: Any = {"seed": config.seed, "epoch": epoch, "group_by_length": config.group_by_length}
@@ -193,7 +193,7 @@ class Plan:
         return epoch_batches(self.lengths, size, **common)
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return the learning-rate schedule: warm-up, then what the run's `schedule` names."""
+        """Return the learning-rate schedule: warm-up, then the run's `schedule`."""
         asked, total = self.config.warmup, self.config.schedule_steps or self.total
         warmup = math.ceil(asked * total) if asked < 1 else int(asked)
         if self.config.schedule == "warmup-linear":
@@ -202,7 +202,7 @@ class Plan:
         return transformers.get_scheduler(name, optimizer, warmup, total)
 
     def windows(self, step: int) -> list[list[list[int]]]:
-        """Return the windows that are left of the epoch in which a step is, over all processes."""
+        """Return the remaining windows of a step's epoch, over all processes."""
         accumulate, batches = self.config.accumulate, self._drawn(step // self.per_epoch)
         windows = [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]
         return windows[step % self.per_epoch : step % self.per_epoch + self.total - step]
@@ -210,11 +210,11 @@ class Plan:
     def batches(
         self, step: int, data: Data | Mixture, processes: Processes, num_workers: int
     ) -> Iterator[tuple[int, list[MicroBatch]]]:
-        """Yield what each step that is left of an epoch trains on.
+        """Yield the batches of each remaining step of an epoch.
 
         Returns:
-            Rows of the window over all processes, and this process's micro-batches on its device; a process
-            without rows takes part with a row that counts 0.
+            These are the rows of the window over all processes, and this process's micro-batches on its
+            device; a process without rows uses one row with weight 0.
         """
         rank, world = processes.rank, processes.world
         windows = [(window, self.shared_out(window, world)) for window in self.windows(step)]
@@ -228,15 +228,15 @@ class Plan:
             yield sum(map(len, window)), batches
 
     def ends_epoch(self, step: int) -> bool:
-        """Say whether `step` steps are a whole number of epochs, or all of them."""
+        """Say whether `step` ends an epoch or the run."""
         return step % self.per_epoch == 0 or step == self.total
 
     def shares(self, present: int) -> int:
-        """Return into how many micro-batches each of the processes now present cuts its part of a batch."""
+        """Return into how many micro-batches each current process divides its part of a batch."""
         return math.ceil(self.processes / present)
 
     def shared_out(self, window: list[list[int]], present: int) -> list[tuple[list[int], ...]]:
-        """Return the micro-batches of a window, each as the rows that every process has of it."""
+        """Return the micro-batches of a window, each as the rows of every process."""
         rows_of_processes = [
             [self.own(batch, process, present) for process in range(present)] for batch in window
         ]

@@ -1,4 +1,4 @@
-"""The head of a classifier: a pooler that does not come from the checkpoint."""
+"""The head of a classifier: a pooler that is not from the checkpoint."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def renew_pooler(model: nn.Module) -> None:
 
         h → dropout → W h + b → tanh → dropout → classifier
 
-    The map is drawn from torch's generator as the architecture draws its linear maps. The dropout is that of
-    the encoder (`hidden_dropout_prob`). A model whose pooler is part of its head, or which has none, has a
-    new head as it is: nothing happens.
+    The map is drawn from torch's generator, like the architecture's linear maps. The dropout is the encoder's
+    (`hidden_dropout_prob`). If a model's pooler is part of its head, or it has none, its head is new anyway:
+    nothing changes.
 
     Args:
         model: A sequence classifier of transformers.
@@ -41,7 +41,7 @@ def renew_pooler(model: nn.Module) -> None:
         linear.weight.normal_(0.0, getattr(config, "initializer_range", 0.02))
         if linear.bias is not None:
             linear.bias.zero_()
-        # a hook and no module: no name of the saved model changes
+        # a hook instead of a module keeps the names of the saved model
         linear.register_forward_pre_hook(partial(_dropped, getattr(config, "hidden_dropout_prob", 0.0)))
 
 

@@ -1,4 +1,4 @@
-"""Predictions of a trained model: labels and scores of texts, in batches of like length."""
+"""Predictions of a trained model: labels and scores of texts, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glue_harness.run.fit import check_positions
 __all__ = ["Predictor"]
 
 WINDOW = 16384
-"""Rows that are tokenised and put in order of length at a time."""
+"""Rows to tokenise and sort by length at once."""
 
 
 @dataclass
@@ -25,9 +25,9 @@ class Predictor:
     """A trained classifier with its tokenizer.
 
     Attributes:
-        model: A classifier as transformers has it.
+        model: A transformers classifier.
         tokenizer: The model's.
-        task: What it learned.
+        task: The task it learned.
         max_length: Tokens to which a text is truncated.
     """
 
@@ -51,9 +51,9 @@ class Predictor:
         """Return the model's output in float32, of shape (rows, labels), in row order.
 
         Args:
-            columns: The texts, one a row; two columns for pairs.
+            columns: The texts, one per row; two columns for pairs.
             batch_size: Rows at a time.
-            advance: Told how many rows are done since it was told before.
+            advance: Called with the number of rows done since its last call.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, collate = self.model.to(device).eval(), Collator(self.tokenizer, self.task)
@@ -73,7 +73,7 @@ class Predictor:
         return np.concatenate(parts)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Return a score a label: probabilities that sum to 1, or one of each where a text may have several.
+        """Return each label's score: probabilities that sum to 1, or separate ones if several may apply.
 
         A regression's scores are its output.
         """
@@ -94,7 +94,7 @@ class Predictor:
         return [self.labels[number] for number in scores.argmax(axis=1)]
 
     def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
-        """Return what the model says of texts.
+        """Return the model's answers for texts.
 
         Args:
             texts: Strings; for a task of pairs, pairs of strings.

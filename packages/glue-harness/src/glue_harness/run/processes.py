@@ -2,8 +2,8 @@
 
 A launcher (torchrun, accelerate launch, Ray) starts the processes and tells each its number through the
 environment; accelerate joins them. Without sharding the model is replicated (DDP). With it each process keeps
-a part of every parameter (`glue_harness.run.sharding`): accelerate by itself runs DDP where it is asked for
-FSDP on a CPU.
+a part of every parameter (`glue_harness.run.sharding`), since accelerate alone runs DDP if asked for FSDP on
+a CPU.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ NOT_HERE = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
 }
-"""Environment variable of accelerate's launcher → what it asks for, which a run does not have."""
+"""Environment variable of accelerate's launcher → its feature, which runs do not support."""
 
 
 class Processes:
-    """All processes of a run, seen from one of them; a run that nobody launched is one process.
+    """All processes of a run, seen from one of them; without a launcher there is one.
 
     Args:
-        accelerator: Has joined them.
+        accelerator: The accelerator that joined them.
         sharded: Whether parameters are spread over them.
 
     Attributes:
         rank: The number of this process, from 0.
-        world: How many there are.
-        leads: Whether this is the one that writes and speaks for all.
-        device: Where this process computes.
+        world: The number of processes.
+        leads: Whether this process writes and prints for all.
+        device: This process's device.
         sharded: Whether parameters are spread over them.
     """
 
@@ -69,7 +69,7 @@ class Processes:
     # What all of them say
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes, in order; every process has to call it."""
+        """Return the values of all processes, in order; every process must call it."""
         return gather_object([value]) if self.world > 1 else [value]
 
     def from_leader(self, value: T) -> T:
@@ -79,7 +79,7 @@ class Processes:
         return value
 
     def highest(self, value: int) -> int:
-        """Return the largest of all processes' numbers, without waiting for a GPU."""
+        """Return the largest number of all processes, without waiting for a GPU."""
         if self.world == 1:
             return value
         largest = torch.tensor(value)
@@ -95,7 +95,7 @@ class Processes:
         self.accelerator.wait_for_everyone()
 
     def seed(self, seed: int) -> int:
-        """Return the seed of this process's own random streams: the run's for the leader."""
+        """Return the seed of this process's random streams: the leader uses the run's seed."""
         if self.rank == 0:
             return seed
         return int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0])
@@ -113,12 +113,12 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """End a run on all processes where one of them meets what cannot be used.
+        """End a run on all processes if one of them meets an error.
 
-        Every process passes through; the leader raises the first error, the others leave without a word.
+        Every process enters it; the leader raises the first error, the others exit silently.
 
         Raises:
-            ConfigurationError: Some process raised one within.
+            ConfigurationError: A process raised one inside.
         """
         error: ConfigurationError | None = None
         try:
@@ -135,7 +135,7 @@ class Processes:
 
     @contextmanager
     def or_lost(self) -> Iterator[None]:
-        """Say in one line that another process is gone, where communication with it fails."""
+        """Say in one line that another process is gone if communication fails."""
         try:
             yield
         except RuntimeError as error:
@@ -152,19 +152,19 @@ class Processes:
     # A step of training over all of them
 
     def replicate(self, model: nn.Module, some_unused: bool) -> nn.Module:
-        """Return the model as its forward pass is to be called; where it is spread, it is itself.
+        """Return the model for forward passes; a sharded one is returned unchanged.
 
         Args:
             model: Lives on `device`.
-            some_unused: Whether a trained parameter may be left without a gradient; DDP then looks for it
-                after each forward pass.
+            some_unused: Whether a trained parameter may get no gradient; DDP then searches for it after each
+                forward pass.
         """
         accelerator: Any = self.accelerator
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
         return self.accelerator.prepare_model(model, evaluation_mode=self.sharded)
 
     def scaled(self, optimizer: torch.optim.Optimizer) -> Any:
-        """Return the optimizer with the loss scale of fp16 around its step."""
+        """Return the optimizer with fp16's loss scaling around its step."""
         return self.accelerator.prepare_optimizer(optimizer)
 
     def alone(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -172,7 +172,7 @@ class Processes:
         return nullcontext() if last else self.accelerator.no_sync(model)
 
     def on_device(self, batch: Any) -> Any:
-        """Return a batch where the model is; from pinned memory the copy runs beside the computation."""
+        """Return a batch on the model's device; from pinned memory the copy runs in parallel."""
         return send_to_device(batch, self.device, non_blocking=True)
 
     def clip(self, parameters: Iterable[Tensor], max_norm: float) -> None:
@@ -181,16 +181,16 @@ class Processes:
 
 
 def join(config: RunConfig) -> Processes:
-    """Join the processes that a launcher started; a process that nobody launched is alone.
+    """Join the processes that a launcher started; without one, the process is alone.
 
     Args:
         config: The run.
 
     Raises:
-        ConfigurationError: The launcher asks for what a run does not have, or processes do not meet.
+        ConfigurationError: The launcher asks for an unsupported feature, or processes do not meet.
     """
     _check(config)
-    AcceleratorState._reset_state()  # the precision of an earlier run in this process would stay
+    AcceleratorState._reset_state()  # else an earlier run's precision would stay
     launched = "LOCAL_RANK" in os.environ
     with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="1"):
         accelerator = Accelerator(
@@ -220,7 +220,7 @@ def _is_sharded(config: RunConfig) -> bool:
 
 
 def _check(config: RunConfig) -> None:
-    """Refuse what cannot work, before any process waits for another one."""
+    """Refuse impossible settings before any process waits for another."""
     has_gpu = torch.cuda.is_available() and config.device != "cpu"
     if config.device == "cuda" and not has_gpu:
         raise ConfigurationError("--device cuda: torch finds no CUDA device here: leave it out, or give cpu")
@@ -248,9 +248,9 @@ def _check(config: RunConfig) -> None:
 
 
 def leave() -> None:
-    """Leave the process group, if there is one, as the last act of a run.
+    """Leave the process group, if there is one, at the very end of a run.
 
-    The interpreter is still whole then: a thread of gloo that drops its last tensor later aborts the process.
+    The interpreter must still be alive: a gloo thread that drops its last tensor later aborts the process.
     """
     if torch.distributed.is_initialized():
         gc.collect()

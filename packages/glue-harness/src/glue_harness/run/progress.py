@@ -1,4 +1,4 @@
-"""Progress of a run: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar in a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress"]
 
 FIRST, PAUSE = 2.0, 30.0
-"""Seconds to the first line about steps, and between two of them."""
+"""Seconds to the first line about steps, and between lines."""
 
 
 class Progress:
@@ -28,7 +28,7 @@ class Progress:
 
     Args:
         config: Names the run.
-        shown: Whether this is the process that speaks for the run.
+        shown: Whether this process prints for the run.
     """
 
     def __init__(self, config: RunConfig, shown: bool = True) -> None:
@@ -57,11 +57,11 @@ class Progress:
         self._bar.stop()
 
     def start(self, training: Training) -> None:
-        """Say what begins, or goes on where an earlier part of the run has ended."""
+        """Print what begins, or where the run continues."""
         config, step, total = self._config, training.step, training.plan.total
         self._total, self._began = total, time.monotonic()
         self._since: tuple[float, int, int] | None = None
-        """When the first step was done, its number, and the examples until then."""
+        """Time of the first step's end, its number, and the examples until then."""
         self._next_line = self._began + FIRST
         name = f"{config.task} {config.optimizer['name']}"
         self._task = self._bar.add_task(name, total=total, completed=step, said="")
@@ -76,7 +76,7 @@ class Progress:
         if self._lines:
             try:
                 print(text, file=sys.stderr, flush=True)
-            except OSError:  # nobody reads the progress: the run goes on
+            except OSError:  # nobody reads the progress: the run continues
                 self._lines = False
 
     def logged(self, loss: float, rate: float) -> None:
@@ -89,7 +89,7 @@ class Progress:
         self._say(f"step {entry['step']:,}/{self._total:,}, evaluation: {self._score}")
 
     def advance(self, step: int, examples: int) -> None:
-        """Show that a step is done. The first one, which may compile, tells nothing about those to come."""
+        """Show that a step is done. The first step may compile, so it does not predict the others."""
         now = time.monotonic()
         if self._since is None:
             self._since, pause = (now, step, examples), FIRST

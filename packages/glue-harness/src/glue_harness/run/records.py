@@ -42,34 +42,34 @@ SCHEMA = 1
 """Version of `result.json`."""
 
 TRACKER = "tracker.txt"
-"""Name of the file that keeps what a tracker calls the run."""
+"""File with the tracker's name of the run."""
 
 MODEL, ADAPTER = "model", "adapter"
-"""Folders in a run's folder: the trained model as transformers reads it, and what an adaptation trained."""
+"""Folders in a run's folder: the trained model for transformers, and an adaptation's trained part."""
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, never a part."""
+    """Write a text file so that readers see the old or the new content, never a part."""
     with whole(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def predictions_of(task: str) -> str:
-    """Return the name of the file of predictions, of one of several tasks where it is named."""
+    """Return the name of the file of predictions, of one of several tasks if named."""
     return f"predictions-{task}.tsv" if task else "predictions.tsv"
 
 
 def model_files(model: str, task: str = "") -> str:
-    """Return where a model's files are: those of a run in its folder `model/`, else where it says.
+    """Return the place of a model's files: a run's folder `model/`, else the given place.
 
-    A run of several tasks has a folder `model/<task>` each.
+    A run of several tasks has a folder `model/<task>` for each.
 
     Args:
         model: Hub name, model folder, or the folder of a finished run.
-        task: Whose head is wanted, of a run of several tasks; its first task's where it did not learn this.
+        task: The task whose head is wanted, in a run of several; its first task if it did not learn this one.
 
     Raises:
-        ConfigurationError: A run that is not finished, or that kept no model.
+        ConfigurationError: An unfinished run, or one that kept no model.
     """
     run = Path(model)
     if not (run / "config.yaml").is_file() or (run / "config.json").exists():
@@ -91,8 +91,8 @@ def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
     """Write and print a script's measurements, for programs (`result.json`) and people (`table.md`).
 
     Args:
-        folder: Is made where it is missing.
-        numbers: What JSON can hold; the table is made from nothing else.
+        folder: Made if missing.
+        numbers: Data for JSON; the table is made only from them.
         table: Markdown.
     """
     write_whole(folder / "result.json", json.dumps(numbers, indent=1) + "\n")
@@ -107,8 +107,8 @@ class RunInUse(ConfigurationError):
 class RunFolder:
     """The folder of one run: `config.yaml`, `metrics.jsonl`, `result.json`, `checkpoint/`, `model/`, …
 
-    Entering it takes a lock, so that two runs are never in one folder, and checks that what is there belongs
-    to the same configuration. Of the processes of a distributed run one leads, for all: the others only read.
+    Entering it takes a lock, so that two runs never share a folder, and checks that its files belong to the
+    same configuration. In a distributed run one process leads; the others only read.
 
     Args:
         config: The run.
@@ -166,14 +166,14 @@ class RunFolder:
                     f"--output-dir {self.path} holds a different run: {differs}; "
                     "choose another folder or --overwrite"
                 )
-        else:  # an earlier run in this folder left nothing to continue
+        else:  # nothing here to continue from
             write_whole(file, yaml.safe_dump(self._config.as_dict(), sort_keys=False))
 
     def begin_with(self, data: Data | Mixture, quiet: bool = False) -> None:
-        """Note in `data.json` what the run trains on, and unless `quiet` print what the rows were read as.
+        """Describe the run's rows in `data.json`, and print how they were read unless `quiet`.
 
         Raises:
-            ConfigurationError: The run began with other rows; says what changed.
+            ConfigurationError: The run began with other rows; names the change.
         """
         if not self.leads:
             return
@@ -200,10 +200,10 @@ class RunFolder:
         """Return the result of a finished run, else None.
 
         Args:
-            content_of: What identifies the rows now; None where nobody can edit them.
+            content_of: The current identity of the rows; None if nobody can edit them.
 
         Raises:
-            ConfigurationError: They have changed since.
+            ConfigurationError: The rows have changed since.
         """
         file = self.path / "result.json"
         if not file.exists():
@@ -213,7 +213,7 @@ class RunFolder:
         return _whole(file, _result)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`: from now on the run is finished."""
+        """Write `result.json`, which marks the run as finished."""
         write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
     def write_predictions(
@@ -224,7 +224,7 @@ class RunFolder:
         Args:
             rows: From `Evaluation.rows`.
             texts: Names of the columns of text.
-            task: Which of several tasks, each of which has a file of its own.
+            task: Which of several tasks; each has its own file.
         """
         lines = [
             "\t".join(["index", "label", "prediction", "scores", *texts]),
@@ -248,7 +248,7 @@ class RunFolder:
         with writing(file), file.open("ab", buffering=0) as end:
             size, line = end.tell(), json.dumps(entry).encode() + b"\n"
             try:
-                while line:  # on a full disk a write may succeed in part
+                while line:  # on a full disk a write may be partial
                     line = line[end.write(line) :]
             except OSError:
                 end.truncate(size)
@@ -256,7 +256,7 @@ class RunFolder:
 
 
 def _whole(file: Path, read: Callable[[str], Any]) -> Any:
-    """Return what `read` finds in the text of a run's file; what it cannot read was damaged by others."""
+    """Parse the text of a run's file with `read`; a failure means that the file is damaged."""
     try:
         return read(file.read_text(encoding="utf-8"))
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
@@ -267,7 +267,7 @@ def _whole(file: Path, read: Callable[[str], Any]) -> Any:
 
 
 def _result(text: str) -> dict[str, Any]:
-    """Read `result.json`, which is of this schema and has what a report needs."""
+    """Read `result.json`; it must have this schema and all that a report needs."""
     result = json.loads(text)
     if result["schema"] != SCHEMA:
         raise ValueError(f"schema {result['schema']} is not {SCHEMA}")
@@ -277,7 +277,7 @@ def _result(text: str) -> dict[str, Any]:
 
 
 def read_result(folder: Path, task: str = "") -> dict[str, Any]:
-    """Return what a finished run's `result.json` holds, of one of several tasks where it is named."""
+    """Return the content of a finished run's `result.json`, of one of several tasks if named."""
     result = _whole(folder / "result.json", _result)
     return result_of_task(result, task) if task else result
 

@@ -67,7 +67,7 @@ def _classes(training: Training) -> dict[str, Any]:
 
 
 def _each(training: Training) -> dict[str, Any]:
-    """Return the results of each of several tasks, in the form of a run of that task alone."""
+    """Return the results of each of several tasks, in the form of a separate run."""
     data, history, classes = training.data, training.history, _classes(training)
     assert isinstance(data, Mixture)
     return {

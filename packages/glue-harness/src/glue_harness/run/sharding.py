@@ -1,4 +1,4 @@
-"""Parameters that are spread over processes (FSDP2), and their state as a whole or in parts."""
+"""Parameters sharded over processes (FSDP2), and their state, whole or in parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["gathered", "is_spread", "own_part", "own_state", "shard"]
 
 
 def is_spread(tensor: Any) -> bool:
-    """Say whether each process holds a part of a tensor only (a DTensor)."""
+    """Say whether each process holds only a part of a tensor (a DTensor)."""
     return hasattr(tensor, "placements")
 
 
@@ -27,8 +27,8 @@ def shard(model: torch.nn.Module, device_type: str, processes: int) -> None:
 
     Args:
         model: The adapted model, the same on every process; its parameters become DTensors.
-        device_type: Where they live: "cpu" or "cuda".
-        processes: How many there are.
+        device_type: Their device: "cpu" or "cuda".
+        processes: How many processes.
 
     Raises:
         ConfigurationError: A parameter that cannot be split.
@@ -51,7 +51,7 @@ def shard(model: torch.nn.Module, device_type: str, processes: int) -> None:
 
 
 def gathered(tree: Any) -> Any:
-    """Return nested state with whole tensors, on the CPU, for spread ones; every process has to call it."""
+    """Return nested state with sharded tensors made whole on the CPU; every process must call it."""
     if hasattr(tree, "full_tensor"):
         return tree.full_tensor().cpu()
     if isinstance(tree, Mapping):
@@ -62,7 +62,7 @@ def gathered(tree: Any) -> Any:
 
 
 def own_part(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a whole tensor spread like a parameter; as it is where the parameter is not spread."""
+    """Return a whole tensor sharded like a parameter; unchanged if the parameter is not sharded."""
     if not is_spread(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -74,10 +74,10 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def own_state(state: Mapping[str, Any], parameters: Iterable[Tensor]) -> dict[str, Any]:
-    """Return an optimizer's whole state with this process's part of what belongs to spread parameters.
+    """Return an optimizer's whole state with only this process's part for sharded parameters.
 
     Args:
-        state: What `gathered(optimizer.state_dict())` gave.
+        state: From `gathered(optimizer.state_dict())`.
         parameters: The optimizer's, over all groups.
     """
     states = dict(state["state"])

@@ -1,4 +1,4 @@
-"""The state of a training as a checkpoint: taking it, and going on from it."""
+"""The state of a training as a checkpoint: saving it, and continuing from it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["continue_from", "find", "keep_best", "restore", "return_to_best", "s
 
 
 def _stateful(training: Training) -> dict[str, Any]:
-    """Everything that keeps state beside the model, by the name it has in a checkpoint."""
+    """All objects with state except the model, by their name in a checkpoint."""
     parts: dict[str, Any] = {"scheduler": training.scheduler, "scaler": training.processes.accelerator.scaler}
     parts |= training.run.parts | {"optimizer": training.scaled}
     return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
 
 def _weights(training: Training) -> checkpoint.Weights:
-    """Return the weights for `model.safetensors`; all processes have to call it if parameters are sharded."""
+    """Return the weights for `model.safetensors`; if sharded, all processes must call it."""
     return checkpoint.whole_weights(training.model) if training.processes.sharded else training.model
 
 
 def save(training: Training) -> None:
-    """Write a checkpoint of this step; every process has to call it."""
+    """Write a checkpoint of this step; every process must call it."""
     processes = training.processes
     gathers = processes.leads or processes.sharded
     state = {name: part.state_dict() for name, part in (_stateful(training) if gathers else {}).items()}
@@ -86,7 +86,7 @@ def restore(training: Training) -> None:
 
 
 def _load(training: Training, newest: Path) -> Mapping[str, Any]:
-    """Take over weights and all state of a checkpoint, and return the state."""
+    """Load weights and all state of a checkpoint, and return the state."""
     processes, stateful = training.processes, _stateful(training)
     state = checkpoint.load(newest, training.model, processes.device, expected=stateful)
     if processes.sharded:
@@ -106,12 +106,12 @@ def _load(training: Training, newest: Path) -> Mapping[str, Any]:
 
 
 def continue_from(training: Training, other: Path) -> None:
-    """Continue where another run's newest checkpoint ends, with the settings of this run.
+    """Continue from another run's newest checkpoint, with the settings of this run.
 
-    Weights, the optimizer's state and random states are the other's; learning rate, weight decay and the
-    other options of the optimizer are this run's. The point reached is kept in epochs: with another batch
-    size the steps are counted anew, and the schedule of this run goes on from there. With `load_best` the
-    evaluations so far are forgotten: their weights are the other run's.
+    Weights, the optimizer's state and random states come from the other run; learning rate, weight decay and
+    the optimizer's other options from this run. The position is kept in epochs: with another batch size the
+    steps are counted anew, and this run's schedule continues there. With `load_best` earlier evaluations are
+    forgotten, since their weights belong to the other run.
     """
     newest = checkpoint.sound(other / "checkpoint")
     if newest is None:
@@ -134,7 +134,7 @@ def continue_from(training: Training, other: Path) -> None:
 
 
 def keep_best(training: Training) -> None:
-    """Keep the weights of this step, which evaluated best so far."""
+    """Keep the weights of this step, the best so far."""
     weights = _weights(training)
     with training.processes.together():
         if training.processes.leads:
@@ -142,10 +142,10 @@ def keep_best(training: Training) -> None:
 
 
 def return_to_best(training: Training) -> bool:
-    """Go back to the weights of the best evaluation; the newest checkpoint receives them too.
+    """Return to the weights of the best evaluation, also in the newest checkpoint.
 
     Returns:
-        Whether the weights are others now.
+        Whether the weights changed.
     """
     processes, step = training.processes, training.history.best["step"]
     best = None
@@ -153,7 +153,7 @@ def return_to_best(training: Training) -> bool:
         if processes.leads:
             best = checkpoint.best_weights(training.folder.checkpoints, step)
     best = processes.from_leader(best)
-    if best is None:  # done before, by a run that ended before it could write its result
+    if best is None:  # done before, by a run that ended without writing its result
         return False
     changes = step != training.step
     if changes:

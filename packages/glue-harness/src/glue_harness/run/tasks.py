@@ -1,4 +1,4 @@
-"""A run's task: of its configuration, of what a finished run left, of a model alone."""
+"""A run's task, found from its configuration, a finished run's files, or only a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["task_left", "task_of", "task_told"]
 
 
 def task_of(config: RunConfig) -> Task:
-    """Return a run's task; that of rows of one's own is read off them."""
+    """Return a run's task; for the user's rows it is found from them."""
     if config.own:
         return own_rows(config.as_dict()).task
     task = get_task(config.task)
@@ -32,12 +32,12 @@ def task_of(config: RunConfig) -> Task:
 
 
 def task_left(config: RunConfig, result: Mapping[str, Any], described: Any) -> Task:
-    """Return a finished run's task from what it left, without reading its rows.
+    """Return a finished run's task from its files, without reading its rows.
 
     Args:
         config: The run, of one task.
-        result: What its `result.json` holds of this task.
-        described: The configuration of its model, which names the labels.
+        result: The part of its `result.json` for this task.
+        described: The configuration of its model, with the labels' names.
     """
     if not config.own and config.metric is None:
         return get_task(config.task)
@@ -59,10 +59,10 @@ def task_left(config: RunConfig, result: Mapping[str, Any], described: Any) -> T
 
 
 def task_told(name: str, described: Any) -> Task:
-    """Return the task of a model of which nothing but its configuration is known.
+    """Return the task of a model from only its configuration.
 
     Args:
-        name: What it is called.
+        name: Its name.
         described: The configuration.
     """
     several = described.problem_type == "multi_label_classification"

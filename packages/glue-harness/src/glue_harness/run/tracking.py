@@ -17,7 +17,7 @@ from glue_harness.run.records import TRACKER, write_whole
 __all__ = ["check_tracker", "flat", "numbers", "tracked"]
 
 PROJECT = "glue-harness"
-"""What trackers with several projects file a run under."""
+"""Project name for trackers that have projects."""
 
 
 def check_tracker(config: RunConfig) -> None:
@@ -52,9 +52,9 @@ def tracked(accelerator: Accelerator, config: RunConfig, step: int) -> Iterator[
     """Begin or continue a run in its tracker, and end it there.
 
     Args:
-        accelerator: Made with `log_with`; only its main process speaks to the tracker.
+        accelerator: Made with `log_with`; only its main process talks to the tracker.
         config: The run; its folder keeps the identifier under which the tracker knows it.
-        step: Optimizer steps done before; what a tracker holds of later ones is written anew.
+        step: Optimizer steps done before; the tracker's later entries are overwritten.
     """
     if config.tracker is not None:
         file, name = Path(config.output_dir) / TRACKER, Path(config.output_dir).name
@@ -69,7 +69,7 @@ def tracked(accelerator: Accelerator, config: RunConfig, step: int) -> Iterator[
         project = "tensorboard" if config.tracker == "tensorboard" else PROJECT
         accelerator.init_trackers(project, None if known else flat(config.as_dict()), options)
         if accelerator.is_main_process and known is None:
-            if config.tracker == "mlflow":  # its server gives the identifier
+            if config.tracker == "mlflow":  # its server assigns the identifier
                 started: Any = accelerator.get_tracker("mlflow", unwrap=True)
                 identifier = started.info.run_id
             write_whole(file, f"{identifier}\n")

@@ -1,4 +1,4 @@
-"""What a run leaves for others: the model as transformers reads it, and what its adaptation trained."""
+"""A run's output for others: the model for transformers, and its adaptation's trained part."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["leave", "leave_model", "plain", "write_model"]
 
 
 def plain(run: Run) -> Any:
-    """Return a run's model as any of its kind, its adaptation folded in; None where no such weights hold it.
+    """Return a run's model with its adaptation folded in; None if plain weights cannot hold it.
 
-    The model itself may be changed, and is not used afterwards.
+    The given model may be changed, and must not be used afterwards.
     """
     merge = getattr(run.methods.adaptation, "merged", None) if run.attached else None
     model: Any = merge(run.model) if merge else run.model
@@ -35,7 +35,7 @@ def plain(run: Run) -> Any:
 
 
 def _is_of_its_kind(model: Any) -> bool:
-    """Say whether a model has the weights of a fresh one of its kind, by names and shapes."""
+    """Say whether a model's weights have the names and shapes of a fresh model of its kind."""
     with torch.device("meta"):
         fresh = type(model)(copy.deepcopy(model.config))
     shapes = (
@@ -45,7 +45,7 @@ def _is_of_its_kind(model: Any) -> bool:
 
 
 def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
-    """Write a model's folder: weights where there is a plain model, configuration, tokenizer and card."""
+    """Write a model's folder: weights if there is a plain model, configuration, tokenizer and card."""
     described: Any = run.model.config
     (described if model is None else model).save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
@@ -53,19 +53,19 @@ def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
 
 
 def leave(training: Training) -> dict[str, Any]:
-    """Write what a run leaves, and return its result, which is written last.
+    """Write a run's output, and return its result, which is written last.
 
-    That is `predictions.tsv`, `model/`, where the adaptation can be kept by itself `adapter/`, and
+    The output is `predictions.tsv`, `model/`, `adapter/` if the adaptation can be saved separately, and
     `result.json`.
 
     Args:
-        training: Has ended; its model is not used afterwards.
+        training: An ended training; its model must not be used afterwards.
     """
     result = training.result()
     if training.folder.leads and training.evaluation is not None:
         for name, evaluation, rows in by_task(training.evaluation, training.data):
             training.folder.write_predictions(evaluation.rows(rows), rows.task.columns, name)
-        # with shards the leader has a part of the weights, and the checkpoint has them whole
+        # with shards the leader has only a part of the weights; the checkpoint has all
         run = open_run(training.folder.path) if training.processes.sharded else training.run
         leave_model(run, training.folder.path, result)
         checkpoint.tidy(training.folder.checkpoints, training.step)
@@ -77,9 +77,9 @@ def leave_model(run: Run, folder: Path, result: Mapping[str, Any]) -> None:
     """Write `model/` and `adapter/`.
 
     Args:
-        run: Is trained; its model is not used afterwards.
-        folder: The run's; of several tasks each has a folder of its name in them.
-        result: What `result.json` holds.
+        run: A trained run; its model must not be used afterwards.
+        folder: The run's folder; each of several tasks has a subfolder.
+        result: The content of `result.json`.
     """
     tasks = list(run.model.tasks) if isinstance(run.model, Heads) else [""]
     if save := getattr(run.methods.adaptation, "save", None):
