@@ -114,9 +114,10 @@ def _prefixed_attention(
 
     prefix: Prefix = module.prefix
     modeling = sys.modules[type(module).__module__]
-    eager: Any = getattr(modeling, "eager_attention_forward", None)
     implementation = implementation_of(prefix.model_config)
-    function = AttentionInterface().get_interface(implementation, eager)
+    # Eager attention is a function of each model's own module; the table has the others.
+    eager = implementation == "eager"
+    function: Any = modeling.eager_attention_forward if eager else AttentionInterface()[implementation]
     tokens, queries = key.shape[2], query.shape[2]
     if attention_mask is not None:
         attention_mask = prefix.open_mask(attention_mask)
