@@ -36,7 +36,7 @@ def write_digests(folder: Path, also: dict[str, str] | None = None) -> None:
 
 
 def damage(folder: Path, names: Iterable[str]) -> str:
-    """Return which of some files is damaged, or None; earlier versions wrote no digests."""
+    """Return which file is damaged and how, "" if none is; earlier versions wrote no digests."""
     try:
         known = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         for name in names:
