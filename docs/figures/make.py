@@ -235,10 +235,18 @@ def ways_to_save_memory() -> Figure:
         for name, (size, time) in points.items():
             kind, _, rest = name.partition(" ")
             axes.plot(size, time, "oC0" if kind == "eager" else "sC1")
-            told = {"text": rest or "plain", "xytext": (4, 3), "textcoords": "offset points"}
-            axes.annotate(xy=(size, time), fontsize=7, **told)
-        axes.set(title=model, xlabel="bytes kept for backward, % of eager", xscale="log")
-        axes.margins(x=0.25, y=0.12)
+            place = (
+                {"xytext": (4, 3)} if kind == "eager" else {"xytext": (-4, -3), "ha": "right", "va": "top"}
+            )
+            label = {"text": rest or "plain", "xy": (size, time), "fontsize": 7}
+            axes.annotate(**label, **place, textcoords="offset points")
+        axes.set(
+            title={"bert": "BERT", "llama": "Llama"}[model],
+            xlabel="bytes kept for backward, % of eager",
+            xscale="log",
+        )
+        axes.set(xticks=[10, 100], xticklabels=["10", "100"])
+        axes.margins(x=0.35, y=0.12)
     panels[0].set(ylabel="time of a step, % of eager")
     marks = [*panels[-1].plot([], [], "oC0"), *panels[-1].plot([], [], "sC1")]
     panels[-1].legend(marks, ["eager", "compiled"], frameon=False)
