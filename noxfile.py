@@ -149,7 +149,7 @@ def lint(session: nox.Session) -> None:
     session.run("pyright")
 
 
-SITE = ("mkdocs<2", "mkdocs-material", "mkdocstrings[python]", "ruff")  # ruff breaks the lines of long signatures
+SITE = ("mkdocs<2", "mkdocs-material", "mkdocstrings[python]", "ruff")  # ruff breaks long signatures
 
 
 @nox.session
