@@ -27,15 +27,8 @@ from sensitivity_lr.analysis import SensitivityTracker
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent.parent / "benchmarks"
 DEMO = {
-    "task": "demo-entailment",
-    "model": "demo",
-    "max_steps": 60,
-    "log_every": 1,
-    "batch_size": 8,
-    "accumulate": 4,
-    "max_grad_norm": 0,
-    "weight_decay": 0,
-    "optimizer": {"name": "adamw", "lr": 1e-3},
+    **{"task": "demo-entailment", "model": "demo", "max_steps": 60, "log_every": 1, "batch_size": 8},
+    **{"accumulate": 4, "max_grad_norm": 0, "weight_decay": 0, "optimizer": {"name": "adamw", "lr": 1e-3}},
 }
 HOME_ACTIVATIONS = {
     "lossless": "lossless",
@@ -238,15 +231,13 @@ def ways_to_save_memory() -> Figure:
             place = (
                 {"xytext": (4, 3)} if kind == "eager" else {"xytext": (-4, -3), "ha": "right", "va": "top"}
             )
-            label = {"text": rest or "plain", "xy": (size, time), "fontsize": 7}
-            axes.annotate(**label, **place, textcoords="offset points")
+            axes.annotate(rest or "plain", (size, time), textcoords="offset points", fontsize=7, **place)
         axes.set(
             title={"bert": "BERT", "llama": "Llama"}[model],
             xlabel="bytes kept for backward, % of eager",
             xscale="log",
         )
-        axes.set(xticks=[10, 100], xticklabels=["10", "100"])
-        axes.margins(x=0.35, y=0.12)
+        axes.set(xticks=[10, 100], xticklabels=["10", "100"], xmargin=0.35, ymargin=0.12)
     panels[0].set(ylabel="time of a step, % of eager")
     marks = [*panels[-1].plot([], [], "oC0"), *panels[-1].plot([], [], "sC1")]
     panels[-1].legend(marks, ["eager", "compiled"], frameon=False)
