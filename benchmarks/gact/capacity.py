@@ -75,9 +75,9 @@ def measured(spec: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
         budget, how = read_bytes(spec["budget"]), {"by": spec["by"], "device": spec["device"]}
         report = capacity(config, search, budget, {"it": choice}, attention=attention, **how)
         found = {key: report["results"]["it"][key] for key in ("largest", "peak_bytes")}
-        config = resized(config, search, found["largest"])
         if not found["largest"] or spec["by"] != "measurement":
             return {**found, "sequences_per_second": None}
+        config = resized(config, search, found["largest"])
     rate = sequences_per_second(config, spec["timed_on"], attention, spec["rounds"])
     return {**found, "sequences_per_second": rate}
 

@@ -82,6 +82,14 @@ def test_tensors_of_one_storage_are_never_entered_directly():
         assert not direct.enters(x, y, out)
 
 
+def test_code_of_one_device_is_never_entered_with_tensors_of_another():
+    direct = DirectByShape(outer, "a test", "outer")
+    tensors = torch.randn(4), torch.randn(3), torch.empty(4, 3)
+    direct(*tensors)
+    assert direct.enters(*tensors)
+    assert not direct.enters(*[tensor.to("meta") for tensor in tensors])
+
+
 def test_of_many_shapes_the_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(DirectByShape, "MOST", 4)
     direct = DirectByShape(outer, "a test", "outer")

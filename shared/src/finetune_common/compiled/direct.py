@@ -135,8 +135,8 @@ class DirectByShape:
 
     @staticmethod
     def _key(tensors: Sequence[Tensor]) -> Any:
-        shapes = tuple([(tensor.shape, tensor.dtype) for tensor in tensors])
-        return shapes, torch.get_num_threads(), torch.is_grad_enabled()
+        kinds = tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
+        return kinds, torch.get_num_threads(), torch.is_grad_enabled()
 
 
 def _entry(code: Callable[..., Any], arguments: Sequence[Any], given: Sequence[Tensor]) -> Any:
