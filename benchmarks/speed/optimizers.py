@@ -31,6 +31,7 @@ import torch
 from measuring import add_device, begin, in_turns, processor, timed, write
 from torch import Tensor, nn
 
+from finetune_common.errors import did_you_mean
 from finetune_common.optim.norms import whole_norms
 
 LR = 1e-5
@@ -200,13 +201,14 @@ def table(report: dict[str, Any]) -> str:
         f"{report['repeats']} rounds in each of {report['processes']} processes; {machine['processor']}, "
         f"{machine['threads']} threads, torch {report['versions']['torch']}.",
     ]
-    adamw = report["optimizers"][ADAMW]["median_seconds"]
-    reading, norms = report["gradients"].values()
-    lines.append(
-        f"A mere sum of each gradient takes {1000 * reading:.0f} ms here, its norm {1000 * norms:.0f} ms: a "
-        "step that has to read gradients before its updates cannot be faster than "
-        f"{1 + reading / adamw:.2f}x AdamW's."
-    )
+    if ADAMW in report["optimizers"]:
+        adamw = report["optimizers"][ADAMW]["median_seconds"]
+        reading, norms = report["gradients"].values()
+        lines.append(
+            f"A mere sum of each gradient takes {1000 * reading:.0f} ms here, its norm {1000 * norms:.0f} "
+            "ms: a step that has to read gradients before its updates cannot be faster than "
+            f"{1 + reading / adamw:.2f}x AdamW's."
+        )
     if compiled:
         lines.append(
             f"Compiling {COMPILED} takes {compiled['cold']['seconds']:.0f} s with an empty cache and "
@@ -228,6 +230,11 @@ def main() -> None:
     parser.add_argument("--first-step", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    for name in options.only or ():
+        if name not in [way.name for way in WAYS]:
+            parser.error(f"--only {name!r} is unknown: {did_you_mean(name, [way.name for way in WAYS])}")
+    if options.processes < 1 or options.repeats < 1:
+        parser.error("--processes and --repeats: give at least 1")
     begin(options.device)
     if options.first_step:
         print(json.dumps(first_step()))
