@@ -119,7 +119,7 @@ def _misfit_of_kinds(
             if other != argument and isinstance(given[other], kind):
                 wrong = f"{argument}={value} and {other}={shown(given[other])} are in the wrong order"
                 return f"{wrong}: call {name}({order})", True
-        return f"{name}: {argument}={value} is no {kind.__name__}", False
+        return f"{name}: {argument}={value} is not of class {kind.__name__}", False
     return "", False
 
 

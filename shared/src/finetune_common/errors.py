@@ -116,13 +116,13 @@ def check_number(
         >>> check_number("beta3", 0.75, at_least=0, below=1)
         >>> check_number("lr", "2e-4", above=0)
         Traceback (most recent call last):
-        finetune_common.errors.ConfigurationError: lr='2e-4' is no number: give one (in YAML 2.0e-4, not 2e-4)
+        finetune_common.errors.ConfigurationError: lr='2e-4' is not a number: in YAML, write 2.0e-4 for 2e-4
         >>> check_number("lr", -1.0, above=0)
         Traceback (most recent call last):
         finetune_common.errors.ConfigurationError: lr=-1.0 is out of range: allowed is (0, inf)
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ConfigurationError(f"{name}={shown(value)} is no number: give one (in YAML 2.0e-4, not 2e-4)")
+        raise ConfigurationError(f"{name}={shown(value)} is not a number: in YAML, write 2.0e-4 for 2e-4")
     legal = not isnan(value)
     legal &= above is None or value > above
     legal &= at_least is None or value >= at_least

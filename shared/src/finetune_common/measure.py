@@ -60,7 +60,7 @@ class Stopwatch:
         self._part, self._since = part, now
 
     def _settle(self) -> None:
-        if self._pending and not isinstance(last := self._pending[-1][2], float):
+        if self._pending and isinstance(last := self._pending[-1][2], torch.cuda.Event):
             last.synchronize()
         for part, start, end in self._pending:
             self._seconds[part] += _seconds_between(start, end)
@@ -86,7 +86,8 @@ def _recorded_event() -> torch.cuda.Event:
 def _seconds_between(start: Instant, end: Instant) -> float:
     if isinstance(start, float) and isinstance(end, float):
         return end - start
-    assert not isinstance(start, float)
+    assert isinstance(start, torch.cuda.Event)
+    assert isinstance(end, torch.cuda.Event)
     return start.elapsed_time(end) / 1000
 
 

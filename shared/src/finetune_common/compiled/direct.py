@@ -181,7 +181,7 @@ class _Noted:
     def __call__(self, graph: GraphModule, examples: list[Tensor]) -> Function:
         from torch._dynamo.backends.registry import lookup_backend  # loads the compiler
 
-        code = lookup_backend("inductor")(graph, examples)
+        code: Function = lookup_backend("inductor")(graph, examples)
 
         def entered(*arguments: object) -> object:
             self._call = code, arguments

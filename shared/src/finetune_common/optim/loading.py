@@ -81,5 +81,5 @@ def restored(param: Tensor, name: str, value: object, per_element: bool) -> obje
         return value
     if per_element:
         return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)).copy_(value)
-    whole = value.full_tensor() if is_sharded(value) else value
-    return whole.detach().to(param.device, copy=True)
+    unsharded = value.full_tensor() if is_sharded(value) else value
+    return unsharded.detach().to(param.device, copy=True)

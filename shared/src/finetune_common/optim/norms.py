@@ -106,7 +106,7 @@ def _over_shards(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         parts = list(norms.unbind())
         squares = torch.stack([parts[i] for i in indices]).square_()
         torch.distributed.all_reduce(squares, group=mesh.get_group(dim))  # pyright: ignore[reportUnknownMemberType]  # untyped
-        for i, whole in zip(indices, squares.sqrt_().unbind(), strict=True):
-            parts[i] = whole
+        for i, norm in zip(indices, squares.sqrt_().unbind(), strict=True):
+            parts[i] = norm
         norms = torch.stack(parts)
     return norms

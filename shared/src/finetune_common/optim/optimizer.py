@@ -241,7 +241,8 @@ class ElementwiseOptimizer(StatefulOptimizer):
         options = [group["skip_nonfinite"] for group in self.param_groups]
         if not turns or not any(options):
             return set()
-        finite = whole_norms([turn.grad for turn in turns]).isfinite().cpu()
+        norms = whole_norms([turn.grad for turn in turns])
+        finite: list[bool] = norms.isfinite().tolist()  # pyright: ignore[reportUnknownMemberType]  # untyped
         groups = {turn.group for turn, good in zip(turns, finite, strict=True) if not good}
         skipped = {position for position in groups if options[position]}
         if any(options[position] == "step" for position in skipped):
