@@ -62,8 +62,8 @@ def explain_arguments(target: Target) -> Target:
             raise
 
     if is_class:
-        target.__init__ = explained  # type: ignore[misc]
-    return target if is_class else explained  # type: ignore[return-value]
+        target.__init__ = explained  # type: ignore[misc]  # replaced on purpose
+    return target if is_class else explained  # type: ignore[return-value]  # of the same signature
 
 
 def _misfit_of_names(

@@ -67,7 +67,7 @@ def tokenize(
         raise ConfigurationError(f"tokenizer {type(tokenizer).__name__} has no fast form, which is needed")
     tokenizer = cast("PreTrainedTokenizerFast", tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2)
-    longest: int = tokenizer.model_max_length  # pyright: ignore[reportUnknownMemberType]  # it has no type
+    longest = cast("int", tokenizer.model_max_length)  # pyright: ignore[reportUnknownMemberType]  # untyped
     check_number("max_length", max_length, above=special, at_most=longest)
     for split, rows in data.items():
         if not len(rows):

@@ -20,7 +20,8 @@ __all__ = ["multiplies", "norm_of", "whole_norms"]
 BLOCK = 2**19
 """Elements whose squares are summed in their dtype: with 23 million, float32 is off by 3e-4."""
 
-_norm: Callable[..., Tensor] = torch.linalg.vector_norm  # pyright: ignore  # torch's is untyped
+# torch.linalg has no types:
+_norm: Callable[..., Tensor] = torch.linalg.vector_norm  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def whole_norms(tensors: Sequence[Tensor]) -> Tensor:

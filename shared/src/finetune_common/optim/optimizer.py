@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
     # name, torch.compiler.disable, would load the compiler.
     @torch._disable_dynamo  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # losses are tensors, not floats
         """Take one step; parameters without a gradient stay as they are.
 
         Args:
@@ -242,7 +242,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         if not turns or not any(options):
             return set()
         norms = whole_norms([turn.grad for turn in turns])
-        finite: list[bool] = norms.isfinite().tolist()  # pyright: ignore[reportUnknownMemberType]  # untyped
+        finite = cast("list[bool]", norms.isfinite().tolist())  # pyright: ignore[reportUnknownMemberType]  # untyped
         groups = {turn.group for turn, good in zip(turns, finite, strict=True) if not good}
         skipped = {position for position in groups if options[position]}
         if any(options[position] == "step" for position in skipped):

@@ -60,7 +60,7 @@ def follows_schedulers(cls: Factory, case: OptimizerCase) -> None:
             torchs.step()
             for scheduler in (schedule, torchs_schedule):
                 if isinstance(scheduler, schedules.ReduceLROnPlateau):
-                    scheduler.step(1.0)
+                    scheduler.step(1.0)  # pyright: ignore[reportUnknownMemberType]  # torch's is half typed
                 else:
                     scheduler.step()
         assert_equal(params, expected_params)

@@ -33,7 +33,8 @@ __all__ = [
     "trained",
 ]
 
-_norm: Callable[[Tensor], Tensor] = torch.linalg.vector_norm  # pyright: ignore  # torch's is untyped
+# torch.linalg has no types:
+_norm: Callable[[Tensor], Tensor] = torch.linalg.vector_norm  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 SHAPES = [(4, 3), (5,), (1,), (), (0, 2), (3, 7), (20_001,)]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
