@@ -41,7 +41,7 @@ def scorer_of(name: str) -> Scorer:
         raise ConfigurationError(f"metric {name!r} is unknown: {did_you_mean(name, known)}"[:400])
 
     def score(kind: str, scores: np.ndarray, labels: np.ndarray) -> float:
-        model = _Regressor(scores) if kind == "regression" else _Classifier(scores, several=kind == "labels")
+        model = _model_that_predicts(kind, scores)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # compute_metrics warns once of undefined metrics
             return float(scorer(model, np.zeros((len(labels), 1)), labels))
@@ -49,8 +49,8 @@ def scorer_of(name: str) -> Scorer:
     return score
 
 
-def _estimators() -> tuple[type, type]:
-    """Return two estimators that return the given predictions, for a scorer to call."""
+def _model_that_predicts(kind: str, scores: np.ndarray) -> object:
+    """Return an estimator with given predictions, for a scorer to call."""
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
     class Classifier(ClassifierMixin, BaseEstimator):
@@ -79,15 +79,7 @@ def _estimators() -> tuple[type, type]:
         def predict(self, rows: object) -> np.ndarray:
             return self.scores
 
-    return Classifier, Regressor
-
-
-def _Classifier(scores: np.ndarray, *, several: bool) -> object:
-    return _estimators()[0](scores, several)
-
-
-def _Regressor(scores: np.ndarray) -> object:
-    return _estimators()[1](scores)
+    return Regressor(scores) if kind == "regression" else Classifier(scores, several=kind == "labels")
 
 
 def check_fits(name: str, kind: str, classes: int) -> None:

@@ -38,9 +38,9 @@ def demo_tokenizer() -> "PreTrainedTokenizerFast":
 
     vocabulary = demo_vocabulary()
     backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = Lowercase()  # type: ignore[assignment]
-    backend.pre_tokenizer = BertPreTokenizer()  # type: ignore[assignment]
-    backend.post_processor = TemplateProcessing(  # type: ignore[assignment]
+    backend.normalizer = Lowercase()
+    backend.pre_tokenizer = BertPreTokenizer()
+    backend.post_processor = TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],

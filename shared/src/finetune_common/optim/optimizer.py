@@ -164,7 +164,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
     # name, torch.compiler.disable, would load the compiler.
     @torch._disable_dynamo  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # losses are tensors, not floats
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; parameters without a gradient stay as they are.
 
         Args:
