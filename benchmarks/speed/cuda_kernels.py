@@ -1,17 +1,19 @@
 """How many CUDA kernels torch.compile makes of our functions, and how many bytes they move, without a GPU.
 
-    python benchmarks/speed/cuda_kernels.py                     # all cases
-    python benchmarks/speed/cuda_kernels.py --cases activations --output benchmarks/speed/results/cuda_kernels.json
+    python benchmarks/speed/cuda_kernels.py --output benchmarks/speed/results/cuda_kernels.json
+    python benchmarks/speed/cuda_kernels.py --cases lengths --only rotated
 
-Needs a CUDA build of torch with triton, in an environment of its own where there is no GPU. Each case is traced
-with fake CUDA tensors and lowered by inductor for an H100, whose figures steer inductor's choices. Nothing is
-run. *Needed* are the bytes of what a case reads and writes; 1.00 times as many is a perfect fusion.
+Needs a CUDA build of torch with triton, in an environment of its own where there is no GPU. Each case is
+traced with fake CUDA tensors and lowered by inductor for an H100, whose figures steer inductor's choices.
+Nothing is run. *Needed* are the bytes of what a case reads and writes, in inductor's way of counting: 1.00
+times as many is a perfect fusion.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +31,6 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 FILES = {
     "activations": "activations_cuda_cases",
-    "shapes": "activations_cuda_shapes",
     "lengths": "activations_cuda_lengths",
     "noise": "gradient_noise_cuda_cases",
     "optimizers": "optimizers_cuda_cases",
@@ -102,11 +103,11 @@ def lower(function: Callable[..., Any], make_args: Callable[..., tuple[Any, ...]
     """Return the kernels of a function, the bytes they move, and the bytes needed.
 
     Args:
-        function: Of tensors; returns new ones, or changes its arguments in place.
+        function: Of tensors; returns new ones, or changes its arguments. Or a `DirectByShape` of one.
         make_args: Makes them on "cuda"; those with an argument get a length that is a symbol to the compiler.
     """
     from torch._functorch.aot_autograd import aot_function
-    from torch._inductor import metrics
+    from torch._inductor import config, metrics
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.graph import GraphLowering
@@ -128,18 +129,22 @@ def lower(function: Callable[..., Any], make_args: Callable[..., tuple[Any, ...]
     kept, GraphLowering.compile_to_module = GraphLowering.compile_to_module, write_kernels
     metrics.reset()
     try:
-        with torch.no_grad(), FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True) as mode:
+        options = getattr(function, "options", None) or {}
+        with (
+            config.patch(options),
+            torch.no_grad(),
+            FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True),
+        ):
             with enable_python_dispatcher():
                 args = make_args(*([symbol(shapes)] if takes_length(make_args) else []))
             aot_function(
-                function,
+                getattr(function, "function", function),
                 fw_compiler=compiler,
                 inference_compiler=compiler,
                 decompositions=select_decomp_table(),
                 keep_inference_input_mutations=True,
                 dynamic=True,
             )(*args)
-            del mode
     except Lowered:
         pass
     finally:
@@ -166,14 +171,13 @@ def takes_length(make_args: Callable[..., Any]) -> bool:
 
 
 def bytes_needed(graph: fx.GraphModule) -> int:
-    """Return the bytes of arguments that are read, and of results and changed arguments."""
+    """Return the bytes of arguments, and of results and changed arguments.
+
+    What is changed counts twice, whether it was read or not: so does inductor.
+    """
     written = [node.args[0] for node in graph.graph.find_nodes(op="call_function", target=COPY)]
     [output] = graph.graph.find_nodes(op="output")
-    read = [
-        node
-        for node in graph.graph.find_nodes(op="placeholder")
-        if any(user.target is not COPY or user.args[0] is not node for user in node.users)
-    ]
+    read = graph.graph.find_nodes(op="placeholder")
     made = [node for node in output.all_input_nodes if node.target is not COPY]
     return sum(hinted(node.meta["val"]) for node in (*read, *written, *made))
 
@@ -189,10 +193,13 @@ def hinted(value: Any) -> int:
     return value.element_size() * (count if isinstance(count, int) else count.node.hint)
 
 
-def rows(names: list[str]) -> Iterator[dict[str, Any]]:
+def rows(names: list[str], only: str) -> Iterator[dict[str, Any]]:
     """Yield a row for each case of some files, `error` in it where a case fails."""
     for name in names:
-        for case, (function, make_args) in importlib.import_module(FILES[name]).CASES.items():
+        cases = importlib.import_module(FILES[name]).CASES
+        for case, (function, make_args) in cases.items():
+            if only not in case:
+                continue
             row: dict[str, Any] = {"file": name, "case": case}
             try:
                 kernels, moved, needed = lower(function, make_args)
@@ -204,10 +211,11 @@ def rows(names: list[str]) -> Iterator[dict[str, Any]]:
 def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"| {row['file']} | {row['case']} | | | {row['error'].splitlines()[0]} |"
-    ratio = row["bytes_moved"] / row["bytes_needed"]
-    return (
-        f"| {row['file']} | {row['case']} | {row['kernels']} | {row['bytes_needed'] / 1e6:.1f} | {ratio:.2f} |"
-    )
+    needed, ratio = row["bytes_needed"] / 1e6, row["bytes_moved"] / row["bytes_needed"]
+    return f"| {row['file']} | {row['case']} | {row['kernels']} | {needed:.1f} | {ratio:.2f} |"
+
+
+HEADING = ["| file | case | kernels | MB needed | moved / needed |", "| --- | --- | ---: | ---: | ---: |"]
 
 
 def main() -> int:
@@ -215,14 +223,20 @@ def main() -> int:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--cases", nargs="+", choices=FILES, default=[*FILES])
+    parser.add_argument("--only", default="", help="cases whose names have this text")
     parser.add_argument("--output", type=Path, help="a .json file; its table goes beside it")
     options = parser.parse_args()
     pretend()
     found = []
-    print("| file | case | kernels | MB needed | moved / needed |\n| --- | --- | ---: | ---: | ---: |")
-    for row in rows(options.cases):
+    print(*HEADING, sep="\n")
+    for row in rows(options.cases, options.only):
         found.append(row)
         print(line(row), flush=True)
+        if options.output:
+            report = {"torch": torch.__version__, "device": "H100", "rows": found}
+            options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            table = "\n".join([*HEADING, *map(line, found)])
+            options.output.with_suffix(".md").write_text(f"{table}\n", encoding="utf-8")
     return int(any("error" in row for row in found))
 
 
