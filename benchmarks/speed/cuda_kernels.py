@@ -1,6 +1,6 @@
 """How many CUDA kernels torch.compile makes of our functions, and how many bytes they move, without a GPU.
 
-    python benchmarks/speed/cuda_kernels.py --output benchmarks/speed/results/cuda_kernels.json
+    python benchmarks/speed/cuda_kernels.py --output benchmarks/speed/results/cuda_kernels.md
     python benchmarks/speed/cuda_kernels.py --cases lengths --only rotated
 
 Needs a CUDA build of torch with triton, in an environment of its own where there is no GPU. Each case is
@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 import torch
 from torch import Tensor, fx
@@ -61,6 +58,7 @@ class Lowered(BaseException):
 
 def pretend() -> None:
     """Let torch and triton believe in an H100; must come before inductor is imported."""
+    os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     found, capability = SimpleNamespace(**H100), (H100["major"], H100["minor"])
     if torch.version.cuda is None:
         sys.exit("this torch is a CPU build: install a CUDA build in an environment of its own")
@@ -224,7 +222,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--cases", nargs="+", choices=FILES, default=[*FILES])
     parser.add_argument("--only", default="", help="cases whose names have this text")
-    parser.add_argument("--output", type=Path, help="a .json file; its table goes beside it")
+    parser.add_argument("--output", type=Path, help="a file for the table")
     options = parser.parse_args()
     pretend()
     found = []
@@ -233,10 +231,7 @@ def main() -> int:
         found.append(row)
         print(line(row), flush=True)
         if options.output:
-            report = {"torch": torch.__version__, "device": "H100", "rows": found}
-            options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            table = "\n".join([*HEADING, *map(line, found)])
-            options.output.with_suffix(".md").write_text(f"{table}\n", encoding="utf-8")
+            options.output.write_text("\n".join([*HEADING, *map(line, found), ""]), encoding="utf-8")
     return int(any("error" in row for row in found))
 
 
