@@ -183,7 +183,7 @@ LEVELS = {
         "__init__ testing",
         "data metrics optim scorers",
         "compiled demo measure slots tasks",
-        "arguments",
+        "arguments plotting",
         "aliases errors lazy",
     ),
 }
