@@ -93,7 +93,7 @@ def _check_optimizer(
     for case in settings:
         _sharded_equals_whole(cls, case)
         _sharded_checkpoint_goes_on(cls, case, flatten=True)
-        _zero_is_one_process_or_refused(cls, case, rank)
+        _zero_steps_alike_or_is_refused(cls, case, rank)
         _replicas_stay_equal(cls, case, rank)
     for case in (*settings, *stored):
         _sharded_checkpoint_goes_on(cls, case, flatten=False)
@@ -167,32 +167,34 @@ def _sharded_checkpoint_goes_on(
         assert torch.equal(a.full_tensor(), b.full_tensor())
 
 
-def _zero_is_one_process_or_refused(
+def _zero_steps_alike_or_is_refused(
     cls: Callable[..., torch.optim.Optimizer], settings: Settings, rank: int
 ) -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    whole, divided = ([nn.Parameter(torch.ones(shape)) for shape in ((5, 3), (4,), (2, 2))] for _ in range(2))
-    alone = cls(whole, **settings)
+    plain_params, zero_params = (
+        [nn.Parameter(torch.ones(shape)) for shape in ((5, 3), (4,), (2, 2))] for _ in range(2)
+    )
+    plain = cls(plain_params, **settings)
     try:
-        zero = ZeroRedundancyOptimizer(divided, cls, **settings)  # pyright: ignore[reportArgumentType]  # also a function
+        zero = ZeroRedundancyOptimizer(zero_params, cls, **settings)  # pyright: ignore[reportArgumentType]  # also a function
         for step in range(3):
             generator = torch.Generator().manual_seed(step)
-            for parameter, other in zip(whole, divided, strict=True):
+            for parameter, other in zip(plain_params, zero_params, strict=True):
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
                 other.grad = parameter.grad.clone()
             zero.step()
-            alone.step()
+            plain.step()
     except ConfigurationError:
         return
-    for parameter, other in zip(whole, divided, strict=True):
+    for parameter, other in zip(plain_params, zero_params, strict=True):
         assert torch.equal(parameter, other)
     zero.consolidate_state_dict(to=0)
     if rank == 0:
-        resumed = cls(divided, **settings)
+        resumed = cls(zero_params, **settings)
         resumed.load_state_dict(zero.state_dict())
-        for param, twin in zip(whole, divided, strict=True):
-            for name, value in alone.state[param].items():
+        for param, twin in zip(plain_params, zero_params, strict=True):
+            for name, value in plain.state[param].items():
                 assert torch.equal(value, resumed.state[twin][name]), name
 
 
