@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from activation_compression.compiled.crossing import Size
 from activation_compression.grouping import Columns
-from activation_compression.kernels import columns_first
+from activation_compression.kernels import on_gpu
 from activation_compression.rules import decode_columns
 
 __all__ = ["decoding", "write_out"]
@@ -42,7 +42,7 @@ def decoding(
     groups = grouping.equal(math.prod(lengths))
     if groups is None:
         return None
-    first = columns_first(codes.device)
+    first = on_gpu(codes.device)
     shape = (groups, grouping.columns, -1) if first else (groups, -1, grouping.columns)
 
     def decode(codes: Tensor, low: Tensor, step: Tensor) -> Tensor:
