@@ -152,7 +152,7 @@ def _encode(bits: int, size: int, dtype: torch.dtype, rotated: bool, gpu: bool) 
         _copied((codes, low, step), rotation.encode(x, bits, size, keys, mix))
 
     # Otherwise a GPU's compiler computes the range of small groups in a pass of its own over memory.
-    options = {"unroll_reductions_threshold": 1} if gpu and not rotated else None
+    options: dict[str, object] | None = {"unroll_reductions_threshold": 1} if gpu and not rotated else None
     return kernel_of(turn if rotated else encode, name_of("encode", bits, size, dtype), options)
 
 
@@ -189,7 +189,7 @@ def _decode_columns(bits: int, first: bool) -> DirectByShape:
 
 
 def kernel_of(
-    function: Callable[..., object], name: str, options: dict[str, object] | None = None
+    function: Callable[..., None], name: str, options: dict[str, object] | None = None
 ) -> DirectByShape:
     """Return a kernel that runs a function, which writes into its arguments; options are inductor's."""
     return DirectByShape(function, WHAT, name, options)
