@@ -31,7 +31,7 @@ class Grouping(Protocol):
     def read(
         self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
     ) -> Tensor:
-        """Return the block of `count` elements that codes, minima and steps stand for."""
+        """Return the block of `count` elements, decoded from codes, minima and steps."""
         ...
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
@@ -77,7 +77,7 @@ class Neighbours:
     def read(
         self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
     ) -> Tensor:
-        """Return the block of `count` elements that codes, minima and steps stand for."""
+        """Return the block of `count` elements, decoded from codes, minima and steps."""
         size, turn, mix = self._stored(bits), None, None
         if self._turns:
             turn, mix = _rotation(size, codes.device)
@@ -172,7 +172,7 @@ class Columns:
     def read(
         self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
     ) -> Tensor:
-        """Return the block of `count` elements that codes, minima and steps stand for."""
+        """Return the block of `count` elements, decoded from codes, minima and steps."""
         out = codes.new_empty(count, dtype=dtype)
         groups, rows, rest = self._cut(count)
         whole = groups * rows * self.columns

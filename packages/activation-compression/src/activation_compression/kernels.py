@@ -34,7 +34,7 @@ __all__ = [
 COMPILE_FROM = 2**16
 """Smallest number of elements for which a compiled call is faster."""
 WHAT = "activation compression"
-"""Name of compiled code in a warning."""
+"""The name of these kernels in warnings."""
 
 
 def is_fake(tensor: Tensor) -> bool:
@@ -103,9 +103,9 @@ def dequantize_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits:
 def dequantize_rotated(
     codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, dtype: torch.dtype, mix: Tensor
 ) -> Tensor:
-    """Return `rotation.decode`, one-dimensional, whole groups; arguments as for `quantize_into`.
+    """Return `rotation.decode` of whole groups, one-dimensional; arguments as for `quantize_into`.
 
-    It makes its result: written into a tensor that is there, the parts of a group would be copied once more.
+    It returns a new tensor: writing into a given one would copy the parts of a group once more.
     """
     rows = codes.view(rules.WORDS[bits]).view(len(low), -1), low, step
     decode = _decode_rotated(bits, size, dtype)
@@ -117,7 +117,7 @@ def dequantize_rotated(
 
 
 def on_gpu(device: torch.device) -> bool:
-    """Return whether kernels take the form that suits a GPU; see also `rules.encode_columns`."""
+    """Return whether kernels take their form for GPUs; see also `rules.encode_columns`."""
     return device.type != "cpu"
 
 
@@ -151,8 +151,8 @@ def _encode(bits: int, size: int, dtype: torch.dtype, rotated: bool, gpu: bool) 
     def turn(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor, mix: Tensor) -> None:
         _copied((codes, low, step), rotation.encode(x, bits, size, keys, mix))
 
-    # A GPU's compiler would find the range of a few elements apart from their codes: two passes over memory.
-    options = {"unroll_reductions_threshold": 1} if gpu and not rotated else None
+    # Otherwise a GPU's compiler computes the range of small groups in a pass of its own over memory.
+    options: dict[str, object] | None = {"unroll_reductions_threshold": 1} if gpu and not rotated else None
     return kernel_of(turn if rotated else encode, name_of("encode", bits, size, dtype), options)
 
 
@@ -189,9 +189,9 @@ def _decode_columns(bits: int, first: bool) -> DirectByShape:
 
 
 def kernel_of(
-    function: Callable[..., object], name: str, options: dict[str, object] | None = None
+    function: Callable[..., None], name: str, options: dict[str, object] | None = None
 ) -> DirectByShape:
-    """Return what runs a function of tensors, which it changes in place; options are inductor's."""
+    """Return a kernel that runs a function, which writes into its arguments; options are inductor's."""
     return DirectByShape(function, WHAT, name, options)
 
 
@@ -210,11 +210,13 @@ def call(kernel: DirectByShape, *tensors: Tensor) -> None:
 
 
 def _any_number(*tensors: Tensor) -> None:
-    """Let the compiler know no number of groups."""
+    """Tell the compiler that the number of groups varies."""
+    from torch._dynamo import maybe_mark_dynamic  # importing the compiler takes seconds
+
     groups = len(tensors[0])
     for tensor in tensors:
         if tensor.ndim and len(tensor) == groups > 2:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            maybe_mark_dynamic(tensor, 0)
 
 
 def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Tensor) -> None:
@@ -227,7 +229,7 @@ def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Ten
         return
     if kernel.enters(x, codes, *tensors):
         return
-    from torch._dynamo import maybe_mark_dynamic  # importing the compiler takes seconds
+    from torch._dynamo import maybe_mark_dynamic
 
     for tensor, axes in ((x, (0, 3)), (codes, (0, 1 if on_gpu(x.device) else 2))):
         for axis in axes:

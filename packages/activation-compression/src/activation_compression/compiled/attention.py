@@ -7,14 +7,15 @@ Rounded q and k with the log-sum-exp of the exact ones give probabilities that d
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from activation_compression.compiled.crossing import Crossing, make
 from activation_compression.compiled.made_again import copied_back
-from activation_compression.compiled.readings import AGAIN
+from activation_compression.compiled.readings import AGAIN, arguments_of, names_of, packet
 from activation_compression.compiled.tensors import order_of, root_of
 
 __all__ = ["attend_again"]
@@ -24,12 +25,8 @@ PREFIX, SUFFIX = "_scaled_dot_product_", "_backward"
 
 def is_attention(node: fx.Node) -> bool:
     """Return whether a node is the backward pass of a fused attention."""
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and target._opname.startswith(PREFIX)
-        and target._opname.endswith(SUFFIX)
-    )
+    name = packet(node.target)
+    return name.startswith(PREFIX) and name.endswith(SUFFIX)
 
 
 def attend_again(crossing: Crossing) -> dict[fx.Node, fx.Node]:
@@ -41,14 +38,16 @@ def attend_again(crossing: Crossing) -> dict[fx.Node, fx.Node]:
     gone: dict[fx.Node, fx.Node] = {}
     views = {given: root_of(made) for given, made in crossing.tensors()}
     for node in [n for n in crossing.backward.nodes if is_attention(n)]:
-        read = _arguments(node)
+        read = arguments_of(node)
         results = [read[name] for name in ("out", "logsumexp")]
-        if read["dropout_p"] != 0 or any(result not in crossing.saved for result in results):
+        results = [result for result in results if isinstance(result, fx.Node) and result in crossing.saved]
+        if read["dropout_p"] != 0 or len(results) < 2:
             continue
+        forward = _forward_of(node)
         with crossing.backward.inserting_before(node):
-            again = make(crossing.backward, _forward_of(node.target), **_settings(node.target, read))
+            again = make(crossing.backward, forward, **_settings(forward, read))
             made = [make_item(crossing.backward, again, number) for number in range(2)]
-        roots = {}
+        roots: dict[fx.Node, fx.Node] = {}
         for result, new in zip(results, made, strict=True):
             result.replace_all_uses_with(new)
             saved = crossing.saved[result]
@@ -72,23 +71,14 @@ def make_item(graph: fx.Graph, node: fx.Node, number: int) -> fx.Node:
     return item
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    target: Any = node.target
-    names = [argument.name for argument in target._schema.arguments]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+def _forward_of(node: fx.Node) -> OpOverload:
+    return getattr(torch.ops.aten, packet(node.target).removesuffix(SUFFIX)).default
 
 
-def _forward_of(target: Any) -> Any:
-    return getattr(torch.ops.aten, target._opname.removesuffix(SUFFIX)).default
-
-
-def _settings(target: Any, given: dict[str, Any]) -> dict[str, Any]:
+def _settings(forward: OpOverload, given: Mapping[str, object]) -> dict[str, object]:
     """Return the forward operation's arguments: backward's arguments of the same names."""
-    settings = {
-        argument.name: given[argument.name]
-        for argument in _forward_of(target)._schema.arguments
-        if argument.name in given
-    }
-    if any(argument.name == "compute_log_sumexp" for argument in _forward_of(target)._schema.arguments):
+    names = names_of(forward)
+    settings = {name: given[name] for name in names if name in given}
+    if "compute_log_sumexp" in names:
         settings["compute_log_sumexp"] = True
     return settings

@@ -9,22 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch._subclasses import FakeTensor
 
-__all__ = ["Crossing", "is_view", "just_in_time", "make", "returned_by"]
+from activation_compression.compiled.readings import packet
+
+__all__ = ["Crossing", "is_view", "just_in_time", "make", "returned_by", "source_of"]
 
 Size = int | fx.Node
 
 
-def make(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+def make(graph: fx.Graph, target: Callable[..., object], *args: Any, **kwargs: Any) -> fx.Node:
     """Add a call at the graph's insertion point, with its result for fake tensors."""
     node = graph.call_function(target, args, kwargs)
     known: Any = fx.map_arg((args, kwargs), lambda given: given.meta["val"])
-    first: Any = next(v for v in map(_value, node.all_input_nodes) if isinstance(v, Tensor))
-    fake = first.fake_mode
+    fake = next(v for v in map(_value, node.all_input_nodes) if isinstance(v, FakeTensor)).fake_mode
     with ExitStack() as stack:
         stack.enter_context(fake)
         if fake.shape_env is not None:
@@ -39,20 +42,20 @@ def _value(node: fx.Node) -> Any:
 
 def returned_by(graph: fx.Graph) -> list[Any]:
     """Return the results of a graph."""
-    entries: Any = graph.output_node().args[0]
-    return list(entries)
+    return list(cast("tuple[Any, ...]", graph.output_node().args[0]))
 
 
 def is_view(node: fx.Node) -> bool:
     """Return whether a node's result lies in the memory of its first argument."""
     target = node.target
-    if (
-        not isinstance(target, torch._ops.OpOverload)
-        or not node.args
-        or not isinstance(node.args[0], fx.Node)
-    ):
+    if not isinstance(target, OpOverload) or not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    return target.is_view or target._opname == "_unsafe_view"
+    return target.is_view or packet(node.target) == "_unsafe_view"
+
+
+def source_of(view: fx.Node) -> fx.Node:
+    """Return the node of which a node is a view, a cast or an item."""
+    return cast("fx.Node", view.args[0])
 
 
 class Crossing:
@@ -159,7 +162,7 @@ class Crossing:
         output.meta["output_stack_traces"] = [n and n.meta.get("stack_trace") for n in output.args[0]]
 
 
-def _descriptions(nodes: list[fx.Node], first: int = 0) -> list[Any]:
+def _descriptions(nodes: list[fx.Node], first: int = 0) -> list[object]:
     from torch._functorch._aot_autograd import descriptors
 
     unchecked = getattr(
@@ -182,8 +185,9 @@ def just_in_time(graph: fx.Graph, late: set[fx.Node]) -> None:
         graph: The graph.
         late: Nodes that keep their order; others come when these need them.
     """
-    order, placed = [], set()
-    nodes = list(graph.nodes)
+    order: list[fx.Node] = []
+    placed: set[fx.Node] = set()
+    nodes: list[fx.Node] = list(graph.nodes)
     for node in nodes:
         if node.op == "placeholder":
             placed.add(node)
@@ -202,7 +206,8 @@ def just_in_time(graph: fx.Graph, late: set[fx.Node]) -> None:
     last = next((n for n in reversed(nodes) if n.op == "placeholder"), None)
     for node in order:
         if node.op != "output":
-            (graph._root if last is None else last).append(node)
+            root = graph._root  # pyright: ignore[reportPrivateUsage]  # before the first node
+            (root if last is None else last).append(node)
             last = node
     for node in reversed(nodes):
         if node not in placed and node.op != "output" and not node.users:

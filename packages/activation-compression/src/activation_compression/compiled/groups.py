@@ -27,10 +27,10 @@ def grouping_of(root: fx.Node, groups: str, size: int) -> tuple[str, int]:
     value = root.meta["val"]
     columns = hint_of(value.shape[order_of(value)[-1]]) if value.ndim else 0
     image = groups == "columns" and _image(root)
-    found = chosen(groups, 0 if columns == math.inf else columns, hint_of(value.numel()), size, image)
-    if isinstance(found, Columns):
-        return "columns", found.size
-    return "rotated" if found.rotated else "neighbours", found.size  # type: ignore[attr-defined]
+    grouping = chosen(groups, 0 if columns == math.inf else columns, hint_of(value.numel()), size, image)
+    if isinstance(grouping, Columns):
+        return "columns", grouping.size
+    return "rotated" if grouping.rotated else "neighbours", grouping.size
 
 
 def _image(node: fx.Node) -> bool:

@@ -9,10 +9,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from activation_compression.compiled.crossing import Crossing, is_view
 from activation_compression.compiled.readings import CASTS, packet
@@ -60,9 +59,10 @@ def _follows_from_parameters(node: fx.Node, deepest: int) -> bool:
     if node.op == "placeholder":
         value = node.meta["val"]
         return is_of_parameter(node) or not isinstance(value, Tensor) or not value.is_floating_point()
-    if deepest == 0 or node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    target = node.target
+    if deepest == 0 or node.op != "call_function" or not isinstance(target, OpOverload):
         return False
-    tags, name = node.target.tags, packet(node.target)
+    tags, name = target.tags, packet(node.target)
     if torch.Tag.nondeterministic_seeded in tags:
         return False
     cheap = torch.Tag.pointwise in tags or is_view(node) or name in (*GATHERING, *CASTS)
@@ -84,7 +84,7 @@ def copied_back(crossing: Crossing, node: fx.Node, known: dict[fx.Node, fx.Node]
     """
     if node in known:
         return known[node]
-    value: Any = node.meta["val"]
+    value: Tensor | torch.SymInt = node.meta["val"]
     there = next((given for given, made in crossing.known().items() if made is node), None)
     if there is not None and there is not beside:
         known[node] = there

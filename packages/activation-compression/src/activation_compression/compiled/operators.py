@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -169,7 +168,7 @@ def _account_fake(others: Sequence[Tensor], state: str, facts: str) -> Tensor:
 _LIBRARY = torch.library.Library("activation_compression", "DEF")
 _TAGS = [tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None]
 """A replayed CUDA graph would round with the same numbers every time."""
-_DEFINED: dict[str, tuple[str, Any, Any]] = {
+_DEFINED: dict[str, tuple[str, Callable[..., object], Callable[..., object]]] = {
     "encode": (
         "(Tensor x, int[] order, int bits, str groups, int size, SymInt columns, str state, str name)"
         " -> (Tensor, Tensor, Tensor)",
@@ -187,9 +186,12 @@ _DEFINED: dict[str, tuple[str, Any, Any]] = {
     "account": ("(Tensor[] others, str state, str facts) -> Tensor", _account, _account_fake),
 }
 for _name, (_schema, _real, _fake) in _DEFINED.items():
-    _LIBRARY.define(_name + _schema, tags=_TAGS)
-    _LIBRARY.impl(_name, _real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"activation_compression::{_name}", _fake, lib=_LIBRARY)
+    # torch declares few types of these
+    _LIBRARY.define(_name + _schema, tags=_TAGS)  # pyright: ignore[reportUnknownMemberType]
+    _LIBRARY.impl(_name, _real, "CompositeExplicitAutograd")  # pyright: ignore[reportUnknownMemberType]
+    torch.library.register_fake(  # pyright: ignore[reportUnknownMemberType]
+        f"activation_compression::{_name}", _fake, lib=_LIBRARY
+    )
 
 OPERATIONS = torch.ops.activation_compression
 """`encode`, `decode`, `flags`, `unflags`, `account`."""

@@ -15,13 +15,14 @@ from finetune_common.errors import ConfigurationError, check_choice, check_numbe
 
 if TYPE_CHECKING:
     from activation_compression.compiled.operators import State
+    from activation_compression.compiled.partitioner import Partitioner
 
 __all__ = ["CompileOptions", "compile_options"]
 
 _made: dict[str, count[int]] = {}
 
 
-class CompileOptions(dict[str, Any]):
+class CompileOptions(dict[str, object]):
     """Options for `torch.compile(model, options=...)`, and statistics of the compiled model's saved tensors.
 
     `allow_buffer_reuse` is off, since the compiler would keep a free buffer until one of the same size is
@@ -32,7 +33,7 @@ class CompileOptions(dict[str, Any]):
         state: The common state of its graphs.
     """
 
-    def __init__(self, partitioner: Any, state: State) -> None:
+    def __init__(self, partitioner: Partitioner, state: State) -> None:
         super().__init__(custom_partitioner_fn=partitioner, allow_buffer_reuse=False)
         self._state = state
 
@@ -41,7 +42,7 @@ class CompileOptions(dict[str, Any]):
         """The tensors that crossed in the last forward pass: a row per tensor, totals, ratio."""
         return Statistics(list(self._state.rows.values()))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return how many tensors were rounded."""
         return {"drawn": self._state.draws.drawn}
 
@@ -93,12 +94,12 @@ def compile_options(
         >>> list(options), options.stats.ratio
         (['custom_partitioner_fn', 'allow_buffer_reuse'], 1.0)
     """
-    found = find_level(level)
-    if found.offload or not found.packs:
+    rounding = find_level(level)
+    if rounding.offload or not rounding.packs:
         raise ConfigurationError(
             f"level {level!r} is not for compiled models: use lossless, L1, L1.1 or L1.2, or L2 with widths="
         )
-    if found.automatic and not widths:
+    if rounding.automatic and not widths:
         raise ConfigurationError(
             f"level {level!r} measures its widths on eager models only: use L1, or give widths="
         )
@@ -107,8 +108,8 @@ def compile_options(
     check_number("group_size", group_size, at_least=1)
     check_number("seed", seed, at_least=0, below=2**63)
     check_number("min_elements", min_elements, at_least=0)
-    own = dict(sorted((widths or {}).items()))
-    settings = Settings(found, group_size, min_elements, derive, own, tuple(exclude), "")
+    by_name = dict(sorted((widths or {}).items()))
+    settings = Settings(rounding, group_size, min_elements, derive, by_name, tuple(exclude), "")
     text = f"{settings} {seed}"
     number = next(_made.setdefault(text, count()))
     from activation_compression.compiled.operators import STATES, State

@@ -150,7 +150,8 @@ class Packing:
         with crossing.forward.inserting_after(made if isinstance(here, int) else here):
             arguments = (made, order, bits, kind, size, here, own.state, name)
             packed = make(crossing.forward, OPERATIONS.encode.default, *arguments)
-        parts, after = [], packed
+        parts: list[fx.Node] = []
+        after = packed
         for number in range(3):
             with crossing.forward.inserting_after(after):
                 part = crossing.forward.call_function(operator.getitem, (packed, number))
@@ -180,21 +181,22 @@ class Packing:
 
     def _unpack(self, members: list[Member], decoded: Callable[[list[Size]], fx.Node]) -> None:
         """Decode once for all members, in the first one's memory order."""
-        crossing, block = self._crossing, None
+        crossing = self._crossing
+        block: fx.Node | None = None
+        last: fx.Node | None = None
         for member in members:
             value, order = member.made.meta["val"], order_of(member.made.meta["val"])
             sizes = [crossing.size(member.made, dim) for dim in order]
-            with crossing.backward.inserting_after(self._last_given()):
+            with crossing.backward.inserting_after(self._last_given() if last is None else last):
                 if block is None:
                     node = block = decoded(sizes)
-                    place = block
                 else:
-                    with crossing.backward.inserting_after(place):
-                        node = place = make(crossing.backward, torch.ops.aten.view.default, block, sizes)
+                    node = make(crossing.backward, torch.ops.aten.view.default, block, sizes)
             if order != list(range(value.ndim)):
                 inverse = [order.index(dim) for dim in range(value.ndim)]
                 with crossing.backward.inserting_after(node):
-                    node = place = make(crossing.backward, torch.ops.aten.permute.default, node, inverse)
+                    node = make(crossing.backward, torch.ops.aten.permute.default, node, inverse)
+            last = node
             member.given.replace_all_uses_with(node)
             crossing.drop(member.given)
 

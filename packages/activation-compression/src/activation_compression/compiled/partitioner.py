@@ -38,9 +38,9 @@ class Partitioner(CustomPartitionerFn):
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Return the forward and the backward graph of a joint graph."""
-        own = kwargs.get("static_lifetime_input_indices") or []
+        parameters: list[int] = kwargs.get("static_lifetime_input_indices") or []
         inputs = [n for n in gm.graph.find_nodes(op="placeholder") if n.name.startswith("primals")]
-        for number in own:
+        for number in parameters:
             inputs[number].meta[OWN] = True
         settings = self.settings
         if settings.level.rounds:
@@ -49,11 +49,11 @@ class Partitioner(CustomPartitionerFn):
                     node.meta.setdefault("recompute", CheckpointPolicy.MUST_SAVE)
         kept = torch._functorch.config.ban_recompute_materialized_backward
         lifted = {"ban_recompute_materialized_backward": kept and not settings.derive}
-        with torch._functorch.config.patch(lifted):
+        with torch._functorch.config.patch(lifted):  # pyright: ignore[reportUnknownMemberType]  # torch has none
             forward, backward = min_cut_rematerialization_partition(gm, joint_inputs, **kwargs)
         pack(forward, backward, kwargs["num_fwd_outputs"], settings)
         return forward, backward
 
-    def uuid(self) -> Any:
+    def uuid(self) -> object:
         """Return the values on which compiled code depends."""
         return get_hash_for_files(SOURCES), repr(self.settings)

@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
-from activation_compression.formulas import (
-    COUPLED,
-    EXACT,
-    FACTOR,
-    FORMULAS,
-    SMOOTH,
-    Formula,
-)
+from activation_compression.formulas import COUPLED, EXACT, FACTOR, FORMULAS, SMOOTH, Entry, Formula
 
-__all__ = ["AGAIN", "Reader", "Verdict", "forces_saving", "formula_name", "strictest"]
+__all__ = [
+    "AGAIN",
+    "Reader",
+    "Verdict",
+    "arguments_of",
+    "forces_saving",
+    "formula_name",
+    "names_of",
+    "packet",
+    "strictest",
+]
 
 SAME = {"output": "result", "out": "output", "grad_out": "grad_output"}
 """Name of an argument in a backward operation → its name in the table."""
@@ -38,11 +43,15 @@ PATIENCE = 4
 """Longest chain of nodes that pass on a gradient from a singular formula."""
 
 
-def _by_name() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
+Entries = Mapping[str, Entry]
+"""Value → its entry in the table."""
+
+
+def _by_name() -> Mapping[str, Entries]:
+    table: dict[str, dict[str, Entry]] = defaultdict(dict)
     for (node, value), entry in FORMULAS.items():
-        found[node.partition("Backward")[0].lower()].setdefault(value, entry)
-    return found
+        table[node.partition("Backward")[0].lower()].setdefault(value, entry)
+    return table
 
 
 TABLE = _by_name()
@@ -58,9 +67,24 @@ def is_consistent(node: fx.Node) -> bool:
     return bool(node.meta.get(AGAIN))
 
 
-def packet(target: Any) -> str:
+def packet(target: object) -> str:
     """Return the name of an operation without its overload; empty if it is not one."""
-    return target._opname if isinstance(target, torch._ops.OpOverload) else ""
+    if not isinstance(target, OpOverload):
+        return ""
+    return target._opname  # pyright: ignore[reportPrivateUsage]  # its public name has the overload
+
+
+def names_of(target: object) -> list[str]:
+    """Return the names of an operation's arguments; none if it is not one."""
+    if not isinstance(target, OpOverload):
+        return []
+    return [a.name for a in target._schema.arguments]  # pyright: ignore[reportPrivateUsage]  # torch's only way
+
+
+def arguments_of(node: fx.Node) -> dict[str, object]:
+    """Return the arguments of a node by name; none if it calls no operation."""
+    names = names_of(node.target)
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs} if names else {}
 
 
 def formula_name(operation: str) -> str:
@@ -182,7 +206,7 @@ class Reader:
         """Return whether a node multiplies a gradient that was divided by a forward value."""
         waiting = [node for node in user.all_input_nodes if node in self.gradients]
         for _ in range(PATIENCE):
-            further = []
+            further: list[fx.Node] = []
             for node in waiting:
                 name = packet(node.target)
                 if name == "div" and len(node.all_input_nodes) > 1 and node.args[1] not in self.gradients:
@@ -200,10 +224,10 @@ class Reader:
         return False
 
 
-def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, Any]) -> Formula:
+def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: Entries) -> Formula:
     """A formula as one operation has named arguments; if decomposed, all its values must be alike."""
     if packet(user.target) == group:
-        if _is_coupled(entries) and not is_consistent(user):
+        if COUPLED in entries.values() and not is_consistent(user):
             return EXACT
         names = _names(user, value)
         if names and is_consistent(user) and set(names) <= {"out", "logsumexp"}:
@@ -217,7 +241,7 @@ def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: dict[str, A
     return formulas[0] if len({entry.kind for entry in formulas}) == 1 else EXACT
 
 
-def _of_forward(group: str, entries: dict[str, Any]) -> Formula:
+def _of_forward(group: str, entries: Entries) -> Formula:
     """A repeated forward operation: smooth if its slope is."""
     own = entries.get("self", entries.get("input", EXACT))
     if group in BOUNDED or (isinstance(own, Formula) and own.kind in ("linear", "smooth")):
@@ -239,41 +263,29 @@ def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
         return SMOOTH if "condition" not in places else EXACT
     if name in ("addmm", "baddbmm") and places == ["self"]:
         return SMOOTH
-    settings = _Settings(user)
+    settings = _settings(user)
     if name == "pow" and isinstance(settings._saved_exponent, int | float):
         settings._saved_exponent += 1  # the slope of the next power
-    entries = TABLE.get(formula_name(name), {})
-    found = [entries.get(place, EXACT) for place in places]
-    found = [entry(settings) if not isinstance(entry, Formula) else entry for entry in found]
-    return next((f for f in found if f.kind not in ("linear", "smooth")), found[0]) if found else EXACT
+    entries = [TABLE.get(formula_name(name), {}).get(place, EXACT) for place in places]
+    formulas = [entry if isinstance(entry, Formula) else entry(settings) for entry in entries]
+    first_exact = next((f for f in formulas if f.kind not in ("linear", "smooth")), None)
+    return first_exact or (formulas[0] if formulas else EXACT)
 
 
-def _is_coupled(entries: dict[str, Any]) -> bool:
-    return any(entry is COUPLED for entry in entries.values())
-
-
-class _Settings:
-    """The settings of a node, named as in nodes of the autograd graph."""
-
-    def __init__(self, node: fx.Node) -> None:
-        target: Any = node.target
-        given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False))
-        self._saved_exponent: Any = None
-        self.__dict__ |= {f"_saved_{name}": entry for name, entry in {**given, **node.kwargs}.items()}
+def _settings(node: fx.Node) -> SimpleNamespace:
+    """Return the settings of a node, named as in nodes of the autograd graph."""
+    settings = {f"_saved_{name}": entry for name, entry in arguments_of(node).items()}
+    return SimpleNamespace(**{"_saved_exponent": None, **settings})
 
 
 def _names(user: fx.Node, value: fx.Node) -> list[str]:
     """Return the names of a node's arguments that hold a value."""
-    if not isinstance(user.target, torch._ops.OpOverload):
-        return []
-    names = [argument.name for argument in user.target._schema.arguments]
-    given = {**dict(zip(names, user.args, strict=False)), **user.kwargs}
-    return [name for name, entry in given.items() if entry is value]
+    return [name for name, entry in arguments_of(user).items() if entry is value]
 
 
 def _is_view(node: fx.Node) -> bool:
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and (target.is_view or target._opname == "_unsafe_view")
+    return isinstance(target, OpOverload) and (target.is_view or packet(node.target) == "_unsafe_view")
 
 
 def _kind_of(node: fx.Node) -> torch.dtype | None:

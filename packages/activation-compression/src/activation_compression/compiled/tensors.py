@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from activation_compression.compiled.crossing import Crossing, is_view, returned_by
+from activation_compression.compiled.crossing import Crossing, is_view, returned_by, source_of
 from activation_compression.compiled.readings import CASTS, packet
 
 __all__ = [
@@ -49,7 +49,7 @@ def erase(node: fx.Node) -> None:
 
 def is_further_result(node: fx.Node) -> bool:
     """Return whether a node is one of several results, but not the first; views do not count."""
-    return node.target is operator.getitem and node.args[1] != 0 and not is_view(node.args[0])  # type: ignore[arg-type]
+    return node.target is operator.getitem and bool(node.args[1] != 0) and not is_view(source_of(node))
 
 
 def trained(crossing: Crossing) -> set[fx.Node]:
@@ -66,14 +66,14 @@ def trained(crossing: Crossing) -> set[fx.Node]:
 def is_of_parameter(node: fx.Node) -> bool:
     """Return whether a tensor is a parameter or a buffer, or a view or cast of one."""
     while is_view(node) or packet(node.target) in CASTS:
-        node = node.args[0]  # type: ignore[assignment]
+        node = source_of(node)
     return node.op == "placeholder" and bool(node.meta.get(OWN))
 
 
 def root_of(node: fx.Node) -> fx.Node:
     """Return the whole tensor of which a node is a reshaped view."""
-    while is_view(node) and same_count(node, node.args[0]):  # type: ignore[arg-type]
-        node = node.args[0]  # type: ignore[assignment]
+    while is_view(node) and same_count(node, source_of(node)):
+        node = source_of(node)
     return node
 
 
@@ -83,8 +83,8 @@ def same_count(first: fx.Node, second: fx.Node) -> bool:
 
 def memory_of(node: fx.Node) -> fx.Node:
     """Return the node that made the memory of a tensor."""
-    while is_view(node) or (node.target is operator.getitem and is_view(node.args[0])):  # type: ignore[arg-type]
-        node = node.args[0]  # type: ignore[assignment]
+    while is_view(node) or (node.target is operator.getitem and is_view(source_of(node))):
+        node = source_of(node)
     return node
 
 
@@ -99,7 +99,7 @@ def hint_of(size: Any) -> int:
     if isinstance(size, int):
         return size
     hint = size.node.hint
-    return math.inf if hint is None else hint  # type: ignore[return-value]
+    return math.inf if hint is None else hint  # type: ignore[return-value]  # infinity compares like an int
 
 
 def dtype_of(node: fx.Node) -> str:

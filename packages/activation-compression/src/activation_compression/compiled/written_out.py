@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, fx
 from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from activation_compression.compiled.crossing import Size
 from activation_compression.grouping import Columns
 from activation_compression.kernels import on_gpu
 from activation_compression.rules import decode_columns
@@ -23,7 +25,7 @@ __all__ = ["decoding", "write_out"]
 
 
 def decoding(
-    codes: Tensor, bits: int, grouping: Columns, sizes: Sequence[Any], dtype: torch.dtype
+    codes: Tensor, bits: int, grouping: Columns, sizes: Sequence[Size], dtype: torch.dtype
 ) -> Callable[..., Tensor] | None:
     """Return the function that decodes codes, minima and steps; None if the graph cannot hold it.
 
@@ -34,9 +36,10 @@ def decoding(
         sizes: The values' lengths.
         dtype: The values' dtype.
     """
-    if not all(isinstance(size, int) for size in sizes):
+    lengths = [size for size in sizes if isinstance(size, int)]
+    if len(lengths) < len(sizes):
         return None
-    groups = grouping.equal(math.prod(sizes))
+    groups = grouping.equal(math.prod(lengths))
     if groups is None:
         return None
     first = on_gpu(codes.device)
@@ -44,16 +47,15 @@ def decoding(
 
     def decode(codes: Tensor, low: Tensor, step: Tensor) -> Tensor:
         parts = codes.view(shape), low.view(groups, -1), step.view(groups, -1)
-        return decode_columns(*parts, bits, dtype, first).view(sizes)
+        return decode_columns(*parts, bits, dtype, first).view(lengths)
 
     return decode
 
 
 def write_out(graph: fx.Graph, function: Callable[..., Tensor], *given: fx.Node) -> fx.Node:
     """Add a function's operations, one by one, at a graph's insertion point."""
-    fakes: Any = [node.meta["val"] for node in given]
+    fakes: list[FakeTensor] = [node.meta["val"] for node in given]
     with fakes[0].fake_mode:
         traced = make_fx(function, decomposition_table=select_decomp_table())(*fakes)
     known = dict(zip(traced.graph.find_nodes(op="placeholder"), given, strict=True))
-    made: Any = graph.graph_copy(traced.graph, known)
-    return made
+    return cast("fx.Node", graph.graph_copy(traced.graph, known))
