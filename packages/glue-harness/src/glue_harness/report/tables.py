@@ -286,7 +286,7 @@ def print_run(result: Record, folder: Path, finished_before: bool) -> None:
     """Print a run's result and its place."""
     console = console_for_reading()
     if finished_before:
-        message = f"{folder}: this run was finished before; --overwrite starts it anew"
+        message = f"{folder}: this run is finished, so nothing was done; --overwrite starts it anew"
         console.print(message, soft_wrap=True)
     last, best = result["metrics"]["last"], result["metrics"]["best"]
     scores = ", ".join(f"{name} [bold]{value:.4f}[/bold]" for name, value in last.items())
