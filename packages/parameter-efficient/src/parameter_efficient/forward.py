@@ -74,9 +74,9 @@ def first_tensor(value: Any) -> Tensor | None:
     """Return the first tensor in nested sequences and mappings."""
     if isinstance(value, Tensor):
         return value
-    values = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    )
+    # A tuple of types: torch 2.9 compiles no union of them.
+    sequence = isinstance(value, (tuple, list))
+    values = value.values() if isinstance(value, Mapping) else value if sequence else ()
     return next((found for value in values if (found := first_tensor(value)) is not None), None)
 
 

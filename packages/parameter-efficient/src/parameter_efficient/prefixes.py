@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ def implementation_of(model_config: Any) -> str:
 
 
 def _prefixed_attention(
+    table: Mapping[str, Any],
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -110,14 +112,12 @@ def _prefixed_attention(
     **kwargs: Any,
 ) -> Any:
     """Prepend, and hand on to the function of the model's own choice."""
-    from transformers import AttentionInterface
-
     prefix: Prefix = module.prefix
     modeling = sys.modules[type(module).__module__]
     implementation = implementation_of(prefix.model_config)
     # Eager attention is a function of each model's own module; the table has the others.
     eager = implementation == "eager"
-    function: Any = modeling.eager_attention_forward if eager else AttentionInterface()[implementation]
+    function: Any = modeling.eager_attention_forward if eager else table[implementation]
     tokens, queries = key.shape[2], query.shape[2]
     if attention_mask is not None:
         attention_mask = prefix.open_mask(attention_mask)
@@ -226,7 +226,8 @@ def _attach(
     prefix = Prefix(widths, config, generator, place_of_new(config.dtype, layer.module), model_config)
     prefix.settle(attention, "prefix")
     if asked is not None:
-        AttentionInterface.register(NAME, _prefixed_attention)
+        # The table is given here: compilers of torch 2.9 and 2.10 follow no import of transformers.
+        AttentionInterface.register(NAME, partial(_prefixed_attention, AttentionInterface()))
         prefix.act_through(_OwnConfiguration, attention)
     elif cached is not None:
         prefix.act_through(Cached, prefix, attention)
