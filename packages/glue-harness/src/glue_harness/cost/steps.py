@@ -58,7 +58,7 @@ class Steps:
         meter = SavedTensorMeter(self.model)
         with meter:
             loss = self.forward()
-        return loss, int(self.methods.activation.stats().get("stored_bytes", meter.bytes))
+        return loss, cast("int", self.methods.activation.stats().get("stored_bytes", meter.bytes))
 
     def forward_backward(self) -> None:
         """Make the passes of one optimizer step; gradients are left in place."""

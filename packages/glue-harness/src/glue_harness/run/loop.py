@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import cast
 
 import torch
 from accelerate.utils import set_seed
@@ -197,7 +198,7 @@ class Training:
                 return loss_fn()
         with SavedTensorMeter(self.model) as meter, self.methods.activation.around_forward(self.model):
             loss = loss_fn()
-        self.saved_bytes = self.methods.activation.stats().get("stored_bytes", meter.bytes)
+        self.saved_bytes = cast("int", self.methods.activation.stats().get("stored_bytes", meter.bytes))
         return loss
 
     def _tell_after_backward(self, loss_fn: Callable[[], Tensor]) -> None:

@@ -186,7 +186,7 @@ class RunFolder:
             for schema in [] if quiet else data.schemas:
                 print(schema, flush=True)
 
-    def _check_rows(self, content: Record) -> None:
+    def _check_rows(self, content: Json) -> None:
         before = _read_file(self.path / "data.json", json.loads)
         if differs := changed_rows(before["content"], content):
             sources = before["schema"]["sources"] if before["schema"] and before.get("own", True) else {}
