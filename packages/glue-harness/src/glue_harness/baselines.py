@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.baseline_options import (
     AdadeltaOptions,
@@ -19,7 +20,7 @@ from glue_harness.baseline_options import (
     RMSpropOptions,
     SGDOptions,
 )
-from glue_harness.plain_data import Json, Settings
+from glue_harness.plain_data import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class PlainActivations:
         """Return a context that does nothing."""
         return nullcontext()
 
-    def stats(self) -> Json:
+    def stats(self) -> JsonObject:
         """Nothing is stored in another form."""
         return {}
 

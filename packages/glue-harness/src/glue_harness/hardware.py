@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from glue_harness.plain_data import Json
+from finetune_common.aliases import JsonObject
 
 __all__ = ["flushed_denormals", "hardware", "versions"]
 
@@ -25,9 +25,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def hardware(device: torch.device) -> Json:
+def hardware(device: torch.device) -> JsonObject:
     """Describe the processor, its cores in use, and the accelerator if a run used one."""
-    described: Json = {
+    described: JsonObject = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import GPUS, check_device, usable_bytes
 from glue_harness.cost.footprint import measured_peak, optimizer_bytes, predict
 from glue_harness.cost.steps import Steps
 from glue_harness.hardware import versions
-from glue_harness.plain_data import Json, Record, Settings
+from glue_harness.plain_data import Record, Settings
 from glue_harness.run.architectures import changed, find_config
 from glue_harness.run.records import write_whole
 
@@ -133,7 +134,7 @@ def capacity(
     device: str = "cpu",
     attention: str | None = None,
     output_dir: Path | None = None,
-) -> Json:
+) -> JsonObject:
     """Search the largest value for each choice of the activation slot.
 
     Args:
@@ -153,7 +154,7 @@ def capacity(
     check_device(device, by, attention)
     changed(find_config(config.model), config.model_config)  # wrong fields are refused before any search
     step = SEARCHES[what][1]
-    rows: Json = {}
+    rows: JsonObject = {}
     for name, choice in choices.items():
         known: dict[int, float] = {}
 

@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import check_device
@@ -18,13 +19,15 @@ from glue_harness.cost.footprint import measured_peak, predict
 from glue_harness.cost.steps import Steps
 from glue_harness.files import atomic
 from glue_harness.hardware import hardware, versions
-from glue_harness.plain_data import Json, Record, Settings
+from glue_harness.plain_data import Record, Settings
 from glue_harness.run.records import write_whole
 
 __all__ = ["profile_step", "profile_steps", "table", "throughput_figure"]
 
 
-def profile_step(config: RunConfig, device: str, repeats: int = 5, attention: str | None = None) -> Json:
+def profile_step(
+    config: RunConfig, device: str, repeats: int = 5, attention: str | None = None
+) -> JsonObject:
     """Return memory and seconds of one kind of step; two warm-up steps are not counted.
 
     Args:
@@ -64,7 +67,7 @@ def profile_steps(
     *,
     by: str = "measurement",
     attention: str | None = None,
-) -> Json:
+) -> JsonObject:
     """Profile each choice of the activation slot at each batch size.
 
     A choice that cannot run (no memory, no GPU) is recorded with the reason and does not stop the others.
@@ -87,7 +90,7 @@ def profile_steps(
     for name, choice in choices.items():
         for size in batch_sizes:
             step_config = dataclasses.replace(config, activation=choice, batch_size=size)
-            row: Json = {"activation": name, "batch_size": size}
+            row: JsonObject = {"activation": name, "batch_size": size}
             try:
                 if by == "prediction":
                     row["bytes"] = dataclasses.asdict(predict(step_config, device, attention))

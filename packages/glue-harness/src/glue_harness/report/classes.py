@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glue_harness.plain_data import Json, Record
+from finetune_common.aliases import JsonObject
+from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
@@ -43,7 +44,7 @@ def class_tables(contents: Contents) -> dict[str, Table]:
     return tables
 
 
-def _class_report(result: Record) -> Json | None:
+def _class_report(result: Record) -> JsonObject | None:
     return next(iter((result.get("classes") or {}).values()), None) if has_own_rows(result) else None
 
 

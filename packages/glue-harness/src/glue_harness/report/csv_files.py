@@ -6,7 +6,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from glue_harness.plain_data import Json, Record
+from finetune_common.aliases import JsonObject
+from glue_harness.plain_data import Record
 from glue_harness.report.contents import Contents
 
 __all__ = ["csv_of"]
@@ -27,7 +28,7 @@ def csv_of(table: str, contents: Contents) -> str:
     return out.getvalue()
 
 
-def _summary_lines(contents: Contents) -> list[Json]:
+def _summary_lines(contents: Contents) -> list[JsonObject]:
     return [
         {
             "task": row.task,
@@ -50,7 +51,7 @@ def _summary_lines(contents: Contents) -> list[Json]:
     ]
 
 
-def _comparison_lines(contents: Contents) -> list[Json]:
+def _comparison_lines(contents: Contents) -> list[JsonObject]:
     return [
         {
             "task": c.row.task,
@@ -73,7 +74,7 @@ def _comparison_lines(contents: Contents) -> list[Json]:
     ]
 
 
-def _average_lines(contents: Contents) -> list[Json]:
+def _average_lines(contents: Contents) -> list[JsonObject]:
     return [
         {"model": a.model, "setting": a.setting, "glue_average": a.glue, "mean_of_eleven": a.eleven}
         for a in contents.averaged

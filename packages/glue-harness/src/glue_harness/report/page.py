@@ -11,7 +11,8 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from glue_harness.plain_data import Json, Record
+from finetune_common.aliases import JsonObject
+from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.compare import Comparison
 from glue_harness.report.contents import Contents
@@ -69,7 +70,7 @@ def _run(result: Record, row: int, config: int) -> list[object]:
     ]
 
 
-def page_data(contents: Contents) -> Json:
+def page_data(contents: Contents) -> JsonObject:
     """Return the data of the page's script: settings, runs, and their options, each option set once.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from glue_harness.plain_data import Json
+from finetune_common.aliases import JsonObject
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it: it warns of missing kernels
 
@@ -29,7 +29,7 @@ class _CallableModule(ModuleType):
         config: RunConfig,
         on_evaluation: Callable[[Training], None] | None = None,
         start_from: Path | None = None,
-    ) -> Json:
+    ) -> JsonObject:
         """Train a model on a task; see `glue_harness.run.entry.run`."""
         from glue_harness.run.entry import run
 

@@ -15,12 +15,12 @@ import torch
 import yaml
 from accelerate.utils import set_seed
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
-from glue_harness.plain_data import Json
 from glue_harness.run import checkpoint
 from glue_harness.run.architectures import find_config
 from glue_harness.run.fit import check_tokens
@@ -109,7 +109,7 @@ class Run:
         assert self.task is not None
         return Predictor(self.model, self.tokenizer, self.task, self.config.max_length)
 
-    def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Json]:
+    def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[JsonObject]:
         """Return each text's label and scores; see `glue_harness.run.predictor.Predictor`."""
         return self.predictor.predict(texts, batch_size)
 

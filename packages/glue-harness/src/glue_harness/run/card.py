@@ -8,9 +8,10 @@ from typing import Literal
 
 import yaml
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data.schema import Schema
 from finetune_common.tasks import GLUE_TASKS, Task
-from glue_harness.plain_data import Json, Record
+from glue_harness.plain_data import Record
 from glue_harness.run.parts import has_own_rows
 from glue_harness.run.records import ADAPTER
 
@@ -83,10 +84,10 @@ def _split(task: Task) -> str:
     return task.evaluation[0] if task.evaluation[0].startswith("validation") else "train"
 
 
-def _front(result: Record, task: Task, base: str) -> Json:
+def _front(result: Record, task: Task, base: str) -> JsonObject:
     """Return the metadata for a hub."""
     scores = result["metrics"]["last"]
-    front: Json = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    front: JsonObject = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     front["metrics"] = list(scores)
     if base == result["model"] != "demo":
         front["base_model"] = base
@@ -107,7 +108,7 @@ def _table(rows: Record) -> str:
     )
 
 
-def _methods(chosen: Json | list[Json]) -> str:
+def _methods(chosen: JsonObject | list[JsonObject]) -> str:
     """Return the methods of a slot with their options, in words."""
     words = []
     for method in chosen if isinstance(chosen, list) else [chosen]:

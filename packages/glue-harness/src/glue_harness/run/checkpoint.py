@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
+from finetune_common.aliases import StateDict
 from finetune_common.errors import ConfigurationError
 from glue_harness.files import atomic
-from glue_harness.plain_data import Record, Tensors
+from glue_harness.plain_data import Record
 from glue_harness.run.digests import damage, digest_of, write_digests
 from glue_harness.run.sharding import gathered, is_sharded, part_here
 
@@ -49,7 +50,7 @@ __all__ = [
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 
-def random_states() -> Tensors:
+def random_states() -> StateDict:
     """Return the states of Python's, NumPy's and torch's generators as plain data and tensors."""
     kind, keys, *rest = np.random.get_state()
     return {
@@ -204,8 +205,7 @@ def best_weights(folder: Path, step: int) -> Path | None:
 
 def adopt(best: Path) -> None:
     """Replace the newest checkpoint's weights by the best ones."""
-    newest = latest(best.parent)
-    if newest is not None:
+    if (newest := latest(best.parent)) is not None:
         write_digests(newest, {WEIGHTS: digest_of(best / WEIGHTS)})  # valid before and after the next line
         (best / WEIGHTS).replace(newest / WEIGHTS)
         for old in _steps(best.parent, "best").values():
@@ -232,7 +232,7 @@ def _readable(checkpoint: Path) -> Iterator[None]:
 
 def load(
     checkpoint: Path, model: torch.nn.Module, device: torch.device, expected: Iterable[str] = ()
-) -> Tensors:
+) -> StateDict:
     """Load the weights into a model and return the rest of a checkpoint.
 
     Args:

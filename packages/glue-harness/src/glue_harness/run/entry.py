@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 from finetune_common.measure import reset_peak_memory
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.tasks import check_sharded
 from glue_harness.hardware import flushed_denormals
-from glue_harness.plain_data import Json
 from glue_harness.run import snapshot
 from glue_harness.run.assembly import create
 from glue_harness.run.loop import Training
@@ -37,7 +37,7 @@ def run(
     start_from: Path | None = None,
     stop: StopRequest | StopFile | None = None,
     quiet: bool = False,
-) -> Json:
+) -> JsonObject:
     """Train a model on a task, or continue where an interrupted run stopped.
 
     Args:

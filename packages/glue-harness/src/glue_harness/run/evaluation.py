@@ -12,10 +12,10 @@ import scipy.stats  # noqa: F401  # metrics need both: imported here, not in the
 import sklearn.metrics  # noqa: F401
 import torch
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data import evaluation_batches
 from finetune_common.metrics import class_report, compute_metrics
 from finetune_common.tasks import Task
-from glue_harness.plain_data import Json
 from glue_harness.run.mixture import Mixture, mean_of
 from glue_harness.run.plan import Data
 from glue_harness.run.processes import Processes
@@ -52,7 +52,7 @@ class Evaluation:
                 shown = [" ".join(part.split()) for part in text]
                 yield f"{prefix}{index}", truth, answer, " ".join(f"{value:.9g}" for value in row), *shown
 
-    def of_classes(self, data: Data) -> Json:
+    def of_classes(self, data: Data) -> JsonObject:
         """Return the report of each class (`finetune_common.metrics.class_report`), set by set."""
         if data.task.regression:
             return {}
@@ -97,14 +97,14 @@ class History:
     """The evaluations of a run: the last one and the best one by the task's primary metric."""
 
     primary: str
-    entries: list[Json] = field(default_factory=list)
+    entries: list[JsonObject] = field(default_factory=list)
 
     def add(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Note an evaluation."""
         self.entries.append({"step": step, "epoch": epoch, "metrics": dict(metrics)})
 
     @property
-    def last(self) -> Json:
+    def last(self) -> JsonObject:
         """The newest evaluation."""
         return self.entries[-1]
 
@@ -129,7 +129,7 @@ class History:
         return since
 
     @property
-    def best(self) -> Json:
+    def best(self) -> JsonObject:
         """The first evaluation with the highest primary metric."""
         return max(self.entries, key=lambda entry: entry["metrics"][self.primary])
 

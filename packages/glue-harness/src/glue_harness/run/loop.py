@@ -17,9 +17,10 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch
-from glue_harness.plain_data import Json, Record
+from glue_harness.plain_data import Record
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, tell
 from glue_harness.run.evaluation import (
@@ -156,7 +157,7 @@ class Training:
         self.tested = evaluate_test(self.model, self.data, size, self.processes)
         self.beside = evaluate_beside(self.model, self.data, size, self.processes)
 
-    def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, Json]:
+    def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, JsonObject]:
         """Make one optimizer step; return this process's part of the mean loss, and the parts' values."""
         watch, processes = self.watch, self.processes
         total = torch.zeros((), device=processes.device)
@@ -287,6 +288,6 @@ class Training:
                 snapshot.save(self)
             raise Stopped(number, self.step)
 
-    def result(self) -> Json:
+    def result(self) -> JsonObject:
         """Return the content of `result.json`."""
         return result_of(self)

@@ -9,11 +9,12 @@ from statistics import fmean
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finetune_common.aliases import JsonObject, StateDict
 from finetune_common.data import Schema, fingerprint
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
-from glue_harness.plain_data import Json, Record, Tensors
+from glue_harness.plain_data import Record
 from glue_harness.run.plan import Data, load_rows
 
 __all__ = ["MEAN", "Mixture", "content_of", "load_data", "mean_of", "task_of_several"]
@@ -45,7 +46,7 @@ def task_of_several(tasks: Mapping[str, Task]) -> Task:
     return Task(",".join(tasks), (), (), (MEAN, *metrics), MEAN, {})
 
 
-def content_of(config: RunConfig) -> Json | None:
+def content_of(config: RunConfig) -> JsonObject | None:
     """Return the identity of a run's rows as they are in files now; None without files."""
     if not config.has_own_rows and config.data_dir is None:
         return None
@@ -54,11 +55,11 @@ def content_of(config: RunConfig) -> Json | None:
     return joined({name: _content(config.for_task(name)) for name in config.tasks})
 
 
-def _content(config: RunConfig) -> Json:
+def _content(config: RunConfig) -> JsonObject:
     return own_rows(config.as_dict()).content() if config.has_own_rows else fingerprint(*load_rows(config))
 
 
-def joined(contents: Mapping[str, Record]) -> Json:
+def joined(contents: Mapping[str, Record]) -> JsonObject:
     """Return the identity of the rows of several tasks, from the identity of each task's rows."""
     return {
         "labels": {name: content["labels"] for name, content in contents.items()},
@@ -124,7 +125,7 @@ class Mixture:
         }
 
     @property
-    def content(self) -> Json:
+    def content(self) -> JsonObject:
         """The identity of the rows."""
         return joined({name: part.content for name, part in self.parts.items()})
 
@@ -134,12 +135,12 @@ class Mixture:
         return [schema for part in self.parts.values() for schema in part.schemas]
 
     @property
-    def record(self) -> Json:
+    def record(self) -> JsonObject:
         """A run's description of its rows, as plain data."""
         has_own_rows = any(part.has_own_rows for part in self.parts.values())
         return {"content": self.content, "schema": None, "own": has_own_rows}
 
-    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterator[Tensors]:
+    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterator[StateDict]:
         """Yield these batches, each with rows of one task and that task's name.
 
         Args:
@@ -148,7 +149,7 @@ class Mixture:
             num_workers: Processes that prepare batches of one task.
         """
         owners = np.searchsorted(self._begins, [batch[0] for batch in batches], side="right") - 1
-        loaders: list[Iterator[Tensors]] = []
+        loaders: list[Iterator[StateDict]] = []
         for number, part in enumerate(self.parts.values()):
             begin = int(self._begins[number])
             part_batches = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from glue_harness.plain_data import Json, Record
+from finetune_common.aliases import JsonObject
+from glue_harness.plain_data import Record
 
 __all__ = ["has_own_rows", "result_of_task"]
 
@@ -13,6 +14,6 @@ def has_own_rows(result: Record) -> bool:
     return bool(data.get("own", data.get("schema")))
 
 
-def result_of_task(result: Record, task: str) -> Json:
+def result_of_task(result: Record, task: str) -> JsonObject:
     """Return the result of one of several tasks in the form of a separate run."""
     return {**result, **result["tasks"][task], "task": task}

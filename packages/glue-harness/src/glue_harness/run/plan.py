@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 
+from finetune_common.aliases import JsonObject, StateDict
 from finetune_common.data import (
     Collator,
     Schema,
@@ -29,7 +30,6 @@ from finetune_common.data import (
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
-from glue_harness.plain_data import Json, Tensors
 from glue_harness.run.holding import hold_out
 from glue_harness.run.label_noise import with_false_labels
 from glue_harness.run.processes import Processes
@@ -73,7 +73,7 @@ class Data:
     lengths: dict[str, np.ndarray]
     collator: Collator
     texts: dict[str, Dataset] = field(default_factory=dict)
-    content: Json = field(default_factory=dict)
+    content: JsonObject = field(default_factory=dict)
     schema: Schema | None = None
     has_own_rows: bool = False
     beside: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ class Data:
         return cls(task, datasets, lengths, collator, texts, content, schema, config.has_own_rows, beside)
 
     @property
-    def record(self) -> Json:
+    def record(self) -> JsonObject:
         """A run's description of its rows, as plain data."""
         schema = self.schema.as_dict() if self.schema else None
         return {"content": self.content, "schema": schema, "own": self.has_own_rows}
@@ -132,7 +132,7 @@ class Data:
         """Tokens of each training row."""
         return self.lengths["train"]
 
-    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterable[Tensors]:
+    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterable[StateDict]:
         """Return a loader of these batches of rows, in pinned memory for a GPU."""
         pinned = torch.cuda.is_available()
         rows = make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
@@ -153,7 +153,7 @@ class MicroBatch(NamedTuple):
 
     rows: int
     of: int
-    tensors: Tensors
+    tensors: StateDict
 
 
 @dataclass

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data import Collator, evaluation_batches, to_row_order
 from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import Task
-from glue_harness.plain_data import Json
 from glue_harness.run.fit import check_positions
 
 __all__ = ["Predictor"]
@@ -96,7 +96,7 @@ class Predictor:
             ]
         return [self.labels[number] for number in scores.argmax(axis=1)]
 
-    def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Json]:
+    def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[JsonObject]:
         """Return the model's answers for texts.
 
         Args:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 import yaml
 from filelock import FileLock, Timeout
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data.content import changed_rows
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.difference import difference
 from glue_harness.config.fields import RunConfig, identity_of
 from glue_harness.config.own_rows import DATASET, by_content
 from glue_harness.files import atomic, writing
-from glue_harness.plain_data import Json, Record
+from glue_harness.plain_data import Record
 from glue_harness.run.parts import result_of_task
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class RunFolder:
             for schema in [] if quiet else data.schemas:
                 print(schema, flush=True)
 
-    def _check_rows(self, content: Json) -> None:
+    def _check_rows(self, content: JsonObject) -> None:
         before = _read_file(self.path / "data.json", json.loads)
         if differs := changed_rows(before["content"], content):
             sources = before["schema"]["sources"] if before["schema"] and before.get("own", True) else {}
@@ -197,7 +198,7 @@ class RunFolder:
                 "choose another folder or --overwrite"
             )
 
-    def result(self, content_of: Callable[[RunConfig], Json | None]) -> Json | None:
+    def result(self, content_of: Callable[[RunConfig], JsonObject | None]) -> JsonObject | None:
         """Return the result of a finished run, else None.
 
         Args:
@@ -267,7 +268,7 @@ def _read_file(file: Path, parse: Callable[[str], T]) -> T:
         ) from None
 
 
-def _result(text: str) -> Json:
+def _result(text: str) -> JsonObject:
     """Read `result.json`; it must have this schema and all that a report needs."""
     result = json.loads(text)
     if result["schema"] != SCHEMA:
@@ -277,13 +278,13 @@ def _result(text: str) -> Json:
     return result
 
 
-def read_result(folder: Path, task: str = "") -> Json:
+def read_result(folder: Path, task: str = "") -> JsonObject:
     """Return the content of a finished run's `result.json`, of one of several tasks if named."""
     result = _read_file(folder / "result.json", _result)
     return result_of_task(result, task) if task else result
 
 
-def read_results(folder: Path) -> list[Json]:
+def read_results(folder: Path) -> list[JsonObject]:
     """Return every `result.json` below a folder, each with its `folder`, ordered by path.
 
     Raises:

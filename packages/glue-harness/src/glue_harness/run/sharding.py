@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune_common.aliases import StateDict
 from finetune_common.errors import ConfigurationError
-from glue_harness.plain_data import Record, Tensors
+from glue_harness.plain_data import Record
 
 __all__ = ["gathered", "is_sharded", "part_here", "shard", "state_here"]
 
@@ -74,7 +75,7 @@ def part_here(tensor: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def state_here(state: Record, parameters: Iterable[Tensor]) -> Tensors:
+def state_here(state: Record, parameters: Iterable[Tensor]) -> StateDict:
     """Return an optimizer's whole state with only this process's part for sharded parameters.
 
     Args:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from finetune_common.aliases import JsonObject
 from glue_harness.files import atomic_folder
-from glue_harness.plain_data import Json, Record
+from glue_harness.plain_data import Record
 from glue_harness.run import checkpoint
 from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.card import card_of
@@ -52,7 +53,7 @@ def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_output(training: Training) -> Json:
+def write_output(training: Training) -> JsonObject:
     """Write a run's output, and return its result, which is written last.
 
     The output is `predictions.tsv`, `model/`, `adapter/` if the adaptation can be saved separately, and

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import yaml
 from filelock import FileLock, Timeout
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from glue_harness.cluster import connected
 from glue_harness.config.difference import difference
 from glue_harness.extras import need
 from glue_harness.files import writing
-from glue_harness.plain_data import Json, Settings
+from glue_harness.plain_data import Settings
 from glue_harness.run.records import write_whole
 from glue_harness.search.records import (
     EVALUATION,
@@ -47,7 +48,7 @@ def search(
     trials: int = 8,
     jobs: int = 1,
     retry_failed: bool = False,
-) -> Json:
+) -> JsonObject:
     """Search for the best configuration, or continue an interrupted search.
 
     Args:
@@ -154,7 +155,7 @@ def _best(results: Sequence[Result], metric: str) -> Path | None:
     return Path(max(checkpoints, key=lambda pair: pair[1][metric])[0].path) if checkpoints else None
 
 
-def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Path) -> Json:
+def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Path) -> JsonObject:
     numbers = {Path(result.path).name: number for number, result in enumerate(results, start=1)}
     evaluations = {
         name: evaluation

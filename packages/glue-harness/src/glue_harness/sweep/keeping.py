@@ -9,9 +9,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
-from glue_harness.plain_data import Json
 from glue_harness.run.records import ADAPTER, MODEL
 
 __all__ = ["KEEPS", "SMALL", "check_disk", "disk_needed", "keep_models"]
@@ -53,7 +53,7 @@ def keep_models(folder: Path, keep: str) -> None:
                 _make_small(run)
 
 
-def _result(folder: Path) -> Json:
+def _result(folder: Path) -> JsonObject:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
