@@ -14,7 +14,7 @@ import torch
 
 from finetune_common.errors import ConfigurationError
 from glue_harness import parse_mapping
-from glue_harness.files import UnwritableError, whole, writing
+from glue_harness.files import UnwritableError, atomic, writing
 from glue_harness.run import checkpoint
 from glue_harness.run.entry import run
 from glue_harness.run.loop import Training
@@ -154,7 +154,7 @@ def test_a_file_stays_as_it_was_where_the_new_one_cannot_be_written(tmp_path: Pa
         write_whole(file, "new" * 10)
 
     def fail() -> None:
-        with whole(file) as beside:
+        with atomic(file) as beside:
             beside.write_text("half")
             raise ZeroDivisionError
 

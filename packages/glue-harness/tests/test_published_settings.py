@@ -259,6 +259,23 @@ def test_what_a_specification_cannot_say_is_named(part, said, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"grid": {"seed": "1" * 900}},
+        {"cases": [list(range(900))]},
+        {"where": [{str(n): n for n in range(99)}]},
+    ],
+)
+def test_a_long_value_is_not_printed_whole(part, tmp_path):
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump({**SPEC, **part}), encoding="utf-8")
+    with pytest.raises(ConfigurationError) as refused:
+        read_spec(file, tmp_path)
+    assert len(str(refused.value)) < 200 + len(str(file))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("row", "said"),
     [
         ("AdamW,rte,acc,much,{},accuracy", "line 2: could not convert"),

@@ -440,7 +440,7 @@ def test_own_files_come_in_pairs_and_alone(harness, tmp_path):
     line = ("run", "--task", "reviews", "--model", "demo", "--output-dir", tmp_path / "run")
     assert "give both" in harness(*line, "--train-file", "train.csv").err
     both = ("--train-file", "train.csv", "--validation-file", "dev.csv")
-    assert "give one of them" in harness(*line, *both, "--data-dir", "glue").err
+    assert "give only one of them" in harness(*line, *both, "--data-dir", "glue").err
     assert "'reviews' is unknown" in harness(*line).err
     assert "train.csv: No such file" in harness(*line, *both).err
 

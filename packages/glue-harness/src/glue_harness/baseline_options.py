@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TypeVar
 
 from finetune_common.errors import ConfigurationError, check_number
 
+T = TypeVar("T")
 
-def within(default: Any, **interval: float) -> Any:
+
+def within(default: T, **interval: float) -> T:
     """Declare a numeric option with the limits that `check_number` takes."""
     return field(default=default, metadata=interval)
 
@@ -57,7 +59,7 @@ class EightBitAdamOptions(AdamOptions):
         lr: Learning rate at the top of the schedule, at least 0.
         betas: Decay of the first and the second moment, each in [0, 1).
         eps: Added to the denominator, at least 0.
-        paged: Let state move to the host's memory where a GPU's is full; without a GPU it is there anyway.
+        paged: Let state move to the host's memory if the GPU's is full; no effect without a GPU.
     """
 
     paged: bool = False
@@ -70,7 +72,7 @@ class EightBitLionOptions(OptimizerOptions):
     Args:
         lr: Learning rate at the top of the schedule, at least 0; a third to a tenth of AdamW's.
         betas: Decay in the update and of the momentum, each in [0, 1).
-        paged: Let state move to the host's memory where a GPU's is full; without a GPU it is there anyway.
+        paged: Let state move to the host's memory if the GPU's is full; no effect without a GPU.
     """
 
     lr: float = within(1e-5, **POSITIVE)

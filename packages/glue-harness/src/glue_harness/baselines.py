@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.baseline_options import (
     AdadeltaOptions,
@@ -19,9 +20,13 @@ from glue_harness.baseline_options import (
     RMSpropOptions,
     SGDOptions,
 )
+from glue_harness.plain_data import Settings
 
 if TYPE_CHECKING:
     import torch
+
+
+ParamGroups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class FullFineTuning:
     def __init__(self, options: NoOptions) -> None:
         self.options = options
 
-    def load_kwargs(self) -> dict[str, Any]:
+    def load_kwargs(self) -> Settings:
         """Nothing is changed while loading."""
         return {}
 
@@ -56,11 +61,11 @@ class PlainActivations:
     def __init__(self, options: NoOptions) -> None:
         self.options = options
 
-    def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+    def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[None]:
         """Return a context that does nothing."""
         return nullcontext()
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> JsonObject:
         """Nothing is stored in another form."""
         return {}
 
@@ -70,13 +75,13 @@ class TorchOptimizer:
 
     name: ClassVar[str]
     name_in_torch: ClassVar[str]
-    Options: ClassVar[type] = AdamOptions
-    fixed: ClassVar[dict[str, Any]] = {}
+    Options: ClassVar[type[OptimizerOptions]] = AdamOptions
+    fixed: ClassVar[Settings] = {}
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: OptimizerOptions) -> None:
         self.options = options
 
-    def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, model: torch.nn.Module, param_groups: ParamGroups) -> torch.optim.Optimizer:
         """Return the optimizer over the groups."""
         import torch
 
@@ -149,10 +154,10 @@ class _EightBit:
     Options: ClassVar[type[OptimizerOptions]]
     not_sharded = "keeps state in packed bits, which cannot be split: use --optimizer adamw"
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: OptimizerOptions) -> None:
         self.options = options
 
-    def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, model: torch.nn.Module, param_groups: ParamGroups) -> torch.optim.Optimizer:
         """Return the optimizer, or say what is missing."""
         try:
             optim = import_module("bitsandbytes.optim")

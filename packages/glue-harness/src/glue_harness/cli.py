@@ -45,20 +45,20 @@ def _run(argv: Sequence[str]) -> None:
 
     from glue_harness.report.tables import print_run
     from glue_harness.run.entry import run
-    from glue_harness.run.processes import leave
+    from glue_harness.run.processes import leave_group
 
     try:
         result = run(config)
     except Stopped:
-        leave()
+        leave_group()
         raise
-    leave()
+    leave_group()
     if _process() == 0:
         print_run(result, Path(config.output_dir), finished_before=finished)
 
 
 def _process() -> int:
-    """Return this process's number from a launcher (torchrun, accelerate launch), 0 without one."""
+    """Return the number that a launcher (torchrun, accelerate launch) gave this process; 0 without one."""
     return int(os.environ.get("RANK", 0))
 
 
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 2 for what cannot be used; 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM.
+        0; 2 for wrong input; 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM.
     """
     try:
         with warnings.catch_warnings(), stop_on_signals():
@@ -168,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _main(sys.argv[1:] if argv is None else argv)
                 out.flush()
     except ConfigurationError as error:
-        speaker = f"glue-harness (process {_process()})" if _process() else "glue-harness"
-        print(f"{speaker}: {error}", file=sys.stderr)
+        program = f"glue-harness (process {_process()})" if _process() else "glue-harness"
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -220,12 +220,12 @@ def submit_command(argv: Sequence[str]) -> None:
 
     from glue_harness.submit import submit
 
-    made = submit(options.runs, options.output_dir, options.data_dir, options.ax)
-    for task, (folder, score) in made["runs"].items():
+    submission = submit(options.runs, options.output_dir, options.data_dir, options.ax)
+    for task, (folder, score) in submission["runs"].items():
         print(f"{task}: {folder} ({score:.4f} on the dev set)")
-    if made["missing"]:
-        print(f"missing, and expected by the leaderboard: {', '.join(made['missing'])}")
-    print(f"written and checked: {made['archive']}")
+    if submission["missing"]:
+        print(f"missing, and expected by the leaderboard: {', '.join(submission['missing'])}")
+    print(f"written and checked: {submission['archive']}")
 
 
 def predict_command(argv: Sequence[str]) -> None:
@@ -251,12 +251,12 @@ def predict_command(argv: Sequence[str]) -> None:
 
     from glue_harness.predict import predict
 
-    made = predict(
+    predicted = predict(
         options.model, options.files, options.output, options.batch_size, options.max_length, options.task
     )
-    speed = f"{made['rows']:,} rows in {made['seconds']:.1f} s"
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in made["metrics"].items())
-    print("; ".join(part for part in (speed, scores, made["without"]) if part), file=sys.stderr)
+    speed = f"{predicted['rows']:,} rows in {predicted['seconds']:.1f} s"
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in predicted["metrics"].items())
+    print("; ".join(part for part in (speed, scores, predicted["without"]) if part), file=sys.stderr)
 
 
 def export_command(argv: Sequence[str]) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from finetune_common.errors import ConfigurationError
-from finetune_common.slots import available
-from glue_harness.files import whole_folder
+from finetune_common.slots import Portable, available
+from glue_harness.files import atomic_folder
+from glue_harness.plain_data import Record
 from glue_harness.run.assembly import Run, base_model, open_run, read_config
 from glue_harness.run.card import card_of
 from glue_harness.run.records import ADAPTER, read_result
-from glue_harness.run.trained import plain, write_model
+from glue_harness.run.trained import merged_model, write_model
 
 __all__ = ["export", "push"]
 
@@ -79,12 +79,12 @@ def export(folder: Path, target: Path, merge: bool = False, task: str | None = N
     run = open_run(folder, task)
     name = read_config(folder).chosen_task(task, folder)
     apart = hasattr(run.methods.adaptation, "save") and not merge
-    ended = read_result(folder, name) if (folder / "result.json").exists() else None
-    with whole_folder(target) as unfinished:
+    result = read_result(folder, name) if (folder / "result.json").exists() else None
+    with atomic_folder(target) as unfinished:
         if apart:
             _write_adapter(run, folder / ADAPTER / name, unfinished / ADAPTER)
-        if (model := plain(run)) is not None:
-            write_model(run, model, unfinished, _card(run, ended, "whole"))
+        if (model := merged_model(run)) is not None:
+            write_model(run, model, unfinished, _card(run, result, "whole"))
             return None
         if not apart:
             raise ConfigurationError(
@@ -92,7 +92,7 @@ def export(folder: Path, target: Path, merge: bool = False, task: str | None = N
                 f"{type(run.model).__name__}: export it without --merge"
             )
         run.model = base_model(run)
-        write_model(run, run.model, unfinished, _card(run, ended, "code"))
+        write_model(run, run.model, unfinished, _card(run, result, "code"))
         _write_loader(run, unfinished)
     return target / f"{CODE}.py"
 
@@ -115,31 +115,30 @@ def push(folder: Path, name: str, private: bool = False) -> str:
 
     try:
         api = HfApi()
-        made = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder)
+        repository = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository.repo_id, folder_path=folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigurationError(
             f"--push-to-hub {name}: {reason}: log in with 'hf auth login'; the model is in {folder}"
         ) from None
-    return made.repo_id
+    return repository.repo_id
 
 
-def _card(run: Run, result: Mapping[str, Any] | None, form: Any) -> str:
+def _card(run: Run, result: Record | None, form: Literal["whole", "code"]) -> str:
     assert run.task is not None
     if result is None:
         return f"# {run.config.model}, fine-tuned on {run.task.name}\n\nThe run has not ended.\n"
     return card_of(result, run.task, form)
 
 
-def _write_adapter(run: Run, left: Path, target: Path) -> None:
+def _write_adapter(run: Run, adapter: Path, target: Path) -> None:
     """Write the adaptation's trained part, from a finished run or its newest checkpoint."""
     if not run.attached:
-        shutil.copytree(left, target)
+        shutil.copytree(adapter, target)
         return
     target.mkdir()
-    adaptation: Any = run.methods.adaptation
-    adaptation.save(run.model, target)
+    cast("Portable", run.methods.adaptation).save(run.model, target)
 
 
 def _write_loader(run: Run, folder: Path) -> None:
@@ -153,8 +152,8 @@ def _write_loader(run: Run, folder: Path) -> None:
     code = LOADER.format(**names, method=method, options=options)
     (folder / f"{CODE}.py").write_text(code, encoding="utf-8")
     file = folder / "config.json"
-    described = json.loads(file.read_text(encoding="utf-8"))
-    described |= {"model_type": f"adapted-{names['kind']}", "architectures": ["AdaptedModel"]}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content |= {"model_type": f"adapted-{names['kind']}", "architectures": ["AdaptedModel"]}
     kinds = {"AutoConfig": "AdaptedConfig", "AutoModelForSequenceClassification": "AdaptedModel"}
-    described["auto_map"] = {auto: f"{CODE}.{class_name}" for auto, class_name in kinds.items()}
-    file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    content["auto_map"] = {auto: f"{CODE}.{class_name}" for auto, class_name in kinds.items()}
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

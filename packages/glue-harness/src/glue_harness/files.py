@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune_common.errors import ConfigurationError
 
-__all__ = ["UnwritableError", "sync", "whole", "whole_folder", "writing"]
+__all__ = ["UnwritableError", "atomic", "atomic_folder", "sync", "writing"]
 
 
 class UnwritableError(ConfigurationError):
@@ -53,7 +53,7 @@ def writing(what: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """Yield a path beside another; the file made there replaces the other once it is on disk.
 
     If that fails, nothing new is left, and the old file stays.
@@ -67,7 +67,7 @@ def whole(path: Path) -> Iterator[Path]:
     Examples:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "result.txt"
-        >>> with whole(file) as beside:
+        >>> with atomic(file) as beside:
         ...     written = beside.write_text("42")
         >>> file.read_text(), [path.name for path in file.parent.iterdir()]
         ('42', ['result.txt'])
@@ -90,9 +90,9 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside a path, which takes its place as in `whole`."""
-    with whole(path) as beside:
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a path, which takes its place as in `atomic`."""
+    with atomic(path) as beside:
         beside.mkdir()
         yield beside
 

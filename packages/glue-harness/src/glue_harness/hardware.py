@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from finetune_common.aliases import JsonObject
 
 __all__ = ["flushed_denormals", "hardware", "versions"]
 
@@ -24,9 +25,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: torch.device) -> JsonObject:
     """Describe the processor, its cores in use, and the accelerator if a run used one."""
-    described: dict[str, Any] = {
+    described: JsonObject = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_common.data.choices import Choices
 from finetune_common.errors import ConfigurationError
@@ -13,6 +13,7 @@ from glue_harness.config.commands import CommandParser, parser_of
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.help_texts import described_arguments
 from glue_harness.config.own_rows import CHOICES, choices_of
+from glue_harness.plain_data import Settings
 
 if TYPE_CHECKING:
     from finetune_common.data import Schema
@@ -47,7 +48,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--task", default="mine", help="a known task, or a name of your own (default: mine)")
     described = described_arguments(RunConfig)
     for name in (*CHOICES, "metric"):
-        more: dict[str, Any] = {"action": "store_true"} if name == "drop_unlabelled" else {}
+        more: Settings = {"action": "store_true"} if name == "drop_unlabelled" else {}
         if name == "validation_share":
             more = {"type": float}
         parser.add_argument(f"--{name.replace('_', '-')}", help=described[name].replace("%", "%%"), **more)

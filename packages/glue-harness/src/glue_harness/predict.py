@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from rich.console import Console
@@ -33,6 +33,22 @@ WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
 """Endings of output files."""
 
 
+class Predicted(TypedDict):
+    """What `predict` did.
+
+    Attributes:
+        rows: Their number.
+        seconds: Of prediction.
+        metrics: Empty without labels.
+        without: Why there are no metrics; empty if there are.
+    """
+
+    rows: int
+    seconds: float
+    metrics: dict[str, float]
+    without: str
+
+
 def predict(
     model: str,
     files: Sequence[Path],
@@ -40,7 +56,7 @@ def predict(
     batch_size: int = 32,
     max_length: int | None = None,
     task: str | None = None,
-) -> dict[str, Any]:
+) -> Predicted:
     """Predict the rows of files, and write them with the predictions.
 
     The rows keep their columns. New are `label` and a `score_<name>` for each label, or `score` for a
@@ -56,10 +72,10 @@ def predict(
         task: Which task, if a run learned several.
 
     Returns:
-        `rows`, `seconds` of prediction, `metrics` (empty without labels), and `without`: why there are none.
+        What was done.
 
     Raises:
-        ConfigurationError: A model, file or column that cannot be used; nothing is written then.
+        ConfigurationError: A model, file or column that cannot be used. Nothing is written then.
     """
     check_number("batch_size", batch_size, at_least=1)
     ending = _ending(files, output)
@@ -196,7 +212,7 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
     known |= {name: index for index, name in enumerate(task.labels)}
     absent = (None, "") if task.regression else (None, "", -1, "-1")  # -1 in GLUE's test files
     rows: list[int] = []
-    labels: list[Any] = []
+    labels: list[object] = []
     for row, value in enumerate(columns[column]):
         if not isinstance(value, list) and value in absent and str(value) not in known:
             continue
@@ -213,7 +229,7 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
     return compute_metrics(judged, logits[rows], np.asarray(labels)), ""
 
 
-def _label(task: Task, known: Mapping[str, int], value: Any) -> Any:
+def _label(task: Task, known: Mapping[str, int], value: Any) -> object:
     if task.several:
         return multi_hot([[known[part] for part in parts(value)]], task.num_labels)[0]
     return float(value) if task.regression else known[str(value)]

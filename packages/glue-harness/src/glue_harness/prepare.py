@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
 from finetune_common.data import load_task, read_dataset, tokenize
 from finetune_common.tasks import get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.run.assembly import create
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["prepare", "prepare_dataset"]
 
@@ -21,7 +27,8 @@ def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str
     ready = []
     for name in config.tasks:
         described = get_task(name)
-        datasets = tokenize(load_task(described, data_dir=data_dir), run.tokenizer, described, max_length)
+        texts = cast("Mapping[str, Dataset]", load_task(described, data_dir=data_dir))
+        datasets = tokenize(texts, run.tokenizer, described, max_length)
         rows = ", ".join(f"{len(rows):,} {split}" for split, rows in datasets.items())
         ready.append(f"{name} ({rows} rows, at most {max_length} tokens)")
     parameters = sum(p.numel() for p in run.model.parameters())

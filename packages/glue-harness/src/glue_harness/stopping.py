@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 __all__ = ["SIGNALS", "StopFile", "StopRequest", "Stopped", "stop_on_signals"]
 
@@ -26,11 +25,11 @@ class Stopped(BaseException):
     Not an `Exception`, so that code which handles failed runs lets it pass.
 
     Args:
-        number: Of the signal.
+        number: The signal's number.
         step: Optimizer steps of the run that are done and saved.
 
     Attributes:
-        number: Of the signal.
+        number: The signal's number.
         status: Exit status of a process stopped by such a signal: by custom 128 plus its number.
 
     Examples:
@@ -56,7 +55,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.number, self.waits = 0, False
 
-    def note(self, number: int, _: Any = None) -> None:
+    def note(self, number: int, _: object = None) -> None:
         """Handle a signal.
 
         Raises:
@@ -89,14 +88,14 @@ class StopFile:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Note signals instead of dying from them; the earlier handlers are restored at the end.
+    """Record signals instead of ending the process; the earlier handlers are restored at the end.
 
     Ignored signals stay ignored (`nohup`). Outside the main thread Python allows no handlers, so nothing is
     noted.
     """
-    request, before = StopRequest(), dict[int, Any]()
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in SIGNALS}
+    request = StopRequest()
+    signals = SIGNALS if threading.current_thread() is threading.main_thread() else []
+    before = {number: signal.getsignal(number) for number in signals}
     handled = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in handled:

@@ -10,14 +10,14 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from finetune_common.data import load_task
 from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task
-from glue_harness.files import whole, writing
+from glue_harness.files import atomic, writing
 from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.parts import result_of_task
 from glue_harness.run.records import read_results, write_whole
@@ -66,6 +66,21 @@ FILES = {
 }
 """Name in the zip → its file."""
 
+
+class Submission(TypedDict):
+    """What `submit` made.
+
+    Attributes:
+        archive: The zip.
+        runs: Task → the run's folder, and its score on the dev set.
+        missing: Files that the leaderboard also expects.
+    """
+
+    archive: Path
+    runs: dict[str, tuple[Path, float]]
+    missing: list[str]
+
+
 HEADER = "index\tprediction"
 ARCHIVE = "submission.zip"
 
@@ -82,7 +97,7 @@ def _diagnostic(path: Path) -> Task:
 
 def _scores(run: Run, task: Task, split: str, data_dir: str | None) -> np.ndarray:
     """Return a run's logits for new rows, of shape (rows, labels), in row order."""
-    rows: Any = load_task(task, data_dir=data_dir, splits=[split])[split]
+    rows = load_task(task, data_dir=data_dir, splits=[split])[split]
     return run.predictor.logits(*(rows[name][:] for name in task.columns), batch_size=run.config.batch_size)
 
 
@@ -183,7 +198,7 @@ def _zipped(texts: Mapping[str, str]) -> bytes:
 
 def submit(
     folders: Sequence[Path], output_dir: Path, data_dir: str | None = None, ax: Path | None = None
-) -> dict[str, Any]:
+) -> Submission:
     """Predict the official test files and write the leaderboard's zip.
 
     Of several runs of a task, the one with the highest primary metric after its last step is used: a choice
@@ -196,8 +211,7 @@ def submit(
         ax: The diagnostic file (`AX.tsv`), which the MNLI run predicts.
 
     Returns:
-        `archive`; `runs`, task → (folder, its score on the dev set); `missing`, files that the leaderboard
-        also expects.
+        What was made.
 
     Raises:
         ConfigurationError: No run of a GLUE task, a run without a model, a test file that is missing or has a
@@ -222,7 +236,7 @@ def submit(
     for name, text in texts.items():
         write_whole(output_dir / name, text)
     archive = output_dir / ARCHIVE
-    with whole(archive) as unchecked:
+    with atomic(archive) as unchecked:
         unchecked.write_bytes(_zipped(texts))
         missing = check_submission(unchecked)
     return {"archive": archive, "runs": runs, "missing": missing}

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
@@ -15,6 +15,7 @@ from glue_harness.config.hold_out import read_hold_out
 from glue_harness.config.identity import OPTIONAL, WITHOUT_EFFECT
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES, by_content, check_sources, digest_of
 from glue_harness.config.tasks import check_tasks, task_of_own_rows
+from glue_harness.plain_data import Settings
 
 __all__ = ["LIST_SLOTS", "SLOTS", "RunConfig"]
 
@@ -98,7 +99,7 @@ class RunConfig:
             FSDP2).
         tracker: Also send logged steps and evaluations to this tracker.
         adaptation: Which parameters train.
-        activation: How saved tensors are kept until the backward pass.
+        activation: How saved tensors are identity until the backward pass.
         gradient: What is done to gradients before the optimizer's step.
         optimizer: How the update is computed.
         monitor: What else is recorded during training.
@@ -111,7 +112,7 @@ class RunConfig:
     task: str
     model: str
     output_dir: str
-    model_config: dict[str, Any] = field(default_factory=dict)
+    model_config: Settings = field(default_factory=dict)
     data_dir: str | None = None
     train_file: str | None = None
     validation_file: str | None = None
@@ -165,11 +166,11 @@ class RunConfig:
     overwrite: bool = False
     sharding: Literal["none", "fsdp"] = "none"
     tracker: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
-    adaptation: dict[str, Any] = field(default_factory=lambda: {"name": SLOTS["adaptation"]})
-    activation: dict[str, Any] = field(default_factory=lambda: {"name": SLOTS["activation"]})
-    gradient: list[dict[str, Any]] = field(default_factory=list)
-    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": SLOTS["optimizer"]})
-    monitor: list[dict[str, Any]] = field(default_factory=list)
+    adaptation: Settings = field(default_factory=lambda: {"name": SLOTS["adaptation"]})
+    activation: Settings = field(default_factory=lambda: {"name": SLOTS["activation"]})
+    gradient: list[Settings] = field(default_factory=list)
+    optimizer: Settings = field(default_factory=lambda: {"name": SLOTS["optimizer"]})
+    monitor: list[Settings] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._check_data()
@@ -257,11 +258,11 @@ class RunConfig:
         """Whether the rows come from the user's files or a dataset, not from a known task."""
         return self.train_file is not None or self.dataset is not None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Settings:
         """Return plain data: the content of `config.yaml`."""
         return json.loads(json.dumps(asdict(self)))
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Settings:
         """Return the settings that affect the numbers; two runs with equal identity are the same run.
 
         For the user's files and a dataset's folder it includes a hash of the rows, which are read for it.
@@ -281,7 +282,7 @@ DEFAULTS = {f.name: None if f.default is MISSING else f.default for f in fields(
 """Field → its default; None if it is required or a collection."""
 
 
-def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
+def identity_of(settings: Settings) -> Settings:
     """Return the settings that affect the numbers, without optional ones that are unused.
 
     Where rows are and how the user's files are read is left out: only the rows count.
@@ -290,9 +291,9 @@ def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
     left_out = [*WITHOUT_EFFECT, *unused, *FILES]
     if by_content(settings):
         left_out += [*CHOICES, *DATASET]
-    kept = {key: value for key, value in settings.items() if key not in left_out}
-    return kept | dict.fromkeys(kept.keys() & {"data_dir"})
+    identity = {key: value for key, value in settings.items() if key not in left_out}
+    return identity | dict.fromkeys(identity.keys() & {"data_dir"})
 
 
-DESCRIBED = [f for f in fields(RunConfig) if f.name not in (*SLOTS, "model_config")]
+OPTION_FIELDS = [f for f in fields(RunConfig) if f.name not in (*SLOTS, "model_config")]
 """The fields that have their own option on the command line."""

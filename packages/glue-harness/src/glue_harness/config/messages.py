@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from finetune_common.errors import did_you_mean
+from glue_harness.plain_data import Settings
 
 __all__ = ["one_line"]
 
@@ -30,7 +30,7 @@ def _readable(message: str) -> str:
     return f"{parsed['value']} cannot be used: give {types.replace(', null', ' or null')}"
 
 
-def _unknown_option(option: str, choices: Mapping[str, list[dict[str, Any]]], known: Sequence[str]) -> str:
+def _unknown_option(option: str, choices: Mapping[str, list[Settings]], known: Sequence[str]) -> str:
     slot, dot, name = option.removeprefix("--").partition(".")
     if not dot or slot not in choices:
         return f"{option} is no option: {did_you_mean(option, [name for name in known if '.' not in name])}"
@@ -45,7 +45,7 @@ def _unknown_option(option: str, choices: Mapping[str, list[dict[str, Any]]], kn
     return f"{option} is no option of {slot} {choices[slot][0]['name']!r}: {remedy}"
 
 
-def one_line(message: str, choices: Mapping[str, list[dict[str, Any]]], known: Sequence[str]) -> str:
+def one_line(message: str, choices: Mapping[str, list[Settings]], known: Sequence[str]) -> str:
     """Rewrite a parser's message as one line with a remedy."""
     message = " ".join(message.split())
     if wrong := re.match(

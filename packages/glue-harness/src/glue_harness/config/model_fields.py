@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
 from finetune_common.errors import ConfigurationError, shown
+from glue_harness.plain_data import Record, Settings
 
 __all__ = ["join_model_fields", "take_model_fields"]
 
 
-def join_model_fields(content: Mapping[str, Any], on_line: Mapping[str, Any]) -> dict[str, Any]:
+def join_model_fields(content: Record, on_line: Record) -> Settings:
     """Join the model's fields from the file and from the command line, which wins."""
     in_file = content.get("model_config") or {}
     if not isinstance(in_file, Mapping):
@@ -23,7 +23,7 @@ def join_model_fields(content: Mapping[str, Any], on_line: Mapping[str, Any]) ->
     return {str(name): value for name, value in {**in_file, **on_line}.items()}
 
 
-def take_model_fields(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def take_model_fields(argv: Sequence[str]) -> tuple[Settings, list[str]]:
     """Take `--model.<field> VALUE` from a command line; values are read as YAML.
 
     Returns:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_common.data.choices import Choices
 from finetune_common.errors import ConfigurationError
+from glue_harness.plain_data import Record
 
 if TYPE_CHECKING:
     from finetune_common.data.own_files import OwnRows
@@ -39,13 +39,13 @@ DATASET = ("dataset", "dataset_config")
 """Options that name rows of the hub."""
 
 
-def choices_of(settings: Mapping[str, Any]) -> Choices:
+def choices_of(settings: Record) -> Choices:
     """Return how a run's settings say to read the user's rows."""
-    given = {name: settings[name] for name in (*CHOICES, "metric") if settings.get(name)}
-    return Choices(**given)
+    options = {name: settings[name] for name in (*CHOICES, "metric") if settings.get(name)}
+    return Choices(**options)
 
 
-def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
+def check_sources(settings: Record, several: bool = False) -> None:
     """Refuse contradicting options about rows, before anything is read.
 
     Args:
@@ -56,9 +56,9 @@ def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
         ConfigurationError: Two sources of rows, or options that need another option.
     """
     sources = ("train_file", "dataset") if several else ("data_dir", "train_file", "dataset")
-    given = [name for name in sources if settings[name] is not None]
-    if len(given) > 1:
-        first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
+    named = [name for name in sources if settings[name] is not None]
+    if len(named) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in named[:2])
         raise ConfigurationError(f"{first} and {second} are two sources of rows: give only one of them")
     choices = choices_of(settings)
     if settings["dataset_config"] is not None and settings["dataset"] is None:
@@ -83,7 +83,7 @@ def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
                 )
 
 
-def by_content(settings: Mapping[str, Any]) -> bool:
+def by_content(settings: Record) -> bool:
     """Say whether rows are identified by their content: those of files and of a dataset's folder.
 
     A dataset of the hub is identified by its name.
@@ -92,7 +92,7 @@ def by_content(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("train_file")) or (dataset is not None and Path(dataset).is_dir())
 
 
-def own_rows(settings: Mapping[str, Any]) -> OwnRows:
+def own_rows(settings: Record) -> OwnRows:
     """Read the user's rows that a run's settings name; ambiguous files are refused.
 
     A process reads unchanged files only once.
@@ -148,6 +148,6 @@ def _digest(rows: OwnRows) -> str:
     return sha256(dumps(rows.content(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def digest_of(settings: Mapping[str, Any]) -> str:
+def digest_of(settings: Record) -> str:
     """Return twelve hexadecimal digits of a hash of the rows that a run's settings name."""
     return _digest(own_rows(settings))

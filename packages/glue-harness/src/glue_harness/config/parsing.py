@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -21,15 +21,17 @@ from jsonargparse import ArgumentParser, Namespace
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from finetune_common.slots import available, find
-from glue_harness.config.fields import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.config.fields import LIST_SLOTS, OPTION_FIELDS, SLOTS, RunConfig
 from glue_harness.config.help_texts import HelpFormatter, described_arguments, placeholder
 from glue_harness.config.messages import one_line
 from glue_harness.config.model_fields import join_model_fields, take_model_fields
 from glue_harness.config.specification import read_yaml
+from glue_harness.plain_data import Record, Settings
 
 __all__ = ["parse_line", "parse_mapping"]
 
-Choice = dict[str, Any]
+Choice = Settings
+"""A slot's method: its `name` and its options."""
 
 
 def _as_choice(slot: str, value: object) -> Choice:
@@ -54,7 +56,7 @@ def _as_choices(slot: str, value: object) -> list[Choice]:
     return [_as_choice(slot, value)]
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def _read_config(path: str) -> Settings:
     content = read_yaml(Path(path), "--config ", "give a readable YAML file")
     if not isinstance(content, dict):
         raise ConfigurationError(f"--config {path}: expected 'option: value' lines, found {shown(content)}")
@@ -66,7 +68,7 @@ class _Parser(ArgumentParser):
         """Show the option of a slot's method as users type it: `--optimizer`, not `--optimizer.name`."""
         return re.sub(rf"--({'|'.join(SLOTS)})\.name\b", r"--\1", super().format_help())
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigurationError(message)
 
 
@@ -102,18 +104,18 @@ def _parser(chosen: tuple[tuple[str, ...], ...], prog: str) -> ArgumentParser:
     )
     parser.add_argument("--print-config", action="store_true", help="Print the whole configuration and stop.")
     hints, described = get_type_hints(RunConfig), described_arguments(RunConfig)
-    for option in DESCRIBED:
-        hint, flag = hints[option.name], {"action": "store_true"}
-        default = None if option.default is dataclasses.MISSING else option.default
+    for option in OPTION_FIELDS:
+        hint, default = hints[option.name], None if option.default is dataclasses.MISSING else option.default
+        flag: Settings = {"action": "store_true"}
         if option.type != "bool":
             flag = {"type": hint if default is not None else hint | None, "metavar": placeholder(hint)}
         parser.add_argument(
             f"--{option.name.replace('_', '-')}", default=default, help=described[option.name], **flag
         )
-    for slot, given in zip(SLOTS, chosen, strict=True):
+    for slot, methods in zip(SLOTS, chosen, strict=True):
         names = ", ".join(available(slot)) or "none is installed"
         group = parser.add_argument_group(slot, f"{described[slot]} Installed: {names}.")
-        method = given[0] if len(given) == 1 else None
+        method = methods[0] if len(methods) == 1 else None
         text = "Names of methods, separated by commas." if slot in LIST_SLOTS else "Name of a method."
         group.add_argument(f"--{slot}.name", metavar="NAME", type=str | None, default=method, help=text)
         if method:
@@ -121,18 +123,18 @@ def _parser(chosen: tuple[tuple[str, ...], ...], prog: str) -> ArgumentParser:
     return parser
 
 
-def _first_look(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _first_look(argv: Sequence[str]) -> tuple[Settings, dict[str, str]]:
     """Return the configuration file's content and the methods named on the command line."""
-    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    look.add_argument("--config", nargs="?")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", nargs="?")
     for slot in SLOTS:
-        look.add_argument(f"--{slot}", nargs="?")
-    named = vars(look.parse_known_args(list(argv))[0])
-    for option, value in named.items():
+        parser.add_argument(f"--{slot}", nargs="?")
+    line_methods = vars(parser.parse_known_args(list(argv))[0])
+    for option, value in line_methods.items():
         if value is None:
             raise ConfigurationError(f"--{option} needs a value after it")
-    path = named.pop("config", None)
-    return (_read_config(path) if path else {}), named
+    path = line_methods.pop("config", None)
+    return (_read_config(path) if path else {}), line_methods
 
 
 def _drop_slots(argv: Sequence[str]) -> list[str]:
@@ -149,16 +151,16 @@ def _drop_slots(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _merge(content: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, list[Choice]]:
+def _merge(content: Record, line_methods: Mapping[str, str]) -> dict[str, list[Choice]]:
     choices = {}
     for slot, default in SLOTS.items():
         choices[slot] = _as_choices(slot, content.get(slot, default))
-        if slot in named:
+        if slot in line_methods:
             try:
-                on_line = _as_choices(slot, yaml.safe_load(named[slot]))
+                on_line = _as_choices(slot, yaml.safe_load(line_methods[slot]))
             except yaml.YAMLError:
                 raise ConfigurationError(
-                    f"--{slot} {shown(named[slot])} is neither a name nor YAML: give a name, or "
+                    f"--{slot} {shown(line_methods[slot])} is neither a name nor YAML: give a name, or "
                     "{name: …, option: value}"
                 ) from None
             if [c["name"] for c in on_line] != [c["name"] for c in choices[slot]] or any(
@@ -183,7 +185,11 @@ def _check_several(slot: str, choices: list[Choice]) -> list[Choice]:
     return checked
 
 
-def _guarded(parser: ArgumentParser, choices: Mapping[str, list[Choice]], action: Any) -> Namespace:
+def _guarded(
+    parser: ArgumentParser,
+    choices: Mapping[str, list[Choice]],
+    action: Callable[[ArgumentParser], Namespace],
+) -> Namespace:
     """Run a parser; its errors become one line."""
     known = [option for a in parser._actions for option in a.option_strings if option.startswith("--")]
     try:
@@ -203,29 +209,29 @@ def _slot_value(parsed: Namespace, slot: str) -> Choice:
     return {"name": name, **dataclasses.asdict(options(**values))}
 
 
-def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
-    choices = _merge(content, named)
+def _parse(content: Record, line_methods: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
+    choices = _merge(content, line_methods)
     names = tuple(tuple(choice["name"] for choice in choices[slot]) for slot in SLOTS)
     # parsing a command line changes the parser's defaults, so such a parser must not be cached
     parser = _parser.__wrapped__(names, prog) if argv else _parser(names, prog)
     apart = (*SLOTS, "model_config")
     rest = {str(key).replace("-", "_"): value for key, value in content.items() if key not in apart}
-    if unknown := [key for key in rest if key not in {f.name for f in DESCRIBED}]:
+    if unknown := [key for key in rest if key not in {f.name for f in OPTION_FIELDS}]:
         fields = [f.name for f in dataclasses.fields(RunConfig)]
         raise ConfigurationError(
             f"configuration key {unknown[0]!r} is unknown: {did_you_mean(unknown[0], fields)}"
         )
-    if empty := [f.name for f in DESCRIBED if f.default is not None and rest.get(f.name, f) is None]:
+    if empty := [f.name for f in OPTION_FIELDS if f.default is not None and rest.get(f.name, f) is None]:
         raise ConfigurationError(f"configuration key {empty[0]!r} is empty: give a value, or leave it out")
-    for f in DESCRIBED:
+    for f in OPTION_FIELDS:
         if f.type == "bool" and not isinstance(rest.get(f.name, False), bool):
             raise ConfigurationError(
                 f"configuration key {f.name!r} is {shown(rest[f.name])}: give true or false"
             )
     if isinstance(rest.get("task"), list):
         rest["task"] = ",".join(map(str, rest["task"]))
-    given = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
-    parsed = _guarded(parser, choices, lambda p: p.parse_object(given, defaults=True))
+    settings = rest | {slot: chosen[0] for slot, chosen in choices.items() if len(chosen) == 1}
+    parsed = _guarded(parser, choices, lambda p: p.parse_object(settings, defaults=True))
     if argv:
         options = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
         parser.set_defaults({option: parsed[option] for option in options if option in parsed})
@@ -239,7 +245,7 @@ def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[
     return parsed
 
 
-def _config(parsed: Namespace, model_config: dict[str, Any]) -> RunConfig:
+def _config(parsed: Namespace, model_config: Settings) -> RunConfig:
     values = {f.name: parsed[f.name] for f in dataclasses.fields(RunConfig) if f.name != "model_config"}
     values["model_config"] = model_config
     for required in ("task", "model", "output_dir"):
@@ -264,13 +270,13 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
         ConfigurationError: One line that names the value and the remedy.
     """
     model_fields, argv = take_model_fields(argv)
-    content, named = _first_look(argv)
-    parsed = _parse(content, named, argv, prog)
+    content, line_methods = _first_look(argv)
+    parsed = _parse(content, line_methods, argv, prog)
     return _config(parsed, join_model_fields(content, model_fields)), parsed.print_config
 
 
 @explain_arguments
-def parse_mapping(content: Mapping[str, Any], options: Sequence[str] = ()) -> RunConfig:
+def parse_mapping(content: Record, options: Sequence[str] = ()) -> RunConfig:
     """Read a mapping with a YAML file's keys, and command-line options, which win.
 
     Examples:
@@ -282,6 +288,6 @@ def parse_mapping(content: Mapping[str, Any], options: Sequence[str] = ()) -> Ru
         0.2
     """
     model_fields, options = take_model_fields(options)
-    _, named = _first_look(options)
-    parsed = _parse(content, named, options, "glue-harness run")
+    _, line_methods = _first_look(options)
+    parsed = _parse(content, line_methods, options, "glue-harness run")
     return _config(parsed, join_model_fields(content, model_fields))

@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
+from glue_harness.plain_data import Record, Settings
 
 __all__ = ["read_specification", "read_yaml"]
 
@@ -23,7 +23,7 @@ OF_THE_COMMAND = {
 """Options that only `run` has → what to do instead in a specification."""
 
 
-def read_yaml(path: Path, option: str, remedy: str) -> Any:
+def read_yaml(path: Path, option: str, remedy: str) -> object:
     """Return the content of a YAML file.
 
     Args:
@@ -42,7 +42,7 @@ def read_yaml(path: Path, option: str, remedy: str) -> Any:
         raise ConfigurationError(f"{option}{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
-def _expand_variables(value: Any, path: Path) -> Any:
+def _expand_variables(value: object, path: Path) -> object:
     """Replace `${NAME}` by the environment's value, so that a specification works on every machine."""
     if isinstance(value, dict):
         return {key: _expand_variables(inner, path) for key, inner in value.items()}
@@ -59,8 +59,8 @@ def _expand_variables(value: Any, path: Path) -> Any:
 
 
 def read_specification(
-    path: Path, parts: Mapping[str, type], choose: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
-) -> dict[str, Any]:
+    path: Path, parts: Mapping[str, type], choose: Callable[[Record], Record] = dict
+) -> Settings:
     """Read a specification; missing parts are empty.
 
     Args:

@@ -8,16 +8,17 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import GPUS, check_device, usable_bytes
 from glue_harness.cost.footprint import measured_peak, optimizer_bytes, predict
 from glue_harness.cost.steps import Steps
 from glue_harness.hardware import versions
+from glue_harness.plain_data import Record, Settings
 from glue_harness.run.architectures import changed, find_config
 from glue_harness.run.records import write_whole
 
@@ -127,13 +128,13 @@ def capacity(
     config: RunConfig,
     what: str,
     budget: int,
-    choices: Mapping[str, dict[str, Any]],
+    choices: Mapping[str, Settings],
     *,
     by: str = "prediction",
     device: str = "cpu",
     attention: str | None = None,
     output_dir: Path | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Search the largest value for each choice of the activation slot.
 
     Args:
@@ -153,11 +154,11 @@ def capacity(
     check_device(device, by, attention)
     changed(find_config(config.model), config.model_config)  # wrong fields are refused before any search
     step = SEARCHES[what][1]
-    rows: dict[str, Any] = {}
+    rows: JsonObject = {}
     for name, choice in choices.items():
         known: dict[int, float] = {}
 
-        def cost(n: int, choice: dict[str, Any] = choice, known: dict[int, float] = known) -> float:
+        def cost(n: int, choice: Settings = choice, known: dict[int, float] = known) -> float:
             resized_config = dataclasses.replace(resized(config, what, n * step), activation=choice)
             known[n] = METHODS[by](resized_config, device, attention)
             return known[n]
@@ -194,7 +195,7 @@ def capacity(
     return report
 
 
-def table(report: Mapping[str, Any]) -> str:
+def table(report: Record) -> str:
     """Return a report as a markdown table."""
     rows = report["results"]
     against = next(iter(rows.values()))["largest"]

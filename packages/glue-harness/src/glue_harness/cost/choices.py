@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import find
+from glue_harness.plain_data import Settings
 
-__all__ = ["SHORT", "read_choices"]
+__all__ = ["ALIASES", "read_choices"]
 
-SHORT = {"swap": "offload:swap", "compress+swap": "offload:L4bit-swap"}
-"""Name in the literature's tables → method and level."""
+ALIASES = {"swap": "offload:swap", "compress+swap": "offload:L4bit-swap"}
+"""Name in published tables → method and level."""
 
 
-def read_choices(text: str) -> dict[str, dict[str, Any]]:
+def read_choices(text: str) -> dict[str, Settings]:
     """Read names of activation methods; a level follows after a colon if the method has levels.
 
     Args:
@@ -35,7 +35,7 @@ def read_choices(text: str) -> dict[str, dict[str, Any]]:
     """
     choices = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        name, colon, level = SHORT.get(part, part).partition(":")
+        name, colon, level = ALIASES.get(part, part).partition(":")
         method = find("activation", name)
         if colon and not hasattr(method.Options(), "level"):
             raise ConfigurationError(f"activation {name!r} has no levels: leave ':{level}' out")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune_common.errors import ConfigurationError, check_number
 from glue_harness.config.commands import CommandParser, parser_of
+
+if TYPE_CHECKING:
+    from glue_harness.config.fields import RunConfig
+    from glue_harness.plain_data import Settings
 
 __all__ = ["capacity_command", "profile_command"]
 
@@ -24,7 +28,7 @@ def _steps_parser(command: str, description: str, compare: str) -> CommandParser
         "--compare",
         metavar="LIST",
         help=f"activation methods, each with a level after a colon if it has levels (default: the given "
-        f"--activation, else {compare})",
+        f"--activation, else {compare.replace(',', ', ')})",
     )
     parser.add_argument(
         "--device",
@@ -42,7 +46,9 @@ def _steps_parser(command: str, description: str, compare: str) -> CommandParser
     return parser
 
 
-def _steps_config(rest: Sequence[str], compare: str | None, default: str, prog: str) -> tuple[Any, Any]:
+def _steps_config(
+    rest: Sequence[str], compare: str | None, default: str, prog: str
+) -> tuple[RunConfig, dict[str, Settings]]:
     """Read the options shared with `run`, and the activation methods to compare."""
     from glue_harness.config.parsing import parse_line
     from glue_harness.cost.choices import read_choices

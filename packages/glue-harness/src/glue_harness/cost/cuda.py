@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -46,7 +45,7 @@ GPUS = {"T4": 14.7, "L4": 22.0, "A10": 22.0, "A100-40": 39.4, "H100": 79.1, "H20
 """GPU → GiB that `torch.cuda.mem_get_info` reports, rounded down; error correction takes some."""
 
 ATTENTION = ("eager", "sdpa", "flash")
-"""Written out; the kernel that torch would choose; always FlashAttention."""
+"""Plain operations; the kernel that torch would choose; always FlashAttention."""
 
 
 def usable_bytes(name: str) -> int:
@@ -106,12 +105,12 @@ def cuda_kernels(attention: str = "sdpa") -> Iterator[None]:
         yield
 
 
-def _like(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _like(function: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Make a function look like another, also to hooks on torch functions."""
 
-    def passing(replacement: Callable[..., Any]) -> Callable[..., Any]:
+    def passing(replacement: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @wraps(function)
-        def called(first: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def called(first: Tensor, *args: object, **kwargs: object) -> Tensor:
             if has_torch_function_unary(first):
                 return handle_torch_function(called, (first,), first, *args, **kwargs)
             return replacement(first, *args, **kwargs)
@@ -144,7 +143,7 @@ def _attention_by(attention: str) -> Callable[..., Tensor]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if not isinstance(query, FakeTensor):  # as in a trial of a layer: a CPU has no such kernels
+        if not isinstance(query, FakeTensor):  # a real tensor, for which a CPU lacks CUDA's kernels
             return _attention_of_cpu(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
@@ -179,7 +178,7 @@ def _attention_by(attention: str) -> Callable[..., Tensor]:
 
 
 def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """Return a mask in the memory-efficient kernel's form: numbers, rows padded to a multiple of 16."""
+    """Return a mask as the memory-efficient kernel needs it: numbers, rows padded to a multiple of 16."""
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
     width = mask.shape[-1]
@@ -188,8 +187,8 @@ def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 LOWER = ("conv", "rnn", "gru", "lstm", "einsum", "linalg_multi_dot", "chain_matmul", "addmv", "addr", "mv")
-"""Parts of names of operations that CUDA's autocast runs in half precision; the CPU's does too, or never sees
-them."""
+"""Parts of names of operations that CUDA's autocast runs in half precision, and the CPU's autocast too or
+never."""
 WIDEST = (
     "addcdiv",
     "addcmul",
@@ -229,18 +228,18 @@ def autocast_to_float32() -> list[str]:
     ]
 
 
-def _in_float32(name: str) -> Callable[..., Any]:
+def _in_float32(name: str) -> Callable[..., object]:
     packet, _, overload = name.removeprefix("aten::").partition(".")
     operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
 
-    def widened(*args: Any, **kwargs: Any) -> Any:
+    def widened(*args: object, **kwargs: object) -> object:
         with torch.autocast("cpu", enabled=False):
             return operation(*(_wide(value) for value in args), **{k: _wide(v) for k, v in kwargs.items()})
 
     return widened
 
 
-def _wide(value: Any) -> Any:
+def _wide(value: object) -> object:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.float()
     return value

@@ -1,4 +1,4 @@
-"""Answers that replace values of fake tensors when a model looks for the end of a text."""
+"""Results for fake tensors, which have no values, when a model looks for the end of a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ aten = torch.ops.aten
 
 
 class OneEndEach(TorchDispatchMode):
-    """Within it, a mask of rows and tokens marks one token a row: some heads look for the end of a text.
+    """A context in which a mask over rows and tokens marks one token per row.
+
+    Some heads look for the end of a text by such a mask.
 
     Examples:
         >>> from torch._subclasses import FakeTensorMode

@@ -64,7 +64,7 @@ class LiveBytes(TorchDispatchMode):
                 self._count(leaf.untyped_storage())
         return result
 
-    def _count(self, storage: Any) -> None:
+    def _count(self, storage: torch.UntypedStorage) -> None:
         if storage not in self._known:
             size = -(-storage.nbytes() // self._rounding) * self._rounding
             self._known[storage] = size
@@ -144,14 +144,14 @@ def imposed(device: str, attention: str | None = None) -> Iterator[LiveBytes]:
 _swap = torch.utils.swap_tensors
 
 
-def _swapped(one: Tensor, other: Tensor) -> None:
+def _swapped(current: Tensor, moved: Tensor) -> None:
     """Skip a module's move to the device it is on: torch cannot swap fake tensors."""
-    if (one.dtype, one.device) != (other.dtype, other.device):
-        _swap(one, other)
+    if (current.dtype, current.device) != (moved.dtype, moved.device):
+        _swap(current, moved)
 
 
 def optimizer_bytes(config: RunConfig) -> float:
-    """Return the bytes of optimizer state for each trained parameter, found by two steps on a small layer.
+    """Return the bytes of optimizer state for each trained parameter, measured in two steps on a small layer.
 
     The layer is in a numbered list, like an encoder's layers. Patterns of names would not match it, so they
     are left out: all parameters count as chosen.
@@ -175,7 +175,7 @@ def optimizer_bytes(config: RunConfig) -> float:
     return sum(tensor.nbytes for tensor in tensors) / elements
 
 
-def measured_peak(step: Callable[[], Any], device: str = "cpu") -> int:
+def measured_peak(step: Callable[[], object], device: str = "cpu") -> int:
     """Return the peak of bytes that a call allocates in addition, from the allocator's events.
 
     Args:
@@ -190,10 +190,11 @@ def measured_peak(step: Callable[[], Any], device: str = "cpu") -> int:
     return max(running_bytes(step), default=0)
 
 
-def running_bytes(call: Callable[[], Any]) -> list[int]:
+def running_bytes(call: Callable[[], object]) -> list[int]:
     """Return the additional bytes after each event of the CPU's allocator during a call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     assert profiler.profiler is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    results: Any = profiler.profiler.kineto_results  # torch's stub lacks `nbytes`
+    events = [event for event in results.events() if event.name() == "[memory]"]
     return list(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))

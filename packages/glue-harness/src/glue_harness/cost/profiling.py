@@ -8,17 +8,18 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import check_device
 from glue_harness.cost.footprint import measured_peak, predict
 from glue_harness.cost.steps import Steps
-from glue_harness.files import whole
+from glue_harness.files import atomic
 from glue_harness.hardware import hardware, versions
+from glue_harness.plain_data import Record, Settings
 from glue_harness.run.records import write_whole
 
 __all__ = ["profile_step", "profile_steps", "table", "throughput_figure"]
@@ -26,7 +27,7 @@ __all__ = ["profile_step", "profile_steps", "table", "throughput_figure"]
 
 def profile_step(
     config: RunConfig, device: str, repeats: int = 5, attention: str | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return memory and seconds of one kind of step; two warm-up steps are not counted.
 
     Args:
@@ -41,8 +42,8 @@ def profile_step(
     """
     steps = Steps(config, device, attention)
     steps.prepare_optimizer()
-    taken = [steps.timed(number) for number in range(1, repeats + 3)]
-    passes, whole = map(list, zip(*taken[2:], strict=True))
+    timings = [steps.timed(number) for number in range(1, repeats + 3)]
+    passes, steps_taken = map(list, zip(*timings[2:], strict=True))
     loss, stored = steps.metered_forward()
     del loss
     gc.collect()
@@ -51,14 +52,14 @@ def profile_step(
     sizes = steps.state_bytes()
     return {
         "bytes": sizes | {"activations": stored, "peak": fixed["parameters"] + fixed["optimizer"] + peak},
-        "seconds": {"step": median(whole), "without_optimizer": median(passes), "all": whole},
-        "rows_per_second": config.batch_size * config.accumulate / median(whole),
+        "seconds": {"step": median(steps_taken), "without_optimizer": median(passes), "all": steps_taken},
+        "rows_per_second": config.batch_size * config.accumulate / median(steps_taken),
     }
 
 
 def profile_steps(
     config: RunConfig,
-    choices: Mapping[str, dict[str, Any]],
+    choices: Mapping[str, Settings],
     batch_sizes: list[int],
     device: str,
     output_dir: Path | None = None,
@@ -66,7 +67,7 @@ def profile_steps(
     *,
     by: str = "measurement",
     attention: str | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Profile each choice of the activation slot at each batch size.
 
     A choice that cannot run (no memory, no GPU) is recorded with the reason and does not stop the others.
@@ -89,7 +90,7 @@ def profile_steps(
     for name, choice in choices.items():
         for size in batch_sizes:
             step_config = dataclasses.replace(config, activation=choice, batch_size=size)
-            row: dict[str, Any] = {"activation": name, "batch_size": size}
+            row: JsonObject = {"activation": name, "batch_size": size}
             try:
                 if by == "prediction":
                     row["bytes"] = dataclasses.asdict(predict(step_config, device, attention))
@@ -124,7 +125,7 @@ def profile_steps(
     return report
 
 
-def table(report: Mapping[str, Any]) -> str:
+def table(report: Record) -> str:
     """Return a report as a markdown table; memory in MB, times against the first row."""
     head = ("parameters", "gradients", "optimizer", "activations", "peak")
     titles = [f"{name}, MB" for name in head]
@@ -149,7 +150,7 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def throughput_figure(report: Mapping[str, Any], path: Path) -> None:
+def throughput_figure(report: Record, path: Path) -> None:
     """Draw rows per second against the batch size, a line for each activation method."""
     import matplotlib
 
@@ -168,6 +169,6 @@ def throughput_figure(report: Mapping[str, Any], path: Path) -> None:
         )
     ax.set(xlabel="batch size", ylabel="rows a second", title=f"{report['model']}: training throughput")
     ax.legend()
-    with whole(path) as beside:
+    with atomic(path) as beside:
         figure.savefig(beside, dpi=120)
     plt.close(figure)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from finetune_common.measure import SavedTensorMeter
 from glue_harness.config.fields import RunConfig
@@ -22,7 +23,7 @@ class Steps:
     Args:
         config: Model, slots, batch size, length and precision.
         device: The device of the model.
-        attention: "eager" is written out, all else a fused kernel; by default the model's own.
+        attention: "eager" uses plain operations, others a fused kernel; by default the model's own.
     """
 
     def __init__(self, config: RunConfig, device: str = "cpu", attention: str | None = None) -> None:
@@ -30,7 +31,7 @@ class Steps:
         self.run = create_untrained(config, device, attention)
         self.methods, self.model = self.run.methods, self.run.model.train()
         rows = (config.batch_size, config.max_length)
-        words = self.model.config.get_text_config().vocab_size
+        words = cast("PretrainedConfig", self.model.config).get_text_config().vocab_size
         self.batch = {
             "input_ids": torch.randint(5, words, rows, device=device),
             "labels": torch.zeros(rows[0], dtype=torch.long, device=device),
@@ -57,7 +58,7 @@ class Steps:
         meter = SavedTensorMeter(self.model)
         with meter:
             loss = self.forward()
-        return loss, int(self.methods.activation.stats().get("stored_bytes", meter.bytes))
+        return loss, cast("int", self.methods.activation.stats().get("stored_bytes", meter.bytes))
 
     def forward_backward(self) -> None:
         """Make the passes of one optimizer step; gradients are left in place."""
@@ -88,7 +89,7 @@ class Steps:
 
     def state_bytes(self) -> dict[str, int]:
         """Return the current bytes of parameters, gradients and optimizer state."""
-        tensors: list[Any] = [*self.model.parameters(), *self.model.buffers()]
+        tensors: list[Tensor] = [*self.model.parameters(), *self.model.buffers()]
         states = self.optimizer.state.values() if self.optimizer is not None else ()
         return {
             "parameters": sum(t.nbytes for t in tensors),

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +15,10 @@ from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import TASKS
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.footprint import predict
+from glue_harness.plain_data import Settings
 from glue_harness.run.models import build_model
 
-__all__ = ["CORE", "FILLED", "GPU", "forecast", "operations", "passed", "run_seconds"]
+__all__ = ["CORE", "FILLED", "GPU", "forecast", "operations", "parameters_per_token", "run_seconds"]
 
 FILLED = 0.5
 """Length of a padded row as a share of `max_length`."""
@@ -31,8 +31,8 @@ START = 2.0
 """Seconds before a run's first step."""
 
 
-def passed(model: str, model_config: dict[str, Any] | None = None) -> int:
-    """Return how many parameters a token passes: embeddings do not count, a shared layer counts each time.
+def parameters_per_token(model: str, model_config: Settings | None = None) -> int:
+    """Return how many parameters process a token: embeddings do not count, shared layers count each time.
 
     Args:
         model: Preset, hub name, folder, or `demo`.
@@ -42,8 +42,8 @@ def passed(model: str, model_config: dict[str, Any] | None = None) -> int:
         ConfigurationError: A model of unknown shape.
 
     Examples:
-        >>> passed("bert-base-uncased") // 10**6, passed("albert-base-v2") // 10**6
-        (85, 85)
+        >>> [parameters_per_token(name) // 10**6 for name in ("bert-base-uncased", "albert-base-v2")]
+        [85, 85]
     """
     with torch.device("meta"):
         built = build_model(model, model_config, max_length=1).eval()
@@ -54,13 +54,13 @@ def passed(model: str, model_config: dict[str, Any] | None = None) -> int:
         }
         count = 0
 
-        def add(module: nn.Module, *_: Any) -> None:
+        def add(module: nn.Module, *_: object) -> None:
             nonlocal count
             count += matrices[module]
 
         for module in matrices:
             module.register_forward_hook(add)
-        # a head that looks for the end of a text fails without values, but the body has run by then
+        # without values, a head that looks for the end of a text fails, but only after the body has run
         with suppress(RuntimeError, NotImplementedError):
             built(input_ids=torch.zeros(1, 8, dtype=torch.long))
     return count or sum(matrices.values())
@@ -71,7 +71,7 @@ def operations(config: RunConfig, parameters: int) -> float:
 
     Args:
         config: A run of known tasks.
-        parameters: From `passed`.
+        parameters: From `parameters_per_token`.
     """
     tasks, most = [TASKS[name] for name in config.tasks], config.max_train_samples or math.inf
     held = config.hold_out if isinstance(config.hold_out, dict) else {}
@@ -101,7 +101,7 @@ def run_seconds(configs: Sequence[RunConfig], speed: float) -> float:
             raise ConfigurationError(f"the number of rows of {config.task} is unknown before a run")
         shape = json.dumps([config.model, config.model_config], sort_keys=True)
         if shape not in sizes:
-            sizes[shape] = passed(config.model, config.model_config)
+            sizes[shape] = parameters_per_token(config.model, config.model_config)
         seconds += START + operations(config, sizes[shape]) / speed
     return seconds
 
@@ -118,7 +118,7 @@ def _memory(configs: Sequence[RunConfig]) -> str:
         try:
             peaks[config.model] = predict(config).peak
         except (ConfigurationError, DataDependentOutputException, DynamicOutputShapeException):
-            # the model is not here, or reads its rows' values, which fake rows lack
+            # the model is not on this machine, or it reads values, which fake rows do not have
             unknown.append(config.model)
     if not peaks:
         return "memory: unknown"

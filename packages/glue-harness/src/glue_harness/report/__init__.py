@@ -76,7 +76,7 @@ def report(
         baseline: Condition that selects one setting for each task, e.g. `optimizer=adamw`.
         margin: Smallest difference from the baseline that matters, in the unit of the metric: 0.005 is
             half a point of accuracy. Without it nothing is called equal.
-        primary: Condition that selects the comparisons named before the runs; the others are exploratory.
+        primary: Condition that selects the comparisons planned before the runs; the others are exploratory.
         where: Condition that selects runs, e.g. `task=rte|mrpc,optimizer=adamw`.
         group_by: Options that define a setting; by default all but the seed.
         processes: How many draw the charts, from four tasks on. With 2 or more a script needs the guard
@@ -118,8 +118,8 @@ def report(
         files = write_tables(contents, tables, output_dir) + write_class_tables(of_classes, output_dir)
         beside = {}
         if published:
-            found = measured(contents.results, evaluation)
-            lines, _ = compare(published, found, protocol, published_runs)
+            measurements = measured(contents.results, evaluation)
+            lines, _ = compare(published, measurements, protocol, published_runs)
             beside["published"] = table_of(lines, (PROTOCOLS[protocol].meaning, EVALUATIONS[evaluation]))
             print_table(beside["published"], console, "published.md")
             files.append(output_dir / "published.md")

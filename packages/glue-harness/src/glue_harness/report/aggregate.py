@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import SLOTS
+from glue_harness.plain_data import Record, Settings
 from glue_harness.report.protocols import PROTOCOLS, Protocol
 from glue_harness.report.select import flatten, known_key
 from glue_harness.report.statistics import mean_interval
 
 __all__ = ["Row", "label", "methods_in_words", "model_name", "summarise", "varying_options"]
 
-Result = Mapping[str, Any]
+Result = Record
 Value = tuple[float, float | None]
 """A number, and its standard deviation over seeds if there are several."""
 
@@ -56,7 +56,7 @@ class Row:
     task: str
     model: str
     setting: str
-    options: dict[str, Any]
+    options: Settings
     seeds: tuple[int, ...]
     metrics: dict[str, Value]
     best: dict[str, Value]
@@ -88,7 +88,7 @@ def model_name(model: str) -> str:
     return path.parent.name if path.is_absolute() and path.name == "model" else path.name
 
 
-def methods_in_words(slots: Mapping[str, Any]) -> str:
+def methods_in_words(slots: Record) -> str:
     """Name a run's methods except the plain ones; an optimizer with how it clips.
 
     Examples:
@@ -105,7 +105,7 @@ def methods_in_words(slots: Mapping[str, Any]) -> str:
     return " + ".join(named)
 
 
-def varying_options(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def varying_options(settings: Sequence[Record]) -> list[str]:
     """Return the options that distinguish settings; a method's options only if the method is shared."""
 
     def values(name: str) -> dict[str, set[str]]:
@@ -121,7 +121,7 @@ def varying_options(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if any(len(different) > 1 for different in values(name).values())]
 
 
-def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
+def label(settings: Record, varying: Sequence[str]) -> str:
     """Describe a setting in words: its optimizer, and the options that vary."""
     words = [settings["optimizer"]] if "optimizer" in settings else []
     for key in varying:
@@ -134,13 +134,13 @@ def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
     return ", ".join(words) or "all runs"
 
 
-def _shared_options(flat: Mapping[str, Any], protocol: Protocol, group_by: Sequence[str]) -> dict[str, Any]:
+def _shared_options(flat: Record, protocol: Protocol, group_by: Sequence[str]) -> Settings:
     """Return the options that define a setting."""
     chosen = group_by or [key for key in flat if key not in IDENTIFIES_ROW]
     return {key: flat[key] for key in chosen if key in flat and key not in protocol.drops}
 
 
-def _check_groups(group_by: Sequence[str], name: str, runs: Sequence[Mapping[str, Any]]) -> None:
+def _check_groups(group_by: Sequence[str], name: str, runs: Sequence[Record]) -> None:
     for key in group_by:
         known_key("--group-by", key, runs)
         if key in PROTOCOLS[name].drops:
@@ -210,13 +210,13 @@ def summarise(
     _check_groups(group_by, protocol, flattened)
     how = PROTOCOLS[protocol]
     groups: dict[tuple[str, str, str], list[Result]] = {}
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Settings] = {}
     for result, flat in zip(results, flattened, strict=True):
         options = _shared_options(flat, how, group_by)
         key = json.dumps(options, sort_keys=True)
         settings[key] = options
         groups.setdefault((result["task"], result["model"], key), []).append(result)
-    by_task: dict[str, list[dict[str, Any]]] = {}
+    by_task: dict[str, list[Settings]] = {}
     for task, _, key in groups:
         by_task.setdefault(task, []).append(settings[key])
     varying = {task: list(group_by) or varying_options(present) for task, present in by_task.items()}

@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from finetune_common.aliases import JsonObject
+from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
@@ -43,11 +44,11 @@ def class_tables(contents: Contents) -> dict[str, Table]:
     return tables
 
 
-def _class_report(result: Mapping[str, Any]) -> dict[str, Any] | None:
+def _class_report(result: Record) -> JsonObject | None:
     return next(iter((result.get("classes") or {}).values()), None) if has_own_rows(result) else None
 
 
-def _table(row: Row, reports: Sequence[Mapping[str, Any]]) -> Table:
+def _table(row: Row, reports: Sequence[Record]) -> Table:
     names = list(reports[0]["classes"])
     means = {
         name: [np.mean([report["classes"][name][score] for report in reports]) for score in SCORES]
@@ -76,12 +77,12 @@ def narrow(table: Table) -> Table:
     counts = [number for number, name in enumerate(table.columns) if name.startswith("as ")]
     if len(counts) <= SHOWN:
         return table
-    kept = [number for number in range(len(table.columns)) if number not in counts]
+    places = [number for number in range(len(table.columns)) if number not in counts]
     names = list(table.columns)
     return Table(
         table.title,
-        {names[number]: table.columns[names[number]] for number in kept},
-        [[row[number] for number in kept] for row in table.rows],
+        {names[number]: table.columns[names[number]] for number in places},
+        [[row[number] for number in places] for row in table.rows],
     )
 
 

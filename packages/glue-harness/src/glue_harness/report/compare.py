@@ -195,11 +195,11 @@ def against_best(rows: Sequence[Row], evaluation: str = "last", test: str = "per
         words[best] = BEST
         for number, values, p in zip(others, differences, corrected, strict=True):
             if values:
-                words[number] = _told_apart(len(values), p)
+                words[number] = _compared_with_best(len(values), p)
     return words
 
 
-def _told_apart(pairs: int, p: float) -> str:
+def _compared_with_best(pairs: int, p: float) -> str:
     seeds = "1 seed" if pairs == 1 else f"{pairs} seeds"
     if smallest_p(pairs) > ALPHA:
         return f"cannot tell from the best: {seeds}"

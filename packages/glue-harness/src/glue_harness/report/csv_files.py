@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from finetune_common.aliases import JsonObject
+from glue_harness.plain_data import Record
 from glue_harness.report.contents import Contents
 
 __all__ = ["csv_of"]
@@ -19,7 +20,7 @@ def csv_of(table: str, contents: Contents) -> str:
         table: "summary", "comparison" or "averages".
         contents: The report.
     """
-    lines: Sequence[Mapping[str, Any]] = LINES[table](contents)
+    lines: Sequence[Record] = LINES[table](contents)
     out = io.StringIO()
     writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -27,7 +28,7 @@ def csv_of(table: str, contents: Contents) -> str:
     return out.getvalue()
 
 
-def _summary_lines(contents: Contents) -> list[dict[str, Any]]:
+def _summary_lines(contents: Contents) -> list[JsonObject]:
     return [
         {
             "task": row.task,
@@ -50,7 +51,7 @@ def _summary_lines(contents: Contents) -> list[dict[str, Any]]:
     ]
 
 
-def _comparison_lines(contents: Contents) -> list[dict[str, Any]]:
+def _comparison_lines(contents: Contents) -> list[JsonObject]:
     return [
         {
             "task": c.row.task,
@@ -73,7 +74,7 @@ def _comparison_lines(contents: Contents) -> list[dict[str, Any]]:
     ]
 
 
-def _average_lines(contents: Contents) -> list[dict[str, Any]]:
+def _average_lines(contents: Contents) -> list[JsonObject]:
     return [
         {"model": a.model, "setting": a.setting, "glue_average": a.glue, "mean_of_eleven": a.eleven}
         for a in contents.averaged

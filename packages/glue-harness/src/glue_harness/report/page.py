@@ -9,8 +9,10 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from finetune_common.aliases import JsonObject
+from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.compare import Comparison
 from glue_harness.report.contents import Contents
@@ -38,7 +40,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None else round(value, DIGITS)
 
 
-def _setting(row: Row, mark: str, comparison: Comparison | None, places: Mapping[str, int]) -> list[Any]:
+def _setting(row: Row, mark: str, comparison: Comparison | None, places: Mapping[str, int]) -> list[object]:
     (last, last_sd), (best, best_sd) = row.score("last"), row.score("best")
     low, high = comparison.interval if comparison and comparison.interval else (None, None)
     return [
@@ -53,7 +55,7 @@ def _setting(row: Row, mark: str, comparison: Comparison | None, places: Mapping
     ]
 
 
-def _run(result: Mapping[str, Any], row: int, config: int) -> list[Any]:
+def _run(result: Record, row: int, config: int) -> list[object]:
     metric = result["primary"]
     seconds = sum(result["seconds"].values())
     return [
@@ -68,7 +70,7 @@ def _run(result: Mapping[str, Any], row: int, config: int) -> list[Any]:
     ]
 
 
-def page_data(contents: Contents) -> dict[str, Any]:
+def page_data(contents: Contents) -> JsonObject:
     """Return the data of the page's script: settings, runs, and their options, each option set once.
 
     Args:
@@ -110,7 +112,7 @@ def page_data(contents: Contents) -> dict[str, Any]:
     }
 
 
-def _embedded(data: Mapping[str, Any]) -> str:
+def _embedded(data: Record) -> str:
     """Return JSON without `<`, so that no text in it can end the script."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from glue_harness.plain_data import Record, Settings
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.contents import Contents
 from glue_harness.report.unskilled import without_skill
@@ -25,14 +25,14 @@ MOST = 8
 class Panel:
     """A task's data for the charts: its rows, best first, their names, and their runs by folder.
 
-    `without_skill` is the score of a model that has learned nothing, and its name; None if unknown.
+    `without_skill` is the score of a model that has learned nothing, with its name; None if unknown.
     """
 
     task: str
     rows: Sequence[Row]
     names: Sequence[str]
     evaluation: str
-    runs: Mapping[str, Mapping[str, Any]]
+    runs: Mapping[str, Record]
     without_skill: tuple[float, str] | None = None
 
     @property
@@ -40,11 +40,11 @@ class Panel:
         """The primary metric, in words."""
         return self.rows[0].primary.replace("_", " ")
 
-    def runs_of(self, row: Row) -> list[Mapping[str, Any]]:
+    def runs_of(self, row: Row) -> list[Record]:
         """Return the runs of a row."""
         return [self.runs[folder] for folder in row.runs]
 
-    def numbered(self) -> Iterator[tuple[Row, str, dict[str, Any]]]:
+    def numbered(self) -> Iterator[tuple[Row, str, Settings]]:
         """Yield every row with its name and looks."""
         for number, (row, name) in enumerate(zip(self.rows, self.names, strict=True)):
             looks = {

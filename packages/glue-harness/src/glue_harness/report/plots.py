@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from glue_harness.files import whole
+from glue_harness.files import atomic
+from glue_harness.plain_data import Record, Settings
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
 from glue_harness.report.panels import COLOURS, MARKERS, Panel, panels_of
@@ -31,10 +32,10 @@ __all__ = ["Figure", "draw_figures"]
 WRAP = 40
 """Characters in a line of a setting's name beside its bar."""
 TICKS, STEPS = 5, (1, 2, 2.5, 5, 10)
-"""Most parts of an axis; few, since ticks take much of the drawing time."""
+"""Most intervals of an axis; few, since ticks take much of the drawing time."""
 
 FEWEST = 3
-"""Seeds that an error bar needs: with two, Student's interval is twelve times as long as their distance."""
+"""Fewest seeds for an error bar: with two, Student's interval is twelve times as long as their distance."""
 BARS = f"95 % interval of the mean, from {FEWEST} seeds on"
 """What an error bar shows, in every chart."""
 
@@ -79,7 +80,7 @@ def _reach(row: Row, evaluation: str) -> tuple[float, float]:
     return max(value - low, 0.0), max(high - value, 0.0)
 
 
-def _curve(runs: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], np.ndarray]:
+def _curve(runs: Sequence[Record], metric: str) -> tuple[list[float], np.ndarray]:
     """Return the first run's epochs, and the scores of all runs with as many evaluations."""
     epochs = [entry["epoch"] for entry in runs[0]["history"]]
     scores = [[entry["metrics"][metric] for entry in run["history"]] for run in runs]
@@ -124,7 +125,7 @@ def _bars(axes: Axes, panel: Panel) -> str | None:
     return f"{panel.metric}: {listed}{skilless}"
 
 
-def _line_without_skill(axes: Axes, panel: Panel, line: Callable[..., Any]) -> str:
+def _line_without_skill(axes: Axes, panel: Panel, line: Callable[..., object]) -> str:
     """Draw the score of a model that has learned nothing; return it in words, if known."""
     if panel.without_skill is None:
         return ""
@@ -224,7 +225,7 @@ def _wrapped(names: Sequence[str]) -> list[str]:
     return [textwrap.fill(name, WRAP) for name in names]
 
 
-def _grid(panels: Sequence[Panel], named_rows: bool) -> tuple[Any, Sequence[Axes]]:
+def _grid(panels: Sequence[Panel], named_rows: bool) -> tuple[plt.Figure, Sequence[Axes]]:
     """Return a figure with a place for every panel; margins are fixed, since layout engines take seconds."""
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
@@ -247,8 +248,12 @@ def _grid(panels: Sequence[Panel], named_rows: bool) -> tuple[Any, Sequence[Axes
     return figure, places
 
 
-@plt.rc_context(STYLE)
 def _draw(name: str, panels: Sequence[Panel], folder: Path) -> Figure | None:
+    with plt.rc_context(STYLE):
+        return _draw_with_style(name, panels, folder)
+
+
+def _draw_with_style(name: str, panels: Sequence[Panel], folder: Path) -> Figure | None:
     title, draw = CHARTS[name]
     figure, places = _grid(panels, draw in (_bars, _times))
     texts = []
@@ -260,16 +265,17 @@ def _draw(name: str, panels: Sequence[Panel], folder: Path) -> Figure | None:
             axes.set_visible(False)
     for axes in places[len(panels) :]:
         axes.set_visible(False)
-    made = Figure(folder / f"{name}.png", folder / f"{name}.svg", title, f"{title}. {'. '.join(texts)}.")
+    chart = Figure(folder / f"{name}.png", folder / f"{name}.svg", title, f"{title}. {'. '.join(texts)}.")
     if texts:
         wrapped = textwrap.fill(title, round(9 * figure.get_figwidth()))
         figure.suptitle(wrapped, fontsize="large", y=1 - 0.15 / figure.get_figheight())
-        metadata = {"Date": None, "Title": title, "Description": made.text}
-        for file, options in ((made.png, {"dpi": 110}), (made.svg, {"metadata": metadata})):
-            with whole(file) as beside:
+        metadata = {"Date": None, "Title": title, "Description": chart.text}
+        formats: dict[Path, Settings] = {chart.png: {"dpi": 110}, chart.svg: {"metadata": metadata}}
+        for file, options in formats.items():
+            with atomic(file) as beside:
                 figure.savefig(beside, **options)
     plt.close(figure)
-    return made if texts else None
+    return chart if texts else None
 
 
 def draw_figures(contents: Contents, folder: Path, executor: Executor | None = None) -> list[Figure]:
@@ -285,5 +291,5 @@ def draw_figures(contents: Contents, folder: Path, executor: Executor | None = N
     """
     folder.mkdir(parents=True, exist_ok=True)
     panels = panels_of(contents)
-    made = (executor.map if executor else map)(partial(_draw, panels=panels, folder=folder), CHARTS)
-    return [figure for figure in made if figure is not None]
+    charts = (executor.map if executor else map)(partial(_draw, panels=panels, folder=folder), CHARTS)
+    return [figure for figure in charts if figure is not None]

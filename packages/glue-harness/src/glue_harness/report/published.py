@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import model_name
 from glue_harness.report.protocols import PROTOCOLS
 from glue_harness.report.render import Cell, Table
@@ -47,16 +47,16 @@ class Measurement:
         folder: The folder of a run in its sweep; empty for a script's.
     """
 
-    settings: Mapping[str, Any]
+    settings: Record
     seed: int | None
     metrics: Mapping[str, float]
     primary: str = ""
     folder: str = ""
 
 
-def measured(results: Iterable[Mapping[str, Any]], evaluation: str) -> list[Measurement]:
+def measured(results: Iterable[Record], evaluation: str) -> list[Measurement]:
     """Return what runs of a sweep measured: metrics, `seconds_per_step` and `saved_activation_bytes`."""
-    found = []
+    measurements = []
     for result in results:
         seconds = sum(result["seconds"].get(part, 0.0) for part in TRAINING)
         extra = {
@@ -65,11 +65,13 @@ def measured(results: Iterable[Mapping[str, Any]], evaluation: str) -> list[Meas
         }
         settings = {**result["settings"], "task": result["task"], "model": result["model"], **result["slots"]}
         numbers = {**result["metrics"][evaluation], **extra}
-        found.append(Measurement(settings, result["seed"], numbers, result["primary"], result["folder"]))
-    return found
+        measurements.append(
+            Measurement(settings, result["seed"], numbers, result["primary"], result["folder"])
+        )
+    return measurements
 
 
-def covers(pattern: Any, value: Any) -> bool:
+def covers(pattern: object, value: object) -> bool:
     """Say whether settings match a pattern: it may leave out keys, and name one element of a list.
 
     Examples:
@@ -81,13 +83,15 @@ def covers(pattern: Any, value: Any) -> bool:
     if isinstance(pattern, Mapping) and isinstance(value, Mapping):
         return all(key in value and covers(inner, value[key]) for key, inner in pattern.items())
     if isinstance(value, list) and not isinstance(pattern, list):
-        return any(covers(pattern, one) for one in value)
+        return any(covers(pattern, element) for element in value)
     if isinstance(value, list) and isinstance(pattern, list):
         return len(pattern) == len(value) and all(map(covers, pattern, value))
     return pattern == value
 
 
-def interval(values: Sequence[float], center: float, published_runs: float, median: bool) -> Any:
+def interval(
+    values: Sequence[float], center: float, published_runs: float, median: bool
+) -> tuple[float, float] | None:
     """Return the interval that holds a repetition's number in 95 % of all cases; None with a single run.
 
         center ± t(n - 1) · s · sqrt(c · (1/n + 1/m))
@@ -131,7 +135,7 @@ def verdict(
     """Say whether a published number was reproduced; the first rule that applies decides.
 
     Without a published number there is no verdict. A number is not comparable at a scale with other models,
-    data or budgets than published, or if a note says so. A number that was not run, or run only once, is not
+    data or budgets than published, or if a note says so. One that was not run, or run only once, is not
     judged. It is reproduced if it lies in our interval, widened by the error of reading it off a figure.
 
     Args:
@@ -176,28 +180,28 @@ class Line:
     verdict: str
 
 
-def _number(found: Sequence[Measurement], key: str, protocol: str) -> tuple[float | None, list[float]]:
+def _number(runs: Sequence[Measurement], key: str, protocol: str) -> tuple[float | None, list[float]]:
     """Return the protocol's number for runs, and the number of each seed."""
-    by_seed: dict[Any, list[Mapping[str, float]]] = {}
-    for one in found:
-        by_seed.setdefault(one.seed, []).append(one.metrics)
+    by_seed: dict[int | None, list[Mapping[str, float]]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(run.metrics)
     if not by_seed:
         return None, []
-    how, primary = PROTOCOLS[protocol], found[0].primary or key
-    seeds = [how.within(runs, primary) for runs in by_seed.values()]
+    how, primary = PROTOCOLS[protocol], runs[0].primary or key
+    seeds = [how.within(of_seed, primary) for of_seed in by_seed.values()]
     return how.over(seeds, primary)[key], [seed[key] for seed in seeds]
 
 
-def _model(target: Target, found: Sequence[Measurement]) -> str:
+def _model(target: Target, runs: Sequence[Measurement]) -> str:
     """Name the published model, and ours in brackets if it differs."""
     published = target.run.get("model")
-    others = {one.settings["model"] for one in found if published and one.settings["model"] != published}
+    others = {run.settings["model"] for run in runs if published and run.settings["model"] != published}
     return f"{target.model} (ours: {', '.join(sorted(map(model_name, others)))})" if others else target.model
 
 
 def compare(
     targets: Iterable[Target],
-    found: Sequence[Measurement],
+    measurements: Sequence[Measurement],
     protocol: str = "mean",
     published_runs: float = 1,
     *,
@@ -211,7 +215,7 @@ def compare(
 
     Args:
         targets: The published numbers.
-        found: Ours.
+        measurements: Ours.
         protocol: How runs become one number, one of `PROTOCOLS`.
         published_runs: How many runs are behind a published number.
         as_published: Whether our runs have the published settings.
@@ -227,17 +231,17 @@ def compare(
             pattern = {key: value for key, value in pattern.items() if key not in ("model", "epochs")}
             if "optimizer" in pattern:
                 pattern["optimizer"] = {k: v for k, v in pattern["optimizer"].items() if k != "lr"}
-        matched = [one for one in found if target.key in one.metrics and covers(pattern, one.settings)]
+        matched = [run for run in measurements if target.key in run.metrics and covers(pattern, run.settings)]
         if not target.key or not (matched or as_published):
             continue
-        folders |= {one.folder for one in matched}
+        folders |= {run.folder for run in matched}
         ours, values = _number(matched, target.key, protocol)
         around, published = None, target.value if target.verified else None
         if ours is not None:
             ours, values = ours * target.times, [value * target.times for value in values]
             runs = published_runs if as_published else math.inf
             around = interval(values, ours, runs, protocol == "median")
-        judged = verdict(
+        outcome = verdict(
             published,
             ours,
             around,
@@ -247,7 +251,7 @@ def compare(
         )
         setting = f"{target.method}, layer {target.layer}" if target.layer else target.method
         shown = (target.task, _model(target, matched), setting, target.metric)
-        lines.append(Line(*shown, published, ours, around, judged))
+        lines.append(Line(*shown, published, ours, around, outcome))
     return lines, folders
 
 

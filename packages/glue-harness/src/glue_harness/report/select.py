@@ -5,23 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from finetune_common.errors import ConfigurationError, did_you_mean
 from glue_harness.config.own_rows import FILES
+from glue_harness.plain_data import Record, Settings
 
 __all__ = ["Condition", "flatten", "known_key", "parse_condition", "select"]
 
-Result = Mapping[str, Any]
+Result = Record
 Condition = Mapping[str, Sequence[str]]
 """Key → the values that are allowed, as typed."""
 
 
-def _options(prefix: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _options(prefix: str, chosen: Record) -> Settings:
     """Return a method's options as one level of dotted names; a fusion's methods are below it."""
-    flat: dict[str, Any] = {}
+    flat: Settings = {}
     for key, value in chosen.items():
         if isinstance(value, Mapping):
             flat |= _options(f"{prefix}.{key}", value)
@@ -30,7 +30,7 @@ def _options(prefix: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def flatten(result: Result) -> dict[str, Any]:
+def flatten(result: Result) -> Settings:
     """Return a run's settings as one level of dotted names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …
 
     If a slot has several methods, each option begins with its method's name: `gradient.agni.eta`.
@@ -40,8 +40,8 @@ def flatten(result: Result) -> dict[str, Any]:
         >>> flatten({"settings": {"task": "rte"}, "slots": {"adaptation": fusion}})
         {'task': 'rte', 'adaptation': 'fusion', 'adaptation.lora.rank': 1, 'adaptation.ffn': None}
     """
-    flat: dict[str, Any] = {}
-    places = ("data_dir", *(FILES if "rows" in result["settings"] else ()))  # rows count, not where they lie
+    flat: Settings = {}
+    places = ("data_dir", *(FILES if "rows" in result["settings"] else ()))  # only the rows' content counts
     for key, value in {**result["settings"], **result["slots"]}.items():
         if key in places:
             continue
@@ -85,7 +85,7 @@ def parse_condition(option: str, text: str) -> Condition:
     return condition
 
 
-def known_key(option: str, key: str, runs: Iterable[Mapping[str, Any]]) -> None:
+def known_key(option: str, key: str, runs: Iterable[Record]) -> None:
     """Refuse a key that no run has.
 
     Raises:
@@ -96,7 +96,7 @@ def known_key(option: str, key: str, runs: Iterable[Mapping[str, Any]]) -> None:
         raise ConfigurationError(f"{option}: key {key!r} is unknown: {did_you_mean(key, known)}")
 
 
-def _is(value: Any, typed: str) -> bool:
+def _is(value: object, typed: str) -> bool:
     """Say whether a setting equals the typed value: 1e-4 is 0.0001, `none` is None."""
     if value in (None, "", []):
         return typed in ("none", "null")
@@ -112,14 +112,14 @@ def _is(value: Any, typed: str) -> bool:
     return yaml.safe_load(typed) == value
 
 
-def matches(flat: Mapping[str, Any], condition: Condition) -> bool:
+def matches(flat: Record, condition: Condition) -> bool:
     """Say whether a flattened run has one of the allowed values for every key."""
     return all(
         key in flat and any(_is(flat[key], typed) for typed in allowed) for key, allowed in condition.items()
     )
 
 
-def select(option: str, condition: Condition, runs: Sequence[Mapping[str, Any]]) -> list[int]:
+def select(option: str, condition: Condition, runs: Sequence[Record]) -> list[int]:
     """Return the positions of the flattened runs that meet a condition.
 
     Args:

@@ -29,7 +29,7 @@ EXACT_UP_TO = 16
 DRAWS = 9_999
 
 RESAMPLED_FROM = 10
-"""From this many pairs an interval is bootstrapped: fewer show too little of the spread."""
+"""From this many pairs on, an interval is bootstrapped: fewer show too little of the spread."""
 
 
 def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from glue_harness.console import console_for_reading
+from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Estimate, Row, model_name
 from glue_harness.report.averages import Average
 from glue_harness.report.compare import ALPHA, BEST, Comparison
@@ -98,9 +98,9 @@ def summary_table(
         evaluation: The evaluation whose best score is bold.
         compared: Whether a table of comparisons follows, which says what the seeds can show.
     """
-    told_beside = any(row.beside for row in rows)
+    has_beside = any(row.beside for row in rows)
     wanted = [name for name in columns or _cells(rows[0]) if name != BESIDE]
-    if told_beside:
+    if has_beside:
         wanted.insert(wanted.index("last") + 1 if "last" in wanted else len(wanted), BESIDE)
     several = bool(marks) and len(rows) > len({row.task for row in rows})
     if several:
@@ -110,12 +110,12 @@ def summary_table(
         mark = (marks or {}).get(number, "")
         cells = _cells(row) | {AGAINST_BEST: mark}
         drawn.append([Cell(cells.get(name, ""), mark == BEST and name == evaluation) for name in wanted])
-    made = PROTOCOLS[protocol]
-    also = f" (as {made.used_by})" if made.used_by else ""
+    how = PROTOCOLS[protocol]
+    also = f" (as {how.used_by})" if how.used_by else ""
     notes = [
-        f"numbers: {made.meaning}{also}; ±: standard deviation over seeds",
+        f"numbers: {how.meaning}{also}; ±: standard deviation over seeds",
         *(f"{name}: {meaning}" for name, meaning in EVALUATIONS.items()),
-        *([f"{BESIDE}: scored once, at the end; in brackets: 95 % interval of the mean"] * told_beside),
+        *([f"{BESIDE}: scored once, at the end; in brackets: 95 % interval of the mean"] * has_beside),
         *(_about_best(rows, compared) if several else []),
     ]
     return Table("Settings", {name: name in NUMBERS for name in wanted}, drawn, notes, _sections(rows))
@@ -271,22 +271,22 @@ def write_tables(contents: Contents, tables: Mapping[str, Table], output_dir: Pa
 
 def _narrow(table: Table) -> Table:
     """Leave out columns for which an article has no room."""
-    kept = [number for number, name in enumerate(table.columns) if name not in NUMBERS or name == "runs"]
-    columns = [name for number, name in enumerate(table.columns) if number in kept]
+    places = [number for number, name in enumerate(table.columns) if name not in NUMBERS or name == "runs"]
+    columns = [name for number, name in enumerate(table.columns) if number in places]
     return Table(
         table.title,
         {name: table.columns[name] for name in columns},
-        [[row[number] for number in kept] for row in table.rows],
+        [[row[number] for number in places] for row in table.rows],
         table.notes,
         table.sections,
     )
 
 
-def print_run(result: Mapping[str, Any], folder: Path, finished_before: bool) -> None:
+def print_run(result: Record, folder: Path, finished_before: bool) -> None:
     """Print a run's result and its place."""
     console = console_for_reading()
     if finished_before:
-        message = f"{folder}: this run was finished before; --overwrite starts it anew"
+        message = f"{folder}: this run is finished, so nothing was done; --overwrite starts it anew"
         console.print(message, soft_wrap=True)
     last, best = result["metrics"]["last"], result["metrics"]["best"]
     scores = ", ".join(f"{name} [bold]{value:.4f}[/bold]" for name, value in last.items())

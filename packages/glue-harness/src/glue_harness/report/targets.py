@@ -6,11 +6,11 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
+from glue_harness.plain_data import Record
 
 __all__ = ["Target", "read_targets"]
 
@@ -48,7 +48,7 @@ class Target:
     source: str
     verified: bool
     benchmark: str
-    run: Mapping[str, Any]
+    run: Record
     key: str
     times: float
     note: str

@@ -1,4 +1,4 @@
-"""One run: put together (`assembly`), trained (`loop`), and kept in its folder (`records`, `checkpoint`).
+"""One run: assembled (`assembly`), trained (`loop`), and written to its folder (`records`, `checkpoint`).
 
 The package has the name of the function and can be called: `from glue_harness import run; run(config)`.
 """
@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from finetune_common.aliases import JsonObject
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it: it warns of missing kernels
 
@@ -19,15 +21,15 @@ if TYPE_CHECKING:
     from glue_harness.run.loop import Training
 
 
-class _Room(ModuleType):
-    """A callable module: after its import `glue_harness.run` must also work as the function."""
+class _CallableModule(ModuleType):
+    """A callable module: importing `glue_harness.run` as a module must not hide the function `run`."""
 
     def __call__(
         self,
         config: RunConfig,
         on_evaluation: Callable[[Training], None] | None = None,
         start_from: Path | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Train a model on a task; see `glue_harness.run.entry.run`."""
         from glue_harness.run.entry import run
 
@@ -35,4 +37,4 @@ class _Room(ModuleType):
 
 
 run = sys.modules[__name__]
-run.__class__ = _Room
+run.__class__ = _CallableModule

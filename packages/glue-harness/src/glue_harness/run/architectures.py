@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import transformers
 
 from finetune_common.errors import ConfigurationError, did_you_mean
+from glue_harness.plain_data import Record, Settings
 from glue_harness.run.records import model_files
 
 __all__ = ["PRESETS", "changed", "demo_config", "find_config"]
@@ -23,7 +22,7 @@ ROBERTA = {
 }
 BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 
-PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+PRESETS: dict[str, tuple[str, Settings]] = {
     "bert-base-uncased": ("bert", {}),
     "bert-base-cased": ("bert", {"vocab_size": 28996}),
     "bert-large-uncased": ("bert", LARGE),
@@ -127,9 +126,7 @@ def find_config(model: str) -> transformers.PretrainedConfig:
         ) from None
 
 
-def changed(
-    config: transformers.PretrainedConfig, fields: Mapping[str, Any]
-) -> transformers.PretrainedConfig:
+def changed(config: transformers.PretrainedConfig, fields: Record) -> transformers.PretrainedConfig:
     """Set fields of a configuration.
 
     Raises:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from accelerate.utils import set_seed
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
@@ -23,7 +24,7 @@ from glue_harness.config.parsing import parse_mapping
 from glue_harness.run import checkpoint
 from glue_harness.run.architectures import find_config
 from glue_harness.run.fit import check_tokens
-from glue_harness.run.heads import with_heads
+from glue_harness.run.heads import Heads, with_heads
 from glue_harness.run.methods import Methods, build_methods
 from glue_harness.run.mixture import task_of_several
 from glue_harness.run.models import (
@@ -62,9 +63,9 @@ class Run:
         config: Its configuration.
         methods: The methods of its slots.
         model: The adapted model.
-        task: Its task; None if its rows are made up. With several tasks, the combined one, and the model is a
+        task: Its task; None with random rows. With several tasks, the combined one, and the model is a
             `glue_harness.run.heads.Heads`.
-        tokenizer: The model's tokenizer; None if its rows are made up.
+        tokenizer: The model's tokenizer; None with random rows.
         optimizer: Set by `prepare`.
         handles: Objects that gradient methods and monitors returned from `attach`, by their names in a
             checkpoint: `gradient.0`, `monitor.0`, …
@@ -77,7 +78,7 @@ class Run:
     tokenizer: Any = None
     attached: bool = True
     optimizer: torch.optim.Optimizer | None = None
-    handles: dict[str, Any] = field(default_factory=dict)
+    handles: dict[str, object] = field(default_factory=dict)
 
     def prepare(self, accumulate: int, begin: Callable[[str], None] = lambda part: None) -> None:
         """Build the optimizer and attach the gradient methods and the monitors.
@@ -98,9 +99,9 @@ class Run:
 
     def for_task(self, task: str) -> Run:
         """Return a run of several tasks as a run of this task, with the task's head in its classifier."""
-        heads: Any = self.model
-        config = self.config.for_task(task)
-        return replace(self, config=config, model=heads.become(task), task=heads.tasks[task])
+        heads, config = self.model, self.config.for_task(task)
+        assert isinstance(heads, Heads)
+        return replace(self, config=config, model=heads.install_head(task), task=heads.tasks[task])
 
     @property
     def predictor(self) -> Predictor:
@@ -108,7 +109,7 @@ class Run:
         assert self.task is not None
         return Predictor(self.model, self.tokenizer, self.task, self.config.max_length)
 
-    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[JsonObject]:
         """Return each text's label and scores; see `glue_harness.run.predictor.Predictor`."""
         return self.predictor.predict(texts, batch_size)
 
@@ -118,13 +119,13 @@ class Run:
         self.handles = {}
 
     @property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, object]:
         """The parts of a run's lifecycle (`finetune_common.slots.Part`), by name."""
         first = {"adaptation": self.methods.adaptation, "activation": self.methods.activation}
         return {**first, "optimizer": self.optimizer, **self.handles}
 
 
-def tell(parts: Iterable[Any], what: str, *args: Any) -> list[Any]:
+def tell(parts: Iterable[object], what: str, *args: object) -> list[Any]:
     """Call a lifecycle method on every part that has it, in order; return the results."""
     return [getattr(part, what)(*args) for part in parts if hasattr(part, what)]
 
@@ -163,13 +164,12 @@ def create(
         run.model = with_heads(bases, tasks, methods.adaptation)
         return run
     run = Run(config, methods, torch.nn.Module(), task or task_of(config), tokenizer)
-    adaptation: Any = methods.adaptation
-    base = base_model(run)
+    base, adaptation = base_model(run), cast("Any", methods.adaptation)
     run.model = adaptation.apply(base) if adapter is None else adaptation.load(base, adapter)
     return run
 
 
-def base_model(run: Run) -> Any:
+def base_model(run: Run) -> torch.nn.Module:
     """Return a run's model before adaptation; new weights are drawn from the seed."""
     config, kwargs = run.config, run.methods.adaptation.load_kwargs()
     set_seed(config.seed if config.head_seed is None else config.head_seed)
@@ -183,12 +183,12 @@ def base_model(run: Run) -> Any:
 
 
 def create_untrained(config: RunConfig, device: str = "cpu", attention: str | None = None) -> Run:
-    """Assemble a run with random weights and no rows, for uses that need only shapes.
+    """Assemble a run with random weights and no rows, to measure or predict its steps.
 
     Args:
         config: The run.
         device: The device of its model.
-        attention: "eager" writes attention out, all else calls torch's; by default the model's own.
+        attention: "eager" uses plain operations, others torch's kernels; by default the model's own.
 
     Raises:
         ConfigurationError: There is no model of this shape.
@@ -218,7 +218,7 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
         `predict(texts)`, `config`.
 
     Raises:
-        ConfigurationError: The folder holds no run, or the run has no weights or did not learn the task.
+        ConfigurationError: No run, or a run without weights, or one that did not learn the task.
 
     Examples:
         >>> import tempfile

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data.schema import Schema
 from finetune_common.tasks import GLUE_TASKS, Task
+from glue_harness.plain_data import Record
 from glue_harness.run.parts import has_own_rows
 from glue_harness.run.records import ADAPTER
 
@@ -83,10 +84,10 @@ def _split(task: Task) -> str:
     return task.evaluation[0] if task.evaluation[0].startswith("validation") else "train"
 
 
-def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
+def _front(result: Record, task: Task, base: str) -> JsonObject:
     """Return the metadata for a hub."""
     scores = result["metrics"]["last"]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    front: JsonObject = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     front["metrics"] = list(scores)
     if base == result["model"] != "demo":
         front["base_model"] = base
@@ -101,13 +102,13 @@ def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
     return front
 
 
-def _table(rows: Mapping[str, Any]) -> str:
+def _table(rows: Record) -> str:
     return "\n".join(
         ["| | |", "| --- | --- |", *(f"| {k.replace('_', ' ')} | {v} |" for k, v in rows.items())]
     )
 
 
-def _methods(chosen: Any) -> str:
+def _methods(chosen: JsonObject | list[JsonObject]) -> str:
     """Return the methods of a slot with their options, in words."""
     words = []
     for method in chosen if isinstance(chosen, list) else [chosen]:
@@ -116,13 +117,13 @@ def _methods(chosen: Any) -> str:
     return ", ".join(words) or "none"
 
 
-def _data(result: Mapping[str, Any]) -> str:
+def _data(result: Record) -> str:
     """Return how the rows were read."""
     schema = (result.get("data") or {}).get("schema")
     return f"## Data\n\n```text\n{Schema.from_dict(schema)}\n```\n\n" if schema else ""
 
 
-def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart", "code"]) -> str:
+def card_of(result: Record, task: Task, form: Literal["whole", "apart", "code"]) -> str:
     """Return the card of a trained model, in Markdown.
 
     Args:

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
+from finetune_common.aliases import StateDict
 from finetune_common.errors import ConfigurationError
-from glue_harness.files import whole
+from glue_harness.files import atomic
+from glue_harness.plain_data import Record
 from glue_harness.run.digests import damage, digest_of, write_digests
 from glue_harness.run.sharding import gathered, is_sharded, part_here
 
@@ -49,7 +50,7 @@ __all__ = [
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 
-def random_states() -> dict[str, Any]:
+def random_states() -> StateDict:
     """Return the states of Python's, NumPy's and torch's generators as plain data and tensors."""
     kind, keys, *rest = np.random.get_state()
     return {
@@ -60,7 +61,7 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def restore_random_states(states: Mapping[str, Any]) -> None:
+def restore_random_states(states: Record) -> None:
     """Set all generators to an earlier `random_states()`."""
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
@@ -99,7 +100,7 @@ def sound(folder: Path, *names: str) -> Path | None:
         names: The files to check; by default all.
 
     Raises:
-        ConfigurationError: There are checkpoints, and all are damaged; names the newest one's file.
+        ConfigurationError: All checkpoints are damaged; names a file of the newest one.
 
     Warns:
         UserWarning: A newer one is damaged.
@@ -124,27 +125,27 @@ def tidy(folder: Path, step: int, keep: int = 1) -> None:
         step: The newest one.
         keep: How many stay.
     """
-    kept = sorted(number for number in _steps(folder) if number <= step)[-keep:]
-    bests = [[best for best in _steps(folder, "best") if best <= number] for number in kept]
-    names = {name_of(number) for number in kept} | {f"best-{max(known)}" for known in bests if known}
+    steps = sorted(number for number in _steps(folder) if number <= step)[-keep:]
+    bests = [[best for best in _steps(folder, "best") if best <= number] for number in steps]
+    names = {name_of(number) for number in steps} | {f"best-{max(known)}" for known in bests if known}
     for old in list(folder.glob("*")):
         if old.name not in names:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def drop_state(folder: Path) -> None:
-    """Remove what only continuing needs: optimizer, schedule, random states. The weights stay."""
+    """Remove what is only needed to continue: optimizer, schedule, random states. The weights stay."""
     for checkpoint in _steps(folder).values():
         (checkpoint / STATE).unlink(missing_ok=True)
 
 
 def _named(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers to keep, by name; tied ones by their first name in order."""
-    kept: dict[int, str] = {}
+    names: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True)
     for name in sorted(tensors):
-        kept.setdefault(id(tensors[name]), name)
-    return {name: tensors[name] for name in kept.values()}
+        names.setdefault(id(tensors[name]), name)
+    return {name: tensors[name] for name in names.values()}
 
 
 def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -156,9 +157,9 @@ Weights = torch.nn.Module | Mapping[str, Tensor]
 """A model, or its weights by name."""
 
 
-def _write(folder: Path, weights: Weights, state: Mapping[str, Any] | None = None) -> None:
+def _write(folder: Path, weights: Weights, state: Record | None = None) -> None:
     """Write a folder that appears whole or not at all."""
-    with whole(folder) as unfinished:
+    with atomic(folder) as unfinished:
         unfinished.mkdir()
         if isinstance(weights, torch.nn.Module):
             save_model(weights, str(unfinished / WEIGHTS))
@@ -170,7 +171,7 @@ def _write(folder: Path, weights: Weights, state: Mapping[str, Any] | None = Non
         write_digests(unfinished)
 
 
-def save(folder: Path, step: int, weights: Weights, state: Mapping[str, Any]) -> None:
+def save(folder: Path, step: int, weights: Weights, state: Record) -> None:
     """Save a checkpoint and remove all but it and the one before.
 
     Args:
@@ -204,9 +205,8 @@ def best_weights(folder: Path, step: int) -> Path | None:
 
 def adopt(best: Path) -> None:
     """Replace the newest checkpoint's weights by the best ones."""
-    newest = latest(best.parent)
-    if newest is not None:
-        write_digests(newest, {WEIGHTS: digest_of(best / WEIGHTS)})  # for a moment either file may be there
+    if (newest := latest(best.parent)) is not None:
+        write_digests(newest, {WEIGHTS: digest_of(best / WEIGHTS)})  # valid before and after the next line
         (best / WEIGHTS).replace(newest / WEIGHTS)
         for old in _steps(best.parent, "best").values():
             shutil.rmtree(old)
@@ -232,7 +232,7 @@ def _readable(checkpoint: Path) -> Iterator[None]:
 
 def load(
     checkpoint: Path, model: torch.nn.Module, device: torch.device, expected: Iterable[str] = ()
-) -> dict[str, Any]:
+) -> StateDict:
     """Load the weights into a model and return the rest of a checkpoint.
 
     Args:
@@ -279,15 +279,15 @@ def processes_of(checkpoint: Path) -> int:
 
 def _load_whole(file: Path, model: torch.nn.Module, device: str) -> None:
     tensors, current = load_file(file, device=device), model.state_dict(keep_vars=True)
-    read = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    read |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    used = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    used |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     # Quantised layers write the scales of their frozen weights, but read them only with the base model.
-    unread = current.keys() - read
-    beside = {n for n in unread if n in tensors and torch.equal(tensors[n], current[n].to(device))}
-    kept = {name: tensor for name, tensor in tensors.items() if name not in beside}
-    missing, unexpected = model.load_state_dict(kept, strict=False)
-    there = {id(current[name]) for name in kept if name in current}
-    if wrong := unexpected + [name for name in missing if id(current[name]) not in there]:
+    unused = current.keys() - used
+    beside = {n for n in unused if n in tensors and torch.equal(tensors[n], current[n].to(device))}
+    weights = {name: tensor for name, tensor in tensors.items() if name not in beside}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    loaded = {id(current[name]) for name in weights if name in current}
+    if wrong := unexpected + [name for name in missing if id(current[name]) not in loaded]:
         raise KeyError(f"{wrong[0]} is on one side only")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import xxhash
 
-from glue_harness.files import whole
+from glue_harness.files import atomic
 
 __all__ = ["damage", "digest_of", "write_digests"]
 
@@ -17,7 +17,7 @@ DIGESTS = "digests.json"
 
 
 def digest_of(file: Path) -> str:
-    """Return the digest of a file's content, by a hash that is several times as fast as a disk."""
+    """Return the digest of a file's content, by a hash that is faster than a disk."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
 
@@ -31,7 +31,7 @@ def write_digests(folder: Path, also: dict[str, str] | None = None) -> None:
     """
     files = [file for file in folder.iterdir() if file.name != DIGESTS]
     digests = {file.name: [digest_of(file), *(also or {}).get(file.name, "").split()] for file in files}
-    with whole(folder / DIGESTS) as beside:
+    with atomic(folder / DIGESTS) as beside:
         beside.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 from finetune_common.measure import reset_peak_memory
 from glue_harness.config.fields import RunConfig
@@ -24,7 +24,7 @@ from glue_harness.run.processes import join
 from glue_harness.run.progress import Progress
 from glue_harness.run.records import RunFolder
 from glue_harness.run.tracking import check_tracker, tracked
-from glue_harness.run.trained import leave
+from glue_harness.run.trained import write_output
 from glue_harness.stopping import StopFile, StopRequest, stop_on_signals
 
 __all__ = ["run"]
@@ -37,7 +37,7 @@ def run(
     start_from: Path | None = None,
     stop: StopRequest | StopFile | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train a model on a task, or continue where an interrupted run stopped.
 
     Args:
@@ -70,12 +70,12 @@ def run(
             torch.set_float32_matmul_precision(config.matmul_precision)
         stop = stop or stack.enter_context(stop_on_signals())
         stop.waits |= processes.world > 1  # all end at the same step
-        with processes.together():
+        with processes.fail_together():
             folder = stack.enter_context(RunFolder(config, processes.leads))
             finished = folder.result(content_of) if folder.leads else None
         if finished := processes.from_leader(finished):
             return finished
-        with processes.together():
+        with processes.fail_together():
             methods = build_methods(config)
             if folder.leads:
                 methods.warn_of_idle_clipping(config.max_grad_norm)
@@ -84,16 +84,16 @@ def run(
                 check_sharded(config)
             tokenizer = load_tokenizer(config.model, config.model_config.get("pad_token_id"))
         data = processes.leaders_first(lambda: load_data(config, tokenizer))
-        with processes.together():
-            folder.begin_with(data, quiet)
+        with processes.fail_together():
+            folder.describe_rows(data, quiet)
         stack.enter_context(flushed_denormals())
-        stack.enter_context(processes.or_lost())
+        stack.enter_context(processes.report_lost())
         with Progress(config, folder.leads and not quiet) as progress:
-            with processes.together():
+            with processes.fail_together():
                 tasks = data.tasks if isinstance(data, Mixture) else None
-                made = create(config, methods=methods, task=data.task, tasks=tasks, tokenizer=tokenizer)
-            stack.callback(made.detach)
-            training = Training(made, data, processes, folder, progress, on_evaluation, stop)
+                assembled = create(config, methods=methods, task=data.task, tasks=tasks, tokenizer=tokenizer)
+            stack.callback(assembled.detach)
+            training = Training(assembled, data, processes, folder, progress, on_evaluation, stop)
             snapshot.restore(training)
             if start_from is not None and not training.step:
                 snapshot.continue_from(training, start_from)
@@ -101,5 +101,5 @@ def run(
             progress.start(training)
             stop.waits = True
             training.train()
-        with processes.together():
-            return leave(training)
+        with processes.fail_together():
+            return write_output(training)

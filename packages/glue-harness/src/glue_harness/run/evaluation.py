@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import scipy.stats  # noqa: F401  # metrics need both: keep imports out of the first evaluation's seconds
+import scipy.stats  # noqa: F401  # metrics need both: imported here, not in the first evaluation's time
 import sklearn.metrics  # noqa: F401
 import torch
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data import evaluation_batches
 from finetune_common.metrics import class_report, compute_metrics
 from finetune_common.tasks import Task
@@ -35,7 +35,7 @@ class Evaluation:
     metrics: dict[str, float]
     scores: dict[str, np.ndarray]
 
-    def rows(self, data: Data) -> Iterator[tuple[Any, ...]]:
+    def rows(self, data: Data) -> Iterator[tuple[object, ...]]:
         """Yield index, label, prediction, scores and texts for `predictions.tsv`."""
         task = data.task
         for split, scores in self.scores.items():
@@ -52,7 +52,7 @@ class Evaluation:
                 shown = [" ".join(part.split()) for part in text]
                 yield f"{prefix}{index}", truth, answer, " ".join(f"{value:.9g}" for value in row), *shown
 
-    def of_classes(self, data: Data) -> dict[str, Any]:
+    def of_classes(self, data: Data) -> JsonObject:
         """Return the report of each class (`finetune_common.metrics.class_report`), set by set."""
         if data.task.regression:
             return {}
@@ -88,8 +88,8 @@ def by_task(
             yield name, part, data.parts[name]
 
 
-def _named(task: Task, chosen: Any) -> str:
-    return "|".join(name for name, yes in zip(task.labels, chosen, strict=True) if yes)
+def _named(task: Task, applies: Iterable[object]) -> str:
+    return "|".join(name for name, yes in zip(task.labels, applies, strict=True) if yes)
 
 
 @dataclass
@@ -97,14 +97,14 @@ class History:
     """The evaluations of a run: the last one and the best one by the task's primary metric."""
 
     primary: str
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[JsonObject] = field(default_factory=list)
 
     def add(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Note an evaluation."""
         self.entries.append({"step": step, "epoch": epoch, "metrics": dict(metrics)})
 
     @property
-    def last(self) -> dict[str, Any]:
+    def last(self) -> JsonObject:
         """The newest evaluation."""
         return self.entries[-1]
 
@@ -129,7 +129,7 @@ class History:
         return since
 
     @property
-    def best(self) -> dict[str, Any]:
+    def best(self) -> JsonObject:
         """The first evaluation with the highest primary metric."""
         return max(self.entries, key=lambda entry: entry["metrics"][self.primary])
 

@@ -1,17 +1,16 @@
-"""One body with a head for each task: a classifier with the head and labels of the batch's task.
+"""One body with a head for each task: the shared encoder of MT-DNN (Liu et al., 2019, section 3).
 
 The classifier contains the first task's head. A forward pass for another task runs the same modules with that
-task's parameters in the head, so that an adaptation of the classifier acts for every task. This is the shared
-encoder of MT-DNN (Liu et al., 2019, section 3) for any classifier.
+task's parameters in the head, so that an adaptation of the classifier acts for every task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import Adaptation
@@ -21,13 +20,13 @@ from glue_harness.run.models import labels_of
 __all__ = ["Heads", "head_of", "with_heads"]
 
 
-def head_of(model: Any) -> dict[str, nn.Parameter]:
+def head_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of a classifier that lie outside of its base model, by name.
 
     Raises:
         ConfigurationError: There are none: the model is only a base.
     """
-    base = model.base_model
+    base = cast("nn.Module", model.base_model)
     body = {id(parameter) for parameter in base.parameters()}
     head = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in body}
     if base is model or not head:
@@ -80,27 +79,28 @@ class Heads(nn.Module):
         """The classifier's configuration."""
         return self.model.config
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args: object, **kwargs: object) -> None:
         """Compile the classifier; its head is chosen outside the compiled code."""
         self.model.compile(*args, **kwargs)
 
-    def forward(self, task: str, **batch: Any) -> Any:
+    def forward(self, task: str, **batch: object) -> object:
         """Return the classifier's loss and logits for a batch of one task."""
-        self._speak_of(task)
+        self._set_labels(task)
         try:
             if _key(task) not in self.heads:
                 return self.model(**batch)
             return torch.func.functional_call(self.model, self.head(task), kwargs=batch, tie_weights=False)
         finally:
-            self._speak_of(next(iter(self.tasks)))
+            self._set_labels(next(iter(self.tasks)))
 
-    def head(self, task: str) -> dict[str, Any]:
+    def head(self, task: str) -> dict[str, Tensor]:
         """Return the parameters of a task's head by their names in the classifier."""
         key = _key(task)
-        modules: Any = self.heads[key] if key in self.heads else self._first.values()
-        return dict(zip(self._first, modules, strict=True))
+        if key not in self.heads:
+            return {**self._first}
+        return dict(zip(self._first, cast("nn.ParameterList", self.heads[key]), strict=True))
 
-    def _speak_of(self, task: str) -> None:
+    def _set_labels(self, task: str) -> None:
         number = self.tasks[task].num_labels
         self.model.config.num_labels = number
         for field, value in labels_of(self.tasks[task]).items():
@@ -108,9 +108,9 @@ class Heads(nn.Module):
         if hasattr(self.model, "num_labels"):
             self.model.num_labels = number
 
-    def become(self, task: str) -> Any:
+    def install_head(self, task: str) -> Any:
         """Put a task's head into the classifier permanently, and return the classifier."""
-        self._speak_of(task)
+        self._set_labels(task)
         for name, parameter in self.head(task).items():
             place, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(place), leaf, parameter)
@@ -123,7 +123,7 @@ def _key(task: str) -> str:
 
 
 def with_heads(
-    bases: Mapping[str, Callable[[], Any]], tasks: Mapping[str, Task], adaptation: Adaptation
+    bases: Mapping[str, Callable[[], nn.Module]], tasks: Mapping[str, Task], adaptation: Adaptation
 ) -> Heads:
     """Return an adapted classifier with a head for each task, initialised as in a run of only that task.
 

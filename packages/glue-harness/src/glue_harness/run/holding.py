@@ -32,7 +32,7 @@ def hold_out(config: RunConfig, task: Task, raw: Any, datasets: Any) -> tuple[Ta
         return task, ()
     assert isinstance(config.hold_out, dict)
     texts = list(zip(*(raw["train"][name] for name in task.columns), strict=True))
-    left, parts = held_out(texts, config.hold_out)
+    remaining, parts = held_out(texts, config.hold_out)
     judges = tuple(config.evaluate_on or task.evaluation)
     for name in judges:
         if name not in parts and name not in task.evaluation:
@@ -43,7 +43,7 @@ def hold_out(config: RunConfig, task: Task, raw: Any, datasets: Any) -> tuple[Ta
     for splits in (raw, datasets):
         rows = splits["train"]
         splits |= {name: rows.select(parts[name]) for name in judges if name in parts}
-        splits["train"] = rows.select(left)
+        splits["train"] = rows.select(remaining)
         for name in set(task.evaluation) - set(judges):
             del splits[name]
     return (_judged_by(task, judges[0]), judges[1:]) if config.evaluate_on else (task, ())

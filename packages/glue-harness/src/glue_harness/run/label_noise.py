@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 __all__ = ["with_false_labels"]
 
 
-def with_false_labels(rows: Any, task: Task, share: float, seed: int) -> Any:
+def with_false_labels(rows: Dataset, task: Task, share: float, seed: int) -> Dataset:
     """Return rows of which a share gets a wrong class, each with equal probability.
 
     Args:

@@ -9,16 +9,18 @@ random states in the checkpoint suffice to continue to the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch
+from glue_harness.plain_data import Record
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, tell
 from glue_harness.run.evaluation import (
@@ -81,16 +83,16 @@ class Training:
         self.history = History(self.task.primary)
         self.watch = Stopwatch(PARTS, processes.device)
         self.newest = snapshot.find(processes, folder)
-        with processes.together():
+        with processes.fail_together():
             self._place()
-        some_unused = processes.world > 1 and not processes.sharded and self._leaves_some_unused()
-        with processes.together():
+        has_unused = processes.world > 1 and not processes.sharded and self._has_unused_parameters()
+        with processes.fail_together():
             self._attach()
         self.scaled = processes.scaled(self.optimizer)
         if self.config.compile:
             options = getattr(self.methods.activation, "compile_options", dict)()
             self.model.compile(dynamic=True, options=options or None)  # one graph for texts of all lengths
-        self.forward = processes.replicate(self.model, some_unused)
+        self.forward = processes.replicate(self.model, has_unused)
         self.parts = list(run.parts.values())
         self.scheduler = self.plan.schedule(self.optimizer)
 
@@ -113,11 +115,11 @@ class Training:
         if processes.rank:
             set_seed(processes.seed(config.seed))  # replicas must drop different units
 
-    def _leaves_some_unused(self) -> bool:
+    def _has_unused_parameters(self) -> bool:
         """Say whether a trained parameter may get no gradient: then DDP must search for it after each pass.
 
-        A pass over one row shows it. Also, an adaptation that acts within steps may change what trains, and a
-        pass trains only one of several heads.
+        That is so with several heads, with an adaptation that may change what trains within a step, or if a
+        pass over one row leaves a parameter without gradient.
         """
         if self.config.several or any(
             hasattr(self.methods.adaptation, act) for act in ("before_forward", "after_backward", "on_step")
@@ -138,7 +140,7 @@ class Training:
         """
         self._stop_if_asked()
         if self.step and self.step == self.saved and self._evaluates() and not self.history.has(self.step):
-            self._close_step()  # it was stopped while it evaluated
+            self._close_step()  # the run was stopped during this step's evaluation
         while not self.ended:
             for rows, batches in self._rest_of_epoch():
                 rate = float(self.scheduler.get_last_lr()[0])
@@ -155,14 +157,14 @@ class Training:
         self.tested = evaluate_test(self.model, self.data, size, self.processes)
         self.beside = evaluate_beside(self.model, self.data, size, self.processes)
 
-    def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, dict[str, Any]]:
+    def _train_step(self, rows: int, batches: list[MicroBatch]) -> tuple[Tensor, JsonObject]:
         """Make one optimizer step; return this process's part of the mean loss, and the parts' values."""
         watch, processes = self.watch, self.processes
         total = torch.zeros((), device=processes.device)
         tell(self.parts, "before_forward", self.step + 1)
         for batch in batches:
             loss_fn = partial(self._loss, self.forward, batch, rows)
-            with processes.alone(self.forward, last=batch is batches[-1]):
+            with processes.exchange_if(self.forward, last=batch is batches[-1]):
                 watch.switch("forward")
                 loss = self._forward(loss_fn)
                 watch.switch("backward")
@@ -170,7 +172,7 @@ class Training:
             total += loss.detach()
         self.step += 1
         self.examples += rows
-        last = next(batch for batch in reversed(batches) if batch.of)  # some may have no rows on any process
+        last = next(batch for batch in reversed(batches) if batch.of)  # the last with rows on any process
         self._tell_after_backward(partial(self._loss, self.model, last, last.of))
         watch.switch("gradient")
         if self.config.max_grad_norm:
@@ -197,7 +199,7 @@ class Training:
                 return loss_fn()
         with SavedTensorMeter(self.model) as meter, self.methods.activation.around_forward(self.model):
             loss = loss_fn()
-        self.saved_bytes = self.methods.activation.stats().get("stored_bytes", meter.bytes)
+        self.saved_bytes = cast("int", self.methods.activation.stats().get("stored_bytes", meter.bytes))
         return loss
 
     def _tell_after_backward(self, loss_fn: Callable[[], Tensor]) -> None:
@@ -207,11 +209,11 @@ class Training:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 tell(acting, "after_backward", self.step, loss_fn)
 
-    def _after_step(self, loss: Tensor, rate: float, observed: Mapping[str, Any]) -> None:
-        """Log, evaluate and save if it is time to."""
+    def _after_step(self, loss: Tensor, rate: float, observed: Record) -> None:
+        """Log, evaluate and save if they are due."""
         config, step, last = self.config, self.step, self.step == self.plan.total
-        speaks = any(hasattr(part, "on_step") for part in self.parts)
-        if last or step % config.log_every == 0 or (speaks and self.processes.from_leader(bool(observed))):
+        reports = any(hasattr(part, "on_step") for part in self.parts)
+        if last or step % config.log_every == 0 or (reports and self.processes.from_leader(bool(observed))):
             self._log(loss, rate, observed)
         self.progress.advance(step, self.examples)
         self._close_step()
@@ -248,7 +250,7 @@ class Training:
         self.watch.switch(None)
         return evaluation
 
-    def _log(self, loss: Tensor, rate: float, observed: Mapping[str, Any]) -> None:
+    def _log(self, loss: Tensor, rate: float, observed: Record) -> None:
         value = self.processes.mean(loss)
         if not math.isfinite(value):
             raise ConfigurationError(
@@ -286,6 +288,6 @@ class Training:
                 snapshot.save(self)
             raise Stopped(number, self.step)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> JsonObject:
         """Return the content of `result.json`."""
         return result_of(self)

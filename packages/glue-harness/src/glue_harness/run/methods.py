@@ -10,6 +10,7 @@ from typing import Any
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import Activation, Adaptation, Gradient, Monitor, Optimizer, available, find
 from glue_harness.config.fields import RunConfig
+from glue_harness.plain_data import Settings
 
 __all__ = ["Methods", "build_methods", "method_versions"]
 
@@ -46,7 +47,7 @@ class Methods:
             )
 
 
-def _build(slot: str, choice: dict[str, Any]) -> Any:
+def _build(slot: str, choice: Settings) -> Any:
     method = find(slot, choice["name"])
     return method(method.Options(**{key: value for key, value in choice.items() if key != "name"}))
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from finetune_common.data import fingerprint
+from finetune_common.aliases import JsonObject, StateDict
+from finetune_common.data import Schema, fingerprint
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
+from glue_harness.plain_data import Record
 from glue_harness.run.plan import Data, load_rows
 
 __all__ = ["MEAN", "Mixture", "content_of", "load_data", "mean_of", "task_of_several"]
@@ -21,7 +23,7 @@ MEAN = "mean"
 """The primary metric of several tasks: the mean of their own primary metrics."""
 
 
-def load_data(config: RunConfig, tokenizer: Any) -> Data | Mixture:
+def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data | Mixture:
     """Return the tokenised rows of a run's task, or of each of its tasks."""
     if not config.several:
         return Data.load(config, tokenizer)
@@ -44,7 +46,7 @@ def task_of_several(tasks: Mapping[str, Task]) -> Task:
     return Task(",".join(tasks), (), (), (MEAN, *metrics), MEAN, {})
 
 
-def content_of(config: RunConfig) -> dict[str, Any] | None:
+def content_of(config: RunConfig) -> JsonObject | None:
     """Return the identity of a run's rows as they are in files now; None without files."""
     if not config.has_own_rows and config.data_dir is None:
         return None
@@ -53,11 +55,11 @@ def content_of(config: RunConfig) -> dict[str, Any] | None:
     return joined({name: _content(config.for_task(name)) for name in config.tasks})
 
 
-def _content(config: RunConfig) -> dict[str, Any]:
+def _content(config: RunConfig) -> JsonObject:
     return own_rows(config.as_dict()).content() if config.has_own_rows else fingerprint(*load_rows(config))
 
 
-def joined(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def joined(contents: Mapping[str, Record]) -> JsonObject:
     """Return the identity of the rows of several tasks, from the identity of each task's rows."""
     return {
         "labels": {name: content["labels"] for name, content in contents.items()},
@@ -123,22 +125,22 @@ class Mixture:
         }
 
     @property
-    def content(self) -> dict[str, Any]:
+    def content(self) -> JsonObject:
         """The identity of the rows."""
         return joined({name: part.content for name, part in self.parts.items()})
 
     @property
-    def schemas(self) -> list[Any]:
+    def schemas(self) -> list[Schema]:
         """How the rows of each task were read."""
         return [schema for part in self.parts.values() for schema in part.schemas]
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """A run's description of its rows, as plain data."""
-        own = any(part.has_own_rows for part in self.parts.values())
-        return {"content": self.content, "schema": None, "own": own}
+        has_own_rows = any(part.has_own_rows for part in self.parts.values())
+        return {"content": self.content, "schema": None, "own": has_own_rows}
 
-    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterator[dict[str, Any]]:
+    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterator[StateDict]:
         """Yield these batches, each with rows of one task and that task's name.
 
         Args:
@@ -147,7 +149,7 @@ class Mixture:
             num_workers: Processes that prepare batches of one task.
         """
         owners = np.searchsorted(self._begins, [batch[0] for batch in batches], side="right") - 1
-        loaders: list[Iterator[Any]] = []
+        loaders: list[Iterator[StateDict]] = []
         for number, part in enumerate(self.parts.values()):
             begin = int(self._begins[number])
             part_batches = [

@@ -1,13 +1,13 @@
-"""Models and tokenizers: from the hub, from a folder, or the demo made on the spot."""
+"""Models and tokenizers: from the hub, from a folder, or the built-in demo."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import transformers
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
+from glue_harness.plain_data import Record, Settings
 from glue_harness.run.architectures import changed, demo_config, find_config
 from glue_harness.run.fit import check_positions, check_tokens
 from glue_harness.run.records import model_files
@@ -117,7 +118,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: Mapping[str, Any]) -> None:
+def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: Record) -> None:
     """Refuse weights with other shapes or names than the architecture's: only a head may be new."""
     encoder = f"{loaded.base_model_prefix}."
     expected_names = {name for name, _ in loaded.named_parameters() if name.startswith(encoder)}
@@ -138,8 +139,8 @@ def load_model(
     model: str,
     task: Task,
     tokenizer: transformers.PreTrainedTokenizerBase,
-    load_kwargs: Mapping[str, Any] | None = None,
-    model_config: Mapping[str, Any] | None = None,
+    load_kwargs: Record | None = None,
+    model_config: Record | None = None,
 ) -> transformers.PreTrainedModel:
     """Return a sequence classifier for a task; a new head is drawn from torch's generator.
 
@@ -158,10 +159,10 @@ def load_model(
     if model == "demo":
         fields = {**labels_of(task), "pad_token_id": tokenizer.pad_token_id, **(model_config or {})}
         config = changed(demo_config(len(tokenizer)), fields)
-        return transformers.BertForSequenceClassification(config)
+        return transformers.BertForSequenceClassification(cast("transformers.BertConfig", config))
     config, before = _config_of(model, task.name, **labels_of(task)), _config_of(model, task.name)
     loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs, task.name)
-    if _says_other_labels(before, task) and _draw_head_anew(loaded, report):
+    if _has_other_labels(before, task) and _draw_head_anew(loaded, report):
         named = () if before.problem_type == "regression" else (before.id2label or {}).values()
         was, now = (", ".join(names) or "numbers" for names in (named, task.labels))
         warnings.warn(f"--model {model}: its head is for {was}: one for {now} is drawn anew", stacklevel=2)
@@ -188,7 +189,7 @@ def load_classifier(model: str) -> transformers.PreTrainedModel:
     return loaded.eval()
 
 
-def _config_of(model: str, task: str = "", **fields: Any) -> transformers.PretrainedConfig:
+def _config_of(model: str, task: str = "", **fields: object) -> transformers.PretrainedConfig:
     _check_folder(model, task)
     try:
         return transformers.AutoConfig.from_pretrained(model_files(model, task), **fields)
@@ -199,16 +200,16 @@ def _config_of(model: str, task: str = "", **fields: Any) -> transformers.Pretra
 def _loaded(
     model: str,
     config: transformers.PretrainedConfig,
-    load_kwargs: Mapping[str, Any] | None = None,
+    load_kwargs: Record | None = None,
     task: str = "",
-) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+) -> tuple[transformers.PreTrainedModel, Settings]:
     """Return a classifier and transformers' report of its loading."""
     try:
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
             model_files(model, task),
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # another task's head is drawn anew
+            ignore_mismatched_sizes=True,  # the head of a task with another number of labels is drawn anew
             **{"dtype": torch.float32, **(load_kwargs or {})},
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -217,7 +218,7 @@ def _loaded(
     return loaded, report
 
 
-def _says_other_labels(config: transformers.PretrainedConfig, task: Task) -> bool:
+def _has_other_labels(config: transformers.PretrainedConfig, task: Task) -> bool:
     """Say whether a model was trained for other labels (ignoring case), or for numbers instead of labels."""
     names = [str(name).casefold() for _, name in sorted((config.id2label or {}).items())]
     if all(re.fullmatch(r"label_\d+", name) for name in names):
@@ -226,9 +227,9 @@ def _says_other_labels(config: transformers.PretrainedConfig, task: Task) -> boo
 
 
 @torch.no_grad()
-def _draw_head_anew(model: transformers.PreTrainedModel, report: Mapping[str, Any]) -> bool:
+def _draw_head_anew(model: transformers.PreTrainedModel, report: Record) -> bool:
     """Initialise the parameters outside the base model; say whether this replaced trained ones."""
-    base: Any = model.base_model
+    base = cast("torch.nn.Module", model.base_model)
     body = {id(parameter) for parameter in base.parameters()}
     head = {name: p for name, p in model.named_parameters() if id(p) not in body} if base is not model else {}
     trained = head.keys() - report["missing_keys"]
@@ -240,9 +241,7 @@ def _draw_head_anew(model: transformers.PreTrainedModel, report: Mapping[str, An
     return bool(trained)
 
 
-def build_model(
-    model: str, model_config: Mapping[str, Any] | None, max_length: int
-) -> transformers.PreTrainedModel:
+def build_model(model: str, model_config: Record | None, max_length: int) -> transformers.PreTrainedModel:
     """Return a classifier of two labels with random weights; a preset of `architectures` needs no network.
 
     Args:
@@ -264,7 +263,7 @@ def build_model(
     return built
 
 
-def labels_of(task: Task) -> dict[str, Any]:
+def labels_of(task: Task) -> Settings:
     """Return the fields of a model's configuration that the task sets."""
     if task.regression:
         return {"num_labels": 1, "problem_type": "regression"}
@@ -277,7 +276,7 @@ def labels_of(task: Task) -> dict[str, Any]:
 
 @contextmanager
 def quiet_about_heads() -> Iterator[None]:
-    """Suppress the warning of a new head: it then receives trained weights."""
+    """Suppress the warning about a new head, for heads that receive trained weights afterwards."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* is drawn anew")
         yield

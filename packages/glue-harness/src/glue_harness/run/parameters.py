@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 
 from finetune_common.errors import ConfigurationError
+from glue_harness.plain_data import Settings
 
 __all__ = ["parameter_groups"]
 
 
 def parameter_groups(
     model: torch.nn.Module, weight_decay: float, head_lr: float | None = None, decay_all: bool = False
-) -> list[dict[str, Any]]:
+) -> list[Settings]:
     """Group trained parameters: matrices decay, biases and norms on request; the head may have its own rate.
 
     The head is everything outside the base model, and the base model's pooler.
@@ -21,7 +22,7 @@ def parameter_groups(
     Returns:
         Groups for `finetune_common.slots.Optimizer.build`, none empty.
     """
-    base: Any = model.base_model
+    base = cast("torch.nn.Module", model.base_model)
     body = set() if base is model else {id(parameter) for parameter in base.parameters()}
     if isinstance(pooler := getattr(base, "pooler", None), torch.nn.Module):
         body -= {id(parameter) for parameter in pooler.parameters()}

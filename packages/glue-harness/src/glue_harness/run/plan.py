@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 
+from finetune_common.aliases import JsonObject, StateDict
 from finetune_common.data import (
     Collator,
     Schema,
@@ -35,6 +36,8 @@ from glue_harness.run.processes import Processes
 from glue_harness.run.tasks import task_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from glue_harness.run.mixture import Mixture
 
 __all__ = ["Data", "MicroBatch", "Plan", "load_rows"]
@@ -69,15 +72,15 @@ class Data:
     datasets: Any
     lengths: dict[str, np.ndarray]
     collator: Collator
-    texts: dict[str, Any] = field(default_factory=dict)
-    content: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, Dataset] = field(default_factory=dict)
+    content: JsonObject = field(default_factory=dict)
     schema: Schema | None = None
     has_own_rows: bool = False
     beside: tuple[str, ...] = ()
     marks: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, config: RunConfig, tokenizer: Any) -> Data:
+    def load(cls, config: RunConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> Data:
         """Load and tokenise; take the first rows of a seeded shuffle if a run wants fewer.
 
         Rows to train on are drawn by the run's seed; those to evaluate on are the same for every seed.
@@ -109,7 +112,7 @@ class Data:
         return cls(task, datasets, lengths, collator, texts, content, schema, config.has_own_rows, beside)
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """A run's description of its rows, as plain data."""
         schema = self.schema.as_dict() if self.schema else None
         return {"content": self.content, "schema": schema, "own": self.has_own_rows}
@@ -125,11 +128,11 @@ class Data:
         return len(self.lengths["train"])
 
     @property
-    def training_lengths(self) -> Any:
+    def training_lengths(self) -> np.ndarray:
         """Tokens of each training row."""
         return self.lengths["train"]
 
-    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterable[dict[str, Any]]:
+    def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterable[StateDict]:
         """Return a loader of these batches of rows, in pinned memory for a GPU."""
         pinned = torch.cuda.is_available()
         rows = make_loader(self.datasets[split], batches, self.collator, num_workers, pin_memory=pinned)
@@ -141,7 +144,7 @@ def _warmup_linear(warmup: int, total: int, step: int) -> float:
     return step / warmup if step < warmup else max(0.0, 1 - step / total)
 
 
-def _some(rows: Any, seed: int, count: int) -> Any:
+def _some(rows: Dataset, seed: int, count: int) -> Dataset:
     return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
 
 
@@ -150,7 +153,7 @@ class MicroBatch(NamedTuple):
 
     rows: int
     of: int
-    tensors: Any
+    tensors: StateDict
 
 
 @dataclass
@@ -160,8 +163,8 @@ class Plan:
     Args:
         config: Gives the rows of a process's micro-batch, and the micro-batches of a step.
         lengths: Tokens of each training row; with several tasks, task → the same.
-        processes: How many processes the run began with. A run that continues with another number keeps the
-            rows of its steps, and so its remaining steps and its schedule.
+        processes: How many processes the run began with. Continued with another number, it keeps the rows of
+            each step, and so its number of steps and its schedule.
     """
 
     config: RunConfig
@@ -213,8 +216,8 @@ class Plan:
         """Yield the batches of each remaining step of an epoch.
 
         Returns:
-            These are the rows of the window over all processes, and this process's micro-batches on its
-            device; a process without rows uses one row with weight 0.
+            The number of rows of the step over all processes, and this process's micro-batches on its device;
+            a process without rows uses one row with weight 0.
         """
         rank, world = processes.rank, processes.world
         windows = [(window, self.micro_batches(window, world)) for window in self.windows(step)]

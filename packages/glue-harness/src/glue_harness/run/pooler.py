@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["renew_pooler"]
 
@@ -33,17 +32,17 @@ def renew_pooler(model: nn.Module) -> None:
         >>> torch.equal(before, model.bert.pooler.dense.weight)
         False
     """
-    pooler: Any = getattr(model.base_model, "pooler", None)
+    pooler = getattr(model.base_model, "pooler", None)
     if not isinstance(pooler, nn.Module):
         return
-    config: Any = model.config
+    config = model.config
     for linear in [module for module in pooler.modules() if isinstance(module, nn.Linear)]:
         linear.weight.normal_(0.0, getattr(config, "initializer_range", 0.02))
         if linear.bias is not None:
             linear.bias.zero_()
-        # a hook instead of a module keeps the names of the saved model
+        # a hook, because a module would change the names of the saved weights
         linear.register_forward_pre_hook(partial(_dropped, getattr(config, "hidden_dropout_prob", 0.0)))
 
 
-def _dropped(p: float, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _dropped(p: float, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (nn.functional.dropout(args[0], p, module.training), *args[1:])

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data import Collator, evaluation_batches, to_row_order
 from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import Task
@@ -32,7 +34,7 @@ class Predictor:
     """
 
     model: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     task: Task
     max_length: int
 
@@ -60,7 +62,8 @@ class Predictor:
         parts = []
         for start in range(0, len(columns[0]), WINDOW):
             texts = [list(column[start : start + WINDOW]) for column in columns]
-            encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+            pair = texts[1] if len(texts) == 2 else None
+            encoded = self.tokenizer(texts[0], pair, truncation=True, max_length=self.max_length)
             lengths = [len(ids) for ids in encoded["input_ids"]]
             check_positions(model, max(lengths))
             batches, outputs = evaluation_batches(lengths, batch_size), []
@@ -83,7 +86,7 @@ class Predictor:
         several = kind == "multi_label_classification"
         return (outputs.sigmoid() if several else outputs.softmax(-1)).numpy()
 
-    def answers(self, scores: np.ndarray) -> list[Any]:
+    def answers(self, scores: np.ndarray) -> list[str | list[str] | float]:
         """Return the answer for each row of scores: a label, the labels above ½, or a number."""
         if self.task.regression:
             return [float(row[0]) for row in scores]
@@ -93,7 +96,7 @@ class Predictor:
             ]
         return [self.labels[number] for number in scores.argmax(axis=1)]
 
-    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[JsonObject]:
         """Return the model's answers for texts.
 
         Args:

@@ -1,4 +1,4 @@
-"""The processes of one run as one object: the leader, values gathered from all, a common end.
+"""The processes of one run as one object: its leader, exchange of values, a common end.
 
 A launcher (torchrun, accelerate launch, Ray) starts the processes and tells each its number through the
 environment; accelerate joins them. Without sharding the model is replicated (DDP). With it each process keeps
@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 
-__all__ = ["Processes", "join", "leave"]
+__all__ = ["Processes", "join", "leave_group"]
 
 T = TypeVar("T")
 
@@ -101,18 +101,18 @@ class Processes:
         return int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0])
 
     def leaders_first(self, make: Callable[[], T]) -> T:
-        """Make something on the first process of each machine, then on the others, which find its cache."""
-        made: list[T] = []
+        """Make something on the first process of each machine, then on the others, which use its cache."""
+        results: list[T] = []
         for first in (True, False):
-            with self.together():
+            with self.fail_together():
                 if self.accelerator.is_local_main_process == first:
-                    made.append(make())
-        return made[0]
+                    results.append(make())
+        return results[0]
 
     # A common end
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """End a run on all processes if one of them meets an error.
 
         Every process enters it; the leader raises the first error, the others exit silently.
@@ -134,7 +134,7 @@ class Processes:
         raise error or ConfigurationError(f"process {first}: {messages[first]}")
 
     @contextmanager
-    def or_lost(self) -> Iterator[None]:
+    def report_lost(self) -> Iterator[None]:
         """Say in one line that another process is gone if communication fails."""
         try:
             yield
@@ -151,29 +151,29 @@ class Processes:
 
     # A training step
 
-    def replicate(self, model: nn.Module, some_unused: bool) -> nn.Module:
+    def replicate(self, model: nn.Module, has_unused: bool) -> nn.Module:
         """Return the model for forward passes; a sharded one is returned unchanged.
 
         Args:
             model: Lives on `device`.
-            some_unused: Whether a trained parameter may get no gradient; DDP then searches for it after each
+            has_unused: Whether a trained parameter may get no gradient; DDP then searches for it after each
                 forward pass.
         """
         accelerator: Any = self.accelerator
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=has_unused)
         return self.accelerator.prepare_model(model, evaluation_mode=self.sharded)
 
-    def scaled(self, optimizer: torch.optim.Optimizer) -> Any:
+    def scaled(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Return the optimizer with fp16's loss scaling around its step."""
         return self.accelerator.prepare_optimizer(optimizer)
 
-    def alone(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    def exchange_if(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Return the context of a micro-batch: gradients are exchanged after the last one of a step."""
         return nullcontext() if last else self.accelerator.no_sync(model)
 
-    def on_device(self, batch: Any) -> Any:
+    def on_device(self, batch: T) -> T:
         """Return a batch on the model's device; from pinned memory the copy runs in parallel."""
-        return send_to_device(batch, self.device, non_blocking=True)
+        return cast("T", send_to_device(batch, self.device, non_blocking=True))
 
     def clip(self, parameters: Iterable[Tensor], max_norm: float) -> None:
         """Scale the gradients so that their norm over all processes is at most `max_norm`."""
@@ -199,7 +199,7 @@ def join(config: RunConfig) -> Processes:
             log_with=config.tracker,
             project_config=ProjectConfiguration(logging_dir=config.output_dir),
         )
-    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True")  # it depends on the batch
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True")  # another batch may need it
     started = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != started:
         raise ConfigurationError(
@@ -229,10 +229,10 @@ def _check(config: RunConfig) -> None:
     for variable, what in UNSUPPORTED.items():
         if parse_flag_from_env(variable):
             raise ConfigurationError(f"accelerate launch asks for {what}: only DDP and FSDP2 are supported")
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", config.precision):
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.precision):
         raise ConfigurationError(
-            f"accelerate launch asks for mixed precision {asked!r} and the run for {config.precision!r}: "
+            f"accelerate launch asks for mixed precision {precision!r} and the run for {config.precision!r}: "
             f"give the same to --precision"
         )
     if not _is_sharded(config):
@@ -247,10 +247,10 @@ def _check(config: RunConfig) -> None:
         raise ConfigurationError("--precision fp16: shards cannot share its loss scale: use bf16")
 
 
-def leave() -> None:
+def leave_group() -> None:
     """Leave the process group, if there is one, at the very end of a run.
 
-    The interpreter must still be alive: a gloo thread that drops its last tensor later aborts the process.
+    Call it while the interpreter is alive: a gloo thread that drops its last tensor later aborts the process.
     """
     if torch.distributed.is_initialized():
         gc.collect()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from glue_harness.config.fields import RunConfig
+from glue_harness.plain_data import Record
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
@@ -83,7 +83,7 @@ class Progress:
         """Note the newest loss and learning rate."""
         self._logged = f"loss {loss:.4f}  lr {rate:.2e}  "
 
-    def evaluated(self, entry: Mapping[str, Any]) -> None:
+    def evaluated(self, entry: Record) -> None:
         """Note the newest scores."""
         self._score = "  ".join(f"{name} {value:.3f}" for name, value in entry["metrics"].items())
         self._say(f"step {entry['step']:,}/{self._total:,}, evaluation: {self._score}")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data.content import changed_rows
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.difference import difference
 from glue_harness.config.fields import RunConfig, identity_of
 from glue_harness.config.own_rows import DATASET, by_content
-from glue_harness.files import whole, writing
+from glue_harness.files import atomic, writing
+from glue_harness.plain_data import Record
 from glue_harness.run.parts import result_of_task
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ MODEL, ADAPTER = "model", "adapter"
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that readers see the old or the new content, never a part."""
-    with whole(path) as beside:
+    with atomic(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -89,7 +91,7 @@ def model_files(model: str, task: str = "") -> str:
     return str(run / MODEL / (task if task in learned else learned[0]))
 
 
-def write_report(folder: Path, numbers: Mapping[str, Any], table: str) -> None:
+def write_report(folder: Path, numbers: Record, table: str) -> None:
     """Write and print a script's measurements, for programs (`result.json`) and people (`table.md`).
 
     Args:
@@ -169,7 +171,7 @@ class RunFolder:
         else:  # nothing here to continue from
             write_whole(file, yaml.safe_dump(self._config.as_dict(), sort_keys=False))
 
-    def begin_with(self, data: Data | Mixture, quiet: bool = False) -> None:
+    def describe_rows(self, data: Data | Mixture, quiet: bool = False) -> None:
         """Describe the run's rows in `data.json`, and print how they were read unless `quiet`.
 
         Raises:
@@ -185,7 +187,7 @@ class RunFolder:
             for schema in [] if quiet else data.schemas:
                 print(schema, flush=True)
 
-    def _check_rows(self, content: Mapping[str, Any]) -> None:
+    def _check_rows(self, content: JsonObject) -> None:
         before = _read_file(self.path / "data.json", json.loads)
         if differs := changed_rows(before["content"], content):
             sources = before["schema"]["sources"] if before["schema"] and before.get("own", True) else {}
@@ -196,11 +198,11 @@ class RunFolder:
                 "choose another folder or --overwrite"
             )
 
-    def result(self, content_of: Callable[[RunConfig], dict[str, Any] | None]) -> dict[str, Any] | None:
+    def result(self, content_of: Callable[[RunConfig], JsonObject | None]) -> JsonObject | None:
         """Return the result of a finished run, else None.
 
         Args:
-            content_of: The current identity of the rows; None if nobody can edit them.
+            content_of: Returns the identity of the rows as they are now; None if nobody can edit them.
 
         Raises:
             ConfigurationError: The rows have changed since.
@@ -212,12 +214,12 @@ class RunFolder:
             self._check_rows(now)
         return _read_file(file, _result)
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: Record) -> None:
         """Write `result.json`, which marks the run as finished."""
         write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
     def write_predictions(
-        self, rows: Iterable[tuple[Any, ...]], texts: Sequence[str], task: str = ""
+        self, rows: Iterable[tuple[object, ...]], texts: Sequence[str], task: str = ""
     ) -> None:
         """Write `predictions.tsv`: index, label, prediction, scores, and a column for each text.
 
@@ -242,7 +244,7 @@ class RunFolder:
 
         write_whole(file, _read_file(file, earlier_lines) if file.exists() else "")
 
-    def log(self, entry: Mapping[str, Any]) -> None:
+    def log(self, entry: Record) -> None:
         """Append a line to `metrics.jsonl`."""
         file = self.path / "metrics.jsonl"
         with writing(file), file.open("ab", buffering=0) as end:
@@ -266,7 +268,7 @@ def _read_file(file: Path, parse: Callable[[str], T]) -> T:
         ) from None
 
 
-def _result(text: str) -> dict[str, Any]:
+def _result(text: str) -> JsonObject:
     """Read `result.json`; it must have this schema and all that a report needs."""
     result = json.loads(text)
     if result["schema"] != SCHEMA:
@@ -276,13 +278,13 @@ def _result(text: str) -> dict[str, Any]:
     return result
 
 
-def read_result(folder: Path, task: str = "") -> dict[str, Any]:
+def read_result(folder: Path, task: str = "") -> JsonObject:
     """Return the content of a finished run's `result.json`, of one of several tasks if named."""
     result = _read_file(folder / "result.json", _result)
     return result_of_task(result, task) if task else result
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
+def read_results(folder: Path) -> list[JsonObject]:
     """Return every `result.json` below a folder, each with its `folder`, ordered by path.
 
     Raises:

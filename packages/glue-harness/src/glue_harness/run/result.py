@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from finetune_common.aliases import JsonObject
 from finetune_common.measure import peak_memory_bytes
 from glue_harness.hardware import hardware, versions
 from glue_harness.run.evaluation import by_task
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["result_of"]
 
 
-def result_of(training: Training) -> dict[str, Any]:
+def result_of(training: Training) -> JsonObject:
     """Return the result of a run so far: its settings, scores, time and memory."""
     config, history, processes = training.config, training.history, training.processes
     seconds = training.watch.seconds()
     settings = config.identity()
     slots = {slot: settings.pop(slot) for slot in ("adaptation", "activation", "gradient", "optimizer")}
-    more: dict[str, Any] = {"tasks": _each(training)} if config.several else {}
+    more: JsonObject = {"tasks": _each(training)} if config.several else {}
     more |= {"beside": training.beside} if training.beside else {}
     trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
     return {
@@ -59,14 +60,14 @@ def result_of(training: Training) -> dict[str, Any]:
     }
 
 
-def _classes(training: Training) -> dict[str, Any]:
+def _classes(training: Training) -> JsonObject:
     evaluation, data = training.evaluation, training.data
     if evaluation is None:
         return {}
     return {name: part.of_classes(rows) for name, part, rows in by_task(evaluation, data)}
 
 
-def _each(training: Training) -> dict[str, Any]:
+def _each(training: Training) -> JsonObject:
     """Return the results of each of several tasks, in the form of a separate run."""
     data, history, classes = training.data, training.history, _classes(training)
     assert isinstance(data, Mixture)

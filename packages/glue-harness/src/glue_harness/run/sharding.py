@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune_common.aliases import StateDict
 from finetune_common.errors import ConfigurationError
+from glue_harness.plain_data import Record
 
 __all__ = ["gathered", "is_sharded", "part_here", "shard", "state_here"]
 
 
-def is_sharded(tensor: Any) -> bool:
+def is_sharded(tensor: object) -> bool:
     """Say whether each process holds only a part of a tensor (a DTensor)."""
     return hasattr(tensor, "placements")
 
@@ -73,7 +75,7 @@ def part_here(tensor: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def state_here(state: Mapping[str, Any], parameters: Iterable[Tensor]) -> dict[str, Any]:
+def state_here(state: Record, parameters: Iterable[Tensor]) -> StateDict:
     """Return an optimizer's whole state with only this process's part for sharded parameters.
 
     Args:
@@ -89,5 +91,5 @@ def state_here(state: Mapping[str, Any], parameters: Iterable[Tensor]) -> dict[s
     return {**state, "state": {key: value for key, value in states.items() if value}}
 
 
-def _shaped_like(value: Any, parameter: Tensor) -> bool:
+def _shaped_like(value: object, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim > 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from finetune_common.errors import ConfigurationError
+from glue_harness.plain_data import Record
 from glue_harness.run import checkpoint
 from glue_harness.run.sharding import gathered, state_here
 
 if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
+
     from glue_harness.run.loop import Training
     from glue_harness.run.processes import Processes
     from glue_harness.run.records import RunFolder
@@ -20,11 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["continue_from", "find", "keep_best", "restore", "return_to_best", "save"]
 
 
-def _stateful(training: Training) -> dict[str, Any]:
+def _stateful(training: Training) -> dict[str, Stateful]:
     """All objects with state except the model, by their name in a checkpoint."""
-    parts: dict[str, Any] = {"scheduler": training.scheduler, "scaler": training.processes.accelerator.scaler}
+    scaler = training.processes.accelerator.scaler
+    parts: dict[str, object] = {"scheduler": training.scheduler, "scaler": scaler}
     parts |= training.run.parts | {"optimizer": training.scaled}
-    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+    return {name: cast("Stateful", part) for name, part in parts.items() if hasattr(part, "state_dict")}
 
 
 def _weights(training: Training) -> checkpoint.Weights:
@@ -53,7 +56,7 @@ def save(training: Training) -> None:
             "random": random[0],
             "random_elsewhere": random[1:],
         }
-    with processes.together():
+    with processes.fail_together():
         if processes.leads:
             checkpoint.save(training.folder.checkpoints, training.step, weights, state | progress)
     training.saved = training.step
@@ -62,11 +65,11 @@ def save(training: Training) -> None:
 def find(processes: Processes, folder: RunFolder) -> Path | None:
     """Return the newest undamaged checkpoint of the run's folder, and delete damaged ones."""
     newest = None
-    with processes.together():
+    with processes.fail_together():
         if folder.leads and (newest := checkpoint.sound(folder.checkpoints)):
             checkpoint.tidy(folder.checkpoints, checkpoint.step_of(newest), keep=2)
     newest = processes.from_leader(newest)
-    with processes.together():
+    with processes.fail_together():
         if newest is not None and not newest.exists():
             raise ConfigurationError(
                 f"--output-dir {folder.path}: processes see different checkpoints there: give a folder that "
@@ -77,7 +80,7 @@ def find(processes: Processes, folder: RunFolder) -> Path | None:
 
 def restore(training: Training) -> None:
     """Continue from the checkpoint that `find` found, if there is one."""
-    with training.processes.together():
+    with training.processes.fail_together():
         if training.newest is not None:
             _load(training, training.newest)
             training.saved = training.step
@@ -85,7 +88,7 @@ def restore(training: Training) -> None:
             training.folder.keep_metrics(training.step)
 
 
-def _load(training: Training, newest: Path) -> Mapping[str, Any]:
+def _load(training: Training, newest: Path) -> Record:
     """Load weights and all state of a checkpoint, and return the state."""
     processes, stateful = training.processes, _stateful(training)
     state = checkpoint.load(newest, training.model, processes.device, expected=stateful)
@@ -111,7 +114,7 @@ def continue_from(training: Training, other: Path) -> None:
     Weights, the optimizer's state and random states come from the other run; learning rate, weight decay and
     the optimizer's other options from this run. The position is kept in epochs: with another batch size the
     steps are counted anew, and this run's schedule continues there. With `load_best` earlier evaluations are
-    forgotten, since their weights belong to the other run.
+    dropped, since their weights belong to the other run.
     """
     newest = checkpoint.sound(other / "checkpoint")
     if newest is None:
@@ -136,7 +139,7 @@ def continue_from(training: Training, other: Path) -> None:
 def keep_best(training: Training) -> None:
     """Keep the weights of this step, the best so far."""
     weights = _weights(training)
-    with training.processes.together():
+    with training.processes.fail_together():
         if training.processes.leads:
             checkpoint.save_best(training.folder.checkpoints, training.step, weights)
 
@@ -149,17 +152,17 @@ def return_to_best(training: Training) -> bool:
     """
     processes, step = training.processes, training.history.best["step"]
     best = None
-    with processes.together():
+    with processes.fail_together():
         if processes.leads:
             best = checkpoint.best_weights(training.folder.checkpoints, step)
     best = processes.from_leader(best)
-    if best is None:  # done before, by a run that ended without writing its result
+    if best is None:  # done before, by a run that was stopped before it wrote its result
         return False
     changes = step != training.step
     if changes:
         checkpoint.load_weights(best, training.model, torch.device(processes.device))
     processes.wait()
-    with processes.together():
+    with processes.fail_together():
         if processes.leads:
             checkpoint.adopt(best)
     return changes

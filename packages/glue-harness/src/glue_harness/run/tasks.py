@@ -1,9 +1,8 @@
-"""A run's task, found from its configuration, a finished run's files, or only a model."""
+"""A run's task, from its configuration, from a finished run's files, or from a model alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +11,13 @@ from finetune_common.metrics import metrics_of
 from finetune_common.tasks import TASKS, Task, get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
+from glue_harness.plain_data import Record
 
 __all__ = ["task_of", "task_of_finished_run", "task_of_model"]
 
 
 def task_of(config: RunConfig) -> Task:
-    """Return a run's task; for the user's rows it is found from them."""
+    """Return a run's task; for the user's rows it is inferred from them."""
     if config.has_own_rows:
         return own_rows(config.as_dict()).task
     task = get_task(config.task)
@@ -31,7 +31,7 @@ def task_of(config: RunConfig) -> Task:
     return replace(task, metrics=metrics_of(task, config.metric), primary=config.metric)
 
 
-def task_of_finished_run(config: RunConfig, result: Mapping[str, Any], described: Any) -> Task:
+def task_of_finished_run(config: RunConfig, result: Record, described: Any) -> Task:
     """Return a finished run's task from its files, without reading its rows.
 
     Args:
@@ -41,9 +41,9 @@ def task_of_finished_run(config: RunConfig, result: Mapping[str, Any], described
     """
     if not config.has_own_rows and config.metric is None:
         return get_task(config.task)
-    judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
+    scored_by: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
     if config.task in TASKS:
-        return replace(TASKS[config.task], evaluation=("validation",), **judged)
+        return replace(TASKS[config.task], evaluation=("validation",), **scored_by)
     names = () if described.problem_type == "regression" else tuple(dict(described.id2label).values())
     schema = (result.get("data") or {}).get("schema") or {}
     return Task(
@@ -54,12 +54,12 @@ def task_of_finished_run(config: RunConfig, result: Mapping[str, Any], described
         label_range=(-math.inf, math.inf),
         official_label=schema.get("label_column", "label"),
         several=described.problem_type == "multi_label_classification",
-        **judged,
+        **scored_by,
     )
 
 
 def task_of_model(name: str, described: Any) -> Task:
-    """Return the task of a model from only its configuration.
+    """Return the task of a model, from its configuration alone.
 
     Args:
         name: Its name.

@@ -10,8 +10,10 @@ from uuid import uuid4
 
 from accelerate import Accelerator
 
+from finetune_common.aliases import JsonObject
 from glue_harness.config.fields import RunConfig
 from glue_harness.extras import need
+from glue_harness.plain_data import Record
 from glue_harness.run.records import TRACKER, write_whole
 
 __all__ = ["check_tracker", "flat", "numbers", "tracked"]
@@ -26,14 +28,14 @@ def check_tracker(config: RunConfig) -> None:
         need(config.tracker, config.tracker)
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Record, prefix: str = "") -> JsonObject:
     """Return nested settings as one level of text, numbers and truth values.
 
     Examples:
         >>> flat({"epochs": 3, "optimizer": {"name": "sgd", "betas": [0.9, 0.99]}, "data_dir": None})
         {'epochs': 3, 'optimizer.name': 'sgd', 'optimizer.betas': '[0.9, 0.99]', 'data_dir': 'None'}
     """
-    level: dict[str, Any] = {}
+    level: JsonObject = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
             level |= flat(value, f"{prefix}{name}.")
@@ -42,7 +44,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return level
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def numbers(values: Record) -> dict[str, float]:
     """Return the values that a tracker can draw as curves."""
     return {name: value for name, value in flat(values).items() if isinstance(value, (int, float))}
 
@@ -60,7 +62,7 @@ def tracked(accelerator: Accelerator, config: RunConfig, step: int) -> Iterator[
         file, name = Path(config.output_dir) / TRACKER, Path(config.output_dir).name
         known = file.read_text(encoding="utf-8").strip() if file.exists() else None
         identifier = known or uuid4().hex[:12]
-        options: dict[str, dict[str, Any]] = {
+        options: dict[str, JsonObject] = {
             "tensorboard": {"purge_step": step + 1} if step else {},
             "wandb": {"name": name, "id": identifier, "resume": "allow", "dir": config.output_dir},
             "mlflow": {"run_name": name, "run_id": known},

@@ -1,15 +1,16 @@
-"""A run's output for others: the model for transformers, and its adaptation's trained part."""
+"""A run's output: the model for transformers, and its adaptation's trained part."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glue_harness.files import whole_folder
+from finetune_common.aliases import JsonObject
+from glue_harness.files import atomic_folder
+from glue_harness.plain_data import Record
 from glue_harness.run import checkpoint
 from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.card import card_of
@@ -21,21 +22,21 @@ from glue_harness.run.records import ADAPTER, MODEL
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
 
-__all__ = ["leave", "leave_model", "plain", "write_model"]
+__all__ = ["merged_model", "write_model", "write_models", "write_output"]
 
 
-def plain(run: Run) -> Any:
-    """Return a run's model with its adaptation folded in; None if plain weights cannot hold it.
+def merged_model(run: Run) -> Any:
+    """Return a run's model with its adaptation merged; None if plain weights cannot hold it.
 
     The given model may be changed, and must not be used afterwards.
     """
     merge = getattr(run.methods.adaptation, "merged", None) if run.attached else None
     model: Any = merge(run.model) if merge else run.model
-    return model if model is not None and _is_of_its_kind(model) else None
+    return model if model is not None and _is_plain(model) else None
 
 
-def _is_of_its_kind(model: Any) -> bool:
-    """Say whether a model's weights have the names and shapes of a fresh model of its kind."""
+def _is_plain(model: Any) -> bool:
+    """Say whether a model's weights have the names and shapes of a new model of its class."""
     with torch.device("meta"):
         fresh = type(model)(copy.deepcopy(model.config))
     shapes = (
@@ -52,7 +53,7 @@ def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def leave(training: Training) -> dict[str, Any]:
+def write_output(training: Training) -> JsonObject:
     """Write a run's output, and return its result, which is written last.
 
     The output is `predictions.tsv`, `model/`, `adapter/` if the adaptation can be saved separately, and
@@ -65,15 +66,15 @@ def leave(training: Training) -> dict[str, Any]:
     if training.folder.leads and training.evaluation is not None:
         for name, evaluation, rows in by_task(training.evaluation, training.data):
             training.folder.write_predictions(evaluation.rows(rows), rows.task.columns, name)
-        # with shards the leader has only a part of the weights; the checkpoint has all
+        # with shards the leader has only a part of the weights, so that all are read from the checkpoint
         run = open_run(training.folder.path) if training.processes.sharded else training.run
-        leave_model(run, training.folder.path, result)
+        write_models(run, training.folder.path, result)
         checkpoint.tidy(training.folder.checkpoints, training.step)
         training.folder.write_result(result)
     return result
 
 
-def leave_model(run: Run, folder: Path, result: Mapping[str, Any]) -> None:
+def write_models(run: Run, folder: Path, result: Record) -> None:
     """Write `model/` and `adapter/`.
 
     Args:
@@ -83,13 +84,13 @@ def leave_model(run: Run, folder: Path, result: Mapping[str, Any]) -> None:
     """
     tasks = list(run.model.tasks) if isinstance(run.model, Heads) else [""]
     if save := getattr(run.methods.adaptation, "save", None):
-        with whole_folder(folder / ADAPTER) as unfinished:
+        with atomic_folder(folder / ADAPTER) as unfinished:
             for name in tasks:
                 (unfinished / name).mkdir(exist_ok=True)
                 save((run.for_task(name) if name else run).model, unfinished / name)
     classifier = run.for_task(tasks[0]) if tasks[0] else run
-    model = plain(classifier)  # its adaptation is folded in once, for all heads
-    with whole_folder(folder / MODEL) as unfinished:
+    model = merged_model(classifier)  # merged once, for all heads
+    with atomic_folder(folder / MODEL) as unfinished:
         for name in tasks:
             part = run.for_task(name) if name else run
             assert part.task is not None

@@ -6,16 +6,18 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from filelock import FileLock, Timeout
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from glue_harness.cluster import connected
 from glue_harness.config.difference import difference
 from glue_harness.extras import need
 from glue_harness.files import writing
+from glue_harness.plain_data import Settings
 from glue_harness.run.records import write_whole
 from glue_harness.search.records import (
     EVALUATION,
@@ -46,7 +48,7 @@ def search(
     trials: int = 8,
     jobs: int = 1,
     retry_failed: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Search for the best configuration, or continue an interrupted search.
 
     Args:
@@ -101,7 +103,7 @@ def search(
     return report
 
 
-def _claim(folder: Path, settings: dict[str, Any], output_dir: Path) -> None:
+def _claim(folder: Path, settings: Settings, output_dir: Path) -> None:
     """Refuse a folder that holds another search; note the settings in a new one."""
     file = folder / "search.yaml"
     if not file.exists():
@@ -112,9 +114,7 @@ def _claim(folder: Path, settings: dict[str, Any], output_dir: Path) -> None:
         )
 
 
-def _run_trials(
-    spec: SearchSpec, folder: Path, jobs: int, options: dict[str, Any], retry_failed: bool
-) -> None:
+def _run_trials(spec: SearchSpec, folder: Path, jobs: int, options: Settings, retry_failed: bool) -> None:
     """Run the trials with Tune, keep the best one, and write `search.json`."""
     from glue_harness.search.lineage import draw_lineage
     from glue_harness.search.trial import STOP, stop_trials
@@ -155,7 +155,7 @@ def _best(results: Sequence[Result], metric: str) -> Path | None:
     return Path(max(checkpoints, key=lambda pair: pair[1][metric])[0].path) if checkpoints else None
 
 
-def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Path) -> dict[str, Any]:
+def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Path) -> JsonObject:
     numbers = {Path(result.path).name: number for number, result in enumerate(results, start=1)}
     evaluations = {
         name: evaluation

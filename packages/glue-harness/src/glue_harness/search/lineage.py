@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from glue_harness.files import whole
+from glue_harness.files import atomic
+from glue_harness.plain_data import Record
 from glue_harness.report.panels import COLOURS
 from glue_harness.report.plots import STYLE
 
@@ -20,37 +20,37 @@ PANELS = 4
 """Of options, below that of the scores."""
 
 
-def _numeric(report: Mapping[str, Any]) -> list[str]:
+def _numeric(report: Record) -> list[str]:
     """Return the options that a chart can show: numbers that differ between evaluations."""
-    values: dict[str, set[Any]] = {}
+    values: dict[str, set[float | None]] = {}
     for evaluation in report["evaluations"]:
         for option, value in evaluation["configuration"].items():
             values.setdefault(option, set()).add(value if isinstance(value, int | float) else None)
     return [option for option, seen in values.items() if len(seen) > 1 and None not in seen]
 
 
-def _draw(axes: Axes, report: Mapping[str, Any], height: Mapping[str, float], label: str) -> None:
+def _draw(axes: Axes, report: Record, height: Mapping[str, float], label: str) -> None:
     """Draw a quantity over epochs; each evaluation is joined to the one that gave its weights."""
     evaluations = {evaluation["id"]: evaluation for evaluation in report["evaluations"]}
-    way = set(report["best"]["lineage"])
+    path = set(report["best"]["lineage"])
     for name, evaluation in evaluations.items():
-        chosen = name in way
-        look = {"color": BEST if chosen else OTHERS, "zorder": 3 if chosen else 2}
-        axes.plot(evaluation["epoch"], height[name], "o", markersize=5 if chosen else 3, **look)
+        chosen = name in path
+        style = {"color": BEST if chosen else OTHERS, "zorder": 3 if chosen else 2}
+        axes.plot(evaluation["epoch"], height[name], "o", markersize=5 if chosen else 3, **style)
         parent = evaluations.get(evaluation["parent"])
         if parent is not None:
-            taken = parent["trial"] != evaluation["trial"]
+            from_other = parent["trial"] != evaluation["trial"]
             axes.plot(
                 (parent["epoch"], evaluation["epoch"]),
                 (height[parent["id"]], height[name]),
-                linestyle=":" if taken else "-",
+                linestyle=":" if from_other else "-",
                 linewidth=2.2 if chosen else 1,
-                **look,
+                **style,
             )
     axes.set_ylabel(label)
 
 
-def draw_lineage(report: Mapping[str, Any], folder: Path) -> Sequence[Path]:
+def draw_lineage(report: Record, folder: Path) -> Sequence[Path]:
     """Draw `lineage.png` and `lineage.svg`.
 
     Args:
@@ -86,7 +86,7 @@ def draw_lineage(report: Mapping[str, Any], folder: Path) -> Sequence[Path]:
         )
         files = [folder / f"lineage.{kind}" for kind in ("png", "svg")]
         for file in files:
-            with whole(file) as beside:
+            with atomic(file) as beside:
                 figure.savefig(beside, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
         plt.close(figure)
     return files

@@ -12,15 +12,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from glue_harness.files import whole
+from glue_harness.files import atomic
+from glue_harness.plain_data import Record, Settings
 from glue_harness.run import checkpoint
 from glue_harness.run.assembly import reopen
 from glue_harness.run.records import ADAPTER, MODEL, write_whole
-from glue_harness.run.trained import leave_model
+from glue_harness.run.trained import write_models
 
 __all__ = [
     "EVALUATION",
@@ -59,15 +59,15 @@ class Evaluation:
     epoch: float
     step: int
     metrics: dict[str, float]
-    configuration: dict[str, Any]
+    configuration: Settings
 
     @classmethod
     def make(
         cls,
         parent: Evaluation | None,
         trial: str,
-        entry: Mapping[str, Any],
-        configuration: Mapping[str, Any],
+        entry: Record,
+        configuration: Record,
     ) -> Evaluation:
         """Name an entry of a run's history."""
         origin = parent.id if parent else None
@@ -121,7 +121,7 @@ def keep_best(run: Path, search: Path) -> Path:
     """Copy a run and its weights into the folder `best`, as an ordinary finished run."""
     best = search / "best"
     read_last_evaluation(run)
-    with whole(best) as unfinished:
+    with atomic(best) as unfinished:
         ignored = shutil.ignore_patterns(".*", "result.json", MODEL, ADAPTER)
         shutil.copytree(run, unfinished, ignore=ignored)
         (unfinished / RESULT_SO_FAR).rename(unfinished / "result.json")
@@ -129,5 +129,5 @@ def keep_best(run: Path, search: Path) -> Path:
         settings |= {"output_dir": str(best), "overwrite": False}
         write_whole(unfinished / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         result = json.loads((unfinished / "result.json").read_text(encoding="utf-8"))
-        leave_model(reopen(unfinished), unfinished, result)
+        write_models(reopen(unfinished), unfinished, result)
     return best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from glue_harness.config.fields import SLOTS, RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
+from glue_harness.plain_data import Record, Settings
 
 __all__ = ["Range", "SearchSpec", "read_search"]
 
@@ -56,7 +57,7 @@ class Range:
         return min(max(value, low), high)
 
 
-def _range(name: str, described: Any) -> Range:
+def _range(name: str, described: object) -> Range:
     """Read `{loguniform: [1.0e-5, 1.0e-4]}`."""
     if not isinstance(described, dict) or len(described) != 1:
         raise ConfigurationError(
@@ -72,8 +73,8 @@ def _range(name: str, described: Any) -> Range:
         return Range(kind, tuple(values))
     number = int if kind == "randint" else (int, float)
     if len(values) != 2 or not all(isinstance(end, number) and not isinstance(end, bool) for end in values):
-        whole = "whole " if kind == "randint" else ""
-        raise ConfigurationError(f"{name}: {kind} takes two {whole}numbers, not {shown(values)}")
+        adjective = "whole " if kind == "randint" else ""
+        raise ConfigurationError(f"{name}: {kind} takes two {adjective}numbers, not {shown(values)}")
     low, high = values if kind == "randint" else map(float, values)
     if not low < high or (kind == "loguniform" and low <= 0):
         above = "above 0 and " if kind == "loguniform" else ""
@@ -83,8 +84,8 @@ def _range(name: str, described: Any) -> Range:
     return Range(kind, (low, high))
 
 
-def _grows(option: str) -> bool:
-    """Say whether an option can change during training; options that set the shape of state cannot."""
+def _can_change(option: str) -> bool:
+    """Say whether an option can change during training; those that determine the model's shape cannot."""
     return option not in SLOTS and option.partition(".")[0] not in ("model", "model_config", "adaptation")
 
 
@@ -100,11 +101,11 @@ class SearchSpec:
     """
 
     path: Path
-    base: dict[str, Any]
+    base: Settings
     space: dict[str, Range]
     mutations: dict[str, Range]
 
-    def configure(self, point: Mapping[str, Any], folder: Path) -> RunConfig:
+    def configure(self, point: Record, folder: Path) -> RunConfig:
         """Return the configuration of a trial.
 
         Args:
@@ -137,14 +138,14 @@ class SearchSpec:
         """Seed for drawing configurations: the seed of the runs, if they have one."""
         return self.base.get("seed", 42)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Settings:
         """Return plain data that is equal for equal searches."""
-        parts: dict[str, Any] = {"base": self.base}
+        parts: Settings = {"base": self.base}
         for part, ranges in (("space", self.space), ("mutations", self.mutations)):
             parts[part] = {option: {drawn.kind: list(drawn.values)} for option, drawn in ranges.items()}
         return json.loads(json.dumps(parts))
 
-    def _corners(self) -> Iterator[dict[str, Any]]:
+    def _corners(self) -> Iterator[Settings]:
         """Yield points that together cover every end and every listed value."""
         first = {option: drawn.examples()[0] for option, drawn in self.space.items()}
         for ranges in (self.space, self.mutations):
@@ -169,7 +170,7 @@ class SearchSpec:
                     f"mutations.{option} is not in space: add its first values there, e.g. "
                     f"{option}: {{choice: [16]}}"
                 )
-            if not _grows(option):
+            if not _can_change(option):
                 raise ConfigurationError(
                     f"mutations.{option} cannot change during training: name it in space only"
                 )
@@ -179,7 +180,7 @@ class SearchSpec:
             self.configure(point, Path("trial"))
 
 
-def _ranges(part: str, described: Mapping[str, Any]) -> dict[str, Range]:
+def _ranges(part: str, described: Record) -> dict[str, Range]:
     named = {str(option).replace("-", "_"): described_range for option, described_range in described.items()}
     return {option: _range(f"{part}.{option}", described_range) for option, described_range in named.items()}
 
@@ -203,7 +204,7 @@ def read_search(path: Path) -> SearchSpec:
         space = _ranges("space", parts["space"])
         mutations = _ranges("mutations", parts["mutations"])
         if not mutations:
-            mutations = {option: drawn for option, drawn in space.items() if _grows(option)}
+            mutations = {option: drawn for option, drawn in space.items() if _can_change(option)}
         spec = SearchSpec(path, parts["base"], space, mutations)
         spec.check()
     except ConfigurationError as error:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from glue_harness.console import console_for_reading
+from glue_harness.plain_data import Record
 
-__all__ = ["print_search", "shown"]
+__all__ = ["print_search", "text_of"]
 
 
-def shown(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return a setting's value as text; a float with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def print_search(report: Mapping[str, Any], folder: Path) -> None:
+def print_search(report: Record, folder: Path) -> None:
     """Print what `search.json` holds.
 
     Args:
@@ -38,7 +37,7 @@ def print_search(report: Mapping[str, Any], folder: Path) -> None:
             str(trial["number"]),
             "failed" if trial["score"] is None else f"{trial['score']:.4f}",
             f"{trial['epoch']:g}",
-            *(shown(trial["configuration"].get(option)) for option in options),
+            *(text_of(trial["configuration"].get(option)) for option in options),
             taken,
             style="bold" if trial["number"] == best["trial"] else None,
         )

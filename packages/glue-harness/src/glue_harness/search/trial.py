@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from ray import tune
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
+from glue_harness.plain_data import Record, Settings
 from glue_harness.run import checkpoint
 from glue_harness.run.evaluation import by_task
 from glue_harness.run.records import RunInUse, write_whole
@@ -32,10 +32,10 @@ STOP = ".stop"
 """File in the search's folder that asks all trials to stop."""
 
 STOPPED, WAITS = "stopped.json", ".waits"
-"""Files in a trial's folder: where it was stopped, and that it must wait for Tune's answer."""
+"""Files in a trial's folder: the evaluation after which it was stopped; a mark while it waits for Tune."""
 
 
-def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, Any]) -> None:
+def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Record) -> None:
     """Train with a drawn configuration, from Tune's checkpoint if there is one.
 
     The checkpoint is a run's folder: the trial's, if it was interrupted or had to wait, or a better trial's.
@@ -55,16 +55,16 @@ def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Mapping[str, A
         raise ConfigurationError((folder / ERROR).read_text(encoding="utf-8").strip())
     use_cores(share)
     point = {option: getattr(value, "item", lambda value=value: value)() for option, value in drawn.items()}
-    given = tune.get_checkpoint()
-    with given.as_directory() if given else nullcontext() as start:
+    tune_checkpoint = tune.get_checkpoint()
+    with tune_checkpoint.as_directory() if tune_checkpoint else nullcontext() as start:
         reporter = _Reporter(search, str(trial), point, Path(start) if start else None)
         try:
-            config = replace(spec.configure(point, folder), overwrite=not reporter.goes_on(folder))
+            config = replace(spec.configure(point, folder), overwrite=not reporter.continues(folder))
             run(config, reporter, reporter.start, stop=StopFile(search / STOP), quiet=True)
         except Stopped:
             write_whole(folder / STOPPED, reporter.position)
             raise
-        except RunInUse:  # an earlier attempt is about to end
+        except RunInUse:  # an earlier attempt still runs, and will end soon
             raise
         except ConfigurationError as error:
             write_whole(folder / ERROR, f"{error}\n")
@@ -90,7 +90,7 @@ class _Reporter:
         start: Folder of the run it continues.
     """
 
-    def __init__(self, search: Path, trial: str, point: dict[str, Any], start: Path | None) -> None:
+    def __init__(self, search: Path, trial: str, point: Settings, start: Path | None) -> None:
         self.start = start
         self._search, self._trial, self._point = search, trial, point
         self._parent = read_last_evaluation(start) if start else None
@@ -100,8 +100,8 @@ class _Reporter:
         """The trial's last evaluation and its configuration."""
         return json.dumps([self._parent.id if self._parent else None, self._point])
 
-    def goes_on(self, folder: Path) -> bool:
-        """Say whether the trial was stopped at this point: its checkpoint is ahead."""
+    def continues(self, folder: Path) -> bool:
+        """Say whether the trial was stopped at this evaluation, so that its own checkpoint is newer."""
         file = folder / STOPPED
         stopped_at = file.read_text(encoding="utf-8") if file.exists() else ""
         for stale in (file, folder / WAITS):
@@ -110,14 +110,14 @@ class _Reporter:
 
     def __call__(self, training: Training) -> None:
         entry, folder = training.history.last, training.folder.path
-        made = Evaluation.make(self._parent, self._trial, entry, self._point)
-        made.write(self._search, folder)
+        noted = Evaluation.make(self._parent, self._trial, entry, self._point)
+        noted.write(self._search, folder)
         if training.evaluation is not None:
             for name, evaluation, rows in by_task(training.evaluation, training.data):
                 training.folder.write_predictions(evaluation.rows(rows), rows.task.columns, name)
         write_whole(folder / RESULT_SO_FAR, json.dumps(training.result(), indent=2) + "\n")
         origin = self._parent.trial if self._parent else self._trial
-        self._parent = made
+        self._parent = noted
         checkpoint.tidy(training.folder.checkpoints, training.step)  # Tune copies what is there
         (folder / WAITS).touch()
         tune.report(

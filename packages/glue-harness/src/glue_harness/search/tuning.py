@@ -18,9 +18,10 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from glue_harness.cluster import Share
+from glue_harness.plain_data import Settings
 from glue_harness.search.records import EVALUATIONS, TRIALS
 from glue_harness.search.spec import Range, SearchSpec
-from glue_harness.search.table import shown
+from glue_harness.search.table import text_of
 from glue_harness.search.trial import do_trial
 
 __all__ = ["tuner"]
@@ -35,7 +36,7 @@ ATTEMPTS = 2
 """How often a trial is restarted after its process died."""
 
 LONG = 10**6
-"""Above the evaluations of any trial, so that trials end by themselves."""
+"""More evaluations than any trial has, so that ASHA never ends a trial by this limit."""
 
 
 def _domain(allowed: Range) -> Any:
@@ -54,7 +55,7 @@ def _mutation(allowed: Range) -> Any:
     return list(allowed.values) if allowed.kind == "choice" else _domain(allowed)
 
 
-def _kept_in_range(mutations: Mapping[str, Range], point: dict[str, Any]) -> dict[str, Any]:
+def _kept_in_range(mutations: Mapping[str, Range], point: Settings) -> Settings:
     return {
         option: mutations[option].nearest(value) if option in mutations else value
         for option, value in point.items()
@@ -102,19 +103,19 @@ class _Lines(tune.Callback):
         self._metric = metric
 
     def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Settings, **_: object
     ) -> None:
         """Print the score, and the trial that gave the weights if it is another."""
         numbers = {trial.trial_id: number for number, trial in enumerate(trials, start=1)}
         taken = "" if result["origin"] == trial.trial_id else f", from trial {numbers.get(result['origin'])}"
-        values = "  ".join(f"{option} {shown(value)}" for option, value in result["configuration"].items())
+        values = "  ".join(f"{option} {text_of(value)}" for option, value in result["configuration"].items())
         print(
             f"trial {numbers[trial.trial_id]}{taken}: epoch {result['epoch']:g}, "
             f"{self._metric} {result[self._metric]:.4f}  ({values})",
             flush=True,
         )
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """Print that a trial failed."""
         print(f"trial {trials.index(trial) + 1}: failed", flush=True)
 
@@ -149,7 +150,7 @@ def tuner(
     }
     logging.getLogger("ray").setLevel(logging.CRITICAL)
 
-    def trial(point: dict[str, Any]) -> None:
+    def trial(point: Settings) -> None:
         do_trial(spec, folder, share, point)
 
     trainable = tune.with_resources(trial, {"cpu": share.cpus, "gpu": share.gpus})

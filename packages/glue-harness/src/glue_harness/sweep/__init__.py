@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Protocol
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from glue_harness.config.fields import RunConfig
@@ -65,56 +65,70 @@ def sweep(
         warm_up()
     console = console_for_reading()
     planned, keep = read_spec(spec, output_dir, scale), read_keep(spec, scale)
-    left = [run for run in planned if state_of(run) != FINISHED]
-    console.print(f"{len(planned)} runs, {len(planned) - len(left)} of them are finished")
+    unfinished = [run for run in planned if state_of(run) != FINISHED]
+    console.print(f"{len(planned)} runs, {len(planned) - len(unfinished)} of them are finished")
     try:
-        disk = check_disk(output_dir, [run.config for run in left], keep, jobs) if left else ""
+        disk = check_disk(output_dir, [run.config for run in unfinished], keep, jobs) if unfinished else ""
     except ConfigurationError as error:
         if not dry_run:
             raise
         disk = str(error)
     if dry_run:
         console.print(disk, soft_wrap=True)
-        if left:
-            console.print(forecast([run.config for run in left], jobs), soft_wrap=True)
-        for run in left:
+        if unfinished:
+            console.print(forecast([run.config for run in unfinished], jobs), soft_wrap=True)
+        for run in unfinished:
             console.print(f"  {run.name}{' (failed)' * (state_of(run) == FAILED)}", soft_wrap=True)
         took = [seconds_of(run) for run in planned if state_of(run) == FINISHED]
-        if took and left:
-            hours = mean(took) * len(left) / jobs / 3600
+        if took and unfinished:
+            hours = mean(took) * len(unfinished) / jobs / 3600
             console.print(
                 f"finished runs took {mean(took):.0f} s each: about {hours:.1f} h are left with --jobs {jobs}"
             )
         return
     if retry_failed:
-        for run in left:
+        for run in unfinished:
             (Path(run.config.output_dir) / ERROR).unlink(missing_ok=True)
-    _settle(planned, keep)
-    before = {run.name for run in left if state_of(run) == FAILED}
-    runs = [run for run in left if run.name not in before]
+    _clean_up(planned, keep)
+    before = {run.name for run in unfinished if state_of(run) == FAILED}
+    runs = [run for run in unfinished if run.name not in before]
     if runs:
         output_dir.mkdir(parents=True, exist_ok=True)
         configs = [run.config for run in runs]
-        _follow(runs, _workers(launcher, configs, min(jobs, len(runs)), output_dir, slurm, keep))
-        _settle(planned, keep)
-    failed = [run for run in left if state_of(run) == FAILED]
+        _run_all(runs, _launcher(launcher, configs, min(jobs, len(runs)), output_dir, slurm, keep))
+        _clean_up(planned, keep)
+    failed = [run for run in unfinished if state_of(run) == FAILED]
     if failed:
         earlier = f", {len(before)} of them in an earlier sweep" if before else ""
         raise ConfigurationError(
-            f"{len(failed)} of {len(left)} runs failed{earlier}: read {output_dir / failed[0].name / ERROR}; "
-            "--retry-failed tries them again"
+            f"{len(failed)} of {len(unfinished)} runs failed{earlier}: read "
+            f"{output_dir / failed[0].name / ERROR}; --retry-failed tries them again"
         )
 
 
-def _settle(planned: Sequence[PlannedRun], keep: str) -> None:
+def _clean_up(planned: Sequence[PlannedRun], keep: str) -> None:
     """Finish the clean-up of runs whose workers ended before they could."""
     for folder in (Path(run.config.output_dir) for run in planned if state_of(run) == FINISHED):
         if (folder / MODEL).is_dir():
             keep_models(folder, keep)
 
 
-def _workers(name: str, configs: Sequence[RunConfig], jobs: int, folder: Path, slurm: str, keep: str) -> Any:
-    """Return a launcher: a context whose `look_after()` is called every `poll` seconds."""
+class Launcher(Protocol):
+    """A context in which workers do runs; its `look_after` is called every `poll` seconds."""
+
+    poll: float
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
+
+    def look_after(self) -> None:
+        """Replace workers that have died, and give work to those that have none."""
+
+
+def _launcher(
+    name: str, configs: Sequence[RunConfig], jobs: int, folder: Path, slurm: str, keep: str
+) -> Launcher:
     if name == "local":
         return Workers(configs, jobs, keep)
     if name == "ray":
@@ -128,7 +142,7 @@ def _workers(name: str, configs: Sequence[RunConfig], jobs: int, folder: Path, s
     return SlurmArray(configs, jobs, folder.resolve(), read_options(slurm), keep)
 
 
-def _follow(runs: Sequence[PlannedRun], workers: Any) -> None:
+def _run_all(runs: Sequence[PlannedRun], workers: Launcher) -> None:
     """Do the runs and show their progress."""
     with workers, SweepProgress(runs) as progress:
         waiting = list(runs)

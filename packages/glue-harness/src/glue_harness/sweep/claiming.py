@@ -1,4 +1,4 @@
-"""How processes share runs: each takes a run that is not finished, failed or taken."""
+"""How processes share runs: each takes one that has not ended and that no other process has."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def done(config: RunConfig) -> bool:
 
 
 def attempted(config: RunConfig, keep: str = "best") -> bool:
-    """Do a run, unless another process has it; a failure is written into its folder.
+    """Do a run, and return True; return False if another process has it. A failure goes into its folder.
 
     `keep` says which files of a finished run stay (`glue_harness.sweep.keeping`).
     """

@@ -6,10 +6,10 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.run.records import ADAPTER, MODEL
@@ -23,8 +23,8 @@ SMALL = 200_000
 """Bytes of a finished run without its model, at most."""
 
 WORKING = 9
-"""Most disk that a run uses, in multiples of its weights: two checkpoints, each of weights and three states
-of the optimizer, and the best weights."""
+"""Most disk that a run uses, in multiples of its weights: two checkpoints, each with weights and up to three
+tensors of optimizer state for each, and the best weights."""
 
 
 def keep_models(folder: Path, keep: str) -> None:
@@ -53,7 +53,7 @@ def keep_models(folder: Path, keep: str) -> None:
                 _make_small(run)
 
 
-def _result(folder: Path) -> dict[str, Any]:
+def _result(folder: Path) -> JsonObject:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 

@@ -6,12 +6,15 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING
 
 from glue_harness.cluster import Share, connected, use_cores
 from glue_harness.config.fields import RunConfig
 from glue_harness.stopping import Stopped
 from glue_harness.sweep.claiming import PAUSE, attempted, done, write_error
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 __all__ = ["RayTasks"]
 
@@ -36,7 +39,7 @@ class RayTasks:
     def __init__(self, configs: Sequence[RunConfig], jobs: int, keep: str = "best") -> None:
         self._waiting, self._jobs = deque((0.0, config) for config in configs), jobs
         self._keep = keep
-        self._running: dict[Any, RunConfig] = {}
+        self._running: dict[ObjectRef, RunConfig] = {}
         self._session = ExitStack()
 
     def __enter__(self) -> RayTasks:

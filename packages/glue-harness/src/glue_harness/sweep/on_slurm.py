@@ -7,15 +7,20 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, available_cores, fair_share, use_cores
 from glue_harness.config.fields import RunConfig
+from glue_harness.plain_data import Settings
 from glue_harness.stopping import Stopped
 from glue_harness.sweep.claiming import do_runs
+
+if TYPE_CHECKING:
+    from submitit import Job
+    from submitit.helpers import DelayedSubmission
 
 __all__ = ["SlurmArray", "read_options"]
 
@@ -25,14 +30,14 @@ SHARED = ("cluster", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
 LOGS = ".slurm"
 
 
-def read_options(text: str) -> dict[str, Any]:
+def read_options(text: str) -> Settings:
     """Read what a job requests, in submitit's names.
 
     Examples:
         >>> read_options("partition=gpu,timeout_min=240,gpus_per_node=1")
         {'slurm_partition': 'gpu', 'timeout_min': 240, 'gpus_per_node': 1}
     """
-    options: dict[str, Any] = {}
+    options: Settings = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = part.partition("=")
         if not equals:
@@ -67,7 +72,7 @@ class Worker:
             signal.raise_signal(stopped.number)  # the run is saved: submitit's handler queues this again
             raise SystemExit(stopped.status) from None
 
-    def checkpoint(self, *_: Any) -> Any:
+    def checkpoint(self, *_: object) -> DelayedSubmission:
         """Return the job that replaces this one: runs continue from their checkpoints."""
         from submitit.helpers import DelayedSubmission
 
@@ -96,7 +101,7 @@ class SlurmArray:
         configs: Sequence[RunConfig],
         jobs: int,
         folder: Path,
-        options: dict[str, Any],
+        options: Settings,
         keep: str = "best",
     ) -> None:
         import submitit
@@ -113,7 +118,7 @@ class SlurmArray:
         self._worker = Worker(tuple(configs), fair_share([available_cores()], [], jobs).cpus, keep)
         self._jobs, self._logs = jobs, folder / LOGS
         self._deaths_left = len(configs) + jobs
-        self._submitted: list[Any] = []
+        self._submitted: list[Job[None]] = []
 
     def __enter__(self) -> SlurmArray:
         with self._executor.batch():

@@ -1,4 +1,4 @@
-"""How far a sweep is: a line for each run that ends, and in a terminal a bar with the time left."""
+"""Progress of a sweep: a line for each run that ends, and in a terminal a bar with the time left."""
 
 from __future__ import annotations
 

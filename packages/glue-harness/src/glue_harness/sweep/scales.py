@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from finetune_common.errors import ConfigurationError, did_you_mean
 from glue_harness.config.fields import SLOTS
+from glue_harness.plain_data import Record, Settings
 
 __all__ = ["SMOKE", "at_scale", "changed"]
 
@@ -15,7 +15,7 @@ CHANGES = ("base", "defaults", "grid", "cases", "where", "exclude", "one_of_each
 WRITTEN = "paper"
 """The scale that leaves a specification as it is written."""
 
-SMOKE: Mapping[str, Any] = {
+SMOKE: Record = {
     "one_of_each": True,
     "base": {
         **{"task": "demo-entailment", "model": "demo", "data_dir": None, "seed": 41, "epochs": 1},
@@ -26,7 +26,7 @@ SMOKE: Mapping[str, Any] = {
 """The change made by the scale `smoke`: one run of each method, four steps of a tiny model."""
 
 
-def at_scale(spec: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
+def at_scale(spec: Record, scale: str | None) -> Settings:
     """Return a specification at a scale.
 
     Args:
@@ -55,7 +55,7 @@ def at_scale(spec: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
     raise ConfigurationError(f"--scale {scale} is unknown: {did_you_mean(str(scale), known)}")
 
 
-def _kind(option: str, value: Any) -> Any:
+def _kind(option: str, value: object) -> object:
     """Name the method that a slot's value chooses; None for values of other options."""
     if isinstance(value, list):
         return tuple(_kind(option, inner) for inner in value)
@@ -64,17 +64,17 @@ def _kind(option: str, value: Any) -> Any:
     return value if option in SLOTS else None
 
 
-def _one_of_each(option: str, values: Sequence[Any]) -> list[Any]:
+def _one_of_each(option: str, values: Sequence[object]) -> list[object]:
     """Keep the first value of each method."""
     return list({repr(_kind(option, value)): value for value in reversed(values)}.values())[::-1]
 
 
-def _one_case_of_each(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _one_case_of_each(cases: Sequence[Record]) -> list[Record]:
     kinds = {repr([_kind(*setting) for setting in case.items()]): case for case in reversed(cases)}
     return list(kinds.values())[::-1]
 
 
-def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def changed(spec: Record, change: Record) -> Settings:
     """Return a sweep's specification as a scale changes it.
 
     Args:
@@ -99,9 +99,9 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     fixed = change.get("base") or {}
     single = change.get("one_of_each")
 
-    def left(axes: Mapping[str, Any] | None) -> dict[str, Any]:
-        kept = {axis: values for axis, values in (axes or {}).items() if axis.partition(".")[0] not in fixed}
-        return {axis: _one_of_each(axis, values) if single else values for axis, values in kept.items()}
+    def left(axes: Record | None) -> Settings:
+        remaining = {axis: v for axis, v in (axes or {}).items() if axis.partition(".")[0] not in fixed}
+        return {axis: _one_of_each(axis, values) if single else values for axis, values in remaining.items()}
 
     grid = left(spec.get("grid"))
     cases = [

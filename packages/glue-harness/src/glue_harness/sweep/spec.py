@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
+from glue_harness.plain_data import Record, Settings
 from glue_harness.sweep.keeping import KEEPS
 from glue_harness.sweep.scales import at_scale
 
@@ -39,8 +39,8 @@ class PlannedRun:
     config: RunConfig
 
 
-def _read(path: Path, scale: str | None) -> dict[str, Any]:
-    def chosen(written: Mapping[str, Any]) -> dict[str, Any]:
+def _read(path: Path, scale: str | None) -> Settings:
+    def chosen(written: Record) -> Settings:
         scales, cases = written.get("scales") or {}, written.get("cases") or []
         for part, mappings in {"cases": cases, "scales": scales.values()}.items():
             if wrong := [entry for entry in mappings if not isinstance(entry, dict)]:
@@ -62,7 +62,7 @@ def _read(path: Path, scale: str | None) -> dict[str, Any]:
     return spec
 
 
-def _covers(pattern: Any, value: Any) -> bool:
+def _covers(pattern: object, value: object) -> bool:
     """Say whether a pattern matches a value; a method's name alone matches any of its options."""
     if isinstance(value, dict) and isinstance(pattern, str):
         return value.get("name") == pattern
@@ -71,7 +71,7 @@ def _covers(pattern: Any, value: Any) -> bool:
     return pattern == value
 
 
-def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def points(spec: Record) -> Iterator[Settings]:
     """Yield the changes to the base: every case with every point of the grid, except the exclusions.
 
     An axis with a dot sets one option of a method; a case may add a `grid` to the common one. The rules of
@@ -104,7 +104,7 @@ def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield point
 
 
-def _set(point: dict[str, Any], base: Mapping[str, Any], option: str, value: Any) -> None:
+def _set(point: Settings, base: Record, option: str, value: object) -> None:
     """Set an option; a dotted one belongs to the method that a case or the base chose for the slot."""
     slot, dot, setting = option.partition(".")
     if not dot:
@@ -118,11 +118,11 @@ def _set(point: dict[str, Any], base: Mapping[str, Any], option: str, value: Any
     point[slot] = {**({"name": chosen} if isinstance(chosen, str) else chosen), setting: value}
 
 
-def _describes(pattern: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+def _describes(pattern: Record, run: Record) -> bool:
     return all(key in run and _covers(value, run[key]) for key, value in pattern.items())
 
 
-def _words(key: str, value: Any) -> str:
+def _words(key: str, value: object) -> str:
     if isinstance(value, dict):
         name = [str(value["name"])] if "name" in value else []
         return "-".join(

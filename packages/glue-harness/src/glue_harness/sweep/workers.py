@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.stopping import SIGNALS, Stopped, stop_on_signals
 from glue_harness.sweep.claiming import do_runs, done, write_error
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 __all__ = ["Workers", "warm_up"]
 
@@ -110,7 +113,9 @@ class Workers:
         return process
 
 
-def _work(configs: list[RunConfig], number: int, jobs: int, current_run: Any, keep: str) -> None:
+def _work(
+    configs: list[RunConfig], number: int, jobs: int, current_run: Synchronized[int], keep: str
+) -> None:
     """Work as one of this machine's workers, and write the current run's number into `current_run`."""
     _end_with_the_launcher()
     _share_the_machine(number, jobs)
