@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Columns", "JsonObject", "ParamGroup", "Settings", "StateDict", "is_sharded"]
+__all__ = ["JsonObject", "ParamGroup", "Rows", "Settings", "StateDict", "is_sharded"]
 
 StateDict: TypeAlias = dict[str, Any]
 """Tensors and plain data by name, as `state_dict()` returns them."""
@@ -22,8 +22,8 @@ Settings: TypeAlias = Mapping[str, Any]
 JsonObject: TypeAlias = dict[str, Any]
 """Plain data that a JSON file holds; the writer defines its keys."""
 
-Columns: TypeAlias = dict[str, list[Any]]
-"""Rows as column → values; a column holds text, numbers or lists."""
+Rows: TypeAlias = dict[str, list[Any]]
+"""Rows of data as column → values: text, numbers, lists, or None where a file holds nothing."""
 
 
 def is_sharded(tensor: object) -> TypeGuard[DTensor]:
