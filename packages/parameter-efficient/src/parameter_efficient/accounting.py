@@ -8,8 +8,8 @@ from math import prod
 
 from torch import nn
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
-from finetune_common.types import JsonObject
 
 __all__ = ["TrainableModule", "TrainableParameters", "trainable_parameters"]
 

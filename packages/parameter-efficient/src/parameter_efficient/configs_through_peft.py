@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
-from finetune_common.types import JsonObject
 from parameter_efficient.options import Config, Layers, check_patterns
 
 __all__ = ["IA3", "LoRA", "QLoRA", "ThroughPeft"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
-from finetune_common.types import JsonObject
 from parameter_efficient.attachment import InPlace
 from parameter_efficient.configs import Config, LoRA, ThroughPeft
 from parameter_efficient.heads import FrozenInput

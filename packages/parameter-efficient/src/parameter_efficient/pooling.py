@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
-from finetune_common.types import JsonObject
 from parameter_efficient.attachment import Attachment, Outside
 from parameter_efficient.blocks import Stack
 from parameter_efficient.forward import DOES_NOT_RUN, Inputs, outputs_of, undisturbed, valueless

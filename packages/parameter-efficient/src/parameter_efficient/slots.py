@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError
-from finetune_common.types import Settings
 from parameter_efficient.configs import (
     IA3,
     BitFit,

@@ -16,9 +16,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice
-from finetune_common.types import JsonObject
 from parameter_efficient.adaptation import adapt, remove
 from parameter_efficient.attachment import InPlace
 from parameter_efficient.configs import METHODS, Config
