@@ -30,8 +30,8 @@ def install_all(session: nox.Session, *requirements: str) -> None:
 
 
 COMMON = (
-    "--task demo-similarity --model demo --model.hidden_dropout_prob 0 --model.attention_probs_dropout_prob 0 "
-    "--epochs 6 --batch-size 16 --warmup 0.1 --seed 42"
+    "--task demo-similarity --model demo --model.hidden_dropout_prob 0 "
+    "--model.attention_probs_dropout_prob 0 --epochs 6 --batch-size 16 --warmup 0.1 --seed 42"
 )
 QUICKSTART = {
     "AdamW": "--optimizer adamw --optimizer.lr 2e-3",
@@ -101,13 +101,19 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
-def lowest() -> list[str]:
-    """Return what users may have at the oldest: the lower bounds of all packages, tools of tests left out."""
+MEMBERS = ["shared", *(f"packages/{name}" for name in PACKAGES)]
+
+
+def lowest(member: str) -> list[str]:
+    """Return the oldest that users of a package may have: its lower bounds and those of the shared package.
+
+    Extras count too, but for those that tests alone need.
+    """
     found: dict[str, tuple[int, ...]] = {}
-    for file in (ROOT / "shared" / "pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")):
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    for folder in {"shared", member}:
+        project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         extras = project.get("optional-dependencies", {})
-        used = [line for name in ("data", "trainer", "plots") for line in extras.get(name, [])]
+        used = [line for name in extras if name not in ("test", "testing") for line in extras[name]]
         for line in project["dependencies"] + used:
             if bound := re.match(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)$", line):
                 version = tuple(map(int, bound[2].split(".")))
@@ -116,15 +122,16 @@ def lowest() -> list[str]:
 
 
 @nox.session(default=False)
-def floor(session: nox.Session) -> None:
-    """Run the quick tests with the lowest versions that pyproject.toml allows, torch first among them."""
+@nox.parametrize("member", MEMBERS)
+def floor(session: nox.Session, member: str) -> None:
+    """Run a package's quick tests with the lowest versions that its pyproject.toml allows, torch first."""
     bounds = Path(session.create_tmp()) / "lowest.txt"
-    bounds.write_text("\n".join(lowest()) + "\n", encoding="utf-8")
-    own = ["./shared[data,test]", *(f"./packages/{name}[test]" for name in PACKAGES)]
+    bounds.write_text("\n".join(lowest(member)) + "\n", encoding="utf-8")
+    own = ["./shared[data,test]"] + ([f"./{member}[test]"] if member != "shared" else [])
     session.install("-c", str(bounds), *(arg for path in own for arg in ("-e", path)))
     quiet = ("-W", "ignore::DeprecationWarning")  # old libraries meet newer ones of others
     words = ("-m", "not slow and not real", *quiet, *session.posargs)
-    session.run("pytest", *words, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *words, f"{member}/tests", env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(default=False, python=["3.11", "3.12", "3.13"])

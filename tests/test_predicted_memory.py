@@ -58,6 +58,36 @@ def test_cuda_s_choices_at_every_level(way: list[str], monkeypatch: pytest.Monke
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
 
 
+@pytest.mark.parametrize(("length", "group"), [(51, 256), (37, 100), (45, 7)])
+def test_other_lengths_and_groups_that_divide_nothing(
+    length: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, of a batch that comes after one of another length."""
+    from glue_harness.config.parsing import parse_line
+    from glue_harness.cost.cuda import cuda_kernels
+    from glue_harness.cost.footprint import measured_peak, predict
+    from glue_harness.cost.steps import Steps
+
+    monkeypatch.setattr("glue_harness.cost.footprint.WORKSPACE", 0)
+    monkeypatch.setattr("glue_harness.cost.footprint.ROUNDING", 1)
+    line = ["--task", "sst2", "--output-dir", "-", "--model", "bert-base-uncased", "--batch-size", "7"]
+    small = ["--model.num_hidden_layers", "1", "--model.vocab_size", "500"]
+    chosen = ["--activation", "compress", "--activation.level", "L1", "--activation.group_size", str(group)]
+    short, long = (parse_line([*line, *small, *chosen, "--max-length", str(n)])[0] for n in (length, 64))
+    predicted = predict(short, "cuda", "eager")
+    with cuda_kernels():
+        steps = Steps(long, attention="eager")
+        steps.forward_backward()
+        steps.batch["input_ids"] = steps.batch["input_ids"][:, :length].clone()
+        steps.forward_backward()  # compiles for any length
+        steps.model.zero_grad()
+        loss, stored = steps.metered_forward()
+        del loss
+        measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
+    assert predicted.activations == stored
+    assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
+
+
 def test_lora_of_a_large_llama_is_predicted_in_seconds() -> None:
     """Eight billion parameters, of which none is there: what trains alone has gradients and a state."""
     pytest.importorskip("parameter_efficient", reason="parameter-efficient is not installed")

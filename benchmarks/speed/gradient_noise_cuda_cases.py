@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noise_injection import kernels
+from noise_injection import kernels, lists
 
 SIZE = 30522 * 768
 
@@ -34,6 +34,26 @@ def case(
     return function, make_args
 
 
+LARGE = [28996 * 1024, 512 * 1024, *[*[1024 * 1024] * 4, *[1024 * 4096] * 2] * 24, 1024 * 1024]
+"""The tensors of a large BERT that are not joined with others: one call for all."""
+
+
+def together_case(kernel: kernels.Kernel, tensors: int, numbers: int) -> Any:
+    """Return the case of a kernel over all large tensors of a model."""
+    step = lists._together(kernel, tuple(LARGE)).function
+
+    def function(*arguments: Tensor) -> None:
+        *flat, table, keys = arguments
+        step([flat[i :: len(LARGE)] for i in range(len(LARGE))], table, keys)
+
+    def make_args() -> tuple[Any, ...]:
+        flat = [torch.empty(size, device="cuda") for _ in range(tensors) for size in LARGE]
+        table = torch.empty(len(LARGE), numbers, device="cuda")
+        return *flat, table, torch.empty(len(LARGE), 3, dtype=torch.int32, device="cuda")
+
+    return function, make_args
+
+
 def sums_case(tensors: int) -> tuple[Callable[..., Tensor], Callable[[], tuple[Any, ...]]]:
     def function(*vectors: Tensor) -> Tensor:
         return kernels.row_products(vectors, torch.float32)
@@ -49,6 +69,7 @@ CASES = {
     "observe": case(kernels.observe, 3, 1),
     "microbatch": case(kernels.add_microbatch, 2, 1),
     "microbatch bf16": case(kernels.add_microbatch, 2, 1, torch.bfloat16),
+    "microbatch, 147 tensors": together_case(kernels.add_microbatch, 2, 1),
     "running": case(kernels.add_running, 3, 4),
     "ema": case(kernels.add_ema, 3, 5),
     "ema on Adam's averages": case(kernels.add_adam, 3, 3),

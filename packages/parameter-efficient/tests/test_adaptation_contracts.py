@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small_transformers import CLS_HEADS, CONFIGURATIONS, D, F, batch, classifier, disturb, logits
+from small_transformers import (
+    CLS_HEADS,
+    CONFIGURATIONS,
+    D,
+    F,
+    batch,
+    classifier,
+    disturb,
+    logits,
+    recompute_activations,
+)
 from torch import nn
 
 from finetune_common.errors import ConfigurationError
@@ -237,7 +247,7 @@ def test_gradient_checkpointing_changes_no_gradient(method: str, architecture: s
                 module.dropout = 0.0
         model.train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            recompute_activations(model)
         model(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 

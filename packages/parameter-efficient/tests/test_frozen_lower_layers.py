@@ -30,7 +30,7 @@ def saved_bytes(
     """Bytes saved by a training step, and for every layer whether its backward pass ran."""
     model = adapt(classifier(architecture), config).train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        small_transformers.recompute_activations(model)
     encoder = model.get_submodule(
         {"t5": "transformer.encoder", "bert": "bert.encoder"}.get(architecture, "deberta.encoder")
     )

@@ -28,8 +28,10 @@ class Grouping(Protocol):
         """Quantise a block into codes, minima and steps."""
         ...
 
-    def read(self, out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
-        """Decode codes, minima and steps into a block."""
+    def read(
+        self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
+    ) -> Tensor:
+        """Return the block of `count` elements that codes, minima and steps stand for."""
         ...
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
@@ -72,22 +74,29 @@ class Neighbours:
             block = groups.view(-1)
         kernels.quantize_into(block, codes, low, step, bits, size, keys, mix)
 
-    def read(self, out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
-        """Decode codes, minima and steps into a block."""
+    def read(
+        self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
+    ) -> Tensor:
+        """Return the block of `count` elements that codes, minima and steps stand for."""
         size, turn, mix = self._stored(bits), None, None
         if self._turns:
-            turn, mix = _rotation(size, out.device)
+            turn, mix = _rotation(size, codes.device)
+        if mix is not None:
+            return kernels.dequantize_rotated(codes, low, step, bits, size, dtype, mix)[:count]
+        out = codes.new_empty(count, dtype=dtype)
         if size == self.size and turn is None:
-            return kernels.dequantize_into(out, codes, low, step, bits, size, mix)
-        filled = out.new_empty(len(low) * size, dtype=out.dtype if turn is None else torch.float32)
-        kernels.dequantize_into(filled, codes, low, step, bits, size, mix)
-        if turn is not None and filled.numel() == out.numel() and filled.dtype == out.dtype:
+            kernels.dequantize_into(out, codes, low, step, bits, size)
+            return out
+        filled = out.new_empty(len(low) * size, dtype=dtype if turn is None else torch.float32)
+        kernels.dequantize_into(filled, codes, low, step, bits, size)
+        if turn is not None and filled.numel() == count and filled.dtype == dtype:
             torch.mm(filled.view(-1, size), turn.t(), out=out.view(-1, size))
-            return
+            return out
         groups = filled.view(-1, size)[:, : self.size]
         if turn is not None:
             groups = groups @ turn.t()
-        out.copy_(groups.reshape(-1)[: out.numel()])
+        out.copy_(groups.reshape(-1)[:count])
+        return out
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
         """Return the sum of the values over each group."""
@@ -160,9 +169,12 @@ class Columns:
             parts = self._parts(last, *tail, 1, rest, bits)
             kernels.quantize_columns_into(*parts, bits, torch.stack((keys[0] + groups, keys[1])))
 
-    def read(self, out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
-        """Decode codes, minima and steps into a block."""
-        groups, rows, rest = self._cut(out.numel())
+    def read(
+        self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
+    ) -> Tensor:
+        """Return the block of `count` elements that codes, minima and steps stand for."""
+        out = codes.new_empty(count, dtype=dtype)
+        groups, rows, rest = self._cut(count)
         whole = groups * rows * self.columns
         if whole:
             parts = self._parts(out[:whole], codes, low, step, groups, rows, bits)
@@ -171,7 +183,8 @@ class Columns:
             last = out.new_empty(rest * self.columns)
             tail = self._tail(codes, low, step, whole, groups, bits)
             kernels.dequantize_columns_into(*self._parts(last, *tail, 1, rest, bits), bits)
-            out[whole:] = last[: out.numel() - whole]
+            out[whole:] = last[: count - whole]
+        return out
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
         """Return the sum of the values over each group."""
@@ -209,7 +222,7 @@ class Columns:
         """Return a block's elements, codes, minima and steps in the shapes of `rules.encode_columns`."""
         each, narrow = groups * self.columns, rows // PIECES
         words = codes[: rows * each * bits // 8].view(WORDS[bits])
-        shape = (self.columns, narrow) if kernels.columns_first(x.device) else (narrow, self.columns)
+        shape = (self.columns, narrow) if kernels.on_gpu(x.device) else (narrow, self.columns)
         return (
             x.view(groups, PIECES, narrow, self.columns),
             words.view(groups, *shape),

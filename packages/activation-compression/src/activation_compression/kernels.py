@@ -15,23 +15,26 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from activation_compression import rotation, rules
-from finetune_common.compiled import DirectByShape
+from finetune_common.compiled import Compiled, DirectByShape
 
 __all__ = [
     "call",
-    "columns_first",
     "dequantize_columns_into",
     "dequantize_into",
+    "dequantize_rotated",
     "filled",
     "is_fake",
     "kernel_of",
     "name_of",
+    "on_gpu",
     "quantize_columns_into",
     "quantize_into",
 ]
 
 COMPILE_FROM = 2**16
 """Smallest number of elements for which a compiled call is faster."""
+WHAT = "activation compression"
+"""Name of compiled code in a warning."""
 
 
 def is_fake(tensor: Tensor) -> bool:
@@ -65,7 +68,7 @@ def quantize_into(
     whole, width = groups * size, size * bits // 8
     more = () if mix is None else (mix,)
     words = torch.uint8 if mix is None else rules.WORDS[bits]
-    encode = _encode(bits, size, x.dtype, bool(more))
+    encode = _encode(bits, size, x.dtype, bool(more), on_gpu(x.device))
     if whole:
         rows = x[:whole].view(groups, size), codes[: groups * width].view(words).view(groups, -1)
         call(encode, *rows, low[:groups], step[:groups], keys, *more)
@@ -83,27 +86,38 @@ def filled(x: Tensor, missing: int, rotated: bool) -> Tensor:
     return torch.cat([x, x.new_zeros(missing) if rotated else x[-1:].expand(missing)])
 
 
-def dequantize_into(
-    out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, mix: Tensor | None = None
-) -> None:
+def dequantize_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int) -> None:
     """Write `rules.decode` into a one-dimensional tensor; arguments as for `quantize_into`."""
     groups = out.numel() // size
     whole, width = groups * size, size * bits // 8
-    more = () if mix is None else (mix,)
-    words = torch.uint8 if mix is None else rules.WORDS[bits]
-    decode = _decode(bits, size, out.dtype, bool(more))
+    decode = _decode(bits, size, out.dtype)
     if whole:
-        rows = codes[: groups * width].view(words).view(groups, -1), low[:groups], step[:groups]
-        call(decode, *rows, out[:whole].view(groups, size), *more)
+        rows = codes[: groups * width].view(groups, width), low[:groups], step[:groups]
+        call(decode, *rows, out[:whole].view(groups, size))
     if whole < out.numel():
         rest = out.new_empty(1, size)
-        last = codes[groups * width :].view(words).view(1, -1)
-        decode.function(last, low[groups:], step[groups:], rest, *more)
+        decode.function(codes[groups * width :].view(1, width), low[groups:], step[groups:], rest)
         out[whole:] = rest.view(-1)[: out.numel() - whole]
 
 
-def columns_first(device: torch.device) -> bool:
-    """Return whether the codes of one group lie side by side (`rules.encode_columns`), as on a GPU."""
+def dequantize_rotated(
+    codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, dtype: torch.dtype, mix: Tensor
+) -> Tensor:
+    """Return `rotation.decode`, one-dimensional, whole groups; arguments as for `quantize_into`.
+
+    It makes its result: written into a tensor that is there, the parts of a group would be copied once more.
+    """
+    rows = codes.view(rules.WORDS[bits]).view(len(low), -1), low, step
+    decode = _decode_rotated(bits, size, dtype)
+    if len(low) * size < COMPILE_FROM:
+        return decode.function(*rows, mix).view(-1)
+    if decode.usable:
+        _any_number(*rows)
+    return decode(*rows, mix).view(-1)
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Return whether kernels take the form that suits a GPU; see also `rules.encode_columns`."""
     return device.type != "cpu"
 
 
@@ -111,12 +125,12 @@ def quantize_columns_into(
     x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor
 ) -> None:
     """Write `rules.encode_columns`; arguments and results have its shapes."""
-    _call_columns(_encode_columns(bits, columns_first(x.device)), x, codes, low, step, keys)
+    _call_columns(_encode_columns(bits, on_gpu(x.device)), x, codes, low, step, keys)
 
 
 def dequantize_columns_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
     """Write `rules.decode_columns`; arguments and result have its shapes."""
-    _call_columns(_decode_columns(bits, columns_first(out.device)), out, codes, low, step)
+    _call_columns(_decode_columns(bits, on_gpu(out.device)), out, codes, low, step)
 
 
 def name_of(*parts: object) -> str:
@@ -130,25 +144,32 @@ def _copied(targets: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 
 
 @cache
-def _encode(bits: int, size: int, dtype: torch.dtype, rotated: bool) -> DirectByShape:
+def _encode(bits: int, size: int, dtype: torch.dtype, rotated: bool, gpu: bool) -> DirectByShape:
     def encode(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor) -> None:
         _copied((codes, low, step), rules.encode(x, bits, size, keys))
 
     def turn(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor, mix: Tensor) -> None:
         _copied((codes, low, step), rotation.encode(x, bits, size, keys, mix))
 
-    return kernel_of(turn if rotated else encode, name_of("encode", bits, size, dtype))
+    # A GPU's compiler would find the range of a few elements apart from their codes: two passes over memory.
+    options = {"unroll_reductions_threshold": 1} if gpu and not rotated else None
+    return kernel_of(turn if rotated else encode, name_of("encode", bits, size, dtype), options)
 
 
 @cache
-def _decode(bits: int, size: int, dtype: torch.dtype, rotated: bool) -> DirectByShape:
+def _decode(bits: int, size: int, dtype: torch.dtype) -> DirectByShape:
     def decode(codes: Tensor, low: Tensor, step: Tensor, out: Tensor) -> None:
         out.copy_(rules.decode(codes.view(-1), low, step, bits, size, dtype).view_as(out))
 
-    def turn(codes: Tensor, low: Tensor, step: Tensor, out: Tensor, mix: Tensor) -> None:
-        out.copy_(rotation.decode(codes, low, step, bits, dtype, mix).view_as(out))
+    return kernel_of(decode, name_of("decode", bits, size, dtype))
 
-    return kernel_of(turn if rotated else decode, name_of("decode", bits, size, dtype))
+
+@cache
+def _decode_rotated(bits: int, size: int, dtype: torch.dtype) -> Compiled:
+    def turn(codes: Tensor, low: Tensor, step: Tensor, mix: Tensor) -> Tensor:
+        return rotation.decode(codes, low, step, bits, dtype, mix)
+
+    return Compiled(turn, WHAT, name=name_of("decode_rotated", bits, size, dtype))
 
 
 @cache
@@ -167,9 +188,11 @@ def _decode_columns(bits: int, first: bool) -> DirectByShape:
     return kernel_of(decode, name_of("decode_columns", bits))
 
 
-def kernel_of(function: Callable[..., None], name: str) -> DirectByShape:
-    """Return a kernel that runs a function, which writes into its arguments."""
-    return DirectByShape(function, "activation compression", name)
+def kernel_of(
+    function: Callable[..., object], name: str, options: dict[str, object] | None = None
+) -> DirectByShape:
+    """Return what runs a function of tensors, which it changes in place; options are inductor's."""
+    return DirectByShape(function, WHAT, name, options)
 
 
 def call(kernel: DirectByShape, *tensors: Tensor) -> None:
@@ -182,13 +205,16 @@ def call(kernel: DirectByShape, *tensors: Tensor) -> None:
         return
     if kernel.enters(*tensors):
         return
-    from torch._dynamo import maybe_mark_dynamic  # importing the compiler takes seconds
+    _any_number(*tensors)
+    kernel(*tensors)
 
+
+def _any_number(*tensors: Tensor) -> None:
+    """Let the compiler know no number of groups."""
     groups = len(tensors[0])
     for tensor in tensors:
         if tensor.ndim and len(tensor) == groups > 2:
-            maybe_mark_dynamic(tensor, 0)
-    kernel(*tensors)
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Tensor) -> None:
@@ -201,9 +227,9 @@ def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Ten
         return
     if kernel.enters(x, codes, *tensors):
         return
-    from torch._dynamo import maybe_mark_dynamic
+    from torch._dynamo import maybe_mark_dynamic  # importing the compiler takes seconds
 
-    for tensor, axes in ((x, (0, 3)), (codes, (0, 1 if columns_first(x.device) else 2))):
+    for tensor, axes in ((x, (0, 3)), (codes, (0, 1 if on_gpu(x.device) else 2))):
         for axis in axes:
             if tensor.shape[axis] > 2:
                 maybe_mark_dynamic(tensor, axis)

@@ -97,10 +97,9 @@ class Codes:
 
     def unpack(self) -> Tensor:
         """Return the block, each element within one step of the original."""
-        block = self.codes.new_empty(self.count, dtype=self.dtype)
-        if self.count and not kernels.is_fake(block):
-            self.grouping.read(block, self.codes, self.low, self.step, self.bits)
-        return block
+        if not self.count or kernels.is_fake(self.codes):
+            return self.codes.new_empty(self.count, dtype=self.dtype)
+        return self.grouping.read(self.count, self.dtype, self.codes, self.low, self.step, self.bits)
 
     def steps(self) -> Tensor:
         """Return the step of each element's group, in float32."""

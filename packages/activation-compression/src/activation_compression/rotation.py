@@ -68,7 +68,8 @@ def decode(codes: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dty
         _signed(_butterflies([_mixed(value, columns) for value in values]))
         for columns in mix[1].chunk(WRITTEN_APART // PIECES, dim=1)
     ]
-    return cast(torch.stack([part for pair in zip(*turned, strict=True) for part in pair], dim=1), dtype)
+    parts = [cast(part, dtype) for pair in zip(*turned, strict=True) for part in pair]
+    return torch.stack(parts, dim=1)
 
 
 WRITTEN_APART = 16

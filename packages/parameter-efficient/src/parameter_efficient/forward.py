@@ -88,7 +88,7 @@ def first_tensor(value: object) -> Tensor | None:
     entries: Sequence[object] = ()
     if isinstance(value, Mapping):
         entries = [*cast("Mapping[object, object]", value).values()]
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, (tuple, list)):  # a tuple of types: torch 2.9 compiles no union of them
         entries = cast("Sequence[object]", value)
     return next((tensor for entry in entries if (tensor := first_tensor(entry)) is not None), None)
 

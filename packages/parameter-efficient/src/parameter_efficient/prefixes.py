@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,14 @@ def _register(function: AttentionFunction) -> None:
     AttentionInterface.register(NAME, function)  # pyright: ignore[reportUnknownMemberType]
 
 
+def _register_prefixed() -> None:
+    """Register `_prefixed_attention` with its table: compilers of torch 2.9 and 2.10 follow no import."""
+    from transformers import AttentionInterface
+
+    table = cast("Mapping[str, AttentionFunction]", AttentionInterface())
+    _register(partial(_prefixed_attention, table))
+
+
 class _SeparateConfiguration:
     """Gives an attention module a copy of its configuration that names the function `NAME`."""
 
@@ -74,16 +83,8 @@ def implementation_of(model_config: object) -> str:
     return name
 
 
-def _function_named(implementation: str, module: nn.Module) -> AttentionFunction:
-    """Return an attention function. The eager one is in the model's own Python module, not in the table."""
-    from transformers import AttentionInterface
-
-    if implementation == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return AttentionInterface()[implementation]  # pyright: ignore[reportUnknownVariableType]
-
-
 def _prefixed_attention(
+    table: Mapping[str, AttentionFunction],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -95,7 +96,9 @@ def _prefixed_attention(
     prefix = module.prefix
     assert isinstance(prefix, Prefix)
     implementation = implementation_of(prefix.model_config)
-    function = _function_named(implementation, module)
+    # Eager attention is a function of each model's own Python module; the table has the others.
+    modeling = sys.modules[type(module).__module__]
+    function = modeling.eager_attention_forward if implementation == "eager" else table[implementation]
     tokens, queries = key.shape[2], query.shape[2]
     if attention_mask is not None:
         attention_mask = prefix.open_mask(attention_mask)
@@ -207,7 +210,7 @@ def _attach(
     prefix = Prefix(widths, config, generator, place_of_new(config.dtype, layer.module), model_config)
     prefix.settle(attention, "prefix")
     if through_table is not None:
-        _register(_prefixed_attention)
+        _register_prefixed()
         prefix.act_through(_SeparateConfiguration, attention)
     elif cached is not None:
         prefix.act_through(Cached, prefix, attention)

@@ -90,6 +90,7 @@ class DirectByShape:
         function: Changes its tensors in place and returns nothing.
         what: The user's name for it, for a warning; see `Compiled`.
         name: Distinguishes, in torch's logs, objects made from one function.
+        options: Of inductor, as for `torch.compile`; none by default.
 
     Examples:
         >>> def outer(x, y, out):
@@ -105,8 +106,10 @@ class DirectByShape:
     MOST = 256
     """How many combinations of shapes are remembered; then all are forgotten."""
 
-    def __init__(self, function: Callable[..., None], what: str, name: str) -> None:
-        self.function, self._noted = function, _Noted()
+    def __init__(
+        self, function: Callable[..., None], what: str, name: str, options: dict[str, object] | None = None
+    ) -> None:
+        self.function, self.options, self._noted = function, options, _Noted(options)
         self._checked = Compiled(function, what, name=name, backend=self._noted)
         self._known: dict[Hashable, Callable[[Sequence[Tensor]], object]] = {}
 
@@ -170,7 +173,8 @@ def _place_of(argument: object, tensors: Sequence[Tensor], length: int | None = 
 class _Noted:
     """A backend of `torch.compile`: inductor, with a note of the arguments of each call."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: dict[str, object] | None = None) -> None:
+        self._options = options
         self._call: tuple[Function, tuple[object, ...]] | None = None
 
     def take(self) -> tuple[Function, tuple[object, ...]] | None:
@@ -181,7 +185,8 @@ class _Noted:
     def __call__(self, graph: GraphModule, examples: list[Tensor]) -> Function:
         from torch._dynamo.backends.registry import lookup_backend  # loads the compiler
 
-        code: Function = lookup_backend("inductor")(graph, examples)
+        inductor: Callable[..., Function] = lookup_backend("inductor")
+        code = inductor(graph, examples, config_patches=self._options)
 
         def entered(*arguments: object) -> object:
             self._call = code, arguments

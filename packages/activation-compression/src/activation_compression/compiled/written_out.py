@@ -16,7 +16,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from activation_compression.grouping import Columns
-from activation_compression.kernels import columns_first
+from activation_compression.kernels import on_gpu
 from activation_compression.rules import decode_columns
 
 __all__ = ["decoding", "write_out"]
@@ -39,7 +39,7 @@ def decoding(
     groups = grouping.equal(math.prod(sizes))
     if groups is None:
         return None
-    first = columns_first(codes.device)
+    first = on_gpu(codes.device)
     shape = (groups, grouping.columns, -1) if first else (groups, -1, grouping.columns)
 
     def decode(codes: Tensor, low: Tensor, step: Tensor) -> Tensor:
