@@ -190,11 +190,11 @@ def test_layers_count_from_both_ends_and_once(layers):
         (
             "bert",
             BitFit(layers=[2]),
-            r"layers=\[2\]: .* has 2 layers, 2 is none of them: use 0 to 1, or -2 to -1",
+            r"layers=\[2\]: .* has 2 layers, and no layer 2: use 0 to 1, or -2 to -1",
         ),
-        ("bert", LoRA(layers=[-3]), "has 2 layers, -3 is none"),
+        ("bert", LoRA(layers=[-3]), "has 2 layers, and no layer -3"),
         ("albert", LoRA(layers=[0]), "the same weights in every layer.*use layers='all'"),
-        ("albert", HeadOnly(encoder_layers=1), "the same weights in every layer.*leave it out"),
+        ("albert", HeadOnly(encoder_layers=1), "the same weights in every layer.*leave encoder_layers out"),
         ("bert", HeadOnly(encoder_layers=3), "has 2 layers: give 1 to 2"),
         ("bert", QLoRA(), "loaded in 4 bits"),
         ("bert", BottleneckAdapter(parallel=True), "chunk_size_feed_forward=0"),
@@ -292,7 +292,7 @@ def test_a_model_without_like_blocks_says_what_to_pass():
         (lambda: HeadOnly(encoder_layers=0), "encoder_layers"),
         (lambda: QLoRA(quant_type="nf8"), "quant_type"),
         (lambda: Fusion(), "fusion of nothing"),
-        (lambda: Fusion(lora=LoRA(seed=3)), "lora has a seed of its own"),
+        (lambda: Fusion(lora=LoRA(seed=3)), "lora sets seed: set it for the whole fusion"),
     ],
 )
 def test_configurations_validate_themselves(make, message):

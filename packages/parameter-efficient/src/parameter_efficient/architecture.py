@@ -243,10 +243,10 @@ def find_architecture(
         >>> from parameter_efficient.forward import working_inputs
         >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
         >>> model = BertModel(BertConfig(num_hidden_layers=3, **sizes))
-        >>> [found] = find_architecture(model, find_stacks(model), working_inputs(model))
-        >>> [layer.name for layer in found.select((-1, 0))]
+        >>> [architecture] = find_architecture(model, find_stacks(model), working_inputs(model))
+        >>> [layer.name for layer in architecture.select((-1, 0))]
         ['encoder.layer.0', 'encoder.layer.2']
-        >>> list(found.layers[0].roles["o"])
+        >>> list(architecture.layers[0].roles["o"])
         ['encoder.layer.0.attention.output.dense']
     """
     kind = type(model).__name__

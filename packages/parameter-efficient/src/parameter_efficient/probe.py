@@ -76,18 +76,18 @@ def check_that_all_acts(model: nn.Module, inputs: Inputs) -> None:
     Raises:
         ConfigurationError: Names a parameter that does not act.
     """
-    kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    original = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     by_name = dict(model.named_parameters())
     try:
-        silent = _silent(list(kept), model, inputs)
+        silent = _silent(list(original), model, inputs)
     finally:
         with torch.no_grad():
-            for name, value in kept.items():
+            for name, value in original.items():
                 by_name[name].copy_(value)
-    acting = {re.sub(r"\.\d+\.", ".*.", name) for name in kept if name not in silent}
+    acting = {re.sub(r"\.\d+\.", ".*.", name) for name in original if name not in silent}
     silent = [name for name in silent if not ("expert" in name and re.sub(r"\.\d+\.", ".*.", name) in acting)]
     if silent:
-        others = f" and {len(silent) - 1} more of {len(kept)} tensors" if len(silent) > 1 else ""
+        others = f" and {len(silent) - 1} more of {len(original)} tensors" if len(silent) > 1 else ""
         raise ConfigurationError(
             f"{silent[0]}{others} would change nothing in {type(model).__name__}: choose other layers, "
             "targets= or another method"
