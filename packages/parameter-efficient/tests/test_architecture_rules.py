@@ -127,7 +127,7 @@ def test_an_adapter_is_where_its_definition_says(kind, position, parallel):
     """
     model, norm_first = base_of(kind)
     plain = find_architecture(model).layers[1]
-    norm, inner_norm = (plain.one(f"{name}_norm") for name in (position, "ffn"))
+    norm, inner_norm = (plain.first(f"{name}_norm") for name in (position, "ffn"))
     plain_norm, plain_inner_norm = copy.deepcopy(norm), copy.deepcopy(inner_norm)
     seen = {}
 
@@ -147,12 +147,12 @@ def test_an_adapter_is_where_its_definition_says(kind, position, parallel):
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
     # Hooks that are there before the adapter's see what the base model would go on with.
-    see(plain.one("o" if position == "attention" else "ffn_out"), "s")
+    see(plain.first("o" if position == "attention" else "ffn_out"), "s")
     disturb(adapt(model, BottleneckAdapter(layers=[1], position=position, parallel=parallel, seed=0)))
     adapter = plain.module.get_submodule(f"{position}_adapter")
     see_input(plain.module, "layer input")
     see_input(inner_norm, "input of the second norm")
-    see_input(plain.one("ffn_in"), "input of ffn")
+    see_input(plain.first("ffn_in"), "input of ffn")
     see(plain.module, "layer output")
     with torch.no_grad():
         (model.encoder if model.config.is_encoder_decoder else model)(**batch())
@@ -190,11 +190,11 @@ def test_layers_count_from_both_ends_and_once(layers):
         (
             "bert",
             BitFit(layers=[2]),
-            r"layers=\[2\]: .* has 2 layers, 2 is none of them: use 0 to 1, or -2 to -1",
+            r"layers=\[2\]: .* has 2 layers, and no layer 2: use 0 to 1, or -2 to -1",
         ),
-        ("bert", LoRA(layers=[-3]), "has 2 layers, -3 is none"),
+        ("bert", LoRA(layers=[-3]), "has 2 layers, and no layer -3"),
         ("albert", LoRA(layers=[0]), "the same weights in every layer.*use layers='all'"),
-        ("albert", HeadOnly(encoder_layers=1), "the same weights in every layer.*leave it out"),
+        ("albert", HeadOnly(encoder_layers=1), "the same weights in every layer.*leave encoder_layers out"),
         ("bert", HeadOnly(encoder_layers=3), "has 2 layers: give 1 to 2"),
         ("bert", QLoRA(), "loaded in 4 bits"),
         ("bert", BottleneckAdapter(parallel=True), "chunk_size_feed_forward=0"),
@@ -260,7 +260,7 @@ def test_a_model_without_like_blocks_says_what_to_pass():
     with pytest.raises(ConfigurationError, match=r"Sequential cannot be run.*pass example="):
         adapt(model, BitFit())
     with pytest.raises(
-        ConfigurationError, match=r"Sequential is not supported: it has no list of like blocks"
+        ConfigurationError, match=r"Sequential is not supported: it has no list of equal blocks"
     ):
         adapt(model, BitFit(), example=example)
     adapted = adapt(model, LoRA(targets=["0"], rank=1), example=example)
@@ -275,7 +275,7 @@ def test_a_model_without_like_blocks_says_what_to_pass():
         (lambda: BottleneckAdapter(dropout=1.0), "dropout"),
         (lambda: LoRA(rank=0), "rank"),
         (lambda: LoRA(targets="query"), "targets='query' cannot be used: give a list"),
-        (lambda: LoRA(targets=("q(",)), "is no regular expression"),
+        (lambda: LoRA(targets=("q(",)), "is not a regular expression"),
         (lambda: LoRA(targets=()), "targets is empty"),
         (lambda: LoRA(init="zero"), "init"),
         (lambda: PrefixTuning(length=0), "length"),
@@ -292,7 +292,7 @@ def test_a_model_without_like_blocks_says_what_to_pass():
         (lambda: HeadOnly(encoder_layers=0), "encoder_layers"),
         (lambda: QLoRA(quant_type="nf8"), "quant_type"),
         (lambda: Fusion(), "fusion of nothing"),
-        (lambda: Fusion(lora=LoRA(seed=3)), "lora has a seed of its own"),
+        (lambda: Fusion(lora=LoRA(seed=3)), "lora sets seed: set it for the whole fusion"),
     ],
 )
 def test_configurations_validate_themselves(make, message):

@@ -97,7 +97,7 @@ def test_only_the_new_rows_of_a_longer_vocabulary_train(tied, tmp_path):
     assert torch.equal(load_adaptation(base(), tmp_path)(input_ids=ids).logits, after)
     torch.testing.assert_close(merge(model)(input_ids=ids).logits, after)
     assert torch.equal(unmerge(model).get_input_embeddings().weight, first)
-    with pytest.raises(ConfigurationError, match="new_tokens=99: the vocabulary has 53 tokens"):
+    with pytest.raises(ConfigurationError, match="new_tokens=99: the vocabulary has only 53 tokens"):
         adapt(base(), LoRA(new_tokens=99))
 
 

@@ -208,7 +208,7 @@ def test_names_do_not_matter_and_a_model_of_ones_own_takes_an_example() -> None:
 def test_linear_attention_and_hybrids_are_refused_and_names_help(kind: str) -> None:
     model = tiny(kind)
     names = list(model.state_dict())
-    with pytest.raises(ConfigurationError, match=r"not sure|no list of like blocks"):
+    with pytest.raises(ConfigurationError, match=r"not certain|no list of equal blocks"):
         adapt(model, LoRA())
     assert list(model.state_dict()) == names
     last = next(n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear))
@@ -289,9 +289,9 @@ def test_targets_are_roles_ends_of_names_or_expressions(targets: list[str], expe
     model = adapt(tiny("llama"), LoRA(targets=targets))
     found = {n.split(".lora")[0].rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}
     assert found - {"weight", "score.weight"} == expected
-    with pytest.raises(ConfigurationError, match="targets='wq' is no role"):
+    with pytest.raises(ConfigurationError, match="targets='wq' is not a role"):
         adapt(tiny("llama"), LoRA(targets=["q", "wq"]))
-    with pytest.raises(ConfigurationError, match="biases='wq' is no role"):
+    with pytest.raises(ConfigurationError, match="biases='wq' is not a role"):
         adapt(tiny("llama"), BitFit(biases=["wq"]))
 
 
@@ -307,7 +307,7 @@ def test_head_only_of_a_model_without_layers_and_of_a_language_model() -> None:
     adapt(without, HeadOnly(also_train=["fc"]))
     assert {n for n, p in without.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
     language = tiny("qwen3", "causal")
-    with pytest.raises(ConfigurationError, match=r"nothing of Qwen3ForCausalLM would train.*head='train'"):
+    with pytest.raises(ConfigurationError, match=r"nothing in Qwen3ForCausalLM would train.*head='train'"):
         adapt(language, HeadOnly())
     adapt(language, HeadOnly(head="train"))
     trained = {id(p) for p in language.parameters() if p.requires_grad}

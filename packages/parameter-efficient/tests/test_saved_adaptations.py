@@ -52,7 +52,7 @@ def test_an_adaptation_of_another_model_is_refused_and_the_model_left_alone(save
 
 
 def test_a_missing_or_damaged_file_is_named(saved, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no adaptation\.json in it"):
+    with pytest.raises(ConfigurationError, match=r"has no adaptation\.json"):
         load_adaptation(classifier("bert"), tmp_path / "elsewhere")
     weights = saved / "adaptation.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])

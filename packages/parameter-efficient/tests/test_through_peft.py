@@ -59,11 +59,11 @@ def test_a_method_of_peft_trains_saves_loads_merges_and_goes(method, tmp_path):
     [
         (peft.PrefixTuningConfig(num_virtual_tokens=3), "wraps a whole model"),
         (peft.PromptTuningConfig(num_virtual_tokens=3), "wraps a whole model"),
-        (peft.AdaLoraConfig(total_step=10, target_modules=MATRICES), "told of every step"),
+        (peft.AdaLoraConfig(total_step=10, target_modules=MATRICES), "a call at every step"),
         (peft.LoraConfig(init_lora_weights="pissa", target_modules=MATRICES), "LoRA\\(init='pissa'\\)"),
         (peft.LoraConfig(bias="all", target_modules=MATRICES), "Fusion with BitFit"),
         (peft.LoHaConfig(target_modules=["nowhere"]), "peft cannot adapt BertForSequenceClassification"),
-        ("lora", "is no configuration"),
+        ("lora", "is not a configuration"),
         (ThroughPeft(settings={"peft_type": "NOTHING"}), "'NOTHING' is unknown to this peft: choose from"),
         (ThroughPeft(settings={"peft_type": "LOHA", "width": 3}), "peft refuses these settings of LOHA"),
     ],

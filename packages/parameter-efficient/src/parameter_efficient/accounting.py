@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
 
 from torch import nn
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 
 __all__ = ["TrainableModule", "TrainableParameters", "trainable_parameters"]
@@ -21,7 +21,7 @@ class TrainableModule:
     Args:
         module: Its name in the model.
         parameters: How many numbers.
-        bytes: What they take, without gradients and optimizer state.
+        bytes: Their memory, without gradients and optimizer state.
     """
 
     module: str
@@ -34,11 +34,11 @@ class TrainableParameters:
     """What trains in a model.
 
     Args:
-        modules: One row a module that holds trainable parameters itself.
+        modules: One row for each module that holds trainable parameters itself.
         trainable: Numbers that train.
-        total: Numbers in all; 4-bit weights count as the numbers that they stand for.
-        trainable_bytes: What the former take.
-        total_bytes: What the latter take.
+        total: All numbers; packed weights count as the numbers that they stand for.
+        trainable_bytes: Memory of the numbers that train.
+        total_bytes: Memory of all numbers.
     """
 
     modules: tuple[TrainableModule, ...]
@@ -52,7 +52,7 @@ class TrainableParameters:
         """Return 100 · trainable / total."""
         return 100 * self.trainable / self.total
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain data."""
         return {**asdict(self), "modules": [asdict(row) for row in self.modules], "percent": self.percent}
 
@@ -69,15 +69,15 @@ class TrainableParameters:
         return "\n".join(lines)
 
 
-def _elements(parameter: Any) -> int:
-    """Count numbers; a 4-bit weight holds two in a byte and knows its own shape."""
+def _elements(parameter: nn.Parameter) -> int:
+    """Count numbers; a 4-bit weight holds two in a byte and knows its shape."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else prod(state.shape)
 
 
 @explain_arguments
 def trainable_parameters(model: nn.Module) -> TrainableParameters:
-    """Count what trains, module by module; shared parameters count once.
+    """Count trainable parameters, module by module; shared ones count once.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
@@ -94,11 +94,11 @@ def trainable_parameters(model: nn.Module) -> TrainableParameters:
         TrainableModule(name, sum(map(_elements, parameters)), sum(p.nbytes for p in parameters))
         for name, parameters in rows.items()
     )
-    every = list(model.parameters())
+    all_parameters = list(model.parameters())
     return TrainableParameters(
         modules,
         sum(row.parameters for row in modules),
-        sum(map(_elements, every)),
+        sum(map(_elements, all_parameters)),
         sum(row.bytes for row in modules),
-        sum(parameter.nbytes for parameter in every),
+        sum(parameter.nbytes for parameter in all_parameters),
     )

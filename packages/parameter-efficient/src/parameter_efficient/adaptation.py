@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, shown
@@ -15,7 +14,7 @@ from parameter_efficient.accounting import trainable_parameters
 from parameter_efficient.anatomy import Anatomy
 from parameter_efficient.attachment import InPlace, Resident
 from parameter_efficient.configs import Config, PrefixTuning
-from parameter_efficient.forward import valueless
+from parameter_efficient.forward import Inputs, valueless
 from parameter_efficient.heads import FrozenInput, head_parameters
 from parameter_efficient.injected import described_by
 from parameter_efficient.methods import also_trained, attach
@@ -31,8 +30,8 @@ __all__ = ["adapt", "remove"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _prepared(anatomy: Anatomy, config: Config, record: Record) -> None:
-    """Make all changes; each is in the record once it is made."""
+def _change(anatomy: Anatomy, config: Config, record: Record) -> None:
+    """Make all changes, and add each to the record as soon as it is made."""
     model = anatomy.model
     if any(isinstance(part, PrefixTuning) for part in config.parts):
         implementation_of(getattr(model, "config", None))
@@ -48,10 +47,11 @@ def _prepared(anatomy: Anatomy, config: Config, record: Record) -> None:
     if config.pooling == "mean":
         record.attachments.append(MeanPooling(model, anatomy.encoder(), anatomy.inputs))
     if config.new_tokens:
-        ids = anatomy.inputs["input_ids"].clone()
-        ids[..., 0] = anatomy.model.get_input_embeddings().num_embeddings - 1  # type: ignore[operator]
+        new_tokens = NewTokens(model, config.new_tokens, config.dtype)
+        record.attachments.append(new_tokens)
+        ids = cast(Tensor, anatomy.inputs["input_ids"]).clone()
+        ids[..., 0] = new_tokens.first  # one of them, so that the probe can see them act
         anatomy.inputs["input_ids"] = ids
-        record.attachments.append(NewTokens(model, config.new_tokens, config.dtype))
     inside = {id(p) for stack in anatomy.stacks for m in stack.blocks.values() for p in m.parameters()}
     before = [p for p in model.parameters() if id(p) not in inside | {id(getattr(*place)) for place in head}]
     for first in first_layers:
@@ -64,11 +64,11 @@ def _prepared(anatomy: Anatomy, config: Config, record: Record) -> None:
         reason = (
             "a language model's head is its vocabulary, which stays frozen unless head='train'"
             if language and config.head is None
-            else "it has no head, or none that can be told from its body"
+            else "it has no head, or none that can be told apart from its body"
         )
         raise ConfigurationError(
-            f"nothing of {type(model).__name__} would train: {reason}; or name what trains in also_train, "
-            "or use another method"
+            f"nothing in {type(model).__name__} would train: {reason}; name modules in also_train, or use "
+            "another method"
         )
     model.requires_grad_(False)
     for parameter in trained:
@@ -78,41 +78,41 @@ def _prepared(anatomy: Anatomy, config: Config, record: Record) -> None:
 @explain_arguments
 def adapt(
     model: Model,
-    config: Any,
+    config: object,
     *,
     name: str = "default",
     dry_run: bool = False,
-    example: Mapping[str, Any] | None = None,
+    example: Inputs | None = None,
     probe: bool = True,
 ) -> Model:
-    """Change a model so that only what `config` names, and the head, trains.
+    """Change a model so that only its head and the parameters that `config` names train.
 
-    The model itself is changed and returned. Its other parameters are frozen, so that the backward pass ends
-    at the lowest layer that trains. What trains in place (the head, biases, feed-forward blocks) is copied
-    first, for `remove`. New parameters are in float32 at least, on the device of their layer, and are drawn
-    from a generator of their own; the global random stream does not move.
+    The model itself is changed and returned. Its other parameters are frozen, so the backward pass ends at
+    the lowest layer that trains. Parameters of the model that train (the head, biases, feed-forward blocks)
+    are copied first, for `remove`. New parameters are in float32 at least, on the device of their layer. They
+    have their own random generator; the global random stream does not advance.
 
     Which matrix plays which role is found by structure (`find_architecture`), on a forward pass of a few
-    tokens. Then a probe proves that everything that trains gets a gradient.
+    tokens. Then a probe proves that every trainable parameter gets a gradient.
 
     Args:
         model: A transformer, with or without a head.
         config: One of the dataclasses of this package, or a configuration of peft whose method acts inside
-            of a model.
-        name: Of this adaptation. A model can have several; the new one acts, the others wait
+            a model.
+        name: Name of this adaptation. A model can have several; the new one acts, the others wait
             (`activate`, `disabled`).
-        dry_run: Print what was found and what would train, and leave the model as it is.
-        example: Keyword arguments of the model's forward pass (a row is enough); made up from its
-            configuration where left out.
-        probe: Whether to prove that all acts: one more forward and backward pass of the same row.
+        dry_run: Print the structure and the parameters that would train, and do not change the model.
+        example: Keyword arguments of the model's forward pass (a row is enough); by default made up from its
+            configuration.
+        probe: Whether to prove that everything acts: one more forward and backward pass of the same row.
 
     Returns:
         The same model.
 
     Raises:
-        ConfigurationError: A layer or a role that is not there or not sure; something that would train and
-            change nothing; or the model has an adaptation of this name, or a part of it is adapted. The model
-            is left as it was.
+        ConfigurationError: A layer or role is missing or not certain; a trainable parameter would change
+            nothing; the model has an adaptation of this name; or a part of it is adapted. The model is not
+            changed then.
 
     Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -155,9 +155,10 @@ def _adapt(
     config: Config,
     name: str,
     records: Records,
-    example: Mapping[str, Any] | None,
+    example: Inputs | None,
     probe: bool,
 ) -> Anatomy:
+    """Adapt a model on which no other adaptation acts."""
     for module in model.modules():
         if (module is not model and is_adapted(module)) or isinstance(module, Resident):
             raise ConfigurationError(
@@ -169,7 +170,7 @@ def _adapt(
     setattr(model, RECORD, records)
     records.by_name[name], records.active = record, name
     try:
-        _prepared(anatomy, config, record)
+        _change(anatomy, config, record)
         if probe and not valueless(model):
             check_that_all_acts(model, anatomy.inputs)
     except BaseException:
@@ -180,14 +181,14 @@ def _adapt(
 
 @explain_arguments
 def remove(model: Model, name: str | None = None) -> Model:
-    """Take adaptations back: weights, structure and `requires_grad` are what they were, bit for bit.
+    """Remove adaptations: weights, structure and `requires_grad` are restored bit for bit.
 
     Args:
         model: An adapted model.
         name: Which adaptation; null for all of them.
 
     Raises:
-        ConfigurationError: The model is not adapted, or has none of this name.
+        ConfigurationError: The model is not adapted, or has no adaptation of this name.
 
     Examples:
         >>> from transformers import BertConfig, BertModel

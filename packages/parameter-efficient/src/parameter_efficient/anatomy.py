@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
 
 from torch import nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.architecture import Architecture, Layer, call_counts, find_architecture
 from parameter_efficient.blocks import Stack, find_stacks
-from parameter_efficient.forward import undisturbed, working_inputs
+from parameter_efficient.configs import Config
+from parameter_efficient.forward import Inputs, undisturbed, working_inputs
 from parameter_efficient.targets import ROLES
 
 __all__ = ["Anatomy"]
 
 
 class Anatomy:
-    """A model's blocks, inputs, and, if asked for, the roles of its matrices.
+    """A model's blocks and inputs, and, on first use, the roles of its matrices.
 
     Args:
         model: The model.
@@ -26,13 +26,13 @@ class Anatomy:
         example: Keyword arguments of its forward pass, or null.
     """
 
-    def __init__(self, model: nn.Module, stack: str, example: Mapping[str, Any] | None) -> None:
+    def __init__(self, model: nn.Module, stack: str, example: Inputs | None) -> None:
         self.model, self._stack, self._example = model, stack, example
         self.stacks: list[Stack] = find_stacks(model)
 
     @cached_property
-    def inputs(self) -> dict[str, Any]:
-        """Return keyword arguments of a forward pass that works."""
+    def inputs(self) -> dict[str, object]:
+        """Return keyword arguments with which a forward pass works."""
         with undisturbed(self.model):
             return working_inputs(self.model, self._example)
 
@@ -54,44 +54,45 @@ class Anatomy:
         return max(self._calls.values(), default=0) > 1
 
     def encoder(self) -> Stack:
-        """Return the stack that is run first.
+        """Return the stack that runs first.
 
         Raises:
-            ConfigurationError: There is none.
+            ConfigurationError: The model has none.
         """
         used = self._used()
         if not used:
             raise ConfigurationError(
-                f"{type(self.model).__name__} has no list of like blocks that could be cut"
+                f"{type(self.model).__name__} has no list of equal blocks that could be cut: leave "
+                "encoder_layers and pooling out"
             )
         order = list(self._calls)
         return min(used, key=lambda stack: min(order.index(name) for name in stack.blocks if name in order))
 
     def first_layers(self) -> list[nn.Module]:
-        """Return the blocks that read embeddings: the first of each stack; none if blocks repeat."""
+        """Return the blocks that read embeddings: the first of each stack, or none if blocks repeat."""
         used = self._used()
         if self.shared() or not used:
             return []
         both = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         return [next(iter(stack.blocks.values())) for stack in (used if both else [self.encoder()])]
 
-    def layers(self, config: Any) -> list[Layer]:
-        """Return the layers that a configuration chooses; all that is known where it gives names only.
+    def layers(self, config: Config) -> list[Layer]:
+        """Return the layers that a configuration chooses; without roles if it gives names only.
 
         Raises:
-            ConfigurationError: No such layer, or roles are needed and not sure.
+            ConfigurationError: No such layer, or it needs roles that are not certain.
         """
         options = ("targets", "biases", "feed_forward", "rank_pattern", "alpha_pattern")
-        wanted = {target for option in options for target in _several(getattr(config, option, ()))}
-        named = bool(wanted) and not wanted & set(ROLES)
-        if named and config.layers == "all":
+        targets = {target for option in options for target in _several(getattr(config, option, ()))}
+        only_names = bool(targets) and not targets & set(ROLES)
+        chosen: tuple[int, ...] | str = getattr(config, "layers", "all")
+        if only_names and chosen == "all":
             return []
-        if named:
-            plain = [
-                Architecture(type(self.model).__name__, s, _plain(s), self.shared()) for s in self._used()[:1]
-            ]
-            return [layer for architecture in plain for layer in architecture.select(config.layers)]
-        return [layer for architecture in self.architectures for layer in architecture.select(config.layers)]
+        architectures = self.architectures
+        if only_names:
+            kind = type(self.model).__name__
+            architectures = [Architecture(kind, s, _plain(s), self.shared()) for s in self._used()[:1]]
+        return [layer for architecture in architectures for layer in architecture.select(chosen)]
 
     def __str__(self) -> str:
         lines = [type(self.model).__name__]
@@ -106,7 +107,7 @@ class Anatomy:
         )
 
 
-def _several(names: Any) -> tuple[str, ...]:
+def _several(names: str | Iterable[str]) -> tuple[str, ...]:
     return () if isinstance(names, str) else tuple(names)
 
 

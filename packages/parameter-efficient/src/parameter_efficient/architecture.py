@@ -1,24 +1,25 @@
 """Where a transformer keeps its layers, and which matrix plays which role: found by structure.
 
-The longest list of like blocks is the body (`blocks`); roles in a block follow from how numbers flow through
-it (`flow`, `roles`). Names decide only where that leaves a choice.
+The longest list of equal blocks is the body (`blocks`). Roles in a block follow from how numbers flow through
+it (`flow`, `roles`). Names decide only between candidates that the flow cannot tell apart.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from torch import nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.blocks import Stack, matrices_of, width_out
 from parameter_efficient.flow import Call, Flow
-from parameter_efficient.forward import DOES_NOT_RUN, outputs_of, undisturbed
+from parameter_efficient.forward import DOES_NOT_RUN, Inputs, outputs_of, undisturbed
 from parameter_efficient.roles import Roles, UnsureError, find_roles
 from parameter_efficient.sublayers import SubLayer
+from parameter_efficient.typed import named_modules
 
 __all__ = ["Architecture", "Layer", "call_counts", "find_architecture"]
 
@@ -29,9 +30,9 @@ class Layer:
 
     Args:
         name: Its name in the model.
-        module: Itself.
+        module: The layer itself.
         roles: Role → the modules that play it, by their names in the model.
-        sublayers: "attention" and "ffn" → where an adapter can stand, by names in the layer.
+        sublayers: "attention" and "ffn" → where to put an adapter, by names in the layer.
         width: Features of a token between layers.
     """
 
@@ -45,16 +46,16 @@ class Layer:
         """Return the modules of a role.
 
         Raises:
-            ConfigurationError: None has it.
+            ConfigurationError: No module has it.
         """
         if role not in self.roles:
             raise ConfigurationError(
-                f"{role}: no module of {self.name} ({type(self.module).__name__}) plays this role; found are "
-                f"{', '.join(self.roles)}: choose among them, or give names of modules as targets"
+                f"{role}: no module of {self.name} ({type(self.module).__name__}) plays this role; it has "
+                f"{', '.join(self.roles)}: choose one of these, or give names of modules as targets"
             )
         return self.roles[role]
 
-    def one(self, role: str) -> Any:
+    def first(self, role: str) -> nn.Module:
         """Return the first module of a role."""
         return next(iter(self.play(role).values()))
 
@@ -65,10 +66,10 @@ class Architecture:
 
     Args:
         kind: Class name of the model, for messages.
-        stack: Where they are.
+        stack: The list of blocks.
         layers: The layers, in order.
         shared: Whether some of them are used several times (albert).
-        refusal: Why roles in them cannot be told; "" where they are.
+        refusal: Why their roles are unknown; "" if they are known.
     """
 
     kind: str
@@ -85,7 +86,8 @@ class Architecture:
             roles: Whether their roles have to be known.
 
         Raises:
-            ConfigurationError: No such layer, or a choice among layers that are one, or roles not known.
+            ConfigurationError: No such layer, a choice among layers that share their weights, or unknown
+                roles.
         """
         if roles and self.refusal:
             raise ConfigurationError(self.refusal)
@@ -93,59 +95,59 @@ class Architecture:
             return self.layers
         if self.shared:
             raise ConfigurationError(
-                f"layers={list(layers)}: {self.kind} uses the same weights in every layer, so that one of "
-                "them cannot be adapted alone: use layers='all'"
+                f"layers={list(layers)}: {self.kind} uses the same weights in every layer, so single layers "
+                "cannot be adapted: use layers='all'"
             )
         depth = len(self.layers)
         for number in layers:
             if not -depth <= int(number) < depth:
                 raise ConfigurationError(
-                    f"layers={list(layers)}: {self.kind} has {depth} layers, {number} is none of them: use 0 "
+                    f"layers={list(layers)}: {self.kind} has {depth} layers, and no layer {number}: use 0 "
                     f"to {depth - 1}, or -{depth} to -1"
                 )
         return [self.layers[number] for number in sorted({int(number) % depth for number in layers})]
 
 
-def _shape_of(block: nn.Module) -> tuple[Any, ...]:
-    """Return what blocks of one kind have in common; norms and activations may differ in nothing else."""
+def _shape_of(block: nn.Module) -> Hashable:
+    """Return what blocks of one kind have in common: classes, names and shapes."""
     matrices = tuple((n, tuple(p.shape)) for n, p in block.named_parameters())
-    return type(block), tuple((n, type(m)) for n, m in block.named_modules()), matrices
+    return type(block), tuple((n, type(m)) for n, m in named_modules(block)), matrices
 
 
-def _first_calls(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> tuple[dict[str, Call], int]:
+def _first_calls(model: nn.Module, stack: Stack, inputs: Inputs) -> tuple[dict[str, Call], int]:
     """Return the first call of each block, and how often the most used one is called."""
     calls: dict[str, Call] = {}
     counts: Counter[int] = Counter()
 
-    def note_call(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record_call(name: str) -> Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             counts[id(module)] += 1
             calls.setdefault(name, Call(args, kwargs, {}))
 
         return hook
 
-    def note_tuple(block: str, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def record_tuple(block: str, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
             if isinstance(output, tuple) and block in calls:
-                calls[block].tuples[name] = output  # type: ignore[index]
+                calls[block].tuples[name] = output
 
         return hook
 
     with undisturbed(model):
         for name, block in stack.blocks.items():
-            block.register_forward_pre_hook(note_call(name), with_kwargs=True)
-            for inner, module in block.named_modules():
-                module.register_forward_hook(note_tuple(name, inner))
+            block.register_forward_pre_hook(record_call(name), with_kwargs=True)
+            for inner, module in named_modules(block):
+                module.register_forward_hook(record_tuple(name, inner))
         outputs_of(model, inputs)
     return calls, max(counts.values(), default=0)
 
 
-_KNOWN: dict[Any, Roles] = {}
-"""Roles by kind of block, configuration and shapes of the inputs: weights do not matter for them."""
+_KNOWN: dict[Hashable, Roles] = {}
+"""Roles by kind of block, configuration and shapes of the inputs: they do not depend on weights."""
 
 
-def _analysed(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> tuple[list[Roles], bool]:
-    """Find the roles in each block of a stack, and whether blocks are used several times."""
+def _analysed(model: nn.Module, stack: Stack, inputs: Inputs) -> tuple[list[Roles], bool]:
+    """Return the roles in each block of a stack, and whether blocks are used several times."""
     calls, most = _first_calls(model, stack, inputs)
     if not calls:
         raise UnsureError("its layers take no part in a forward pass")
@@ -164,21 +166,23 @@ def _analysed(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> tupl
     return [_KNOWN[kind] for kind in kinds.values()], most > 1
 
 
-def call_counts(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) -> dict[str, int]:
+def call_counts(model: nn.Module, stacks: list[Stack], inputs: Inputs) -> dict[str, int]:
     """Return how often each block is called in a forward pass, in the order of the first calls."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+
+    def count(name: str, *_: object) -> None:
+        counts[name] += 1
+
     with undisturbed(model):
         for stack in stacks:
             for name, block in stack.blocks.items():
-                block.register_forward_pre_hook(
-                    lambda *_, n=name: counts.__setitem__(n, counts.get(n, 0) + 1)
-                )
+                block.register_forward_pre_hook(partial(count, name))
         outputs_of(model, inputs)
-    return counts
+    return dict(counts)
 
 
 def _feed_forward_beside(model: nn.Module, stack: Stack) -> list[dict[str, dict[str, nn.Module]]]:
-    """Return roles in a list beside the blocks, of as many pairs of matrices D → F → D (xlm); or nothing."""
+    """Return roles in a list beside the blocks with as many pairs of matrices D → F → D (xlm), if any."""
     for name, modules in model.get_submodule(stack.container).named_children():
         if (
             not isinstance(modules, nn.ModuleList)
@@ -186,7 +190,7 @@ def _feed_forward_beside(model: nn.Module, stack: Stack) -> list[dict[str, dict[
             or len(modules) != len(stack.blocks)
         ):
             continue
-        pairs = []
+        pairs: list[dict[str, dict[str, nn.Module]]] = []
         for number, module in enumerate(modules):
             pair = sorted(matrices_of(module).items(), key=lambda item: width_out(item[1]), reverse=True)
             shapes = [(getattr(m, "in_features", 0), width_out(m)) for _, m in pair]
@@ -200,7 +204,7 @@ def _feed_forward_beside(model: nn.Module, stack: Stack) -> list[dict[str, dict[
 
 
 def _layers(model: nn.Module, stack: Stack, roles: list[Roles]) -> list[Layer]:
-    layers = []
+    layers: list[Layer] = []
     beside = (
         []
         if any("ffn_out" in block_roles.modules for block_roles in roles)
@@ -217,21 +221,21 @@ def _layers(model: nn.Module, stack: Stack, roles: list[Roles]) -> list[Layer]:
 
 
 def find_architecture(
-    model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any], *, stack: str = "encoder"
+    model: nn.Module, stacks: list[Stack], inputs: Inputs, *, stack: str = "encoder"
 ) -> list[Architecture]:
     """Find the roles in a model's layers.
 
     Args:
-        model: The model; it is run, and left as it was.
-        stacks: Its lists of like blocks, from `find_stacks`.
-        inputs: Of a forward pass, from `working_inputs`.
-        stack: Of a model with an encoder and a decoder: encoder, decoder or both.
+        model: The model. It is run, and not changed.
+        stacks: Its lists of equal blocks, from `find_stacks`.
+        inputs: Inputs of a forward pass, from `working_inputs`.
+        stack: encoder, decoder or both, for a model that has both.
 
     Returns:
-        One architecture, or two. Where roles cannot be told, `refusal` says why, in one line.
+        One architecture, or two. If roles are unknown, `refusal` says why, in one line.
 
     Raises:
-        ConfigurationError: No list of like blocks.
+        ConfigurationError: The model has no list of equal blocks.
 
     Examples:
         >>> from transformers import BertConfig, BertModel
@@ -239,16 +243,16 @@ def find_architecture(
         >>> from parameter_efficient.forward import working_inputs
         >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
         >>> model = BertModel(BertConfig(num_hidden_layers=3, **sizes))
-        >>> [found] = find_architecture(model, find_stacks(model), working_inputs(model))
-        >>> [layer.name for layer in found.select((-1, 0))]
+        >>> [architecture] = find_architecture(model, find_stacks(model), working_inputs(model))
+        >>> [layer.name for layer in architecture.select((-1, 0))]
         ['encoder.layer.0', 'encoder.layer.2']
-        >>> list(found.layers[0].roles["o"])
+        >>> list(architecture.layers[0].roles["o"])
         ['encoder.layer.0.attention.output.dense']
     """
     kind = type(model).__name__
     if not stacks:
         raise ConfigurationError(
-            f"{kind} is not supported: it has no list of like blocks with at least four matrices each; give "
+            f"{kind} is not supported: it has no list of equal blocks with at least four matrices each; give "
             "names of modules as targets, or train the head alone"
         )
     architectures = [_architecture(model, stack, inputs) for stack in stacks]
@@ -264,15 +268,14 @@ def find_architecture(
     return {"encoder": encoders[:1], "decoder": decoders[:1], "both": [*encoders[:1], *decoders[:1]]}[stack]
 
 
-def _architecture(model: nn.Module, stack: Stack, inputs: Mapping[str, Any]) -> Architecture:
+def _architecture(model: nn.Module, stack: Stack, inputs: Inputs) -> Architecture:
     kind = type(model).__name__
     try:
         roles, shared = _analysed(model, stack, inputs)
     except UnsureError as error:
         refusal = (
-            f"{kind} is not supported: the roles of its matrices are not sure ({error}); give "
-            "names of modules as "
-            "targets, or train the head alone"
+            f"{kind} is not supported: the roles of its matrices are not certain ({error}); give names of "
+            "modules as targets, or train the head alone"
         )
         plain = [Layer(name, block, {}, {}, 0) for name, block in stack.blocks.items()]
         return Architecture(kind, stack, plain, False, refusal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import ParamSpec, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,37 @@ from torch import Tensor, nn
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.blocks import width_out
 
-__all__ = ["Attachment", "InPlace", "Outside", "Place", "Resident", "place_of", "place_of_new"]
+__all__ = [
+    "Attachment",
+    "DeviceAndDtype",
+    "InPlace",
+    "Outside",
+    "Place",
+    "Removable",
+    "Resident",
+    "place_of",
+    "place_of_new",
+]
 
 Place = tuple[nn.Module, str]
 """A parameter: the module that holds it, and its name there."""
+
+P = ParamSpec("P")
+
+
+class DeviceAndDtype(TypedDict):
+    """Keyword arguments for new tensors."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Removable(Protocol):
+    """The handle of a hook."""
+
+    def remove(self) -> None:
+        """Stop acting."""
+        ...
 
 
 class Attachment:
@@ -27,7 +54,7 @@ class Attachment:
         return ()
 
     def detach(self) -> None:
-        """Undo the change: the model is what it was, bit for bit; what was trained is kept here."""
+        """Undo the change: the model is restored bit for bit, and the trained values are kept here."""
         raise NotImplementedError
 
     def reattach(self) -> None:
@@ -42,7 +69,7 @@ class Attachment:
         """Undo `merge`, bit for bit."""
 
 
-def place_of(*modules: nn.Module) -> dict[str, Any]:
+def place_of(*modules: nn.Module) -> DeviceAndDtype:
     """Return device and dtype for new parameters: those of the modules' first floating-point parameter."""
     for parameter in chain.from_iterable(module.parameters() for module in modules):
         if parameter.is_floating_point():
@@ -50,13 +77,13 @@ def place_of(*modules: nn.Module) -> dict[str, Any]:
     raise ConfigurationError(f"{type(modules[-1]).__name__} has no floating-point parameter")
 
 
-def _floating_place(module: nn.Module) -> dict[str, Any]:
-    """Return the same, or nothing for a module that is quantised throughout."""
+def _floating_place(module: nn.Module) -> DeviceAndDtype | None:
+    """Return the same, or None for a module whose parameters are all quantised."""
     floating = any(parameter.is_floating_point() for parameter in module.parameters())
-    return place_of(module) if floating else {}
+    return place_of(module) if floating else None
 
 
-def place_of_new(dtype: str, *modules: nn.Module) -> dict[str, Any]:
+def place_of_new(dtype: str, *modules: nn.Module) -> DeviceAndDtype:
     """Return device and dtype for parameters that are added: at least float32, unless dtype is "model"."""
     place = place_of(*modules)
     if dtype != "model" and place["dtype"].itemsize < 4:
@@ -65,11 +92,11 @@ def place_of_new(dtype: str, *modules: nn.Module) -> dict[str, Any]:
 
 
 class Outside:
-    """A part taken out of the model for a while, which then follows the model's mode, device and dtype.
+    """A part that leaves the model for a while, and later takes over the model's mode, device and dtype.
 
     Args:
-        part: Leaves the model now.
-        neighbour: Stays in it.
+        part: The part that leaves now.
+        neighbour: A module that stays.
     """
 
     def __init__(self, part: nn.Module, neighbour: nn.Module) -> None:
@@ -77,17 +104,18 @@ class Outside:
         self._training, self._place = neighbour.training, _floating_place(neighbour)
 
     def catch_up(self) -> None:
-        """Take over what changed about the neighbour: training mode, device, dtype."""
+        """Apply what has changed in the neighbour: training mode, device, dtype."""
         if self._neighbour.training != self._training:
             self.part.train(self._neighbour.training)
-        place = _floating_place(self._neighbour)
-        for key in place:
-            if place[key] != self._place.get(key):
-                self.part.to(**{key: place[key]})
+        before, now = self._place, _floating_place(self._neighbour)
+        if now is not None and (before is None or now["device"] != before["device"]):
+            self.part.to(device=now["device"])
+        if now is not None and (before is None or now["dtype"] != before["dtype"]):
+            self.part.to(dtype=now["dtype"])
 
 
 class Resident(nn.Module, Attachment):
-    """A module of its own that lives in a host module and acts through hooks on modules around it.
+    """A new module that lives in a host module and acts through hooks on modules around it.
 
     Attributes:
         reason: Why it cannot be merged.
@@ -97,8 +125,8 @@ class Resident(nn.Module, Attachment):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ways: list[Callable[[], Any]] = []
-        self._handles: list[Any] = []
+        self._registrations: list[Callable[[], Removable]] = []
+        self._handles: list[Removable] = []
 
     def settle(self, host: nn.Module, name: str) -> None:
         """Become a child of `host`, so that it moves and is saved with the model; hooks come afterwards."""
@@ -108,12 +136,13 @@ class Resident(nn.Module, Attachment):
             )
         host.add_module(name, self)
         self.train(host.training)
-        self._home = [(host, name)]  # in a list, so that the host is no child of its child
+        self._home = [(host, name)]  # in a list, since an attribute would make the host a child of its child
 
-    def act_through(self, way: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Act on other modules from now on: `way(*args, **kwargs)` returns what has `remove()`."""
-        self._ways.append(partial(way, *args, **kwargs))
-        self._handles.append(self._ways[-1]())
+    def act_through(self, register: Callable[P, Removable], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Act on other modules from now on, through the hook that `register(*args, **kwargs)` makes."""
+        registration = partial(register, *args, **kwargs)
+        self._registrations.append(registration)
+        self._handles.append(registration())
 
     def detach(self) -> None:
         """Leave the host."""
@@ -124,28 +153,28 @@ class Resident(nn.Module, Attachment):
         self._outside = Outside(self, host)
 
     def reattach(self) -> None:
-        """Come back to the host, in the mode, dtype and device that it has by then."""
+        """Return to the host, in the mode, dtype and device that it has by then."""
         [(host, name)] = self._home
         self._outside.catch_up()
         host.add_module(name, self)
-        self._handles = [way() for way in self._ways]
+        self._handles = [register() for register in self._registrations]
 
     def merge(self) -> None:
-        """Refuse: what acts between the weights cannot become part of them."""
+        """Refuse: a module that acts between the weights cannot become part of them."""
         raise ConfigurationError(f"{type(self).__name__} cannot be merged: {self.reason}; keep it attached")
 
 
 class InPlace(Attachment):
-    """Parameters of the model itself that train; their first values are kept for the way back.
+    """Parameters of the model itself that train; their first values are kept for `detach`.
 
     Args:
-        where: Module and attribute of each parameter. A bias that is not there is made, of zeros.
+        places: Module and attribute of each parameter. A missing bias is made, of zeros.
     """
 
-    def __init__(self, where: Iterable[tuple[nn.Module, str]]) -> None:
+    def __init__(self, places: Iterable[Place]) -> None:
         self._first: list[tuple[nn.Module, str, Tensor | None]] = []
-        self._trained: list[Any] = []
-        for module, attribute in where:
+        self._trained: list[Tensor] = []
+        for module, attribute in places:
             parameter = getattr(module, attribute)
             if parameter is None:
                 zeros = torch.zeros(width_out(module), **place_of(module))
@@ -169,7 +198,7 @@ class InPlace(Attachment):
                 yield (module, attribute), first, trained
 
     def detach(self) -> None:
-        """Give every parameter its first value back."""
+        """Restore every parameter's first value."""
         for module, attribute, first in self._first:
             parameter = getattr(module, attribute)
             if first is None:
@@ -181,7 +210,7 @@ class InPlace(Attachment):
                 parameter.grad = None
 
     def reattach(self) -> None:
-        """Give every parameter the value that it had learned."""
+        """Restore every parameter's trained value."""
         for (module, attribute, first), trained in zip(self._first, self._trained, strict=True):
             if first is None:
                 trained.data = trained.data.to(**place_of(module))
@@ -191,7 +220,7 @@ class InPlace(Attachment):
         self._trained.clear()
 
     def merge(self) -> None:
-        """Nothing is to be done: the change is in the weights.
+        """Do nothing: the change is in the weights.
 
         Raises:
             ConfigurationError: A bias was made, for which the model's own format has no place.
@@ -199,7 +228,6 @@ class InPlace(Attachment):
         made = [module for module, _, first in self._first if first is None]
         if made:
             raise ConfigurationError(
-                f"{len(made)} biases that this model does not have were made "
-                f"({type(made[0]).__name__} first) and "
-                "cannot be merged: save_pretrained would lose them; keep the adaptation attached"
+                f"{len(made)} biases cannot be merged (the first is of a {type(made[0]).__name__}): this "
+                "adaptation made them, and save_pretrained would lose them; keep the adaptation attached"
             )

@@ -1,17 +1,18 @@
-"""Where a model keeps its like blocks, and what multiplies by a matrix in them."""
+"""Where a model keeps its blocks, and which modules in them multiply by a matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
+
+from parameter_efficient.typed import named_modules
 
 __all__ = ["Stack", "find_stacks", "is_experts", "is_projection", "is_transposed", "matrices_of", "width_out"]
 
 FEWEST = 4
-"""Matrices in a block at least: q, k and v in one, o, and two of the feed-forward block."""
+"""Fewest matrices in a block: q, k and v in one, o, and two of the feed-forward block."""
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -20,7 +21,7 @@ def is_experts(module: nn.Module) -> bool:
     return len(stacked) > 1 and len(set(stacked)) == 1
 
 
-def is_projection(module: Any) -> bool:
+def is_projection(module: nn.Module) -> bool:
     """Return whether a module multiplies by a matrix: `nn.Linear`, quantised or not, `Conv1D`, stacked."""
     if isinstance(getattr(module, "out_features", None), int) and hasattr(module, "in_features"):
         return True
@@ -28,29 +29,30 @@ def is_projection(module: Any) -> bool:
     weight = parameters.get("weight")
     if type(module).__name__ == "Conv1D":
         return True
-    return weight is not None and weight.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+    return weight is not None and weight.ndim == 3 and not isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
 
 
-def is_transposed(module: Any) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Return whether a projection keeps its matrix as (inputs, outputs), as `Conv1D` does."""
     return hasattr(module, "nf")
 
 
-def width_out(module: Any) -> int:
-    """Return how many features a projection gives."""
-    if isinstance(getattr(module, "out_features", None), int):
-        return module.out_features
-    return module.nf if is_transposed(module) else module.weight.shape[1]
+def width_out(module: nn.Module) -> int:
+    """Return the number of features that a projection outputs."""
+    for name in ("out_features", "nf"):
+        if isinstance(features := getattr(module, name, None), int):
+            return features
+    return dict(module.named_parameters(recurse=False))["weight"].shape[1]
 
 
 def matrices_of(block: nn.Module) -> dict[str, nn.Module]:
-    """Return the projections and stacks of experts in a block, by their names in it."""
-    return {name: m for name, m in block.named_modules() if is_projection(m) or is_experts(m)}
+    """Return the projections and stacked experts in a block, by their names in it."""
+    return {name: m for name, m in named_modules(block) if is_projection(m) or is_experts(m)}
 
 
 @dataclass
 class Stack:
-    """Like blocks that follow each other.
+    """A list of equal blocks that follow each other.
 
     Args:
         container: Name of the module that holds the list, or the list of lists.
@@ -64,11 +66,9 @@ class Stack:
 
 
 def _flat(name: str, entry: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield an entry of a list, or, where it holds a list of like blocks, those."""
+    """Yield an entry of a list, or the blocks of a list that it holds."""
     inner = [
-        (n, m)
-        for n, m in entry.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) and _alike(list(m))
+        (n, m) for n, m in named_modules(entry) if isinstance(m, nn.ModuleList) and len(m) and _alike(list(m))
     ]
     if not inner:
         yield name, entry
@@ -83,7 +83,7 @@ def _alike(modules: list[nn.Module]) -> bool:
 
 
 def find_stacks(model: nn.Module) -> list[Stack]:
-    """Return the lists of like blocks of a model, the one with most parameters first.
+    """Return the lists of equal blocks of a model, the one with most parameters first.
 
     Examples:
         >>> from transformers import BertConfig, BertModel
@@ -93,7 +93,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
         ['encoder.layer.0', 'encoder.layer.1']
     """
     stacks: list[Stack] = []
-    for name, modules in model.named_modules():
+    for name, modules in named_modules(model):
         inside = any(name.startswith(f"{block}.") for stack in stacks for block in stack.blocks)
         within = any(name.startswith(f"{s.container}.{s.attribute}.".lstrip(".")) for s in stacks)
         if not isinstance(modules, nn.ModuleList) or not len(modules) or inside or within:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,18 @@ from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.adaptation import adapt
 from parameter_efficient.attachment import InPlace
-from parameter_efficient.configs import LoRA
+from parameter_efficient.configs import Config, LoRA
 from parameter_efficient.injected import ADAPTER
 from parameter_efficient.low_rank import CHANGING, LowRank
 from parameter_efficient.records import Record, record_of, records_of
 from parameter_efficient.switching import activate
+from parameter_efficient.typed import named_modules
 
 __all__ = ["combine"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Update = tuple[Tensor, Tensor]
+"""A, and B times its weight and scale."""
 
 
 def _updates(record: Record, weight: float, updates: dict[str, list[Update]]) -> None:
@@ -39,20 +41,20 @@ def _updates(record: Record, weight: float, updates: dict[str, list[Update]]) ->
 def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
     """Make a new adaptation that is a weighted sum of LoRAs: ΔW = Σ_i w_i (α_i/r_i) B_i A_i, exactly.
 
-    Its rank in each matrix is the sum of theirs. What trained in place (a head) is θ + Σ_i w_i (θ_i - θ), θ
-    being the base's. It becomes active; the others stay as they are.
+    Its rank in each matrix is the sum of theirs. A parameter that trained in place (a head) becomes
+    θ + Σ_i w_i (θ_i - θ), where θ is the base's. The new adaptation becomes active; the others do not change.
 
     Args:
         model: A model with these adaptations.
         weights: Name of an adaptation → w_i, any number.
-        name: Of the new one.
+        name: Name of the new one.
 
     Returns:
         The same model.
 
     Raises:
-        ConfigurationError: One of them is no LoRA, has DoRA's norms or has changed the base weights; or the
-            name is taken.
+        ConfigurationError: One of them is not LoRA, has DoRA's norms or changed the base weights; or the name
+            is taken.
 
     Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -66,13 +68,7 @@ def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
     if not weights:
         raise ConfigurationError("weights is empty: give name → weight of at least one LoRA")
     records, before = [(record_of(model, part), w) for part, w in weights.items()], records_of(model).active
-    for (record, _), part in zip(records, weights, strict=True):
-        config = record.config
-        if not isinstance(config, LoRA) or config.dora or config.new_tokens or config.init in CHANGING:
-            raise ConfigurationError(
-                f"{shown(part)} cannot be part of a sum: only LoRA without dora, new_tokens, pissa "
-                "and olora can"
-            )
+    configs = [_summable(record.config, part) for (record, _), part in zip(records, weights, strict=True)]
     activate(model, None)
     updates: dict[str, list[Update]] = {}
     sums: dict[tuple[nn.Module, str], Tensor] = {}
@@ -82,19 +78,20 @@ def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
             if isinstance(attachment, InPlace):
                 for place, first, trained in attachment.changes():
                     sums[place] = sums.get(place, first) + weight * (trained - first)
-    like: Any = records[0][0].config
     ranks = {name: sum(len(down) for down, _ in pairs) for name, pairs in updates.items()}
-    places = {(id(m), attribute) for m, attribute in sums}
-    names = [
-        n for n, m in model.named_modules() for attribute in m._parameters if (id(m), attribute) in places
-    ]
+    changed = {module for module, _ in sums}
+    names = [name for name, module in named_modules(model) if module in changed]
     config = replace(
-        like,
+        configs[0],
         layers="all",
         targets=tuple(re.escape(target) for target in updates),
         rank_pattern={re.escape(target): rank for target, rank in ranks.items()},
-        **{"alpha": None, "alpha_pattern": {}, "rslora": False, "dropout": 0.0, "init": "kaiming"},
-        also_train=tuple(dict.fromkeys(re.escape(parameter) for parameter in names)),
+        alpha=None,
+        alpha_pattern={},
+        rslora=False,
+        dropout=0.0,
+        init="kaiming",
+        also_train=tuple(re.escape(name) for name in names),
     )
     try:
         adapt(model, config, name=name, probe=False)
@@ -103,9 +100,18 @@ def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
         raise
     with torch.no_grad():
         for target, pairs in updates.items():
-            layer: Any = model.get_submodule(target)
-            layer.lora_A[ADAPTER].weight.copy_(torch.cat([down for down, _ in pairs]))
-            layer.lora_B[ADAPTER].weight.copy_(torch.cat([up for _, up in pairs], dim=1))
+            model.get_parameter(f"{target}.lora_A.{ADAPTER}.weight").copy_(torch.cat([a for a, _ in pairs]))
+            model.get_parameter(f"{target}.lora_B.{ADAPTER}.weight").copy_(
+                torch.cat([b for _, b in pairs], dim=1)
+            )
         for (module, attribute), value in sums.items():
             getattr(module, attribute).copy_(value)
     return model
+
+
+def _summable(config: Config, name: str) -> LoRA:
+    if not isinstance(config, LoRA) or config.dora or config.new_tokens or config.init in CHANGING:
+        raise ConfigurationError(
+            f"{shown(name)} cannot be part of a sum: only LoRA without dora, new_tokens, pissa and olora can"
+        )
+    return config

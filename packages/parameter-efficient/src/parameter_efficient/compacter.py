@@ -1,15 +1,15 @@
-"""Linear maps of which the matrix is a sum of Kronecker products, for `Compacter`."""
+"""Linear maps whose matrix is a sum of Kronecker products, for `Compacter`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.adapters import Adapter
+from parameter_efficient.attachment import DeviceAndDtype
 from parameter_efficient.configs import Compacter
 
 __all__ = ["KroneckerLinear", "compact"]
@@ -26,10 +26,10 @@ class KroneckerLinear(nn.Module):
 
     def __init__(self, shared: nn.Parameter, inputs: int, outputs: int) -> None:
         super().__init__()
-        n, place = len(shared), {"device": shared.device, "dtype": shared.dtype}
+        n, place = len(shared), DeviceAndDtype(device=shared.device, dtype=shared.dtype)
         if inputs % n or outputs % n:
             raise ConfigurationError(
-                f"divisions={n} does not divide the widths {inputs} and {outputs}: choose another"
+                f"divisions={n} does not divide the widths {inputs} and {outputs}: choose a divisor of both"
             )
         self.shared = shared
         self.left = nn.Parameter(torch.zeros(n, outputs // n, **place))
@@ -49,19 +49,20 @@ class KroneckerLinear(nn.Module):
 
 
 def compact(adapters: Iterable[Adapter], config: Compacter, generator: torch.Generator) -> Iterator[Adapter]:
-    """Give adapters maps of this kind that share their A_i; yields each, and then changes it.
+    """Give adapters maps of this kind that share their A_i; each is yielded first and changed afterwards.
 
     The A_i and s_i are drawn from N(0, 1/n), and the t_i of D such that D's elements have about `init_std`.
     """
-    n, shared = config.divisions, None
+    n = config.divisions
+    shared: nn.Parameter | None = None
     for adapter in adapters:
         yield adapter
-        down: Any = adapter.down
+        weight = adapter.down.weight
         if shared is None:
             drawn = torch.randn(n, n, n, generator=generator) / n**0.5
-            shared = nn.Parameter(drawn.to(down.weight))
-        widths = {"down": (down.in_features, down.out_features), "up": (down.out_features, down.in_features)}
-        for name, (inputs, outputs) in widths.items():
+            shared = nn.Parameter(drawn.to(weight))
+        bottleneck, width = weight.shape
+        for name, inputs, outputs in (("down", width, bottleneck), ("up", bottleneck, width)):
             linear = KroneckerLinear(shared, inputs, outputs)
             with torch.no_grad():
                 linear.left.copy_(torch.randn(linear.left.shape, generator=generator) / n**0.5)

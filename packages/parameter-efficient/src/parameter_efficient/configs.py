@@ -1,4 +1,4 @@
-"""What is adapted, and how: one frozen, self-validating dataclass a method. Nothing here imports torch.
+"""The configurations: one frozen, self-validating dataclass for each method. Nothing here imports torch.
 
 Widths below: d is the model's hidden size, f its feed-forward size, L the number of adapted layers.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Literal
+from typing import Any, Literal, cast
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_number, shown
@@ -40,7 +40,7 @@ class HeadOnly(Config):
     """Only the classification head trains, on frozen features.
 
     Args:
-        encoder_layers: Use only the first so many layers and drop the rest; null for all.
+        encoder_layers: How many layers to use, from the first on; null for all.
 
     Examples:
         >>> HeadOnly(encoder_layers=6).pooling
@@ -60,8 +60,8 @@ class HeadOnly(Config):
 class PrefixTuning(Config):
     """Learned keys and values before those of the tokens: 2 L n d parameters.
 
-    softmax(q [P_k; K]ᵀ / √d_head) [P_v; V]: they are prepended after the projections, in each layer its own
-    (Li & Liang 2021, arXiv 2101.00190, without the reparametrisation).
+    softmax(q [P_k; K]ᵀ / √d_head) [P_v; V]: each layer prepends its own behind its projections (Li & Liang
+    2021, arXiv 2101.00190, without the reparametrisation).
 
     Args:
         layers: Layers to adapt, from 0, or from the end (-1); or all.
@@ -86,13 +86,13 @@ class PrefixTuning(Config):
 @explain_arguments
 @dataclass(frozen=True)
 class BitFit(Config):
-    """Only biases train (Ben Zaken et al. 2022, arXiv 2106.10199): none of them decays.
+    """Only biases train (Ben Zaken et al. 2022, arXiv 2106.10199), without weight decay.
 
     Args:
         layers: Layers to adapt, from 0, or from the end (-1); or all.
         biases: Roles (q, k, v, o, ffn_in, ffn_out, attention_norm, ffn_norm), ends of names or regular
-            expressions of modules; or all (every bias that a layer has). Where a projection has none (t5,
-            llama), it gets one that begins at 0.
+            expressions of modules; or all (every bias that a layer has). A projection without a bias (t5,
+            llama) gets one that begins at 0.
 
     Examples:
         >>> BitFit(biases="all", layers=[-1])  # every bias of the last layer
@@ -119,9 +119,9 @@ class FFNTuning(Config):
 
     Args:
         layers: Layers to adapt, from 0, or from the end (-1); or all.
-        include_attention_output: Train the attention's output projection and both norms as well: what the
+        include_attention_output: Train the attention's output projection and both norms as well, as the
             released code did under this name.
-        targets: Instead of the feed-forward block: modules that train, by the ends of their names or regular
+        targets: Modules to train instead of the feed-forward block: ends of their names, or regular
             expressions.
 
     Examples:
@@ -161,25 +161,25 @@ class Fusion(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, kind in PARTS.items():
-            part = getattr(self, name)
+            part: object = getattr(self, name)
             if isinstance(part, Mapping):
-                part = kind(**part)
+                part = kind(**cast("Mapping[str, Any]", part))
                 object.__setattr__(self, name, part)
             if part is not None and type(part) is not kind:
                 raise ConfigurationError(
-                    f"{name}={shown(part)} is no {kind.__name__}: leave it out, or use it alone"
+                    f"{name}={shown(part)} is not a {kind.__name__}: leave it out, or use it alone"
                 )
             options = [
                 f.name for f in fields(Config) if part is not None and getattr(part, f.name) != f.default
             ]
             if options:
-                raise ConfigurationError(f"{name} has a {options[0]} of its own: give it to the whole fusion")
+                raise ConfigurationError(f"{name} sets {options[0]}: set it for the whole fusion instead")
         if not self.parts:
             raise ConfigurationError(f"a fusion of nothing: give at least one of {', '.join(PARTS)}")
 
     @property
     def parts(self) -> tuple[Config, ...]:
-        """Return the methods that are there."""
+        """Return the methods that are given."""
         return tuple(part for name in PARTS if (part := getattr(self, name)) is not None)
 
 

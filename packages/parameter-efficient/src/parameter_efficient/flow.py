@@ -1,8 +1,8 @@
 """Which module feeds which in a block: a copy runs on random numbers, with one output changed at a time.
 
-The copy holds no matrices. Each *node* (a projection, a stack of experts, on request another module) gives
-random numbers, the same in each run, whatever it takes. So a change of one node's output reaches exactly
-those nodes that it feeds *directly*, and weights, their dtype, device and quantisation do not matter.
+The copy holds no matrices. Each *node* (a projection, stacked experts, on request another module) outputs
+random numbers, the same in each run, whatever its input. So a change of one node's output reaches exactly the
+nodes that it feeds *directly*, and weights, their dtype, device and quantisation do not matter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,15 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from parameter_efficient.blocks import is_experts, matrices_of, width_out
 from parameter_efficient.forward import first_tensor
+from parameter_efficient.typed import forked_random_numbers
 
-__all__ = ["OUT", "Call", "Flow", "X"]
+__all__ = ["OUT", "Call", "Change", "Flow", "X"]
 
 X, OUT = "<input>", "<output>"
+"""Names of a block's input and output, beside those of its nodes."""
+
 Change = Callable[[Tensor], Tensor]
+"""A change of a node's output."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,17 @@ class Call:
 
     Args:
         args: Positional arguments.
-        kwargs: The others.
-        tuples: Modules in it that gave no tensor but several things → what they gave.
+        kwargs: Keyword arguments.
+        tuples: Modules in it that returned a tuple, not a tensor → that tuple.
     """
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    tuples: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    tuples: dict[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
 
 
-def _real(value: Any) -> Any:
-    """Return a tensor on the CPU, floating-point ones in float32; one without values gets some; no cache."""
+def _real(value: object) -> object:
+    """Return a tensor on the CPU, in float32 if floating-point, with values if it had none; drop caches."""
     if not isinstance(value, Tensor):
         return None if type(value).__name__.endswith("Cache") else value
     if value.is_meta or type(value).__name__ == "FakeTensor":
@@ -56,9 +60,9 @@ def _real(value: Any) -> Any:
 
 
 def _copied(block: nn.Module, nodes: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a copy without the nodes' weights, with ones for other vectors and random matrices."""
+    """Return a copy without the nodes' weights; other vectors are ones, and other matrices random."""
     large = {id(p) for m in nodes.values() for p in m.parameters(recurse=False)}
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for parameter in block.parameters():
         shape = tuple(parameter.shape)
         if id(parameter) in large:
@@ -75,15 +79,17 @@ class Flow:
     """A block that can be run again and again.
 
     Args:
-        block: It stays as it is.
+        block: The block; it is not changed.
         call: One of its calls.
     """
 
     def __init__(self, block: nn.Module, call: Call) -> None:
-        with unset_fake_temporarily(), torch.no_grad(), torch.random.fork_rng([]):
+        with unset_fake_temporarily(), torch.no_grad(), forked_random_numbers():
             torch.default_generator.manual_seed(0)  # torch.manual_seed prepares all devices, which takes long
-            self.block, self.nodes = block, {}
-            self._tuples, self._calls = call.tuples, Counter()
+            self.block = block
+            self.nodes: dict[str, nn.Module] = {}
+            self._tuples = call.tuples
+            self._calls: Counter[str] = Counter()
             self._values: dict[tuple[str, int], Tensor] = {}
             self._changes: Mapping[str, Change] = {}
             self._seen: dict[str, list[Tensor]] = {}
@@ -91,10 +97,12 @@ class Flow:
             self._plain: dict[str, list[Tensor]] | None = None
             nodes = {n: m for n, m in matrices_of(block).items() if n not in call.tuples}
             self._copy = _copied(block, nodes)
-            made: dict[int, Any] = {}  # what is given twice stays one (funnel: query, key and value)
-            self._args, self._kwargs = tree_map(
-                lambda value: made.setdefault(id(value), _real(value)), (call.args, dict(call.kwargs))
-            )
+            made: dict[int, object] = {}  # a tensor that is passed twice stays one (funnel's query and key)
+
+            def real_once(value: object) -> object:
+                return made.setdefault(id(value), _real(value))
+
+            self._args, self._kwargs = tree_map(real_once, (call.args, dict(call.kwargs)))
             self._named = "hidden_states" in self._kwargs and first_tensor(self._args) is None
             hidden = self._hidden()
             self.tokens, self.width = max(hidden.shape[:-1]), hidden.shape[-1]
@@ -104,10 +112,10 @@ class Flow:
             self._live = self._calls_that_read_the_input()
 
     def _hidden(self) -> Tensor:
-        found = self._kwargs["hidden_states"] if self._named else first_tensor((self._args, self._kwargs))
-        if found is None:
+        hidden = self._kwargs["hidden_states"] if self._named else first_tensor((self._args, self._kwargs))
+        if hidden is None:
             raise ValueError("no tensor enters the block")
-        return found
+        return hidden
 
     def _set_hidden(self, value: Tensor) -> None:
         old = self._hidden()
@@ -115,23 +123,23 @@ class Flow:
         self._args, self._kwargs = both
 
     def _tensors_beside(self) -> list[Tensor]:
-        hidden, tensors = self._hidden(), []
+        hidden = self._hidden()
+        tensors: list[Tensor] = []
         tree_map_only(Tensor, tensors.append, (self._args, self._kwargs))
         return [t for t in tensors if t is not hidden and t.is_floating_point() and t.ndim == hidden.ndim]
 
     def add(self, modules: Mapping[str, nn.Module]) -> None:
-        """Let modules be nodes: from now on they give random numbers."""
+        """Make modules nodes: from now on they output random numbers."""
         self._plain = None
         for name, module in modules.items():
             self.nodes[name] = module
-            copied = self.module(name)
-            vars(copied)["forward"] = lambda *args, _name=name, **kwargs: self._call(_name, args, kwargs)
+            vars(self.module(name))["forward"] = partial(self._call, name)
 
     def module(self, name: str) -> nn.Module:
         """Return a module of the copy."""
         return self._copy.get_submodule(name)
 
-    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, name: str, /, *args: object, **kwargs: object) -> object:
         key = name, self._calls[name]
         self._calls[name] += 1
         node, taken = self.nodes[name], first_tensor((args, kwargs))
@@ -147,15 +155,15 @@ class Flow:
         return (value, *tree_map(_real, self._tuples[name][1:])) if name in self._tuples else value
 
     def run(self, changes: Mapping[str, Change] | None = None) -> dict[str, list[Tensor]]:
-        """Return what each node takes at each of its calls, and at `OUT` what the block gives.
+        """Return each node's input at each of its calls, and under `OUT` the block's output.
 
         Args:
-            changes: Node, or `X`, → what is done to its output.
+            changes: Node, or `X`, → a change of its output.
         """
         self._changes, self._seen = changes or {}, {}
         self._calls.clear()
         before = self._hidden()
-        with unset_fake_temporarily(), torch.no_grad(), torch.random.fork_rng([]):
+        with unset_fake_temporarily(), torch.no_grad(), forked_random_numbers():
             torch.default_generator.manual_seed(1)
             if X in self._changes:
                 self._set_hidden(self._changes[X](before.clone()))
@@ -167,13 +175,13 @@ class Flow:
         return self._seen | {OUT: [output]}
 
     def plain(self) -> dict[str, list[Tensor]]:
-        """Return what `run` gives without a change."""
+        """Return the result of `run` without a change."""
         if self._plain is None:
             self._plain = self.run()
         return self._plain
 
     def _calls_that_read_the_input(self) -> dict[str, set[int]]:
-        """Return at which of several calls a node reads the block's input, and not positions."""
+        """Return at which of its several calls a node reads the block's input, not positions."""
         plain, changed = self.run(), self.run({X: torch.randn_like})
         live = {
             node: {
@@ -187,7 +195,7 @@ class Flow:
         return {node: calls for node, calls in live.items() if calls}
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """Return a tensor's tokens as rows; windows and flattened ones too."""
+        """Return a tensor's tokens as rows, also if it is split into windows or flattened."""
         axis = next((d for d, n in enumerate(tensor.shape[:-1]) if n == self.tokens), None)
         return tensor.reshape(-1, tensor.shape[-1]) if axis is None else tensor.movedim(axis, 0).flatten(1)
 
@@ -201,27 +209,27 @@ class Flow:
         return tensor
 
     def reach(self, name: str) -> dict[str, int]:
-        """Return node → how many of its tokens change when one token of the given node's output does."""
+        """Return node → how many of its tokens change if one token of the given node's output does."""
         plain, changed = self.plain(), self.run({name: self.one_token})
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for node, tensors in plain.items():
             for before, after in zip(tensors, changed.get(node, []), strict=False):
                 if before.shape == after.shape:
                     differs = (before != after) & ~(before.isnan() & after.isnan())
                     count = int(self.rows(differs).any(1).sum())
-                    found[node] = max(count, found.get(node, 0))
-        return {node: count for node, count in found.items() if count}
+                    counts[node] = max(count, counts.get(node, 0))
+        return {node: count for node, count in counts.items() if count}
 
     def fed_by_another_sequence(self) -> set[str]:
         """Return the nodes that read another tensor than the block's input, as cross-attention does."""
-        found: set[str] = set()
+        readers: set[str] = set()
         plain = self.plain()
         for tensor in self._beside:
-            kept = tensor.clone()
+            original = tensor.clone()
             tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(3)))
             changed = self.run()
-            tensor.copy_(kept)
+            tensor.copy_(original)
             for node, tensors in plain.items():
                 if any(not torch.equal(a, b) for a, b in zip(tensors, changed.get(node, []), strict=False)):
-                    found.add(node)
-        return found - {OUT}
+                    readers.add(node)
+        return readers - {OUT}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
+from parameter_efficient.typed import forked_random_numbers
 
 __all__ = [
     "DOES_NOT_RUN",
     "TOKENS",
+    "Inputs",
     "first_tensor",
     "logits_of",
     "outputs_of",
@@ -27,42 +29,42 @@ DOES_NOT_RUN = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError),
     *(LookupError, RuntimeError, TypeError, ValueError),
 )
-"""What a model's own code raises on inputs that it does not take; a missing file is another matter."""
+"""Errors that a model's code raises on inputs that it does not accept; not those of a missing file."""
 
 TOKENS = 11
-"""Of a made-up text: a prime, so that it is no width of a model."""
+"""Length of a made-up text: a prime, so that it equals no width of a model."""
+
+Inputs = Mapping[str, object]
+"""Keyword arguments of a model's forward pass."""
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Generator[None, None, None]:
     """Run the block in evaluation mode, then restore the model and the random state.
 
-    Attributes of modules and configurations, sub-modules, hooks and buffers are put back: BigBird, for
-    example, changes its own attention for good when it sees a short text.
+    Attributes of modules and configurations, sub-modules, hooks and buffers are restored: BigBird, for
+    example, changes its attention for good when it sees a short text.
     """
     objects = {id(m): m for m in model.modules()}
     objects |= {
         id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "__dict__")
     }
-    kept = [
-        (one, dict(vars(one)), {k: v.copy() for k, v in vars(one).items() if isinstance(v, dict)})
-        for one in objects.values()
-    ]
+    saved = [(changed, dict(vars(changed)), _copies(vars(changed))) for changed in objects.values()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     model.eval()
     for module in model.modules():
         if any(hasattr(parameter, "quant_state") for parameter in module.parameters(recurse=False)):
-            # In evaluation bitsandbytes packs 4-bit weights anew on a CPU, and multiplies without a graph.
+            # In evaluation mode bitsandbytes repacks 4-bit weights on a CPU, and then builds no graph.
             module.training = True
     try:
-        with torch.random.fork_rng(list(devices)), torch.no_grad():
+        with forked_random_numbers(devices), torch.no_grad():
             yield
     finally:
-        for one, attributes, mappings in kept:
-            vars(one).clear()
-            vars(one).update(attributes)
-            for name, content in mappings.items():
+        for changed, attributes, copies in saved:
+            vars(changed).clear()
+            vars(changed).update(attributes)
+            for name, content in copies.items():
                 attributes[name].clear()
                 attributes[name].update(content)
         with torch.no_grad():
@@ -70,14 +72,25 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def first_tensor(value: Any) -> Tensor | None:
+def _copies(attributes: Mapping[str, object]) -> dict[str, dict[object, object]]:
+    """Return copies of the dictionaries among an object's attributes: hooks and sub-modules."""
+    return {
+        name: cast("dict[object, object]", value).copy()
+        for name, value in attributes.items()
+        if isinstance(value, dict)
+    }
+
+
+def first_tensor(value: object) -> Tensor | None:
     """Return the first tensor in nested sequences and mappings."""
     if isinstance(value, Tensor):
         return value
-    # A tuple of types: torch 2.9 compiles no union of them.
-    sequence = isinstance(value, (tuple, list))
-    values = value.values() if isinstance(value, Mapping) else value if sequence else ()
-    return next((found for value in values if (found := first_tensor(value)) is not None), None)
+    entries: Sequence[object] = ()
+    if isinstance(value, Mapping):
+        entries = [*cast("Mapping[object, object]", value).values()]
+    elif isinstance(value, (tuple, list)):  # a tuple of types: torch 2.9 compiles no union of them
+        entries = cast("Sequence[object]", value)
+    return next((tensor for entry in entries if (tensor := first_tensor(entry)) is not None), None)
 
 
 def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -85,17 +98,17 @@ def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return (parameters[0].device, parameters[0].dtype) if parameters else (torch.device("cpu"), torch.float32)
 
 
-def _made_up(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Yield inputs that a model may take, from its configuration; the first that works serves."""
-    config, name = getattr(model, "config", None), getattr(model, "main_input_name", "input_ids")
+def _made_up(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield inputs that a model may accept, made from its configuration; the first that works is used."""
+    config: Any = getattr(model, "config", None)
+    name: str = getattr(model, "main_input_name", "input_ids")
     if config is None:
         return
     device, dtype = _place(model)
-    vision = getattr(config, "vision_config", config)
-    size = getattr(vision, "image_size", 224)
-    height, width = size if isinstance(size, tuple | list) else (size, size)
+    vision: Any = getattr(config, "vision_config", config)
+    height, width = _height_and_width(getattr(vision, "image_size", 224))
     frames = 2 * getattr(config, "max_source_positions", 500)
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "pixel_values": (1, getattr(vision, "num_channels", 3), height, width),
         "input_features": (1, getattr(config, "num_mel_bins", 80), frames),
         "input_values": (1, 2000),
@@ -110,7 +123,7 @@ def _made_up(model: Any) -> Iterator[dict[str, Tensor]]:
             ids[ids == token] = (token + 1) % vocabulary
     end = getattr(text, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < vocabulary:
-        ids[-1] = end  # t5 and bart classify what stands there
+        ids[-1] = end  # t5 and bart classify by the state of this token
     ids = ids[None].to(device)
     main = {name: torch.randn(shapes[name], device=device, dtype=dtype)} if name in shapes else {name: ids}
     decoder = {"decoder_input_ids": ids[:, :-1]}
@@ -128,18 +141,25 @@ def _made_up(model: Any) -> Iterator[dict[str, Tensor]]:
         }
     if "pixel_values" not in main:
         yield {"pixel_values": torch.randn(shapes["pixel_values"], device=device, dtype=dtype)}
-        yield {name: ids[:, None]}  # several choices a row
+        yield {name: ids[:, None]}  # several choices in each row
 
 
-def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Return what a model computes: its logits, all of them; without any, its first floating-point tensor."""
+def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Return all logits of a model; without any, its first tensor."""
     output = _run(model, inputs)
     first = first_tensor(output)
     return _logits(output) or ([] if first is None else [first])
 
 
-def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Return a model's logits, all of them; nothing, where it gives states only."""
+def logits_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Return all logits of a model; nothing if it returns hidden states only."""
     output = _run(model, inputs)
     return [output] if isinstance(output, Tensor) else _logits(output)
 
@@ -149,15 +169,15 @@ def valueless(model: nn.Module) -> bool:
     return any(p.is_meta or type(p).__name__ == "FakeTensor" for p in model.parameters())
 
 
-def _run(model: Any, inputs: Mapping[str, Any]) -> Any:
+def _run(model: nn.Module, inputs: Inputs) -> object:
     try:
         return _called(model, inputs)
     except DOES_NOT_RUN:
         if not valueless(model) or "input_ids" not in inputs:
             raise
     # A head that looks for the last token needs values, and so does a mask of two dimensions.
-    ids = inputs["input_ids"]
-    mask = ids.new_ones(1, 1, ids.shape[-1], ids.shape[-1], dtype=torch.bool)
+    ids = cast(Tensor, inputs["input_ids"])
+    mask = ids.new_ones((1, 1, ids.shape[-1], ids.shape[-1]), dtype=torch.bool)
     base = getattr(model, "base_model", model)
     try:
         return _called(base, inputs)
@@ -165,7 +185,7 @@ def _run(model: Any, inputs: Mapping[str, Any]) -> Any:
         return _called(base, {**inputs, "attention_mask": mask})
 
 
-def _called(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+def _called(model: nn.Module, inputs: Inputs) -> object:
     cached = hasattr(getattr(model, "config", None), "use_cache") and "use_cache" not in inputs
     try:
         return model(**inputs, **({"use_cache": False} if cached else {}))
@@ -173,22 +193,24 @@ def _called(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         return model(**inputs)
 
 
-def _logits(output: Any) -> list[Tensor]:
-    items = output.items() if isinstance(output, Mapping) else ()
-    return [value for name, value in items if "logits" in name and isinstance(value, Tensor)]
+def _logits(output: object) -> list[Tensor]:
+    if not isinstance(output, Mapping):
+        return []
+    entries = cast("Mapping[str, object]", output).items()
+    return [value for name, value in entries if "logits" in name and isinstance(value, Tensor)]
 
 
-def working_inputs(model: nn.Module, example: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return inputs that a model takes: the example, or such as its configuration suggests.
+def working_inputs(model: nn.Module, example: Inputs | None = None) -> dict[str, object]:
+    """Return inputs that a model accepts: the example, or inputs made up from its configuration.
 
     Args:
-        model: The model; call it within `undisturbed`.
+        model: The model; call this within `undisturbed`.
         example: Keyword arguments of its forward pass.
 
     Raises:
-        ConfigurationError: None works.
+        ConfigurationError: The model runs on none of them.
     """
-    reasons = []
+    reasons: list[str] = []
     for inputs in [dict(example)] if example is not None else _made_up(model):
         with ExitStack() as stack:
             stack.enter_context(undisturbed(model))
@@ -197,11 +219,10 @@ def working_inputs(model: nn.Module, example: Mapping[str, Any] | None = None) -
             except DOES_NOT_RUN as error:
                 reasons.append(" ".join(f"{type(error).__name__}: {error}".split())[:160])
                 continue
-        return inputs
+        return dict(inputs)
     raise ConfigurationError(
         f"{type(model).__name__} cannot be run on "
         f"{'the example' if example is not None else 'made-up inputs'} "
         f"({reasons[0] if reasons else 'it has no configuration'}): pass example= with the keyword "
-        "arguments of "
-        "one forward pass"
+        "arguments of one forward pass"
     )

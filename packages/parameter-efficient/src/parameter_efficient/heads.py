@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +12,18 @@ from torch.utils._pytree import tree_map_only
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Attachment, Place
 from parameter_efficient.blocks import Stack
-from parameter_efficient.forward import DOES_NOT_RUN, logits_of, undisturbed, valueless
+from parameter_efficient.forward import DOES_NOT_RUN, Inputs, logits_of, undisturbed, valueless
+from parameter_efficient.typed import named_modules
 
 __all__ = ["FrozenInput", "head_parameters"]
 
 
-def _detached(module: nn.Module, args: Any, output: Any) -> Any:
-    return (
-        tree_map_only(Tensor, torch.Tensor.detach, output)
-        if isinstance(output, tuple | list)
-        else output.detach()
-    )
+def _detached(module: nn.Module, args: object, output: object) -> object:
+    return tree_map_only(Tensor, torch.Tensor.detach, output)
 
 
-def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) -> set[int]:
-    """Return the parameters behind the blocks: those whose gradient passes no block."""
+def _behind(model: nn.Module, stacks: list[Stack], inputs: Inputs) -> set[int]:
+    """Return the ids of parameters behind the blocks: their gradient passes no block."""
     blocks = [block for stack in stacks for block in stack.blocks.values()]
     within = {id(parameter) for block in blocks for parameter in block.parameters()}
     outside = [p for p in model.parameters() if id(p) not in within and p.is_floating_point()]
@@ -41,12 +38,14 @@ def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) ->
             total = sum(output.float().sum() for output in logits) if logits else None
             if not isinstance(total, Tensor):
                 return set()
-            gradients = torch.autograd.grad(total, outside, allow_unused=True)
+            gradients = cast(  # torch's types forget allow_unused
+                "tuple[Tensor | None, ...]", torch.autograd.grad(total, outside, allow_unused=True)
+            )
         except DOES_NOT_RUN as error:
             reason = " ".join(str(error).split())[:120]
             raise ConfigurationError(
-                f"{type(model).__name__} has no backward pass in evaluation mode ({reason}), and its head is "
-                "not found: pass head='none' and name what trains in also_train"
+                f"{type(model).__name__} has no backward pass in evaluation mode ({reason}), so its head "
+                "cannot be found: pass head='none', and name the head's modules in also_train"
             ) from error
         finally:
             for parameter, flag in zip(outside, flags, strict=True):
@@ -54,45 +53,44 @@ def _behind(model: nn.Module, stacks: list[Stack], inputs: Mapping[str, Any]) ->
     return {id(p) for p, gradient in zip(outside, gradients, strict=True) if gradient is not None}
 
 
-def _body(model: Any, stacks: list[Stack]) -> list[nn.Module]:
-    """Return all but the head: the base model, or, where none is named, the module around the blocks."""
+def _body(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
+    """Return all but the head: the base model, or, if the model names none, the modules around the blocks."""
     base = getattr(model, "base_model", model)
     if base is not model:
         return [base]
     return [model.get_submodule(stack.container) for stack in stacks if stack.container]
 
 
-def _has_head(model: Any) -> bool:
-    """Return whether a model of which only shapes are known is more than its base model."""
+def _has_head(model: nn.Module) -> bool:
+    """Return whether a model is more than its base model."""
     return getattr(model, "base_model", model) is not model
 
 
-def head_parameters(
-    model: Any, stacks: list[Stack], inputs: Mapping[str, Any], choice: str | None
-) -> list[Place]:
+def head_parameters(model: nn.Module, stacks: list[Stack], inputs: Inputs, choice: str | None) -> list[Place]:
     """Return the head's parameters: those behind the blocks and outside of the base model, and its pooler.
 
     Args:
         model: The model.
         stacks: Its blocks.
-        inputs: Of a forward pass.
-        choice: train, none, or null: train, and none for a language model.
+        inputs: Inputs of a forward pass.
+        choice: train or none; null for train, and for none in a language model.
 
     Returns:
-        Module and attribute of each; nothing for a model that gives no logits.
+        Module and attribute of each; nothing for a model without logits.
 
     Raises:
-        ConfigurationError: The head is quantised, and could not train.
+        ConfigurationError: The head is quantised, and cannot train.
     """
-    vocabulary = getattr(model, "get_output_embeddings", lambda: None)()
+    vocabulary: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
     if choice == "none" or (choice is None and vocabulary is not None):
         return []
     body = _body(model, stacks)
-    if valueless(model):
-        behind = {id(p) for p in model.parameters()} if _has_head(model) else set()
-    else:
-        behind = _behind(model, stacks, inputs) if body else set()
-    poolers = [m for part in body for name, m in part.named_modules() if "pool" in name.rpartition(".")[2]]
+    behind: set[int] = set()
+    if valueless(model) and _has_head(model):
+        behind = {id(p) for p in model.parameters()}
+    elif not valueless(model) and body:
+        behind = _behind(model, stacks, inputs)
+    poolers = [m for part in body for name, m in named_modules(part) if "pool" in name.rpartition(".")[2]]
     inner = {id(p) for part in body for p in part.parameters()}
     inner -= {id(p) for pooler in poolers for p in pooler.parameters()}
     places = {
@@ -104,11 +102,10 @@ def head_parameters(
         for (module, name), parameter in places.items():
             if not parameter.is_floating_point() and id(parameter) not in inner:
                 raise ConfigurationError(
-                    f"the head's {type(module).__name__}.{name} is quantised and cannot train: "
-                    "name its module in "
-                    "llm_int8_skip_modules when the model is loaded"
+                    f"the head's {type(module).__name__}.{name} is quantised and cannot train: name its "
+                    "module in llm_int8_skip_modules when you load the model"
                 )
-    vocabulary_ids = {id(p) for p in vocabulary.parameters()} if vocabulary is not None else set()
+    vocabulary_ids = {id(p) for p in vocabulary.parameters()} if vocabulary is not None else set[int]()
     return [
         place
         for place, p in places.items()
@@ -117,34 +114,36 @@ def head_parameters(
 
 
 class FrozenInput(Attachment):
-    """No gradient leaves the first layer towards the embeddings, as long as they are frozen.
+    """Stop gradients at the first layer's input, as long as the embeddings are frozen.
 
-    Activation checkpointing makes the embeddings' output require a gradient, and the backward pass would run
+    Activation checkpointing makes the embeddings' output require a gradient, so the backward pass would run
     through every frozen layer.
 
     Args:
         first: The first layer.
-        before: Parameters that may lie before it.
+        before: Parameters that may come before it.
     """
 
     def __init__(self, first: nn.Module, before: Iterable[nn.Parameter]) -> None:
         self._before, self._first = list(before), first
         self.reattach()
 
-    def _cut(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _cut(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
         if any(parameter.requires_grad for parameter in self._before):
             return None
         if args:
-            return (args[0].detach(), *args[1:]), kwargs
-        first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-        return args, {**kwargs, first: kwargs[first].detach()}
+            return (cast(Tensor, args[0]).detach(), *args[1:]), kwargs
+        first, states = next((name, value) for name, value in kwargs.items() if isinstance(value, Tensor))
+        return args, {**kwargs, first: states.detach()}
 
     def detach(self) -> None:
         """Let gradients through again."""
         self._handle.remove()
 
     def reattach(self) -> None:
-        """Cut them off."""
+        """Stop gradients."""
         self._handle = self._first.register_forward_pre_hook(self._cut, with_kwargs=True)
 
     def merge(self) -> None:

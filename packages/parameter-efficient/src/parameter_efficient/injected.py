@@ -1,11 +1,11 @@
-"""Layers that peft puts into a model, in a form that can be undone."""
+"""Layers that peft inserts into a model, in a form that can be undone."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,61 +13,69 @@ from torch import Tensor, nn
 from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.attachment import Attachment, Outside, place_of_new
 from parameter_efficient.configs import ThroughPeft
+from parameter_efficient.typed import children_of, forked_random_numbers, named_modules
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 __all__ = ["ADAPTER", "Injected", "described_by", "peft_settings"]
 
 ADAPTER = "default"
-"""The name that what is injected has in peft."""
+"""Name of the inserted layers' parameters in peft."""
 
-OURS = {
+WHOLE_MODEL = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode"),
     *("modules_to_save", "peft_version"),
 }
 """Fields of peft's configurations that concern the whole model, not the method."""
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return plain data: sets as sorted lists, enumerations as their values."""
     if isinstance(value, set | frozenset):
-        return sorted(value)
+        return sorted(cast("Iterable[str]", value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return _plain_entries(cast("Mapping[object, object]", value))
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in cast("Iterable[object]", value)]
     return getattr(value, "value", value)
 
 
-def described_by(config: Any) -> ThroughPeft:
-    """Return the configuration that stands for one of peft's; `modules_to_save` is `also_train`.
+def _plain_entries(entries: Mapping[object, object]) -> dict[str, object]:
+    return {str(key): _plain(value) for key, value in entries.items()}
+
+
+def described_by(config: object) -> ThroughPeft:
+    """Return the configuration that describes one of peft's; `modules_to_save` becomes `also_train`.
 
     Raises:
-        ConfigurationError: It is none of peft's.
+        ConfigurationError: It is not a configuration of peft.
     """
     from peft import PeftConfig
 
     if not isinstance(config, PeftConfig):
         raise ConfigurationError(
-            f"{shown(config)} is no configuration: pass one of parameter_efficient, such as LoRA(), "
+            f"{shown(config)} is not a configuration: pass one of parameter_efficient, such as LoRA(), "
             "or a PeftConfig"
         )
-    plain = _plain(config.to_dict())
-    usual = {f.name: None if f.default is MISSING else _plain(f.default) for f in fields(config)}
-    # Fields whose default peft makes: there an empty value stands for the default.
-    made = {f.name for f in fields(config) if f.default is MISSING}
+    plain = _plain_entries(cast("dict[object, object]", config.to_dict()))  # pyright: ignore
+    defaults = {f.name: None if f.default is MISSING else _plain(f.default) for f in fields(config)}
+    # An empty value means the default in fields whose default peft computes.
+    computed = {f.name for f in fields(config) if f.default is MISSING}
     settings = {
         key: value
         for key, value in plain.items()
-        if key not in OURS and value != usual.get(key) and (value or key not in made)
+        if key not in WHOLE_MODEL and value != defaults.get(key) and (value or key not in computed)
     }
     also = tuple(getattr(config, "modules_to_save", None) or ())
     return ThroughPeft(settings={"peft_type": plain["peft_type"], **settings}, also_train=also)
 
 
-def peft_settings(config: ThroughPeft) -> Any:
+def peft_settings(config: ThroughPeft) -> PeftConfig:
     """Return peft's configuration.
 
     Raises:
-        ConfigurationError: peft has none of this type, refuses it, or it cannot act inside of a model.
+        ConfigurationError: peft has none of this type or refuses it, or the method wraps a whole model.
     """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -87,7 +95,7 @@ def peft_settings(config: ThroughPeft) -> Any:
             f"{kind} wraps a whole model: use get_peft_model, or PrefixTuning for learned keys and values"
         )
     if hasattr(tuner, "update_and_allocate"):
-        raise ConfigurationError(f"{kind} has to be told of every step, which is not done here: use LoRA")
+        raise ConfigurationError(f"{kind} needs a call at every step, which is not made here: use LoRA")
     changes = getattr(made, "init_lora_weights", True)
     if getattr(made, "bias", "none") not in ("none", False):
         raise ConfigurationError(f"bias={made.bias!r} trains the base's own biases: use Fusion with BitFit")
@@ -95,14 +103,16 @@ def peft_settings(config: ThroughPeft) -> Any:
         raise ConfigurationError("layer_replication makes another model: use get_peft_model")
     if kind == "OSF" or changes not in (True, False, "gaussian", "orthogonal", "eva"):
         raise ConfigurationError(
-            f"{kind} with init_lora_weights={changes!r} changes the base weights, which could not be "
-            "restored: use LoRA(init='pissa') or LoRA(init='olora')"
+            f"{kind} with init_lora_weights={changes!r} changes the base weights and could not restore "
+            "them: use LoRA(init='pissa') or LoRA(init='olora')"
         )
     return made
 
 
 def _children(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module | None]:
-    return {(parent, name): child for parent in model.modules() for name, child in parent._modules.items()}
+    return {
+        (parent, name): child for parent in model.modules() for name, child in children_of(parent).items()
+    }
 
 
 class Injected(Attachment):
@@ -111,19 +121,22 @@ class Injected(Attachment):
     Args:
         model: The model.
         settings: A configuration of peft.
-        dtype: Of new parameters: float32 (at least) or model.
-        generator: Its seed seeds what peft draws; the global stream does not move.
+        dtype: dtype of new parameters: float32 (at least) or model.
+        generator: Its seed is that of peft's random numbers; the global stream does not advance.
     """
 
-    def __init__(self, model: nn.Module, settings: Any, dtype: str, generator: torch.Generator) -> None:
+    def __init__(
+        self, model: nn.Module, settings: PeftConfig, dtype: str, generator: torch.Generator
+    ) -> None:
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
+        kind: Any = settings.peft_type
         self._model, self.settings = model, settings
         base_ids, before = {id(p) for p in model.parameters()}, _children(model)
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type]
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[kind]
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
         try:
-            with torch.random.fork_rng(list(devices)):
+            with forked_random_numbers(devices):
                 torch.default_generator.manual_seed(generator.initial_seed())
                 tuner(model, settings, ADAPTER)
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
@@ -136,24 +149,22 @@ class Injected(Attachment):
         self._exchanged = {
             place: (old, new)
             for place, old in before.items()
-            if (new := place[0]._modules[place[1]]) is not old and old is not None and new is not None
+            if (new := children_of(place[0])[place[1]]) is not old and old is not None and new is not None
         }
         if not self._exchanged:
             self._restore(before)
             raise ConfigurationError(
-                f"peft's {settings.peft_type.value} found nothing to adapt in {type(model).__name__}: "
-                "give target_modules"
+                f"peft's {kind.value} found nothing to adapt in {type(model).__name__}: give target_modules"
             )
         inside = {id(new): new for _, new in self._exchanged.values()}
-        self.layers: dict[str, Any] = {n: m for n, m in model.named_modules() if id(m) in inside}
+        self.layers: dict[str, Any] = {n: m for n, m in named_modules(model) if id(m) in inside}
         self._before: dict[str, list[Tensor]] = {}
-        self._merged: list[tuple[nn.Module, str, nn.Module]] = []
         self._places = [
             (module, name)
             for layer in self.layers.values()
             for module in layer.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None and id(parameter) not in base_ids and parameter.requires_grad
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if id(parameter) not in base_ids and parameter.requires_grad
         ]
         for layer in self.layers.values():
             layer.train(model.training)
@@ -162,16 +173,12 @@ class Injected(Attachment):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return what trains."""
-        seen: set[int] = set()
-        for module, name in self._places:
-            parameter = module._parameters[name]
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter
+        parameters = [getattr(module, name) for module, name in self._places]
+        yield from {id(parameter): parameter for parameter in parameters}.values()
 
     def _restore(self, before: Mapping[tuple[nn.Module, str], nn.Module | None]) -> None:
         for (parent, name), child in before.items():
-            parent._modules[name] = child
+            children_of(parent)[name] = child
         vars(self._model).pop("peft_config", None)
 
     def detach(self) -> None:
@@ -180,56 +187,56 @@ class Injected(Attachment):
         self._restore({place: old for place, (old, _) in self._exchanged.items()})
 
     def reattach(self) -> None:
-        """Put them in again."""
+        """Put them back."""
         for layer in self._outside:
             layer.catch_up()
         self._restore({place: new for place, (_, new) in self._exchanged.items()})
-        self._model.peft_config = {ADAPTER: self.settings}  # type: ignore[assignment]
+        vars(self._model)["peft_config"] = {ADAPTER: self.settings}
 
     def merge(self, safe: bool = True) -> None:
         """Fold the change into the base weights.
 
         Args:
-            safe: Refuse where that gives a number that is not finite; no weight is changed then.
+            safe: Refuse if that gives a number that is not finite; no weight is changed then.
         """
         for name, layer in self.layers.items():
             base = layer.get_base_layer()
             if not hasattr(layer, "merge") or not all(p.is_floating_point() for p in base.parameters()):
                 raise ConfigurationError(
                     f"{type(layer).__name__} on {name} cannot be merged: quantised weights would be rounded "
-                    "anew, and what acts between weights has no place in them; keep it attached"
+                    "again, or the layer acts between weights; keep it attached"
                 )
-        try:
-            for name, layer in self.layers.items():
-                self._before[name] = [p.detach().clone() for p in layer.get_base_layer().parameters()]
+        for name, layer in self.layers.items():
+            self._before[name] = [p.detach().clone() for p in layer.get_base_layer().parameters()]
+            try:
                 layer.merge(safe_merge=safe)
-        except (ValueError, NotImplementedError) as error:
-            for name in self._before:
-                self._unmerge(name)
-            raise ConfigurationError(
-                f"merging {name} gives numbers that are not finite, or is not possible ({error}): take an "
-                "earlier checkpoint, or remove(model)"
-            ) from error
+            except (ValueError, NotImplementedError) as error:
+                for changed in self._before:
+                    self._unmerge(changed)
+                raise ConfigurationError(
+                    f"merging {name} gives numbers that are not finite, or is not possible ({error}): use "
+                    "an earlier checkpoint, or call remove(model)"
+                ) from error
         self._outside = [Outside(layer, layer.get_base_layer()) for layer in self.layers.values()]
-        merged = {id(new): new.get_base_layer() for _, new in self._exchanged.values()}  # type: ignore[operator]
+        merged = {id(layer): layer.get_base_layer() for layer in self.layers.values()}
         for (parent, name), (_, new) in self._exchanged.items():
-            parent._modules[name] = merged[id(new)]
+            children_of(parent)[name] = merged[id(new)]
 
     def _unmerge(self, name: str) -> None:
         layer = self.layers[name]
         if layer.merged_adapters:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it may be inexact: the exact values follow
+                warnings.simplefilter("ignore")  # peft warns of rounding: the exact values are restored below
                 layer.unmerge()
         for parameter, value in zip(layer.get_base_layer().parameters(), self._before[name], strict=True):
             parameter.data.copy_(value)
 
     def unmerge(self) -> None:
-        """Restore the base weights as they were, and the change beside them."""
+        """Restore the base weights exactly, and peft's layers around them."""
         for layer in self._outside:
             layer.catch_up()
         for name in self.layers:
             self._unmerge(name)
         self._before.clear()
         for (parent, name), (_, new) in self._exchanged.items():
-            parent._modules[name] = new
+            children_of(parent)[name] = new

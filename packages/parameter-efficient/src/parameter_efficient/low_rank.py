@@ -1,11 +1,11 @@
-"""LoRA through peft: its layers are put into the model in place, with an initialisation of our own."""
+"""LoRA through peft: its layers are inserted into the model, with an initialisation of our own."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from parameter_efficient.blocks import is_transposed
 from parameter_efficient.configs import LoRA
 from parameter_efficient.injected import ADAPTER, Injected
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 __all__ = ["LowRank"]
 
 CHANGING = ("pissa", "olora")
-"""Initialisations that take their first update out of the base weights."""
+"""Initialisations that subtract their first update from the base weights."""
 
 
 class LowRank(Injected):
@@ -27,9 +30,9 @@ class LowRank(Injected):
     Args:
         model: The model.
         targets: Its matrices to adapt, by name.
-        config: What.
+        config: The configuration of LoRA.
         generator: Draws A and B.
-        ranks: Name of a matrix → its rank, where it is not the configuration's.
+        ranks: Name of a matrix → its rank, if it differs from the configuration's.
         alphas: Name of a matrix → its alpha, likewise.
     """
 
@@ -42,24 +45,24 @@ class LowRank(Injected):
         ranks: Mapping[str, int],
         alphas: Mapping[str, float],
     ) -> None:
-        weights: dict[str, Any] = {name: module.weight for name, module in targets.items()}
-        self._others: dict[str, Tensor] = {}
+        weights = {name: cast(Tensor, module.weight) for name, module in targets.items()}
+        self._other_weights: dict[str, Tensor] = {}
         if config.init in CHANGING:
             if not all(weight.is_floating_point() for weight in weights.values()):
                 raise ConfigurationError(
-                    f"init={config.init!r} changes the base weights, which quantised ones cannot follow: "
-                    "use init='kaiming'"
+                    f"init={config.init!r} changes the base weights, and these are quantised: use "
+                    "init='kaiming'"
                 )
             if config.init == "olora" and any(map(is_transposed, targets.values())):
                 raise ConfigurationError(
-                    "init='olora' does not fit matrices that are kept transposed (gpt2): use init='pissa'"
+                    "init='olora' does not work with transposed matrices (gpt2): use init='pissa'"
                 )
-            self._others = {name: weight.detach().clone() for name, weight in weights.items()}
+            self._other_weights = {name: weight.detach().clone() for name, weight in weights.items()}
         try:
             settings = _settings(targets, config, ranks, alphas)
             super().__init__(model, settings, config.dtype, generator)
         except BaseException:
-            for name, first in self._others.items():
+            for name, first in self._other_weights.items():
                 weights[name].data.copy_(first)
             raise
         if config.init in INITIALISED_HERE:
@@ -68,9 +71,9 @@ class LowRank(Injected):
 
     def _exchange_weights(self) -> None:
         """Swap the residual base weights (pissa, olora) with the complete ones."""
-        for name, other in self._others.items():
+        for name, other in self._other_weights.items():
             weight = self.layers[name].get_base_layer().weight
-            self._others[name] = weight.detach().clone()
+            self._other_weights[name] = weight.detach().clone()
             weight.data.copy_(other)
 
     def detach(self) -> None:
@@ -79,14 +82,14 @@ class LowRank(Injected):
         super().detach()
 
     def reattach(self) -> None:
-        """Put them in again."""
+        """Put them back."""
         super().reattach()
         self._exchange_weights()
 
 
 def _settings(
     targets: Mapping[str, nn.Module], config: LoRA, ranks: Mapping[str, int], alphas: Mapping[str, float]
-) -> Any:
+) -> LoraConfig:
     from peft import LoraConfig
 
     def alpha(name: str) -> float:
@@ -112,7 +115,7 @@ INITIALISED_HERE = ("kaiming", "normal", "random")
 
 
 def _initialise(layer: Any, init: str, generator: torch.Generator) -> None:
-    """Draw A and B; peft has drawn its own from a copy of the global stream."""
+    """Draw A and B anew: peft drew them with random numbers of the global kind."""
     down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     with torch.no_grad():
         if init == "normal":

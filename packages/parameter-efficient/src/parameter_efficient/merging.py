@@ -1,4 +1,4 @@
-"""An adaptation folded into the model's own weights, and taken out of them again."""
+"""Fold an adaptation into the model's own weights, and undo it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Model = TypeVar("Model", bound=nn.Module)
 def merge(model: Model, *, safe: bool = True) -> Model:
     """Fold an adaptation into the model's own weights: same output, no extra module, no extra time.
 
-    LoRA becomes W' = W + (α/r) B A, (IA)³ a product; biases, feed-forward blocks and the head are in the
-    weights anyway, and a depth that was cut is written into the configuration. A copy of the changed matrices
-    is kept for `unmerge`.
+    LoRA becomes W' = W + (α/r) B A, (IA)³ a product. Biases, feed-forward blocks and the head are part of the
+    weights already, and a reduced depth is written into the configuration. A copy of the changed matrices is
+    kept for `unmerge`.
 
     Args:
         model: An adapted model.
-        safe: Refuse where a merged matrix would hold a number that is not finite.
+        safe: Refuse if a merged matrix would hold a number that is not finite.
 
     Raises:
-        ConfigurationError: An adapter, a prefix, mean pooling or made biases, which the model's own format
-            cannot hold; or numbers that are not finite. The model is as it was.
+        ConfigurationError: An adapter, a prefix, mean pooling or new biases, which the model's own format
+            cannot hold; or numbers that are not finite. The model is not changed then.
 
     Examples:
         >>> import torch
@@ -44,15 +44,15 @@ def merge(model: Model, *, safe: bool = True) -> Model:
     """
     record = record_of(model)
     if record.merged:
-        raise ConfigurationError("this adaptation is merged already: unmerge(model) takes it back")
-    done: list[Attachment] = []
+        raise ConfigurationError("this adaptation is merged already: unmerge(model) undoes it")
+    merged: list[Attachment] = []
     try:
-        # Injected layers last: what cannot be merged refuses before any matrix is changed.
+        # Injected layers last, so that others can refuse before any matrix is changed.
         for attachment in sorted(record.attachments, key=lambda attachment: isinstance(attachment, Injected)):
             attachment.merge(safe) if isinstance(attachment, Injected) else attachment.merge()
-            done.append(attachment)
+            merged.append(attachment)
     except BaseException:
-        for attachment in reversed(done):
+        for attachment in reversed(merged):
             attachment.unmerge()
         raise
     record.merged = True
@@ -80,7 +80,7 @@ def unmerge(model: Model) -> Model:
     """
     record = record_of(model)
     if not record.merged:
-        raise ConfigurationError("nothing is merged: merge(model) comes first")
+        raise ConfigurationError("nothing is merged: call merge(model) first")
     for attachment in record.attachments:
         attachment.unmerge()
     record.merged = False

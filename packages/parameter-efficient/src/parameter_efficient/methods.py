@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TypeVar
 
 from torch import Generator, nn
 
@@ -38,6 +38,8 @@ from parameter_efficient.targets import matching, named_targets
 
 __all__ = ["also_trained", "attach"]
 
+Number = TypeVar("Number", int, float)
+
 
 def _biases(model: nn.Module, layers: list[Layer], config: BitFit) -> list[Place]:
     if config.biases == "all":
@@ -48,7 +50,7 @@ def _biases(model: nn.Module, layers: list[Layer], config: BitFit) -> list[Place
         biased = [m for m in {id(m): m for m in named.values()}.values() if hasattr(m, "bias")]
     if not biased:
         raise ConfigurationError(
-            f"biases={config.biases!r}: no module of {type(model).__name__} that is meant has a bias"
+            f"biases={config.biases!r}: none of these modules of {type(model).__name__} has a bias"
         )
     return [(module, "bias") for module in biased]
 
@@ -66,13 +68,13 @@ def _feed_forward(model: nn.Module, layers: list[Layer], config: FFNTuning) -> l
     frozen = [module for module, name in places if not getattr(module, name).is_floating_point()]
     if frozen:
         raise ConfigurationError(
-            f"{type(frozen[0]).__name__} is quantised and cannot train itself: use qlora"
+            f"{type(frozen[0]).__name__} is quantised, so its weights cannot train: use qlora"
         )
     return places
 
 
 def also_trained(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
-    """Return what `also_train` names: norms, modules with all that is in them, parameters."""
+    """Return the parameters that `also_train` names: of norms, or of modules and all modules in them."""
     places: dict[Place, None] = {}
     for pattern in patterns:
         if pattern == "norms":
@@ -86,7 +88,7 @@ def also_trained(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
 
 
 def _adapters(
-    model: Any, layers: list[Layer], config: BottleneckAdapter, generator: Generator
+    model: nn.Module, layers: list[Layer], config: BottleneckAdapter, generator: Generator
 ) -> Iterator[Adapter]:
     if config.targets:
         named = matching(model, config.targets, "targets", [layer.name for layer in layers] or [""])
@@ -96,35 +98,35 @@ def _adapters(
         yield from (attach_adapter(layer, config, generator, chunked) for layer in layers)
 
 
-def _single(targets: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_experts(targets: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
     """Refuse experts whose matrices are stacked."""
     for name, module in targets.items():
         if is_experts(module):
             raise ConfigurationError(
-                f"{name} ({type(module).__name__}) holds the matrices of its experts in one, which peft's "
-                "layers do not adapt here: choose q, k, v, o, or ffn-only for the experts"
+                f"{name} ({type(module).__name__}) holds the matrices of its experts in one tensor, which "
+                "peft's layers do not adapt here: choose q, k, v, o, or ffn-only for the experts"
             )
     return targets
 
 
 def _by_name(
-    model: nn.Module, targets: Iterable[str], patterns: Mapping[str, Any], layers: list[Layer], option: str
-) -> dict[str, Any]:
+    model: nn.Module, targets: Iterable[str], patterns: Mapping[str, Number], layers: list[Layer], option: str
+) -> dict[str, Number]:
     """Return target → the value of the pattern that names it."""
-    named: dict[str, Any] = {}
+    values: dict[str, Number] = {}
     for pattern, value in patterns.items():
-        meant = named_targets(model, [pattern], layers, option).keys() & set(targets)
-        if not meant:
+        matches = named_targets(model, [pattern], layers, option).keys() & set(targets)
+        if not matches:
             raise ConfigurationError(f"{option}={pattern!r} names none of the targets: leave it out")
-        named |= dict.fromkeys(meant, value)
-    return named
+        values |= dict.fromkeys(matches, value)
+    return values
 
 
 def _factors(model: nn.Module, layers: list[Layer], config: IA3, generator: Generator) -> Injected:
     from peft import IA3Config
 
     outputs, inputs = (
-        list(_single(named_targets(model, names, layers))) if names else []
+        list(_without_experts(named_targets(model, names, layers))) if names else []
         for names in (config.targets, config.feed_forward)
     )
     matrices = [model.get_submodule(name) for name in outputs + inputs]
@@ -137,8 +139,8 @@ def _factors(model: nn.Module, layers: list[Layer], config: IA3, generator: Gene
 
 
 def attach(anatomy: Anatomy, config: Config, generator: Generator) -> Iterator[Attachment]:
-    """Change a model in one way; yields each change once it is made."""
-    model: Any = anatomy.model
+    """Change a model by one method; each change is yielded once it is made."""
+    model = anatomy.model
     if isinstance(config, HeadOnly):
         if config.encoder_layers is not None:
             yield Truncation(model, anatomy.encoder(), config.encoder_layers, anatomy.shared())
@@ -156,7 +158,7 @@ def attach(anatomy: Anatomy, config: Config, generator: Generator) -> Iterator[A
         if isinstance(config, QLoRA):
             check_quantised(model, config)
             yield Differentiable(model)
-        targets = _single(named_targets(model, config.targets, layers))
+        targets = _without_experts(named_targets(model, config.targets, layers))
         ranks = _by_name(model, targets, config.rank_pattern, layers, "rank_pattern")
         alphas = _by_name(model, targets, config.alpha_pattern, layers, "alpha_pattern")
         yield LowRank(model, targets, config, generator, ranks, alphas)
@@ -169,4 +171,4 @@ def attach(anatomy: Anatomy, config: Config, generator: Generator) -> Iterator[A
     elif isinstance(config, FFNTuning):
         yield InPlace(_feed_forward(model, layers, config))
     else:
-        raise ConfigurationError(f"{type(config).__name__} is no method: see parameter_efficient.configs")
+        raise ConfigurationError(f"{type(config).__name__} is not a method: see parameter_efficient.configs")

@@ -1,4 +1,4 @@
-"""The format of peft: what `save_pretrained` of a PeftModel writes, and `PeftModel.from_pretrained` reads."""
+"""peft's format, which `save_pretrained` of a PeftModel writes and `PeftModel.from_pretrained` reads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import InPlace
 from parameter_efficient.configs import Config, LoRA, ThroughPeft
@@ -17,6 +18,7 @@ from parameter_efficient.heads import FrozenInput
 from parameter_efficient.injected import ADAPTER, Injected, described_by
 from parameter_efficient.quantised import Differentiable
 from parameter_efficient.records import Record
+from parameter_efficient.typed import load_tensors, named_modules, save_tensors
 
 __all__ = ["PEFT_CONFIG", "named_here", "read_peft", "write_peft"]
 
@@ -27,13 +29,13 @@ INITIALISATIONS = {
     "pissa": "pissa",
     "olora": "olora",
 }
-"""peft's name → ours. Those that leave the base weights alone make no difference to what is loaded."""
-HERE = {
+"""peft's name → ours. Those that do not change the base weights make no difference to a loaded adapter."""
+KNOWN = {
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "target_modules"),
     *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules", "bias"),
     *("fan_in_fan_out", "peft_type"),
 }
-"""Settings of peft's LoRA that `LoRA` has as well, or that say only which matrices are meant."""
+"""Settings of peft's LoRA that `LoRA` has as well, or that only choose the matrices."""
 
 
 def _refused(folder: Path, reason: str) -> ConfigurationError:
@@ -43,58 +45,58 @@ def _refused(folder: Path, reason: str) -> ConfigurationError:
 
 
 def _modules_to_save(model: nn.Module, record: Record) -> dict[str, nn.Module]:
-    """Return the modules of the base that hold what trains in place, none inside of another.
+    """Return the base's modules with parameters that train in place; none is inside another.
 
     Raises:
-        ConfigurationError: The model has something that peft's format does not hold.
+        ConfigurationError: The adaptation has a part that peft's format cannot hold.
     """
     modules: dict[str, nn.Module] = {}
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in named_modules(model)}
     for attachment in record.attachments:
         if isinstance(attachment, InPlace):
             for module, _ in attachment.places():
                 modules[names[id(module)]] = module
         elif not isinstance(attachment, Injected | FrozenInput | Differentiable):
             raise ConfigurationError(
-                f"{type(attachment).__name__} has no place in peft's format: save it without format='peft'"
+                f"peft's format cannot hold a {type(attachment).__name__}: save without format='peft'"
             )
     if "" in modules:
         raise ConfigurationError(
-            f"{type(model).__name__} holds a parameter that trains itself, in none of its modules, for which "
-            "peft's format has no place: save it without format='peft'"
+            f"peft's format cannot hold a trained parameter of {type(model).__name__} that is in none of its "
+            "modules: save without format='peft'"
         )
     inside = [n for n in modules if any(n.startswith(f"{other}.") for other in modules)]
     return {name: module for name, module in modules.items() if name not in inside}
 
 
-def write_peft(model: Any, record: Record, folder: Path) -> None:
+def write_peft(model: nn.Module, record: Record, folder: Path) -> None:
     """Write an adaptation in peft's format.
 
     Raises:
-        ConfigurationError: It is not LoRA, (IA)³ or another of peft's own, or peft's format does not hold it.
+        ConfigurationError: It is not a method of peft, such as LoRA or (IA)³, or peft's format cannot hold
+            it.
     """
-    from peft import get_peft_model_state_dict
+    from peft import get_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-    from safetensors.torch import save_file
 
     saved = _modules_to_save(model, record)
     injected = [attachment for attachment in record.attachments if isinstance(attachment, Injected)]
     if len(injected) != 1:
         raise ConfigurationError(
-            f"{type(record.config).__name__} is no method of peft: save it without format='peft'"
+            f"{type(record.config).__name__} is not a method of peft: save without format='peft'"
         )
     settings: Any = injected[0].settings
     if PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type].uses_shared_state:
         raise ConfigurationError(
             f"{settings.peft_type.value} shares parameters between layers, which peft writes only from its "
-            "own model: save it without format='peft'"
+            "own model: save without format='peft'"
         )
-    adapter_state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    adapter_state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {PREFIX + name: tensor for name, tensor in adapter_state.items()}
     for name, module in saved.items():
         tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / PEFT_WEIGHTS)
+    save_tensors(tensors, folder / PEFT_WEIGHTS)
     written = type(settings)(**{f.name: getattr(settings, f.name) for f in fields(settings) if f.init})
     written.modules_to_save = list(saved) or None
     written.base_model_name_or_path = getattr(model, "name_or_path", "") or None
@@ -109,15 +111,13 @@ def read_peft(folder: Path) -> tuple[Config, dict[str, Tensor]]:
         The configuration, and the tensors by their names in the file, without peft's prefix.
 
     Raises:
-        ConfigurationError: It is damaged, or its start changed the base weights in a way that cannot be
-            repeated.
+        ConfigurationError: It is damaged, or its initialisation changed the base weights in a way that cannot
+            be repeated.
     """
-    from safetensors.torch import load_file
-
-    described: dict[str, Any] = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    described: JsonObject = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
     if not (folder / PEFT_WEIGHTS).exists():
         raise _refused(folder, f"it has no {PEFT_WEIGHTS}")
-    tensors = {key.removeprefix(PREFIX): t for key, t in load_file(folder / PEFT_WEIGHTS).items()}
+    tensors = {key.removeprefix(PREFIX): t for key, t in load_tensors(folder / PEFT_WEIGHTS).items()}
     if described.get("bias", "none") not in ("none", False):
         raise _refused(folder, "it trains biases of the base")
     if described.get("trainable_token_indices"):
@@ -126,12 +126,12 @@ def read_peft(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     if initialisation not in INITIALISATIONS:
         raise _refused(folder, f"init_lora_weights={initialisation!r} may have changed the base weights")
     settings = _settings(described, folder)
-    if described.get("peft_type") != "LORA" or not settings.keys() <= HERE:
+    if described.get("peft_type") != "LORA" or not settings.keys() <= KNOWN:
         return ThroughPeft(settings=settings), tensors
     ranks = {
         n.removesuffix(".lora_A.weight"): len(t) for n, t in tensors.items() if n.endswith("lora_A.weight")
     }
-    alphas = described.get("alpha_pattern") or {}
+    alphas: dict[str, float] = described.get("alpha_pattern") or {}
     config = LoRA(
         rank=described["r"],
         targets=tuple(sorted(map(re.escape, ranks))),
@@ -147,15 +147,15 @@ def read_peft(folder: Path) -> tuple[Config, dict[str, Tensor]]:
 
 
 def _alpha(name: str, alphas: dict[str, float]) -> float | None:
-    """Return the alpha of a matrix, as peft finds it."""
+    """Return the alpha of a matrix, by peft's own rule."""
     return next((a for key, a in alphas.items() if re.match(rf"(.*\.)?({key})$", name)), None)
 
 
-def _settings(described: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the settings of a configuration that this peft knows and that are not as always.
+def _settings(described: JsonObject, folder: Path) -> JsonObject:
+    """Return the settings of a configuration that this peft knows and that differ from its defaults.
 
     Raises:
-        ConfigurationError: peft has none of this type, or refuses it.
+        ConfigurationError: peft has no method of this type, or refuses its settings.
     """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -170,11 +170,11 @@ def _settings(described: dict[str, Any], folder: Path) -> dict[str, Any]:
     return described_by(made).settings
 
 
-def named_here(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors by the names that they have in the adapted model."""
+def named_here(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors by their names in the adapted model."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-    settings = model.peft_config[ADAPTER]
+    settings = vars(model)["peft_config"][ADAPTER]
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type]
     return tuner._remap_adapter_state_dict_for_load(
         model=model, config=settings, adapter_name=ADAPTER, state_dict=tensors

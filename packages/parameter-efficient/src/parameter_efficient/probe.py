@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.forward import DOES_NOT_RUN, outputs_of, undisturbed
+from parameter_efficient.forward import DOES_NOT_RUN, Inputs, outputs_of, undisturbed
 
 __all__ = ["check_that_all_acts"]
 
 DRAWS = 3
-"""Of random values; what acts in any of them acts (a relu may be silent in one)."""
+"""Number of draws of random values; a parameter acts if it acts in one of them (a relu may be silent)."""
 
 
-def _gradients(
-    model: nn.Module, inputs: Mapping[str, Any], trained: list[nn.Parameter]
-) -> list[Tensor | None]:
+def _gradients(model: nn.Module, inputs: Inputs, trained: list[nn.Parameter]) -> list[Tensor | None]:
     with undisturbed(model), torch.enable_grad():
         try:
             outputs = [output for output in outputs_of(model, inputs) if output.requires_grad]
@@ -40,15 +37,16 @@ def _gradients(
         ]
         total = torch.stack([(w * output).sum() for w, output in zip(weights, outputs, strict=True)]).sum()
         try:
-            return list(torch.autograd.grad(total, trained, allow_unused=True))
+            gradients = torch.autograd.grad(total, trained, allow_unused=True)
+            return [*cast("tuple[Tensor | None, ...]", gradients)]  # torch's types forget allow_unused
         except DOES_NOT_RUN as error:
             raise ConfigurationError(
                 f"{type(model).__name__} has no backward pass in evaluation mode "
-                f"({' '.join(str(error).split())[:120]}): pass probe=False to adapt it unproved"
+                f"({' '.join(str(error).split())[:120]}): pass probe=False to adapt it without this proof"
             ) from error
 
 
-def _silent(names: list[str], model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
+def _silent(names: list[str], model: nn.Module, inputs: Inputs) -> list[str]:
     """Return the parameters whose gradient is missing or 0 in all draws."""
     by_name = dict(model.named_parameters())
     left = list(names)
@@ -59,40 +57,38 @@ def _silent(names: list[str], model: nn.Module, inputs: Mapping[str, Any]) -> li
                 noise = torch.randn(by_name[name].shape, generator=generator)
                 by_name[name].add_(0.1 * noise.to(by_name[name]))
         gradients = _gradients(model, inputs, [by_name[name] for name in left])
-        still = []
-        for name, gradient in zip(left, gradients, strict=True):
-            acts = gradient is not None and bool(gradient.any())
-            if not acts:
-                still.append(name)
-        left = still
+        left = [
+            name
+            for name, gradient in zip(left, gradients, strict=True)
+            if gradient is None or not bool(gradient.any())
+        ]
         if not left:
             break
     return left
 
 
-def check_that_all_acts(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Refuse an adapted model in which something that trains gets no gradient.
+def check_that_all_acts(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse an adapted model in which a trainable parameter gets no gradient.
 
-    Values of what trains are disturbed meanwhile, so that a B of zeros hides nothing, and restored bit for
-    bit. Of experts, those that these few tokens do not reach are excused, if others like them act.
+    Trainable values are disturbed meanwhile, so that a B of zeros hides nothing, and restored bit for bit.
+    Experts that these few tokens do not reach are excused if others like them act.
 
     Raises:
-        ConfigurationError: Names what does not act.
+        ConfigurationError: Names a parameter that does not act.
     """
-    kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    original = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     by_name = dict(model.named_parameters())
     try:
-        silent = _silent(list(kept), model, inputs)
+        silent = _silent(list(original), model, inputs)
     finally:
         with torch.no_grad():
-            for name, value in kept.items():
+            for name, value in original.items():
                 by_name[name].copy_(value)
-    acting = {re.sub(r"\.\d+\.", ".*.", name) for name in kept if name not in silent}
+    acting = {re.sub(r"\.\d+\.", ".*.", name) for name in original if name not in silent}
     silent = [name for name in silent if not ("expert" in name and re.sub(r"\.\d+\.", ".*.", name) in acting)]
     if silent:
-        others = f" and {len(silent) - 1} more of {len(kept)} tensors" if len(silent) > 1 else ""
+        others = f" and {len(silent) - 1} more of {len(original)} tensors" if len(silent) > 1 else ""
         raise ConfigurationError(
-            f"{silent[0]}{others} would change nothing in {type(model).__name__}: choose other "
-            "layers, targets= "
-            "or another method"
+            f"{silent[0]}{others} would change nothing in {type(model).__name__}: choose other layers, "
+            "targets= or another method"
         )

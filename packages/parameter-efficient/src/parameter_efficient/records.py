@@ -1,9 +1,8 @@
-"""What is known about an adapted model: its adaptations by name, of which one at most acts."""
+"""The adaptations of a model, by name; at most one of them acts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
@@ -14,6 +13,10 @@ from parameter_efficient.configs import Config
 __all__ = ["RECORD", "Record", "Records", "is_adapted", "record_of", "records_of"]
 
 RECORD = "_parameter_efficient"
+"""The attribute of a model that holds its adaptations."""
+
+Flag = tuple[nn.Parameter, bool]
+"""A parameter, and its `requires_grad`."""
 
 
 @dataclass
@@ -22,32 +25,32 @@ class Record:
 
     Args:
         config: How the model was adapted.
-        attachments: What was changed, in order.
-        flags: Every parameter that the model had, and whether it trained.
+        attachments: The changes, in order.
+        base_flags: Every parameter of the base model, and whether it trained.
         merged: Whether the changes are in the weights now.
-        away: While it does not act: every parameter of the model with it, and whether it trains.
+        adapted_flags: Every parameter of the adapted model when it was last detached, and whether it trained.
     """
 
     config: Config
     attachments: list[Attachment]
-    flags: list[tuple[nn.Parameter, bool]]
+    base_flags: list[Flag]
     merged: bool = False
-    away: list[tuple[nn.Parameter, bool]] = field(default_factory=list)
+    adapted_flags: list[Flag] = field(default_factory=list[Flag])
 
     def detach(self, model: nn.Module) -> None:
-        """Leave the model, which is then what it was."""
-        self.away = [(p, p.requires_grad) for p in model.parameters()]
+        """Leave the model, which is then the base model again."""
+        self.adapted_flags = [(p, p.requires_grad) for p in model.parameters()]
         for attachment in reversed(self.attachments):
             attachment.detach()
-        for parameter, flag in self.flags:
-            parameter.requires_grad_(flag)
+        for parameter, trains in self.base_flags:
+            parameter.requires_grad_(trains)
 
     def reattach(self) -> None:
-        """Come back to the model."""
+        """Return to the model."""
         for attachment in self.attachments:
             attachment.reattach()
-        for parameter, flag in self.away:
-            parameter.requires_grad_(flag)
+        for parameter, trains in self.adapted_flags:
+            parameter.requires_grad_(trains)
 
 
 @dataclass
@@ -59,19 +62,19 @@ class Records:
         active: Name of the one that acts; null for none.
     """
 
-    by_name: dict[str, Record] = field(default_factory=dict)
+    by_name: dict[str, Record] = field(default_factory=dict[str, Record])
     active: str | None = None
 
     def named(self, name: str | None) -> Record:
-        """Return one of them: the active one without a name.
+        """Return the adaptation of this name; without a name, the active one.
 
         Raises:
-            ConfigurationError: There is none of this name, or none is active.
+            ConfigurationError: None has this name, or none is active.
         """
         names = ", ".join(map(repr, self.by_name))
         if name is None and self.active is None:
             raise ConfigurationError(
-                f"no adaptation of this model is active: activate(model, name), of {names}"
+                f"no adaptation of this model is active: call activate(model, name) with one of {names}"
             )
         name = name or self.active or ""
         if name not in self.by_name:
@@ -80,7 +83,7 @@ class Records:
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Return whether a module is adapted itself, or a layer that peft put there."""
+    """Return whether a module is adapted, or is a layer that peft inserted."""
     return RECORD in vars(module) or hasattr(type(module), "adapter_layer_names")
 
 
@@ -90,7 +93,7 @@ def records_of(model: nn.Module) -> Records:
     Raises:
         ConfigurationError: The model is not adapted.
     """
-    records: Any = vars(model).get(RECORD)
+    records = vars(model).get(RECORD)
     if records is None:
         raise ConfigurationError(
             f"this {type(model).__name__} is not adapted: call adapt(model, config) first"
@@ -99,9 +102,9 @@ def records_of(model: nn.Module) -> Records:
 
 
 def record_of(model: nn.Module, name: str | None = None) -> Record:
-    """Return one adaptation, the active one without a name.
+    """Return the adaptation of this name; without a name, the active one.
 
     Raises:
-        ConfigurationError: The model is not adapted, or has none of this name.
+        ConfigurationError: The model is not adapted, or has no adaptation of this name.
     """
     return records_of(model).named(name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.configs import (
     IA3,
@@ -43,18 +44,18 @@ __all__ = [
 ]
 
 OUTSIDE_OF_LISTS = r"(?!.*\.\d+\.).*"
-"""Names of modules that lie in no list of blocks: they have no number in them. Those are not quantised."""
+"""Names of modules in no list of blocks, which have no number in them. These are not quantised."""
 
 
 class _Method:
     name: ClassVar[str]
     Options: ClassVar[type[Config]]
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Config) -> None:
         self.options = options
 
-    def load_kwargs(self) -> dict[str, Any]:
-        """Nothing is changed while loading."""
+    def load_kwargs(self) -> Settings:
+        """Return no arguments: loading is as usual."""
         return {}
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -64,7 +65,7 @@ class _Method:
         return adapt(model, self.options)
 
     def merged(self, model: nn.Module) -> nn.Module | None:
-        """Return the model with the adaptation in its weights, None where they cannot hold it."""
+        """Return the model with the adaptation in its weights; None if they cannot hold it."""
         from parameter_efficient.merging import merge
 
         try:
@@ -73,26 +74,26 @@ class _Method:
             return None
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write what was trained."""
+        """Write the trained parameters."""
         from parameter_efficient.storage import save_adaptation
 
         save_adaptation(model, folder)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        """Adapt a base model with what was trained."""
+        """Adapt a base model, and load the trained parameters."""
         from parameter_efficient.storage import load_adaptation
 
         return load_adaptation(model, folder)
 
 
 class HeadOnlyMethod(_Method):
-    """Only the head trains, on the features of all or the first layers."""
+    """Only the head trains, on the features of all layers or the first ones."""
 
     name, Options = "head-only", HeadOnly
 
 
 class BottleneckAdapterMethod(_Method):
-    """A small network of its own behind or beside a sub-layer of chosen layers."""
+    """A small network behind or beside a sub-layer of chosen layers."""
 
     name, Options = "bottleneck-adapter", BottleneckAdapter
 
@@ -109,8 +110,12 @@ class QLoRAMethod(_Method):
     name, Options = "qlora", QLoRA
     not_sharded = "keeps weights in packed bits, which cannot be split: use --adaptation lora"
 
-    def load_kwargs(self) -> dict[str, Any]:
-        """Return the quantisation that `from_pretrained` takes.
+    def __init__(self, options: QLoRA) -> None:
+        super().__init__(options)
+        self.quant_type, self.double_quant = options.quant_type, options.double_quant
+
+    def load_kwargs(self) -> Settings:
+        """Return the arguments of `from_pretrained` that quantise the weights.
 
         Raises:
             ConfigurationError: bitsandbytes is missing, or too old for a machine without a GPU.
@@ -123,24 +128,23 @@ class QLoRAMethod(_Method):
         import torch
 
         on_gpu = torch.cuda.is_available()
-        found = version("bitsandbytes")
-        if not on_gpu and tuple(map(int, found.split(".")[:2])) < (0, 49):
+        installed = version("bitsandbytes")
+        if not on_gpu and tuple(map(int, installed.split(".")[:2])) < (0, 49):
             raise ConfigurationError(
-                "adaptation 'qlora' on a machine without a GPU needs bitsandbytes 0.49 or newer, "
-                f"not {found}: "
-                "update it, or use --adaptation lora"
+                "adaptation 'qlora' on a machine without a GPU needs bitsandbytes 0.49 or newer, not "
+                f"{installed}: update it, or use --adaptation lora"
             )
         from transformers import BitsAndBytesConfig
 
         compute = torch.float32
         if on_gpu:
             compute = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        four_bits = self.options.quant_type != "int8"
+        four_bits = self.quant_type != "int8"
         quantization = BitsAndBytesConfig(
             load_in_4bit=four_bits,
             load_in_8bit=not four_bits,
-            bnb_4bit_quant_type=self.options.quant_type if four_bits else "nf4",
-            bnb_4bit_use_double_quant=self.options.double_quant and four_bits,
+            bnb_4bit_quant_type=self.quant_type if four_bits else "nf4",
+            bnb_4bit_use_double_quant=self.double_quant and four_bits,
             bnb_4bit_compute_dtype=compute,
             llm_int8_skip_modules=[OUTSIDE_OF_LISTS],
         )
@@ -185,12 +189,12 @@ class CompacterMethod(_Method):
 
 
 class LoReFTMethod(_Method):
-    """A change of hidden states in a small subspace behind chosen layers."""
+    """A change of hidden states, in a small subspace, behind chosen layers."""
 
     name, Options = "loreft", LoReFT
 
 
 class ThroughPeftMethod(_Method):
-    """Any method of peft that acts inside of a model: its peft_type and settings."""
+    """Any method of peft that acts inside a model: its peft_type and settings."""
 
     name, Options = "peft", ThroughPeft

@@ -1,30 +1,33 @@
-"""Keep an adaptation: what changed, and how, in two small files.
+"""Save an adaptation in two small files, and load it.
 
 `adaptation.json` holds the configuration and a fingerprint of the base model, `adaptation.safetensors` the
-parameters that train: head and what was unfrozen by hand included.
+parameters that train, including the head and those that were unfrozen by hand.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice
 from parameter_efficient.adaptation import adapt, remove
 from parameter_efficient.attachment import InPlace
 from parameter_efficient.configs import METHODS, Config
-from parameter_efficient.fingerprint import difference, fingerprint
+from parameter_efficient.fingerprint import Fingerprint, difference, fingerprint
+from parameter_efficient.forward import Inputs
 from parameter_efficient.peft_checkpoints import PEFT_CONFIG, named_here, read_peft, write_peft
 from parameter_efficient.records import Record, is_adapted, record_of, records_of
 from parameter_efficient.switching import activate
+from parameter_efficient.typed import load_tensors, save_tensors
 
 __all__ = ["load_adaptation", "save_adaptation"]
 
@@ -40,19 +43,19 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def save_adaptation(
     model: nn.Module, folder: str | Path, *, name: str | None = None, format: Literal["own", "peft"] = "own"
 ) -> None:
-    """Save what an adaptation added and trained, and nothing else.
+    """Save the parameters that an adaptation added or trained, and nothing else.
 
     Args:
         model: An adapted model.
-        folder: Is made; receives `adaptation.json` and `adaptation.safetensors`.
+        folder: Created if missing; receives `adaptation.json` and `adaptation.safetensors`.
         name: Which adaptation; null for the active one.
-        format: own; or peft, for LoRA, (IA)³ and what else came through peft: `adapter_config.json` and
+        format: own; or peft, for LoRA, (IA)³ and other methods of peft: `adapter_config.json` and
             `adapter_model.safetensors`, with which `PeftModel.from_pretrained(base, folder)` gives the same
             logits.
 
     Raises:
-        ConfigurationError: The model is not adapted, or the adaptation is merged, or frozen; or peft's format
-            does not hold it.
+        ConfigurationError: The model is not adapted; the adaptation is merged or frozen; or peft's format
+            cannot hold it.
 
     Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -74,16 +77,14 @@ def save_adaptation(
 
 
 def _save(model: nn.Module, record: Record, folder: Path, format: str) -> None:
-    from safetensors.torch import save_file
-
     if record.merged:
-        raise ConfigurationError("a merged adaptation cannot be saved by itself: unmerge(model) first")
+        raise ConfigurationError("a merged adaptation cannot be saved by itself: call unmerge(model) first")
     added = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
     frozen = sum(not parameter.requires_grad for parameter in added)
     if frozen:
         raise ConfigurationError(
             f"{frozen} of the {len(added)} tensors of this adaptation have requires_grad=False and would be "
-            "missing from the file: save before they are frozen, or let them require gradients again"
+            "missing from the file: save before you freeze them, or let them require gradients again"
         )
     if format == "peft":
         write_peft(model, record, folder)
@@ -100,8 +101,7 @@ def _save(model: nn.Module, record: Record, folder: Path, format: str) -> None:
         "base": fingerprint(model, trained),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: parameter.detach().contiguous() for name, parameter in trained.items()}
-    save_file(tensors, folder / WEIGHTS)
+    save_tensors({**trained}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
@@ -112,24 +112,24 @@ def load_adaptation(
     *,
     name: str = "default",
     strict: bool = True,
-    example: Mapping[str, Any] | None = None,
+    example: Inputs | None = None,
 ) -> Model:
-    """Adapt a fresh base model as a saved one was, and load what it had learned: same output, bit for bit.
+    """Adapt a base model like a saved one, and load the trained values: same output, bit for bit.
 
     A folder that peft's `save_pretrained` wrote works too.
 
     Args:
         model: The base model, or one with other adaptations.
-        folder: What `save_adaptation` wrote.
-        name: Of the adaptation, which is then the active one.
-        strict: Refuse a base that is not the one that it was made on; false warns.
+        folder: Written by `save_adaptation`.
+        name: Name of the adaptation, which becomes the active one.
+        strict: Whether to refuse another base model than the one that was adapted; false warns.
         example: Keyword arguments of the model's forward pass, as for `adapt`.
 
     Returns:
         The same model, adapted.
 
     Raises:
-        ConfigurationError: No adaptation there, a damaged one, or one of another model.
+        ConfigurationError: No adaptation in the folder, a damaged one, or one of another model.
 
     Examples:
         >>> from copy import deepcopy
@@ -144,7 +144,7 @@ def load_adaptation(
         True
     """
     folder = Path(folder)
-    described: dict[str, Any] = {}
+    described: JsonObject = {}
     if not (folder / CONFIG).exists() and (folder / PEFT_CONFIG).exists():
         config, tensors = read_peft(folder)
         also = None
@@ -168,17 +168,16 @@ def load_adaptation(
     return model
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Config, dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[JsonObject, Config, dict[str, Tensor]]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        described: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
+        described: JsonObject = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_tensors(folder / WEIGHTS)
         return described, METHODS[described["method"]](**described["config"]), tensors
     except FileNotFoundError as error:
         raise ConfigurationError(
-            f"{folder}: no {Path(error.filename or WEIGHTS).name} in it; give a folder that save_adaptation "
+            f"{folder} has no {Path(error.filename or WEIGHTS).name}: give a folder that save_adaptation "
             "wrote"
         ) from None
     except (json.JSONDecodeError, SafetensorError, KeyError, TypeError) as error:
@@ -187,7 +186,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Config, dict[str, Tensor]]:
 
 
 def _unfreeze(model: nn.Module, names: Iterable[str]) -> None:
-    """Let parameters of the model train that had been unfrozen by hand; `remove` restores them."""
+    """Let parameters train that were unfrozen by hand before saving; `remove` restores them."""
     parameters = dict(model.named_parameters())
     frozen = [name for name in names if name in parameters and not parameters[name].requires_grad]
     places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in frozen]
@@ -196,18 +195,18 @@ def _unfreeze(model: nn.Module, names: Iterable[str]) -> None:
         parameters[name].requires_grad_(True)
 
 
-def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, strict: bool) -> None:
-    differs = difference(saved, fingerprint(model, _trained(model)))
-    if not differs:
+def _check_base(model: nn.Module, saved: Fingerprint, folder: Path, strict: bool) -> None:
+    deviation = difference(saved, fingerprint(model, _trained(model)))
+    if not deviation:
         return
-    message = f"{folder}: this {type(model).__name__} has {differs}"
+    message = f"{folder}: this {type(model).__name__} has {deviation}"
     if strict:
         raise ConfigurationError(f"{message}; load that base, or pass strict=False")
     warnings.warn(f"{message}; outputs will differ", stacklevel=3)
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path, only_some: bool) -> None:
-    """Copy tensors into the parameters that train; names and shapes have to fit."""
+    """Copy tensors into the parameters that train; names and shapes must match."""
     trained = _trained(model)
     missing = [] if only_some else sorted(trained.keys() - tensors.keys())
     wrong = missing + sorted(tensors.keys() - trained.keys())
@@ -216,9 +215,8 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path, only_some:
     ]
     if wrong:
         raise ConfigurationError(
-            f"{folder}: it does not fit this {type(model).__name__}: {len(wrong)} tensors are missing, left "
-            f"over or of another shape, {wrong[0]!r} first; load it onto the kind of model that "
-            "it was made with"
+            f"{folder} does not fit this {type(model).__name__}: {len(wrong)} tensors are missing, left over "
+            f"or of another shape, {wrong[0]!r} first; load it into the kind of model that was adapted"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

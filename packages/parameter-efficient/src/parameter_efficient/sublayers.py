@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from parameter_efficient.blocks import is_experts
 from parameter_efficient.flow import OUT, Flow
 from parameter_efficient.forward import DOES_NOT_RUN
+from parameter_efficient.typed import named_modules
 
 __all__ = ["Edges", "SubLayer", "end_of", "norms_of", "site_of"]
 
@@ -23,9 +24,9 @@ class SubLayer:
     """Attention or the feed-forward block of a block, by names of modules in it.
 
     Args:
-        entry: Takes the sub-layer's input.
-        exit: Gives what is added to the residual.
-        norm: The norm that the sum goes through; "" where norms come first.
+        entry: Reads the sub-layer's input.
+        exit: Its output is added to the residual.
+        norm: The norm behind that sum; "" if norms come first.
     """
 
     entry: str
@@ -35,9 +36,9 @@ class SubLayer:
 
 def norms_of(flow: Flow) -> dict[str, nn.Module]:
     """Return the modules of the block's width whose output does not change with the input's scale."""
-    found: dict[str, nn.Module] = {}
+    norms: dict[str, nn.Module] = {}
     sample = torch.randn(1, flow.tokens, flow.width, generator=torch.Generator().manual_seed(4))
-    for name, module in flow.block.named_modules():
+    for name, module in named_modules(flow.block):
         if not name or name in flow.nodes or any(True for _ in module.children()):
             continue
         try:
@@ -46,24 +47,25 @@ def norms_of(flow: Flow) -> dict[str, nn.Module]:
             continue
         same = isinstance(once, Tensor) and once.shape == sample.shape and once.std() > 0
         if same and torch.allclose(once, thrice, rtol=1e-2, atol=1e-3) and not torch.equal(once, thrice):
-            found[name] = module
-    return found
+            norms[name] = module
+    return norms
 
 
 def _inside(edges: Edges, norm: str, inside: set[str]) -> bool:
-    """Return whether a norm belongs to a sub-layer's own arithmetic, as one of queries does."""
+    """Return whether a norm lies inside a sub-layer, like a norm of queries."""
     return any(norm in edges.get(name, ()) for name in inside)
 
 
 def site_of(
     edges: Edges, norms: list[str], entries: list[str], leaving: str, inside: set[str]
 ) -> tuple[SubLayer | None, list[str]]:
-    """Return a sub-layer between its first matrices and the module that it ends in, and its norms."""
+    """Return the sub-layer from its first matrices to its last module, and its norms."""
     read = {*entries, leaving}
     first = [
         n for n in norms if OUT not in edges[n] and read & set(edges[n]) and not _inside(edges, n, inside)
     ]
-    last, branch = leaving, []
+    last = leaving
+    branch: list[str] = []
     for _ in range(2):
         after = [name for name in edges.get(last, {}) if name in norms or name == OUT]
         if OUT in after:
@@ -71,19 +73,19 @@ def site_of(
         if len(after) != 1:
             break
         [norm] = after
-        fed = [name for name, reach in edges.items() if norm in reach]
-        if fed != [last]:
+        feeding = [name for name, reach in edges.items() if norm in reach]
+        if feeding != [last]:
             return SubLayer(entries[0], last, norm), [norm]
         last, branch = norm, [norm]
     return None, []
 
 
 def end_of(flow: Flow, outs: list[str], inside: set[str], outside: set[str]) -> str:
-    """Return what gives the sub-layer's output: its last matrix, or the smallest module with all."""
+    """Return the module whose output is the sub-layer's: its last matrix, or the smallest one with all."""
     if len(outs) == 1 and not is_experts(flow.nodes[outs[0]]):
         return outs[0]
     parts = [name.split(".") for name in [*outs, *inside]]
-    common = []
+    common: list[str] = []
     for level in zip(*parts, strict=False):
         if len(set(level)) > 1:
             break

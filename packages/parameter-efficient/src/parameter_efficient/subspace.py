@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Generator, Tensor, nn
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.adapters import first_of, with_first
-from parameter_efficient.attachment import Resident, place_of_new
+from parameter_efficient.adapters import LayerOutput, first_of, with_first
+from parameter_efficient.architecture import Layer
+from parameter_efficient.attachment import DeviceAndDtype, Resident, place_of_new
 from parameter_efficient.configs import LoReFT
 
 __all__ = ["Subspace", "Tokens", "attach_subspaces"]
@@ -26,14 +27,14 @@ class Subspace(Resident):
 
     Args:
         width: d.
-        config: Everything else.
+        config: Rank and positions.
         generator: Draws the free matrix.
         place: Device and dtype.
     """
 
     reason = "it acts on hidden states, not in a matrix"
 
-    def __init__(self, width: int, config: LoReFT, generator: Generator, place: dict[str, Any]) -> None:
+    def __init__(self, width: int, config: LoReFT, generator: Generator, place: DeviceAndDtype) -> None:
         super().__init__()
         if config.rank > width:
             raise ConfigurationError(f"rank={config.rank} is above the model's width: give 1 to {width}")
@@ -44,7 +45,7 @@ class Subspace(Resident):
 
     def rows(self) -> Tensor:
         """Return R, of shape (r, d)."""
-        q, r = torch.linalg.qr(self.free.float().T)
+        q, r = cast("tuple[Tensor, Tensor]", torch.linalg.qr(self.free.float().T))  # pyright: ignore
         return (q * r.diagonal().sign()).T.to(self.free.dtype)
 
     def forward(self, h: Tensor, chosen: Tensor | None = None) -> Tensor:
@@ -55,33 +56,42 @@ class Subspace(Resident):
         return changed if chosen is None else torch.where(chosen[..., None], changed, h)
 
 
+class Past(Protocol):
+    """A cache of earlier tokens."""
+
+    def get_seq_length(self) -> int:
+        """Return how many tokens it holds."""
+        ...
+
+
 class Tokens:
-    """Which tokens of a row are its first and its last ones: padding, on either side, is none.
+    """Which tokens of a row are its first and last ones; padding, on either side, does not count.
 
     Args:
         first: p.
         last: s.
-        decoder: Whether the decoder's tokens are meant.
+        decoder: Whether to choose tokens of the decoder.
     """
 
     def __init__(self, first: int, last: int, decoder: bool) -> None:
         self._counts, self._name = (first, last), "decoder_attention_mask" if decoder else "attention_mask"
         self._mask: Tensor | None = None
-        self._goes_on = False
+        self._continues = False
 
-    def keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the base model: keep its mask, and whether a text goes on."""
-        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
-        self._mask, past = given.get(self._name), given.get("past_key_values")
-        self._goes_on = past is not None and past.get_seq_length() > 0
+    def keep(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Forward pre-hook of the base model: keep its mask, and whether it continues a text."""
+        arguments = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        self._mask = cast("Tensor | None", arguments.get(self._name))
+        past = cast("Past | None", arguments.get("past_key_values"))
+        self._continues = past is not None and past.get_seq_length() > 0
 
     def chosen(self, h: Tensor) -> Tensor:
-        """Return which tokens of hidden states (batch, tokens, d) are meant, as booleans (batch, tokens).
+        """Return which tokens of hidden states (batch, tokens, d) to change, as booleans (batch, tokens).
 
         Raises:
-            ConfigurationError: The mask says nothing of single tokens.
+            ConfigurationError: The mask has no entry for each token.
         """
-        if self._goes_on:
+        if self._continues:
             return torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
         mask = self._mask
         real = torch.ones(h.shape[:2], device=h.device, dtype=torch.long) if mask is None else mask.long()
@@ -96,10 +106,10 @@ class Tokens:
 
 
 def attach_subspaces(
-    model: Any, layers: list[Any], config: LoReFT, generator: Generator
+    model: nn.Module, layers: list[Layer], config: LoReFT, generator: Generator
 ) -> Iterator[Subspace]:
-    """Put one behind each layer (`architecture.Layer`)."""
-    base = getattr(model, "base_model", model)
+    """Put one behind each layer."""
+    base: nn.Module = getattr(model, "base_model", model)
     for layer in layers:
         made = Subspace(layer.width, config, generator, place_of_new(config.dtype, layer.module))
         made.settle(layer.module, "loreft")
@@ -111,7 +121,9 @@ def attach_subspaces(
         yield made
 
 
-def _after(subspace: Subspace, tokens: Tokens | None, module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook: h' in the place of a layer's output."""
+def _after(
+    subspace: Subspace, tokens: Tokens | None, module: nn.Module, args: object, output: LayerOutput
+) -> LayerOutput:
+    """Forward hook: replace a layer's output by h'."""
     h = first_of(output)
     return with_first(output, subspace(h, None if tokens is None else tokens.chosen(h)))

@@ -1,8 +1,8 @@
-"""Several adaptations of one model, of which one acts, or none."""
+"""Choose which of a model's adaptations acts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,17 +19,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @explain_arguments
 def activate(model: Model, name: str | None) -> Model:
-    """Let another adaptation act: the one that acted leaves the model with all that it had learned.
+    """Let another adaptation act; the former one leaves the model and keeps its trained values.
 
     An optimizer holds the parameters of one adaptation: make one for each. A head that trains in place is the
-    same parameter for all of them, with a value for each. A merged adaptation is unmerged.
+    same parameter for all adaptations, with a value for each. A merged adaptation is unmerged.
 
     Args:
         model: An adapted model.
         name: Which adaptation; null for none: the model is then the base model, bit for bit.
 
     Raises:
-        ConfigurationError: The model is not adapted, or has none of this name.
+        ConfigurationError: The model is not adapted, or has no adaptation of this name.
 
     Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -61,8 +61,8 @@ def activate(model: Model, name: str | None) -> Model:
 
 @explain_arguments
 @contextmanager
-def disabled(model: Model) -> Iterator[Model]:
-    """Within it the model is the base model; afterwards the adaptation acts again, bit for bit.
+def disabled(model: Model) -> Generator[Model, None, None]:
+    """Use the base model in a `with` block; afterwards the adaptation acts again, bit for bit.
 
     Args:
         model: An adapted model.
