@@ -85,7 +85,8 @@ def paired_table(results: list[dict[str, Any]], benchmark: Benchmark) -> str:
     protocol = PROTOCOLS[benchmark.protocol]
     how = {"protocol": benchmark.protocol, "evaluation": benchmark.evaluation}
     drawn = drawn_tables(gather(results, baseline=benchmark.baseline, **how))["comparison"]
-    notes = [note[0].upper() + note[1:] for note in (*drawn.notes, *[protocol.said] * bool(protocol.drops))]
+    said = (*drawn.notes, *[protocol.meaning] * bool(protocol.drops))
+    notes = [note[0].upper() + note[1:] for note in said]
     return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join(notes)}.\n"
 
 

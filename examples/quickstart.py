@@ -12,14 +12,16 @@ from contextlib import redirect_stdout
 from glue_harness import open_run, parse_mapping, run
 from glue_harness.cost.profiling import profile_step
 
-EPOCHS = 8
+EPOCHS = 6
 COMMON = {
     "task": "demo-similarity",
     "model": "demo",
+    # With dropout so small a model does not learn to compare words with most seeds.
+    "model_config": {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0},
     "epochs": EPOCHS,
     "batch_size": 16,
     "warmup": 0.1,
-    "seed": 41,
+    "seed": 42,
 }
 ADAMW = {"optimizer": {"name": "adamw", "lr": 2e-3}}
 METHODS = {

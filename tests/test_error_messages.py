@@ -131,7 +131,7 @@ def test_errors_of_what_the_user_passes_come_through() -> None:
     with pytest.raises(AttributeError, match="of the user's own function"):
         call(broken, _model())
     assert call(lambda model: 3, "works, though no module") == 3  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="model='x' is no Module"):
+    with pytest.raises(ArgumentError, match="model='x' is not of class Module"):
         call(lambda model: model.missing, "x")  # type: ignore[arg-type]
 
 

@@ -104,7 +104,7 @@ def _footnote(lines: list[Line], benchmark: Benchmark, scale: str) -> str:
     """Return how the numbers of a comparison, and their intervals, are made."""
     several = any(line.interval for line in lines)
     _, once = SCRIPTS.get(benchmark.script.stem if benchmark.script else "", (None, ""))
-    said = [once or (PROTOCOLS[benchmark.protocol].said if several else "one run each")]
+    said = [once or (PROTOCOLS[benchmark.protocol].meaning if several else "one run each")]
     if not benchmark.script:
         said.append(EVALUATIONS[benchmark.evaluation])
     if several and _as_published(benchmark, scale):

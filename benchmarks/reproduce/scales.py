@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from finetune_common.slots import find
-from glue_harness.config.fields import LEFT_ALONE, LIST_SLOTS, SLOTS
+from glue_harness.config.fields import DEFAULTS, LIST_SLOTS, SLOTS
 from glue_harness.sweep import spec as sweep
 from glue_harness.sweep.scales import changed
 
@@ -56,7 +56,7 @@ def settings(point: Mapping[str, Any]) -> dict[str, Any]:
         >>> run["optimizer"]["momentum"], run["epochs"], run["gradient"]
         (0.9, 3.0, [])
     """
-    found = {**LEFT_ALONE, "model_config": {}, **point}
+    found = {**DEFAULTS, "model_config": {}, **point}
     for slot, default in SLOTS.items():
         value = point.get(slot, default)
         if slot in LIST_SLOTS:

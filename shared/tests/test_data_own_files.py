@@ -315,7 +315,7 @@ def test_the_schema_is_a_block_and_plain_data(tmp_path):
     found = read_own_files("reviews", train, dev, strict=True)
     schema = found.with_scores_of_no_model()
     plain = json.loads(json.dumps(schema.as_dict()))
-    assert plain["aside"] == {"Unnamed: 0": "an index, for it has no name of its own", "day": "dates"}
+    assert plain["aside"] == {"Unnamed: 0": "an index: it has no name", "day": "dates"}
     assert plain["sources"]["train"] == {
         "file": "train.csv", "rows": 4, "unlabelled": 0, "empty": 1, "duplicates": 1, "in_train": 0,
         "labels": {"no": 2, "yes": 2},
@@ -376,9 +376,7 @@ def test_choices_check_themselves(wrong, said):
 def test_other_delimiters_and_encodings(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("text;label\nà côté;yes\nlà-bas;no\n", encoding="cp1252")
-    with pytest.raises(
-        ConfigurationError, match=r"line 2: byte 0xe0 is no UTF-8: --encoding names another one"
-    ):
+    with pytest.raises(ConfigurationError, match=r"line 2: byte 0xe0 is not UTF-8: give --encoding"):
         read(path)
     with pytest.raises(ConfigurationError, match="--delimiter names another one, such as ';'"):
         read(path, encoding="cp1252")

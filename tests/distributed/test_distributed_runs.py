@@ -280,7 +280,7 @@ def test_a_killed_process_ends_the_run(launched: Launched) -> None:
     assert launched.status != 0
     assert "Signal 9 (SIGKILL)" in launched.said
     for survivor in launched.reports.get("ddp dies", []):  # unless the launcher was quicker
-        assert survivor["ended"].startswith("refused: another process of this run is gone")
+        assert survivor["ended"].startswith("refused: another process of this run has died")
     alone(launched.folder, "ddp dies", batch_size=4, **CUT | SLOTS["sage"])
     alone(launched.folder, "sage", **SLOTS["sage"])
     same(launched.folder / "ddp dies", launched.folder / "sage")

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -102,6 +103,50 @@ def test_a_level_that_a_function_returns_is_checked(value):
     [weight] = zeros(1)
     optimizer = ClippedSGD([weight], lr=1.0, max_norm=lambda step: value)
     with pytest.raises(ConfigurationError, match="max_norm at step 1"):
+        moved_by(optimizer, [weight], [[5.0]])
+
+
+class Schedule:
+    def __call__(self, step):
+        return 1.0 / step
+
+
+@pytest.mark.parametrize("build", [ClippedAdam, ClippedAdaGrad, ClippedSGD])
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (nn.Linear(2, 2), r"max_norm=Linear\(\.\.\.\) is a model"),
+        (nn.Sequential(nn.Linear(2, 2)), r"max_norm=Sequential\(\.\.\.\) is a model"),
+        (RunningQuantile, "the class RunningQuantile is a class"),
+        (lambda: 1.0, "cannot be called with the step alone"),
+        (lambda step, epoch: 1.0, "cannot be called with the step alone"),
+        (lambda *, step: 1.0, "cannot be called with the step alone"),
+        ("1.0", "max_norm='1.0' is no number"),
+        (None, "max_norm=None is no number"),
+        (torch.optim.SGD(zeros(1), lr=0.1), "is no number"),
+    ],
+)
+def test_what_is_no_level_is_refused_at_construction(build, value, fault):
+    with pytest.raises(ConfigurationError, match=fault) as refusal:
+        build(zeros(1), lr=0.1, max_norm=value)
+    assert "\n" not in str(refusal.value)
+    assert callable(value) == ("RunningQuantile(0.5)" in str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    "level", [Schedule(), Schedule().__call__, lambda step, start=1.0: start / step, partial(max, 0.5)]
+)
+def test_any_function_of_the_step_is_a_level(level):
+    [weight] = zeros(1)
+    optimizer = ClippedSGD([weight], lr=1.0, max_norm=level)
+    assert moved_by(optimizer, [weight], [[5.0]])[0][0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [None, "high", torch.ones(2), [1.0]])
+def test_a_function_that_returns_no_number_is_named(value):
+    [weight] = zeros(1)
+    optimizer = ClippedSGD([weight], lr=1.0, max_norm=lambda step: value)
+    with pytest.raises(ConfigurationError, match=r"max_norm at step 1 is .*: the function has to return a"):
         moved_by(optimizer, [weight], [[5.0]])
 
 

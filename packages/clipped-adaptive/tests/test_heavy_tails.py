@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from clipped_adaptive.heavy_tails import hill, hill_path, outlier_ratios
+from clipped_adaptive import heavy_tails, plots
+from clipped_adaptive.heavy_tails import TailMonitor, hill, hill_path, outlier_ratios, sample_gradient_noise
 from finetune_common.errors import ConfigurationError
 
 SIZE = 200_000
@@ -127,6 +128,35 @@ def test_k_has_a_range(k):
 def test_hill_needs_positive_values():
     with pytest.raises(ConfigurationError, match="found 1"):
         hill([-1.0, 0.0, 2.0], 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "meant"),
+    [
+        ("outlier_ratios", {"y": 1}, "x"),
+        ("hill", {"x": [1.0, 2.0], "ks": 1}, "k"),
+        ("hill_path", {"sample": [1.0]}, "x"),
+        ("sample_gradient_noise", {"drop_out": "off"}, "dropout"),
+        ("TailMonitor", {"evry": 10}, "every"),
+        ("hill_plot", {"x": [1.0], "axes": None}, "ax"),
+        ("qq_plot", {"x": [1.0], "axis": None}, "ax"),
+        ("histogram", {"sample": [1.0]}, "x"),
+        ("tail_figure", {"norms": [1.0]}, "x"),
+    ],
+)
+def test_a_misspelt_argument_gets_the_nearest_name(call, given, meant):
+    module = heavy_tails if hasattr(heavy_tails, call) else plots
+    wrong = [*given][-1]
+    with pytest.raises(ConfigurationError, match=f"^{call} has no argument {wrong}: .*\\b{meant}\\b"):
+        getattr(module, call)(**given)
+
+
+def test_the_wrong_order_is_noticed_and_no_model_is_printed():
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(20)))
+    with pytest.raises(ConfigurationError, match=r"wrong order: call sample_gradient_noise\(model, loss_fn"):
+        sample_gradient_noise(lambda model, x: model(x).mean(), model, [torch.ones(1, 2)] * 2, 2)
+    with pytest.raises(ConfigurationError, match=r"^TailMonitor: model=3 is no Module$"):
+        TailMonitor(3)
 
 
 def test_the_plots_draw_what_they_say():

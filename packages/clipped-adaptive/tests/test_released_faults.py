@@ -181,6 +181,32 @@ def test_an_unknown_algorithm_is_refused():
         from_paper("Clip-AdagradD", [nn.Parameter(torch.ones(1))], lr=0.1)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda weights: from_paper("Clip-AdamD", weights),
+            "^from_paper: missing a required argument: 'lr'$",
+        ),
+        (
+            lambda weights: from_paper("Clip-AdamD", weights, 0.1, max_nrm=1.0),
+            "^ClippedAdam has no argument max_nrm: did you mean 'max_norm'",
+        ),
+        (
+            lambda weights: from_paper("Clip-AdaGradD", weights, lr=0.1, initial=1.0),
+            "^ClippedAdaGrad has no argument initial: did you mean 'initial_accumulator'",
+        ),
+        (
+            lambda weights: from_paper("Clip-AdamD", weights, 0.1, max_norm=nn.Linear(2, 2)),
+            r"^max_norm=Linear\(\.\.\.\) is a model",
+        ),
+    ],
+)
+def test_wrong_arguments_of_an_algorithm_are_explained(call, message):
+    with pytest.raises(ConfigurationError, match=message):
+        call([nn.Parameter(torch.ones(1))])
+
+
 def released_adam(x, grads, lr, eps, decay, beta1=0.9, beta2=0.99):
     """Adam as released: ε beside the uncorrected root, decay of what the update has made."""
     m, v = np.zeros_like(x), np.zeros_like(x)

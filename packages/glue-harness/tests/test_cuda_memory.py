@@ -173,7 +173,7 @@ def test_a_profile_is_predicted(tmp_path, capsys):
     ("line", "said"),
     [
         (["--device", "cuda"], "--precision bf16"),
-        (["--device", "cpu"], "only predicted"),
+        (["--device", "cpu"], "can only be predicted"),
         (["--device", "cuda", "--by", "measurement"], "measure"),
     ],
 )

@@ -109,12 +109,12 @@ def test_a_report_tells_the_official_set_with_an_interval_of_its_own(
     ("settings", "said"),
     [
         ({"evaluate_on": "score"}, "nothing is held out"),
-        ({"hold_out": "choose"}, "is no new part"),
-        ({"hold_out": "a=1,a=2"}, "is no new part"),
-        ({"hold_out": "train=5"}, "is no name of a part"),
+        ({"hold_out": "choose"}, "is not NAME=ROWS, or its name"),
+        ({"hold_out": "a=1,a=2"}, "is not NAME=ROWS, or its name"),
+        ({"hold_out": "train=5"}, "cannot name a part"),
         ({"hold_out": {"choose": 0}}, "hold_out.choose=0"),
         ({"hold_out": "choose=5", "evaluate_on": "score"}, "'score' is not held out"),
-        ({"hold_out": "choose=5", "evaluate_on": "choose,choose"}, "stands there twice"),
+        ({"hold_out": "choose=5", "evaluate_on": "choose,choose"}, "is named twice"),
     ],
 )
 def test_what_cannot_be_held_out_is_refused(settings: dict[str, Any], said: str) -> None:
@@ -147,5 +147,5 @@ def test_a_share_of_the_training_labels_is_false_and_nothing_else(tmp_path: Path
 
 
 def test_scores_have_no_false_labels(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no single class a row"):
+    with pytest.raises(ConfigurationError, match="no single class per row"):
         data_of(tmp_path, task="demo-similarity", label_noise=0.2)

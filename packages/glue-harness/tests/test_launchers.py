@@ -50,4 +50,4 @@ def test_only_runs_are_launched(harness: Callable[..., Any], monkeypatch: pytest
     monkeypatch.setenv("WORLD_SIZE", "4")
     done = harness("list", "tasks")
     assert done.status == 2
-    assert "only run is for torchrun" in done.err
+    assert "use torchrun and accelerate launch for run only" in done.err

@@ -168,7 +168,7 @@ def test_a_dataset_is_read_by_the_same_rules(train, tmp_path):
     write(tmp_path / "data/train.csv", 48, classes=3)
     write(tmp_path / "data/test.csv", 12, classes=3)
     own = {"task": "own", "dataset": str(tmp_path / "data"), "max_train_samples": None}
-    with pytest.raises(ConfigurationError, match=r"no rows to choose by, only train and test"):
+    with pytest.raises(ConfigurationError, match=r"has no validation split, only train and test"):
         train(**own)
     result = train(**own, validation_share=0.25)
     assert result["data"]["schema"]["classes"] == ["x", "y", "z"]
@@ -185,14 +185,17 @@ def test_a_dataset_is_read_by_the_same_rules(train, tmp_path):
     ("settings", "said"),
     [
         ({"train_file": "a.csv"}, "--validation-share 0.1"),
-        ({"train_file": "a.csv", "validation_file": "b.csv", "validation_share": 0.1}, "give one of them"),
+        (
+            {"train_file": "a.csv", "validation_file": "b.csv", "validation_share": 0.1},
+            "give only one of them",
+        ),
         (
             {"train_file": "a.csv", "dataset": "imdb", "validation_file": "b"},
             "--train-file and --dataset are two",
         ),
         ({"test_file": "c.csv"}, "--test-file without --train-file"),
         ({"dataset_config": "plain"}, "without --dataset"),
-        ({"kind": "classes"}, "--kind is for rows of one's own"),
+        ({"kind": "classes"}, "--kind only applies to your own rows"),
         ({"max_eval_samples": 0}, "max_eval_samples=0"),
         ({"train_file": "a", "validation_file": "b", "delimiter": ";;"}, "give one character"),
     ],

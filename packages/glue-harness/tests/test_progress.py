@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_says_from_where(
             train(max_steps=3)
     capsys.readouterr()
     train(max_steps=3)
-    assert "goes on after step 3 of 3" in capsys.readouterr().err
+    assert "continues after step 3 of 3" in capsys.readouterr().err
 
 
 def test_the_runs_of_a_sweep_are_quiet(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,7 +160,7 @@ def test_a_dry_run_tells_hours_memory_and_disk_without_a_gpu(spec_file, tmp_path
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e12))
     assert main(["sweep", str(spec_file), "--output-dir", str(tmp_path / "runs"), "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "GB of disk are needed" in told
+    assert "GB of disk (keep: best)" in told
     assert "h of one GPU or" in told
     assert "GB of memory for a step of bert-base-uncased" in told
 
@@ -170,7 +170,7 @@ def test_a_dry_run_tells_all_where_the_disk_is_too_small(spec_file, tmp_path, ca
     line = ["sweep", str(spec_file), "--output-dir", str(tmp_path / "runs")]
     assert main([*line, "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "make space" in told
+    assert "make room" in told
     assert "GB of memory for a step of bert-base-uncased" in told
     assert main(line) == 2
 
@@ -245,10 +245,10 @@ def test_a_report_sets_published_numbers_beside_ours(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"cases": ["sgd"]}, "cases: 'sgd'"),
-        ({"scales": {"cpu": 3}}, "scales: 3"),
-        ({"cases": [{"grid": {"seed": 1}}]}, "grid.seed has to be a list"),
-        ({"scales": {"smoke": {"bases": {}}}}, "a scale's 'bases' is unknown: did you mean 'base'"),
+        ({"cases": ["sgd"]}, "cases: 'sgd' is no mapping"),
+        ({"scales": {"cpu": 3}}, "scales: 3 is no mapping"),
+        ({"cases": [{"grid": {"seed": 1}}]}, "grid.seed=1 is no list"),
+        ({"scales": {"smoke": {"bases": {}}}}, "scales: key 'bases' is unknown: did you mean 'base'"),
     ],
 )
 def test_what_a_specification_cannot_say_is_named(part, said, tmp_path):

@@ -30,7 +30,7 @@ def test_confusions_of_all_seeds_of_the_best_setting(harness, made_up, tmp_path)
     )
     assert (yes["as no"], yes["as ye|s"], yes["precision"], yes["recall"]) == ("0", "2", "0.750", "1.000")
     assert "ye\\|s" in (tmp_path / "report/classes-demo-entailment.md").read_text()
-    assert "what became of each class" in (tmp_path / "report/index.html").read_text()
+    assert "predictions of each class" in (tmp_path / "report/index.html").read_text()
 
 
 def test_runs_without_classes_of_ones_own_have_no_such_table(harness, made_up, tmp_path):

@@ -202,7 +202,7 @@ class TestComparison:
         assert (found["adam"]["primary"], found["sgd"]["primary"]) == ("True", "False")
         assert float(found["sgd"]["p_holm"]) == pytest.approx(2 * 2 / 256)
         assert float(found["adam"]["p_holm"]) == float(found["adam"]["p"])
-        assert "Holm over 1 named before and 2 exploratory" in (tmp_path / "out/comparison.md").read_text()
+        assert "Holm over 1 planned and 2 exploratory" in (tmp_path / "out/comparison.md").read_text()
 
     def test_a_margin_needs_a_baseline(self, report: Callable[..., Any]) -> None:
         assert "--margin: there is nothing to compare with" in refused(report("--margin", "0.05"))
@@ -243,7 +243,7 @@ class TestComparison:
 
     def test_baselines_that_are_no_single_setting(self, made_up: MadeUp, report: Callable[..., Any]) -> None:
         made_up("rte", "adamw", 1, [0.5], lr=1e-4)
-        assert "say more" in refused(report("--baseline", "optimizer=adamw"))
+        assert "add a condition" in refused(report("--baseline", "optimizer=adamw"))
         assert "did you mean 'adamw'" in refused(report("--baseline", "optimizer=adamww"))
         assert report("--baseline", "optimizer=adamw,optimizer.lr=1e-3").status == 0
 

@@ -167,13 +167,13 @@ def test_an_adaptation_acts_for_every_task(
 def test_which_task_is_meant_has_to_be_said(
     finished: Path, harness: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match="one of its tasks is meant: it learned demo-entailment"):
+    with pytest.raises(ConfigurationError, match="it learned several tasks: choose from demo-entailment"):
         open_run(finished)
-    with pytest.raises(ConfigurationError, match="no task 'rte': it learned"):
+    with pytest.raises(ConfigurationError, match="it did not learn 'rte': choose from"):
         open_run(finished, "rte")
     said = harness("export", finished, tmp_path / "out")
     assert said.status == 2
-    assert "say which, as --task demo-entailment" in said.err
+    assert "e.g. --task demo-entailment" in said.err
     assert not (tmp_path / "out").exists()
 
 
@@ -292,12 +292,12 @@ def test_report_and_sweep_take_it_as_any_run(harness: Callable[..., Any], tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "demo-entailment,demo-entailment"}, "demo-entailment stands there twice"),
-        ({"task": "demo-entailment,"}, "'' is no name among several"),
+        ({"task": "demo-entailment,demo-entailment"}, "demo-entailment is named twice"),
+        ({"task": "demo-entailment,"}, "'' cannot name one of several tasks"),
         ({"task": "demo-entailment,rtee"}, "did you mean 'rte'"),
-        ({"metric": "f1"}, "their mean is the primary one"),
+        ({"metric": "f1"}, "the mean is the primary one"),
         ({"task": ENTAILMENT, "task_sampling": "sqrt"}, "--task-sampling is for several tasks"),
-        ({"train_file": "x.csv", "validation_share": 0.1}, "all are known, and rows of one's own"),
+        ({"train_file": "x.csv", "validation_share": 0.1}, "all are known tasks: add a new name"),
         ({"task": "a,b", "train_file": "x.csv", "validation_share": 0.1}, "a, b are unknown"),
     ],
 )

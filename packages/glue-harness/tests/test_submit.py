@@ -57,11 +57,11 @@ WRONG = {
     "too few": ("WNLI.tsv", tsv(145, "0"), "145 predictions, the leaderboard expects 146"),
     "too many": ("RTE.tsv", tsv(3001, "entailment"), "3,001 predictions, the leaderboard expects 3,000"),
     "number for a name": ("RTE.tsv", tsv(3000, "1"), "RTE.tsv, line 2: '1' is no label"),
-    "name for a number": ("CoLA.tsv", tsv(1063, "acceptable"), "'acceptable' is no label: it takes 0, 1"),
+    "name for a number": ("CoLA.tsv", tsv(1063, "acceptable"), "'acceptable' is no label: choose from 0, 1"),
     "label of another task": ("QNLI.tsv", tsv(5463, "neutral"), "'neutral' is no label"),
     "score out of range": ("STS-B.tsv", tsv(1379, "5.5"), "'5.5' is no score between 0 and 5"),
     "score that is none": ("STS-B.tsv", tsv(1379, "nan"), "'nan' is no score"),
-    "index": ("WNLI.tsv", tsv(146, "0").replace("\n3\t", "\n4\t"), "line 5: index '4', expected is 3"),
+    "index": ("WNLI.tsv", tsv(146, "0").replace("\n3\t", "\n4\t"), "line 5: index '4', expected 3"),
 }
 
 
@@ -139,7 +139,7 @@ def test_the_zip_holds_what_the_best_runs_say_of_the_test_files(
     on_dev = [min(max(float(score), 0.0), 5.0) for score in said_by_the_run(runs / "c")]
     assert len(scores) == 1379
     assert scores[:40] == pytest.approx(on_dev, abs=0.001)
-    assert "not in it, and expected by the leaderboard: CoLA.tsv, MNLI-m.tsv" in said.out
+    assert "missing, and expected by the leaderboard: CoLA.tsv, MNLI-m.tsv" in said.out
     assert check_submission(tmp_path / "out/submission.zip")[:2] == ["CoLA.tsv", "MNLI-m.tsv"]
 
 

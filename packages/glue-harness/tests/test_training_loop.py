@@ -192,9 +192,7 @@ def test_an_optimizer_that_is_left_nothing_to_clip_is_told_of(recwarn: pytest.Wa
         replace(methods, optimizer=optimizer, gradient=gradient).warn_of_idle_clipping(max_grad_norm)
         return [str(recwarn.pop().message) for _ in list(recwarn)]
 
-    said = (
-        "--max-grad-norm 0.5 comes first, so that mine, which clips at 1, never clips: give --max-grad-norm 0"
-    )
+    said = "--max-grad-norm 0.5 acts first, so mine's clipping at 1 has no effect: give --max-grad-norm 0"
     assert told(1.0, 0.5) == [f"{said}, or a lower level"]
     assert told(1.0, 1.0)
     assert not told(1.0, 0.0)

@@ -245,7 +245,7 @@ def test_settings_out_of_range(settings, message):
 
 
 def test_something_else_than_an_optimizer():
-    with pytest.raises(ConfigurationError, match=r"is no torch\.optim\.Optimizer"):
+    with pytest.raises(ConfigurationError, match=r"is not a torch\.optim\.Optimizer"):
         AdaptiveGradientNoise(model())
 
 

@@ -142,7 +142,7 @@ def test_a_window_of_one_raises_at_first_and_is_counted_later():
     optimizer = torch.optim.SGD([param], lr=0.0)
     noise = AdaptiveGradientNoise(optimizer, 1.0, "microbatch")
     contribute(param, torch.ones(3))
-    with pytest.raises(ConfigurationError, match="had 1, whose variance is exactly zero"):
+    with pytest.raises(ConfigurationError, match="this step had 1"):
         optimizer.step()
     contribute(param, torch.zeros(3))
     optimizer.step()
@@ -159,7 +159,7 @@ def test_gradients_not_made_by_backward_are_refused():
     optimizer = torch.optim.SGD([param], lr=0.0)
     AdaptiveGradientNoise(optimizer)
     param.grad = torch.ones(3)
-    with pytest.raises(ConfigurationError, match="no gradient being accumulated"):
+    with pytest.raises(ConfigurationError, match=r"saw no backward\(\) add to a gradient"):
         optimizer.step()
 
 

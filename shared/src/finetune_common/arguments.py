@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import wraps
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from finetune_common.errors import ConfigurationError, shown
 
 __all__ = ["ArgumentError", "check_parameters", "explain_arguments"]
 
-Target = TypeVar("Target", bound=Callable[..., Any])
+Target = TypeVar("Target", bound=Callable[..., object])
 
 
 class ArgumentError(ConfigurationError, TypeError):
@@ -43,10 +43,10 @@ def explain_arguments(target: Target) -> Target:
         finetune_common.arguments.ArgumentError: scale: missing a required argument: 'path'
     """
     is_class = isinstance(target, type)
-    function: Callable[..., Any] = target.__init__ if is_class else target
+    function: Callable[..., object] = target.__init__ if is_class else target
 
     @wraps(function)
-    def explained(*args: Any, **kwargs: Any) -> Any:
+    def explained(*args: object, **kwargs: object) -> object:
         try:
             return function(*args, **kwargs)
         except ArgumentError:
@@ -62,12 +62,12 @@ def explain_arguments(target: Target) -> Target:
             raise
 
     if is_class:
-        target.__init__ = explained  # type: ignore[misc]
-    return target if is_class else explained  # type: ignore[return-value]
+        target.__init__ = explained  # type: ignore[misc]  # replaced on purpose
+    return target if is_class else explained  # type: ignore[return-value]  # of the same signature
 
 
 def _misfit_of_names(
-    name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    name: str, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> str | None:
     signature = inspect.signature(function)
     parameters = signature.parameters
@@ -103,7 +103,7 @@ def _share_a_word(given: str, known: str) -> bool:
 
 
 def _misfit_of_kinds(
-    name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    name: str, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> tuple[str, bool]:
     """Return the fault in the classes of arguments, if any, and whether two are swapped."""
     signature = inspect.signature(function)
@@ -119,11 +119,11 @@ def _misfit_of_kinds(
             if other != argument and isinstance(given[other], kind):
                 wrong = f"{argument}={value} and {other}={shown(given[other])} are in the wrong order"
                 return f"{wrong}: call {name}({order})", True
-        return f"{name}: {argument}={value} is no {kind.__name__}", False
+        return f"{name}: {argument}={value} is not of class {kind.__name__}", False
     return "", False
 
 
-def _classes(function: Callable[..., Any]) -> dict[str, type]:
+def _classes(function: Callable[..., object]) -> dict[str, type]:
     """Return the arguments whose annotations ask for one class, such as a Module."""
     try:
         hints = get_type_hints(function)

@@ -5,7 +5,6 @@ from difflib import get_close_matches
 from math import isnan
 from numbers import Real
 from reprlib import Repr
-from typing import Any
 
 __all__ = ["ConfigurationError", "check_choice", "check_number", "did_you_mean", "shown"]
 
@@ -30,7 +29,7 @@ class _Short(Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxdict = 4
         self.maxlevel = 2
 
-    def repr_instance(self, x: Any, level: int) -> str:
+    def repr_instance(self, x: object, level: int) -> str:
         name = type(x).__name__
         if isinstance(x, type):
             return f"the class {x.__name__}"
@@ -117,13 +116,13 @@ def check_number(
         >>> check_number("beta3", 0.75, at_least=0, below=1)
         >>> check_number("lr", "2e-4", above=0)
         Traceback (most recent call last):
-        finetune_common.errors.ConfigurationError: lr='2e-4' is no number: give one (in YAML 2.0e-4, not 2e-4)
+        finetune_common.errors.ConfigurationError: lr='2e-4' is not a number: in YAML, write 2.0e-4 for 2e-4
         >>> check_number("lr", -1.0, above=0)
         Traceback (most recent call last):
         finetune_common.errors.ConfigurationError: lr=-1.0 is out of range: allowed is (0, inf)
     """
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise ConfigurationError(f"{name}={shown(value)} is no number: give one (in YAML 2.0e-4, not 2e-4)")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigurationError(f"{name}={shown(value)} is not a number: in YAML, write 2.0e-4 for 2e-4")
     legal = not isnan(value)
     legal &= above is None or value > above
     legal &= at_least is None or value >= at_least

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
 
 __all__ = ["lazy_exports"]
 
 
-def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], object]:
     """Return a module `__getattr__` that imports each public name from its module on first use.
 
     A package whose `__init__` uses it can be asked for its options (for a command line's help) without
@@ -19,11 +18,11 @@ def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], An
 
     Examples:
         >>> __getattr__ = lazy_exports("json", {"JSONDecoder": ".decoder"})
-        >>> __getattr__("JSONDecoder").__name__
-        'JSONDecoder'
+        >>> __getattr__("JSONDecoder")
+        <class 'json.decoder.JSONDecoder'>
     """
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(exports[name], package), name)

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -18,6 +19,9 @@ __all__ = ["SavedTensorMeter", "Stopwatch", "peak_memory_bytes", "reset_peak_mem
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 """Linux's file for a process's peak, and the file that resets it when 5 is written."""
+
+Instant: TypeAlias = "float | torch.cuda.Event"
+"""A moment: seconds of the host's clock, or an event on a CUDA stream."""
 
 
 class Stopwatch:
@@ -43,16 +47,12 @@ class Stopwatch:
         self._seconds = dict.fromkeys(parts, 0.0)
         self._on_cuda = torch.device(device).type == "cuda"
         self._part: str | None = None
-        self._since: Any = None
-        self._pending: list[tuple[str, Any, Any]] = []
+        self._since: Instant = 0.0
+        self._pending: list[tuple[str, Instant, Instant]] = []
 
     def switch(self, part: str | None) -> None:
         """End the current part and begin `part`; None stops."""
-        if self._on_cuda:
-            now: Any = torch.cuda.Event(enable_timing=True)
-            now.record()
-        else:
-            now = time.perf_counter()
+        now = _recorded_event() if self._on_cuda else time.perf_counter()
         if self._part is not None:
             self._pending.append((self._part, self._since, now))
             if not self._on_cuda or len(self._pending) >= self.PENDING:
@@ -60,10 +60,10 @@ class Stopwatch:
         self._part, self._since = part, now
 
     def _settle(self) -> None:
-        if self._on_cuda and self._pending:
-            self._pending[-1][2].synchronize()
+        if self._pending and isinstance(last := self._pending[-1][2], torch.cuda.Event):
+            last.synchronize()
         for part, start, end in self._pending:
-            self._seconds[part] += start.elapsed_time(end) / 1000 if self._on_cuda else end - start
+            self._seconds[part] += _seconds_between(start, end)
         self._pending.clear()
 
     def seconds(self) -> dict[str, float]:
@@ -75,6 +75,20 @@ class Stopwatch:
         """Add the seconds of an earlier, interrupted run."""
         for part, value in seconds.items():
             self._seconds[part] += value
+
+
+def _recorded_event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds_between(start: Instant, end: Instant) -> float:
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert isinstance(start, torch.cuda.Event)
+    assert isinstance(end, torch.cuda.Event)
+    return start.elapsed_time(end) / 1000
 
 
 def peak_memory_bytes(device: torch.device | str = "cpu") -> int:
@@ -123,39 +137,42 @@ class SavedTensorMeter(saved_tensors_hooks):
 
     def __init__(self, model: torch.nn.Module) -> None:
         of_model = [*model.parameters(), *model.buffers()]
-        self._own = {t.untyped_storage()._cdata for t in of_model}
+        self._of_model = {_storage_id(t) for t in of_model}
         self._frozen = {(t.shape, t.dtype) for t in of_model if t.is_floating_point() and not t.requires_grad}
         self._seen: dict[int, StorageWeakRef] = {}
         self.bytes = 0
         super().__init__(self._count, lambda tensor: tensor)
 
-    def __enter__(self) -> SavedTensorMeter:
+    def __enter__(self) -> SavedTensorMeter:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: None
         super().__enter__()
         return self
 
-    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _count(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter):
             return tensor  # gathered from the shards of FSDP for this pass
         if self._is_copy(tensor):
             return tensor
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._own and key not in self._seen:
+        storage, key = tensor.untyped_storage(), _storage_id(tensor)
+        if key not in self._of_model and key not in self._seen:
             # The weak reference keeps the address from being reused while the meter lives.
             self._seen[key] = StorageWeakRef(storage)
             self.bytes += storage.nbytes()
         return tensor
 
-    def _is_copy(self, tensor: torch.Tensor) -> bool:
-        """Return whether a tensor is a view of a weight in another dtype: by its history or its shape."""
+    def _is_copy(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is a view of a weight in another dtype, by its history or its shape."""
         base = tensor if tensor._base is None else tensor._base
         if not base.requires_grad:
             half = base.dtype == torch.get_autocast_dtype(base.device.type)
             return half and any(shape == base.shape and dtype != base.dtype for shape, dtype in self._frozen)
-        node: Any = base.grad_fn
+        node = base.grad_fn
         while node is not None and node.name() in ("TBackward0", "TransposeBackward0"):
             node = node.next_functions[0][0]
         if node is None or node.name() != "ToCopyBackward0":
             return False
-        leaf = node.next_functions[0][0]
-        return hasattr(leaf, "variable") and leaf.variable.untyped_storage()._cdata in self._own
+        source = getattr(node.next_functions[0][0], "variable", None)
+        return isinstance(source, Tensor) and _storage_id(source) in self._of_model
+
+
+def _storage_id(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]  # unlike data_ptr() never 0

@@ -2,13 +2,18 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError, check_choice
 from finetune_common.scorers import check_fits, scorer_of
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task, get_task
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from torch import Tensor
 
 __all__ = ["class_report", "compute_metrics", "glue_average", "metrics_of", "multi_hot"]
 
@@ -42,7 +47,7 @@ def metrics_of(task: Task, primary: str | None = None) -> tuple[str, ...]:
         usual = ("f1_micro", "f1_macro") if task.several else ("pearson", "spearmanr")
     if primary is None or primary in usual:
         return tuple(usual) if primary is None else (primary, *(name for name in usual if name != primary))
-    if not _is_own(primary, task):
+    if not _is_computed_here(primary, task):
         check_fits(primary, task.kind, task.num_labels)
     return (primary, *usual)
 
@@ -61,7 +66,10 @@ def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> np.ndarray:
 
 
 def compute_metrics(
-    task: str | Task, predictions: Any, labels: Any, split: str | None = None
+    task: str | Task,
+    predictions: "ArrayLike | Tensor",
+    labels: "ArrayLike | Tensor",
+    split: str | None = None,
 ) -> dict[str, float]:
     """Return the task's metrics, fractions in [0, 1] or correlations in [-1, 1].
 
@@ -109,7 +117,7 @@ def compute_metrics(
     return result
 
 
-def class_report(task: Task, predictions: Any, labels: Any) -> dict[str, Any]:
+def class_report(task: Task, predictions: "ArrayLike | Tensor", labels: "ArrayLike | Tensor") -> JsonObject:
     """Return precision, recall, F1 and rows of each class, and which classes are confused.
 
     Args:
@@ -122,8 +130,8 @@ def class_report(task: Task, predictions: Any, labels: Any) -> dict[str, Any]:
         columns predicted ones.
 
     Examples:
-        >>> found = class_report(get_task("rte"), [[2.0, 1.0], [2.0, 1.0], [0.0, 1.0]], [0, 1, 1])
-        >>> found["confusion"], found["classes"]["entailment"]
+        >>> report = class_report(get_task("rte"), [[2.0, 1.0], [2.0, 1.0], [0.0, 1.0]], [0, 1, 1])
+        >>> report["confusion"], report["classes"]["entailment"]
         ([[1, 0], [1, 1]], {'precision': 0.5, 'recall': 1.0, 'f1': 0.6666666666666666, 'rows': 1})
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -132,7 +140,7 @@ def class_report(task: Task, predictions: Any, labels: Any) -> dict[str, Any]:
     _check(task, logits, expected)
     guesses = (logits > 0).astype(int) if task.several else logits.argmax(axis=1)
     indices = list(range(task.num_labels))
-    scores: Any = precision_recall_fscore_support(expected, guesses, labels=indices, zero_division=0.0)  # type: ignore[arg-type]
+    scores = precision_recall_fscore_support(expected, guesses, labels=indices, zero_division=0.0)
     keys = ("precision", "recall", "f1", "rows")
     classes = {
         name: {
@@ -194,12 +202,12 @@ def _check(task: Task, logits: np.ndarray, labels: np.ndarray) -> None:
         raise ConfigurationError(f"{task.name}: labels outside [{low:g}, {high:g}]: a split without labels?")
 
 
-def _is_own(name: str, task: Task) -> bool:
+def _is_computed_here(name: str, task: Task) -> bool:
     return name in _METRICS and _METRICS[name][0] == task.kind and (name != "f1" or task.num_labels == 2)
 
 
 def _metric(name: str, task: Task, scores: np.ndarray, labels: np.ndarray, undefined: list[str]) -> float:
-    if _is_own(name, task):
+    if _is_computed_here(name, task):
         guesses = scores.argmax(axis=1) if task.kind == "classes" else scores
         return _METRICS[name][1](guesses, labels, undefined)
     try:
@@ -224,7 +232,7 @@ def _f1(guesses: np.ndarray, labels: np.ndarray, undefined: list[str]) -> float:
 
     if not (guesses == 1).any():
         undefined.append("f1")
-    return float(f1_score(labels, guesses, zero_division=0.0))  # type: ignore[arg-type]
+    return float(f1_score(labels, guesses, zero_division=0.0))
 
 
 def _matthews(guesses: np.ndarray, labels: np.ndarray, undefined: list[str]) -> float:
@@ -242,7 +250,7 @@ def _pearson(guesses: np.ndarray, labels: np.ndarray, undefined: list[str]) -> f
     if _constant(guesses) or _constant(labels):
         undefined.append("pearson")
         return 0.0
-    return float(pearsonr(guesses, labels)[0])  # type: ignore[arg-type]
+    return float(pearsonr(guesses, labels)[0])
 
 
 def _spearman(guesses: np.ndarray, labels: np.ndarray, undefined: list[str]) -> float:
@@ -251,7 +259,7 @@ def _spearman(guesses: np.ndarray, labels: np.ndarray, undefined: list[str]) -> 
     if _constant(guesses) or _constant(labels):
         undefined.append("spearmanr")
         return 0.0
-    return float(spearmanr(guesses, labels)[0])  # type: ignore[arg-type]
+    return float(spearmanr(guesses, labels)[0])
 
 
 def _constant(values: np.ndarray) -> bool:

@@ -1,17 +1,21 @@
 """Metrics by their names in scikit-learn, computed by its scorers; greater is always better."""
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
 from finetune_common.errors import ConfigurationError, did_you_mean
 
-__all__ = ["check_fits", "scorer_of"]
+__all__ = ["Scorer", "check_fits", "scorer_of"]
+
+Scorer: TypeAlias = Callable[[str, np.ndarray, np.ndarray], float]
+"""(kind of the task, scores, labels) → the metric."""
 
 
-def scorer_of(name: str) -> Any:
-    """Return `score(kind, scores, labels)` of a scikit-learn scorer.
+def scorer_of(name: str) -> Scorer:
+    """Return a scikit-learn scorer as a function `score(kind, scores, labels)`.
 
     Args:
         name: As in `sklearn.metrics.get_scorer_names()`, or a function `sklearn.metrics.<name>` that ends in
@@ -30,7 +34,7 @@ def scorer_of(name: str) -> Any:
     known = metrics.get_scorer_names()
     function = getattr(metrics, name, None)
     if name in known:
-        scorer: Any = metrics.get_scorer(name)
+        scorer = metrics.get_scorer(name)
     elif callable(function) and name.endswith(("_score", "_corrcoef")):
         scorer = metrics.make_scorer(function)
     else:
@@ -45,25 +49,26 @@ def scorer_of(name: str) -> Any:
     return score
 
 
-def _answers() -> tuple[type, type]:
+def _estimators() -> tuple[type, type]:
     """Return two estimators that return the given predictions, for a scorer to call."""
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
     class Classifier(ClassifierMixin, BaseEstimator):
         def __init__(self, scores: np.ndarray, several: bool) -> None:
             self.scores, self.several = scores, several
-            self.classes_ = [np.arange(2)] * scores.shape[1] if several else np.arange(scores.shape[1])
+            classes = scores.shape[1]
+            self.classes_: object = [np.arange(2)] * classes if several else np.arange(classes)
 
-        def predict(self, rows: Any) -> np.ndarray:
+        def predict(self, rows: object) -> np.ndarray:
             return (self.scores > 0).astype(int) if self.several else self.scores.argmax(axis=1)
 
-        def predict_proba(self, rows: Any) -> np.ndarray:
+        def predict_proba(self, rows: object) -> np.ndarray:
             if self.several:
                 return 1 / (1 + np.exp(-self.scores))
             shifted = np.exp(self.scores - self.scores.max(axis=1, keepdims=True))
             return shifted / shifted.sum(axis=1, keepdims=True)
 
-        def decision_function(self, rows: Any) -> np.ndarray:
+        def decision_function(self, rows: object) -> np.ndarray:
             two = not self.several and self.scores.shape[1] == 2
             return self.scores[:, 1] - self.scores[:, 0] if two else self.scores
 
@@ -71,18 +76,18 @@ def _answers() -> tuple[type, type]:
         def __init__(self, scores: np.ndarray) -> None:
             self.scores = scores
 
-        def predict(self, rows: Any) -> np.ndarray:
+        def predict(self, rows: object) -> np.ndarray:
             return self.scores
 
     return Classifier, Regressor
 
 
-def _Classifier(scores: np.ndarray, *, several: bool) -> Any:
-    return _answers()[0](scores, several)
+def _Classifier(scores: np.ndarray, *, several: bool) -> object:
+    return _estimators()[0](scores, several)
 
 
-def _Regressor(scores: np.ndarray) -> Any:
-    return _answers()[1](scores)
+def _Regressor(scores: np.ndarray) -> object:
+    return _estimators()[1](scores)
 
 
 def check_fits(name: str, kind: str, classes: int) -> None:

@@ -25,6 +25,8 @@ from finetune_common.errors import ConfigurationError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
+    from finetune_common.aliases import ParamGroup, Settings, StateDict
+
 __all__ = [
     "GROUPS",
     "HOLDERS",
@@ -123,15 +125,15 @@ class Part(Protocol):
         """
         ...
 
-    def on_step(self, step: int) -> Mapping[str, Any]:
+    def on_step(self, step: int) -> Mapping[str, object]:
         """Look at gradients and new weights after the step; the result goes into `metrics.jsonl`."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return all state as tensors and plain data."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Load the state of a checkpoint."""
         ...
 
@@ -143,7 +145,7 @@ class Part(Protocol):
 class Adaptation(Method, Protocol):
     """Which parameters train."""
 
-    def load_kwargs(self) -> dict[str, Any]:
+    def load_kwargs(self) -> Settings:
         """Return arguments for `from_pretrained`, empty unless the method acts when weights are loaded."""
         ...
 
@@ -200,11 +202,11 @@ class Activation(Method, Protocol):
     A run that compiles calls it before the first forward pass; a method that cannot raises there.
     """
 
-    def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+    def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[object]:
         """Return the context in which each training forward pass runs."""
         ...
 
-    def stats(self) -> Mapping[str, Any]:
+    def stats(self) -> Mapping[str, object]:
         """Return at least `stored_bytes` of the last forward pass, or an empty mapping."""
         ...
 
@@ -212,7 +214,7 @@ class Activation(Method, Protocol):
 class Gradient(Method, Protocol):
     """Changes gradients between backward (after clipping and unscaling) and the step."""
 
-    def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> Any:
+    def attach(self, optimizer: torch.optim.Optimizer, accumulate: int) -> object:
         """Attach to an optimizer whose step sees `accumulate` micro-batches; return a part."""
         ...
 
@@ -224,7 +226,7 @@ class Optimizer(Method, Protocol):
     warning if `--max-grad-norm` leaves nothing to clip.
     """
 
-    def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, model: torch.nn.Module, param_groups: list[ParamGroup]) -> torch.optim.Optimizer:
         """Return the optimizer.
 
         Args:
@@ -238,7 +240,7 @@ class Optimizer(Method, Protocol):
 class Monitor(Method, Protocol):
     """Something recorded during training."""
 
-    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> object:
         """Attach after the gradient slot, before the first step; return a part."""
         ...
 

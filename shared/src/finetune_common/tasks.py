@@ -44,7 +44,7 @@ class Task:
     primary: str
     rows: Mapping[str, int] = field(hash=False)
     folder: str = ""
-    files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    files: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     official_columns: tuple[str, ...] = ()
     official_label: str = "label"
     headerless: tuple[str, ...] = ()

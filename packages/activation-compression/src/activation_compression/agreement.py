@@ -1,9 +1,9 @@
-"""What all processes measure together: they then assign the same widths."""
+"""Sums of measurements over all processes, so that they assign the same widths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -12,13 +12,15 @@ from activation_compression.measured import Measured
 
 __all__ = ["over_processes", "total_over_processes"]
 
+T = TypeVar("T")
 
-def over_processes(mine: Measured) -> Measured:
-    """Return sums over all processes of the process group, if there is one: they then agree on the widths.
 
-    A way to group a tensor that some process does not know, as its batch is smaller, is not chosen.
+def over_processes(of_this_process: Measured) -> Measured:
+    """Return the sums of a measurement over all processes of the process group, if there is one.
+
+    A way to group a tensor counts only if all processes measured it; smaller batches allow fewer ways.
     """
-    measured = _of_all_processes(mine)
+    measured = _of_all_processes(of_this_process)
     keys = dict.fromkeys(key for process in measured for key in process.ways)
     ways: dict[str, dict[str, Way]] = {}
     for key in keys:
@@ -35,7 +37,7 @@ def over_processes(mine: Measured) -> Measured:
         ways,
         {key: sum(process.elements.get(key, 0) for process in measured) for key in keys},
         {key: max(process.least.get(key, 1) for process in measured) for key in keys},
-        frozenset().union(*(process.finer for process in measured)),
+        frozenset[str]().union(*(process.finer for process in measured)),
     )
 
 
@@ -44,9 +46,9 @@ def total_over_processes(values: Sequence[float]) -> list[float]:
     return [sum(of_processes) for of_processes in zip(*_of_all_processes(values), strict=True)]
 
 
-def _of_all_processes(mine: Any) -> list[Any]:
-    values = [mine]
+def _of_all_processes(value: T) -> list[T]:
+    values = [value]
     if dist.is_available() and dist.is_initialized():
         values *= dist.get_world_size()
-        dist.all_gather_object(values, mine)
+        dist.all_gather_object(values, value)  # pyright: ignore[reportUnknownMemberType]  # torch has no types
     return values

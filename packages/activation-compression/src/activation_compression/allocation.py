@@ -1,4 +1,4 @@
-"""How many bits each tensor receives, and how its elements are grouped: the greedy rule, on plain numbers."""
+"""The greedy rule for each tensor's bits and groups, on plain numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from activation_compression.levels import WIDTHS
 __all__ = ["ENDS", "KEPT", "Way", "allocate", "allocate_ways", "noise"]
 
 KEPT = 32
-"""The width that stands for keeping a tensor unchanged."""
+"""The width of a tensor that is kept unchanged."""
 ENDS = 32
 """Bits of a group's minimum and step."""
 
@@ -21,7 +21,7 @@ class Way(NamedTuple):
 
     Attributes:
         sensitivity: c_l with these groups, at least 0.
-        groups: Their number.
+        groups: The number of groups.
     """
 
     sensitivity: float
@@ -29,7 +29,7 @@ class Way(NamedTuple):
 
 
 class Rung(NamedTuple):
-    """A width and a way to group; what both cost in bits, and the variance that they leave."""
+    """A width and a way to group, their costs in bits, and the variance of the gradient with them."""
 
     bits: int
     way: str
@@ -39,7 +39,7 @@ class Rung(NamedTuple):
 
 
 def noise(bits: int) -> float:
-    """Return S(b) = 1 / (2ᵇ - 1)², to which the variance of rounding is proportional; 0 for kept tensors.
+    """Return S(b) = 1 / (2ᵇ - 1)²: the variance of rounding is proportional to it; 0 for kept tensors.
 
     Examples:
         >>> noise(1), round(1 / noise(4)), noise(32)
@@ -61,11 +61,11 @@ def allocate(
     Args:
         sensitivities: Tensor → c_l, at least 0.
         elements: Tensor → n_l.
-        average: Bits an element, at least 1.
+        average: Average bits per element, at least 1.
         least: Tensor → the width below which the variance is more than c_l S(b_l); by default 1.
 
     Returns:
-        Tensor → b_l; 32 is a tensor that is kept unchanged.
+        Tensor → b_l; 32 means that a tensor is kept unchanged.
 
     Source: Liu et al. 2022 (arXiv 2206.11357), section 5.
 
@@ -88,13 +88,13 @@ def allocate_ways(
         minimise Σ c_l(w_l) S(b_l)   subject to   Σ b_l n_l ≤ average · Σ n_l
         and   Σ b_l n_l + 32 g_l(w_l) ≤ Σ average · n_l + 32 g_l(usual way)
 
-    g_l(w) is the number of groups. From 32 bits down, always the step that adds the least variance for each
-    bit saved, until both hold. Below its least width a tensor goes only where the others are at theirs.
+    g_l(w) is the number of groups. All tensors start at 32 bits; the step that adds the least variance per
+    saved bit is taken until both constraints hold. Steps below a tensor's least width are taken last.
 
     Args:
         ways: Tensor → name → way, the usual one first.
         elements: Tensor → n_l.
-        average: Bits an element, at least 1.
+        average: Average bits per element, at least 1.
         least: Tensor → the width below which the variance is more than c_l S(b_l); by default 1.
 
     Returns:
@@ -133,7 +133,7 @@ def allocate_ways(
 
 
 def _ladder(ways: Mapping[str, Way], n: int, least: int) -> list[Rung]:
-    """Return the choices with the least variance for their cost, most expensive first, on a convex curve."""
+    """Return the choices on the convex curve of least variance for each cost, the most expensive first."""
     usual = next(iter(ways))
     ladder = [Rung(KEPT, usual, KEPT * n, KEPT * n, 0.0)]
     rungs = [
@@ -147,7 +147,7 @@ def _ladder(ways: Mapping[str, Way], n: int, least: int) -> list[Rung]:
 
 
 def _hull(rungs: Sequence[Rung], fixed: int) -> list[Rung]:
-    """Return the lower convex hull of variance over cost; the first `fixed` rungs belong to it."""
+    """Return the lower convex hull of variance over cost; the first `fixed` rungs always belong to it."""
     chosen: list[Rung] = list(rungs[:fixed])
     for rung in rungs[fixed:]:
         while len(chosen) > fixed and (

@@ -1,41 +1,42 @@
-"""Fused attention: output and log-sum-exp are computed from the same q, k and v that backward reads.
+"""Fused attention: its output and log-sum-exp are computed again from the q, k and v that backward reads.
 
     P = exp(scale · q kᵀ + mask - ℓ),   ℓ = log Σ_j exp(scale · q·k_j + mask_j),   o = P v
     ∂L/∂S = P ∘ (∂L/∂P - D),   D = rowsum(∂L/∂o ∘ o)
 
-With rounded q and k and the ℓ of the exact ones, probabilities would not sum to one: with wide scores they
-exceed it by orders of magnitude. With rounded v and the exact o the last line would not cancel.
+With rounded q and k and the ℓ of the exact ones, probabilities would not sum to one: if scores spread widely,
+the sum is too large by orders of magnitude. With rounded v and the exact o, ∂L/∂P - D would not cancel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from activation_compression.derivations import DEEPEST, Inputs, Missing
-from activation_compression.formulas import Node
+from activation_compression.nodes import Node
 from activation_compression.recipe import Recipe
 
 __all__ = ["attended"]
 
-Kernel = Callable[..., Any]
+Kernel = Callable[..., Sequence[Tensor]]
 
 
-def _cpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, **settings: Any) -> Any:
+def _cpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, **settings: object) -> Sequence[Tensor]:
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, **settings)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, **settings: Any) -> Any:
+def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, **settings: object) -> Sequence[Tensor]:
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, **settings)
 
 
-def _with_bias(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, **settings: Any) -> Any:
+def _with_bias(
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, **settings: object
+) -> Sequence[Tensor]:
     return kernel(q, k, v, bias, True, **settings)
 
 
@@ -52,10 +53,10 @@ KERNELS: dict[str, Kernel] = {
 """Node → its kernel: q, k, v, bias → output, log-sum-exp, ..."""
 
 
-class _Again:
-    """Runs the kernel once and keeps its second result until it is asked for."""
+class _Rerun:
+    """Runs the kernel once for both results, and keeps the other one until it is needed."""
 
-    def __init__(self, kernel: Kernel, settings: dict[str, Any]) -> None:
+    def __init__(self, kernel: Kernel, settings: Mapping[str, object]) -> None:
         self._kernel, self._settings = kernel, settings
         self._other: dict[int, Tensor] = {}
         self._lock = Lock()
@@ -63,21 +64,21 @@ class _Again:
     def __call__(self, which: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the output (0) or the log-sum-exp (1), and keep the other."""
         with self._lock:
-            waiting = self._other.pop(which, None)
-            if waiting is not None:
-                return waiting
-            made = self._kernel(q, k, v, bias, **self._settings)[:2]
-            self._other = {1 - which: made[1 - which]}
-            return made[which]
+            kept = self._other.pop(which, None)
+            if kept is not None:
+                return kept
+            results = self._kernel(q, k, v, bias, **self._settings)[:2]
+            self._other = {1 - which: results[1 - which]}
+            return results[which]
 
 
 def attended(node: Node, value: str, like: Tensor) -> Recipe | None:
-    """Return how to compute what fused attention saved of its results; None where that cannot be.
+    """Return how to compute a result of fused attention again; None if that is impossible or not needed.
 
-    With dropout the output cannot be computed again, as the kernel drew the mask. The log-sum-exp can.
+    With dropout the output cannot be computed again, since the kernel drew the mask. The log-sum-exp can.
 
     Args:
-        node: Of the attention.
+        node: The node of the attention.
         value: "output" or the name of the log-sum-exp.
         like: The result.
     """
@@ -93,11 +94,11 @@ def attended(node: Node, value: str, like: Tensor) -> Recipe | None:
         return None
     scale, causal = node._saved_scale, bool(node._saved_is_causal)
     if node._saved_dropout_p == 0:
-        again = node.metadata.get(_Again)
-        if again is None:
-            again = _Again(KERNELS[node.name()], {"is_causal": causal, "scale": scale})
-            node.metadata[_Again] = again
-        return Recipe("attention", partial(again, int(value != "output")), tuple(sources), repeats=False)
+        rerun = node.metadata.get(_Rerun)
+        if rerun is None:
+            rerun = _Rerun(KERNELS[node.name()], {"is_causal": causal, "scale": scale})
+            node.metadata[_Rerun] = rerun
+        return Recipe("attention", partial(rerun, int(value != "output")), tuple(sources), repeats=False)
     if value == "output":
         return None
     compute = partial(_log_sum_exp, scale, causal, tuple(like.shape), like.dtype)
@@ -115,7 +116,8 @@ def _log_sum_exp(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Return ℓ by its definition; padding beyond the queries is ∞, so that it adds nothing."""
-    rows, heads = [], q.shape[1]
+    rows: list[Tensor] = []
+    heads = q.shape[1]
     for number in range(len(q)):  # one example at a time: the scores of all never exist together
         keys = k[number].float().repeat_interleave(heads // k.shape[1], 0)
         scores = (q[number].float() * (scale or q.shape[-1] ** -0.5)) @ keys.mT

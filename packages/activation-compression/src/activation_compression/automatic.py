@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from activation_compression.adjoint import Adjoint
 from activation_compression.agreement import over_processes, total_over_processes
 from activation_compression.formulas import Formula
 from activation_compression.levels import Level
-from activation_compression.measured import Assignment, Measured
+from activation_compression.measured import Assignment, Measured, Measurement
 from activation_compression.sensitivity import (
     distance,
     frozen,
@@ -30,29 +31,31 @@ from finetune_common.errors import ConfigurationError
 __all__ = ["assigned", "probe"]
 
 TRIALS = 2
-"""Gradients by which an allocation is judged."""
+"""Gradients with which an allocation is compared."""
 APART = 2**30
-"""Tensors between the random numbers of two trials."""
+"""Distance between the random numbers of two trials, in tensors."""
 
 
 class Compressor(Protocol):
-    """What is measured: an `ActivationCompressor`."""
+    """The members of `ActivationCompressor` that a measurement uses."""
 
     level: Level
     model: nn.Module
     store: Store
-    log: list[dict[str, Any]]
+    log: list[Measurement]
     observer: Callable[[Tensor, Saved, Formula], None] | None
 
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *error: object) -> None: ...
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
     def with_level(self, level: str) -> Compressor:
         """Return a compressor of the same model with these settings and another level."""
         ...
 
 
-def assigned(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int) -> dict[str, Any]:
-    """Return what was measured, which allocations were tried, and the widths and ways of the best one."""
+def assigned(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int) -> Measurement:
+    """Return the measurement, the error of each allocation tried, and widths and ways of the best one."""
     measured = over_processes(_measure(compressor, loss_fn, probes))
     average = measured.average(compressor.level)
     candidates = measured.candidates(average, compressor.store.widest())
@@ -71,39 +74,42 @@ def assigned(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int)
 
 
 def _measure(compressor: Compressor, loss_fn: Callable[[], Tensor], probes: int) -> Measured:
-    """Return each tensor's sensitivity, elements and least width, and which get twice the bits by default."""
+    """Return each tensor's sensitivity, elements and least width, and which get twice the bits elsewhere."""
     store = compressor.store
     adjoint = Adjoint(store.group_size, store.widest(), store.draws.seed, choose=not store.published)
     measuring = compressor.with_level("L1.1")
-    measuring.observer, measuring.store.alike = adjoint.saw, True
+    measuring.observer, measuring.store.equal_widths = adjoint.record, True
     generator = torch.Generator().manual_seed(store.draws.seed + len(compressor.log))
 
-    def found(measured: Mapping[str, float] | None = None) -> Measured:
-        return Measured(adjoint.ways(measured), adjoint.elements, adjoint.least, frozenset(adjoint.finer))
+    def result(sensitivities: Mapping[str, float] | None = None) -> Measured:
+        ways = adjoint.ways(sensitivities)
+        return Measured(ways, adjoint.elements, adjoint.least, frozenset(adjoint.finer))
 
     with preserved(compressor.model), torch.enable_grad():
         with measuring:
             loss = loss_fn()
         if not adjoint.elements:
-            raise ConfigurationError("loss_fn saved nothing that can be compressed: is it within a context?")
+            raise ConfigurationError(
+                "loss_fn saved nothing that can be compressed: it must run the model, not within a context"
+            )
         try:
             gradients = gradient(loss, compressor.model, create_graph=True)
             with frozen(leaves(loss)):
                 adjoint.measure(gradients, generator, probes)
-            return found()
+            return result()
         except RuntimeError as error:
             if "is not implemented" not in str(error) and "once_differentiable" not in str(error):
                 raise
     del loss
-    return found(probe(compressor, loss_fn, like_groups(adjoint.elements)))
+    return result(probe(compressor, loss_fn, like_groups(adjoint.elements)))
 
 
 def _errors(
     compressor: Compressor, loss_fn: Callable[[], Tensor], candidates: Mapping[str, Assignment]
 ) -> dict[str, float]:
-    """Return how far the gradient is from the plain one with each allocation; all processes agree.
+    """Return the gradient's squared error with each allocation, relative to its square; all processes agree.
 
-    Squared, relative to the squared norm of the plain one. Allocations that are equal are tried once.
+    Equal allocations are tried once.
     """
 
     def gradients(level: str, assignment: Assignment, draw: int = 0) -> list[Tensor]:
@@ -130,11 +136,11 @@ def _errors(
 def probe(
     compressor: Compressor, loss_fn: Callable[[], Tensor], groups: list[dict[str, int]]
 ) -> dict[str, float]:
-    """Measure groups of tensors by rounding each anew: one forward and backward pass for each group."""
+    """Measure groups of tensors by rounding each group again, in one forward and backward pass."""
 
     def gradients(group: frozenset[str]) -> list[Tensor]:
         trial = compressor.with_level("L1")
-        trial.store.alike, trial.store.draws.reseeded = True, group
+        trial.store.equal_widths, trial.store.draws.reseeded = True, group
         return _gradient(trial, loss_fn)
 
     totals = probed(gradients, [frozenset(group) for group in groups], bits=4)
@@ -144,7 +150,7 @@ def probe(
 
 
 def _gradient(compressor: Compressor, loss_fn: Callable[[], Tensor]) -> list[Tensor]:
-    """Return the gradient of a loss whose forward pass is compressed; the model is left as it was."""
+    """Return the gradient of a loss after a compressed forward pass; the model does not change."""
     with preserved(compressor.model), torch.enable_grad():
         with compressor:
             loss = loss_fn()

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TypeVar, cast
 
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    checkpoint,  # pyright: ignore[reportUnknownVariableType]  # torch declares few of its types
+)
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 
 __all__ = ["checkpoint_blocks", "find_blocks"]
 
+Output = TypeVar("Output")
+
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks that a model repeats: the outermost lists of two or more modules of one class.
 
-    Where there are none, lists of one module are its blocks: a model of one layer.
+    If there are none, lists of one module count, as in a model with one layer.
 
     Examples:
         >>> import torch
@@ -40,11 +44,11 @@ def _outermost(model: nn.Module, kinds: tuple[type, ...], least: int) -> list[nn
 
 @explain_arguments
 @contextmanager
-def checkpoint_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Within this context the blocks of a model keep their inputs only, and run again in backward.
+def checkpoint_blocks(model: nn.Module) -> Generator[list[nn.Module]]:
+    """Within this context the blocks of a model keep only their inputs, and run again in backward.
 
-    Random states are kept with the inputs, so that gradients equal those of the plain run bit for bit.
-    Around it, an `ActivationCompressor` compresses these inputs.
+    Random states are kept with the inputs, so that gradients equal those of a plain run bit for bit.
+    An `ActivationCompressor` around this context compresses the inputs.
 
     Args:
         model: Its outermost lists of modules of one class are its blocks (`find_blocks`).
@@ -66,9 +70,10 @@ def checkpoint_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:
     blocks = find_blocks(model)
     if not blocks:
         raise ConfigurationError(
-            f"{type(model).__name__} has no list of like modules to checkpoint: use --activation compress"
+            f"{type(model).__name__} has no list of modules of one class to checkpoint: use "
+            "ActivationCompressor or --activation compress instead"
         )
-    # Accelerate, for one, wraps a module's forward.
+    # Some libraries, such as Accelerate, set a module's own forward.
     forwards = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = partial(_recomputed, block.forward)
@@ -79,13 +84,14 @@ def checkpoint_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:
             restore_forward(block, forward)
 
 
-def restore_forward(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Restore a module's forward pass: the one set on it, or that of its class."""
+def restore_forward(module: nn.Module, forward: Callable[..., object] | None) -> None:
+    """Restore a module's own forward; None restores that of its class."""
     if forward is None:
         del module.forward
     else:
         module.forward = forward
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+def _recomputed(forward: Callable[..., Output], *args: object, **kwargs: object) -> Output:
+    run = cast("Callable[..., Output]", checkpoint)
+    return run(forward, *args, use_reentrant=False, **kwargs)

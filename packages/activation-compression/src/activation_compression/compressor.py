@@ -1,4 +1,4 @@
-"""Compress what autograd saves, as a context manager around forward passes."""
+"""Compresses the tensors that autograd saves, as a context manager around forward passes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from itertools import count
 from threading import local
-from typing import Any
+from types import TracebackType
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from activation_compression import kernels
 from activation_compression.automatic import assigned
+from activation_compression.blocks import storage_id
 from activation_compression.draws import Draws
 from activation_compression.formulas import Formulas
 from activation_compression.forward_pass import ForwardPass, Observer
 from activation_compression.levels import find_level
+from activation_compression.measured import Measurement
 from activation_compression.statistics import Statistics
 from activation_compression.store import PLAIN_TYPES, Store
 from activation_compression.stored import Saved
@@ -27,9 +30,21 @@ from finetune_common.errors import ConfigurationError, check_number, did_you_mea
 __all__ = ["ActivationCompressor", "compress_activations"]
 
 ONE_SHOTS = count()
-"""How many one-shot compressors there were: each rounds with other random numbers."""
+"""Number of the next one-shot compressor; each rounds with other random numbers."""
 TENSORS = 2**20
-"""Tensors that a one-shot compressor may round before it meets the random numbers of the next one."""
+"""Tensors that a one-shot compressor can round before it repeats random numbers of the next one."""
+
+
+class Settings(TypedDict, total=False):
+    """The arguments of `ActivationCompressor` by keyword."""
+
+    bits: float | None
+    group_size: int
+    seed: int
+    min_elements: int
+    exclude: Iterable[str]
+    derive: bool
+    formulas: Mapping[str, Iterable[str]] | None
 
 
 @explain_arguments
@@ -38,11 +53,11 @@ class ActivationCompressor:
 
         h saved by an operation → Q_b(h),   E[Q_b(h)] = h,   ĝ = g(Q_b(h); θ)
 
-    A context manager around forward passes, to be used any number of times; the backward pass may come
-    later, anywhere. A table (`activation_compression.formulas`) says of each operation and each value that
-    it saves whether the backward formula bears a rounded one; what the table does not know is kept exactly.
-    What is a cheap function of other stored values is not stored but computed again. Masks and gates take
-    one bit, exactly; parameters, buffers, statistics, inputs and small tensors are kept.
+    A context manager around forward passes, for any number of them; the backward pass may run later, inside
+    or outside. A table (`activation_compression.formulas`) says which values each operation's backward
+    formula may read rounded; values that are not in the table are kept exactly. A cheap function of other
+    stored values is not stored but computed again. Masks and gates take one bit, exactly; parameters,
+    buffers, statistics, inputs and small tensors are kept.
 
     Args:
         model: Its parameters and buffers are never compressed; its modules name the rows of `stats`.
@@ -51,21 +66,21 @@ class ActivationCompressor:
             host memory only; L4bit-swap 4 bits in host memory.
         bits: Automatic precision with this average instead of the level's, in [1, 32].
         group_size: Elements that share a minimum and a step, at least 1.
-        seed: Seed of the rounding. Its random numbers are hashed and leave torch's random stream alone.
+        seed: Seed of the rounding, which uses no global random stream.
         min_elements: Tensors with fewer elements are kept unchanged.
         exclude: Patterns (`*`, `?`) of "module:operation" whose tensors are kept unchanged.
         derive: Whether values that follow from others are computed again; False stores them all, as the
             published method does.
-        formulas: Name of an `autograd.Function` of yours → "linear", "smooth", "exact" or "shape" for each
-            tensor that it saves; without it they are exact.
+        formulas: Name of your own `autograd.Function` → "linear", "smooth", "exact" or "shape" for each
+            tensor that it saves; otherwise they are exact.
 
     Raises:
-        ConfigurationError: A setting that does not exist; a level that needs CUDA where there is none; a
+        ConfigurationError: A setting that is not allowed; a level that needs CUDA where there is none; a
             model under `torch.compile`, for which there is `compile_options`; at the end of a forward pass,
             a pattern of `exclude` that nothing matched.
 
-    Source: Liu et al. 2022 (arXiv 2206.11357), with the level names of the released code. Differs from it in
-    storing a tensor once or not at all, in deciding by backward formula, and in what `adapt` costs.
+    Source: Liu et al. 2022 (arXiv 2206.11357), with the level names of the released code. It differs in
+    storing a tensor once or not at all, in deciding by backward formula, and in the cost of `adapt`.
 
     Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 1))
@@ -99,9 +114,7 @@ class ActivationCompressor:
                 f"level {level!r} moves activations to host memory, and torch finds no CUDA device: "
                 "use L1 or L2"
             )
-        if any(
-            isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in model.modules()
-        ):
+        if any(map(_is_compiled, model.modules())):
             raise ConfigurationError(
                 "the model is under torch.compile, which decides what is saved: compress there, with "
                 "torch.compile(model, options=activation_compression.compile_options('L1'))"
@@ -109,16 +122,19 @@ class ActivationCompressor:
         self.model = model
         self.exclude = tuple(exclude)
         self.stats = Statistics()
-        self.log: list[dict[str, Any]] = []
+        self.log: list[Measurement] = []
         self.store = Store(self.level, derive, group_size, Draws(seed), min_elements, Formulas(formulas))
-        self.store.alike = self.store.published = not derive
-        self._settings: dict[str, Any] = {
-            "group_size": group_size,
-            "seed": seed,
-            "min_elements": min_elements,
-        }
-        self._settings |= {"exclude": self.exclude, "derive": derive, "formulas": formulas}
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self.store.equal_widths = self.store.published = not derive
+        self._settings = Settings(
+            group_size=group_size,
+            seed=seed,
+            min_elements=min_elements,
+            exclude=self.exclude,
+            derive=derive,
+            formulas=formulas,
+        )
+        modules = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+        self._names = {id(module): name for name, module in modules}
         self._entered = local()
         self.observer: Observer | None = None
 
@@ -133,7 +149,7 @@ class ActivationCompressor:
 
     @property
     def ways(self) -> dict[str, str]:
-        """Name → how elements are grouped, where automatic precision has chosen it."""
+        """Name → how the elements are grouped, where automatic precision has chosen it."""
         return self.store.ways
 
     @ways.setter
@@ -142,15 +158,15 @@ class ActivationCompressor:
 
     def __enter__(self) -> ActivationCompressor:
         if getattr(self._entered, "stack", None) is not None:
-            raise ConfigurationError("this compressor is already around the forward pass: enter it once")
+            raise ConfigurationError("this compressor is already in use in this thread: enter it only once")
         if torch.compiler.is_compiling():
             raise ConfigurationError(
-                "a compressor cannot be entered inside torch.compile: leave it out, and compile with "
+                "a compressor cannot be entered inside torch.compile: remove it, and compile with "
                 "options=activation_compression.compile_options('L1')"
             )
         of_model = [*self.model.parameters(), *self.model.buffers()]
-        self.store.own = {
-            t.untyped_storage()._cdata for t in of_model if type(t) in PLAIN_TYPES or kernels.is_fake(t)
+        self.store.storages_of_model = {
+            storage_id(t) for t in of_model if type(t) in PLAIN_TYPES or kernels.is_fake(t)
         }
         this = ForwardPass(self.store, self._names, self.exclude, self.observer)
         self.stats = this.stats
@@ -160,39 +176,42 @@ class ActivationCompressor:
             self._entered.stack, self._entered.this = stack.pop_all(), this
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        stack, self._entered.stack = self._entered.stack, None
-        this, self._entered.this = self._entered.this, None
-        stack.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack: ExitStack = self._entered.stack
+        this: ForwardPass = self._entered.this
+        self._entered.stack = self._entered.this = None
+        stack.__exit__(kind, error, trace)
         this.close()
-        if this.unused and error[0] is None:
+        if this.unused and error is None:
             pattern = min(this.unused)
             places = dict.fromkeys(f"{row.module}:{row.operation}" for row in this.stats.rows)
             raise ConfigurationError(f"exclude={pattern!r} matches nothing: {did_you_mean(pattern, places)}")
 
     def adapt(self, loss_fn: Callable[[], Tensor], probes: int = 2) -> dict[str, int]:
-        """Measure how much each tensor's rounding moves the gradient, and assign widths and groups anew.
+        """Measure how much each tensor's rounding moves the gradient, and assign new widths and groups.
 
             c_l = E_v ‖D_l^½ ∂⟨g, v⟩/∂h_l‖²,  v random signs
             minimise Σ c_l / (2ᵇˡ - 1)²  subject to  Σ b_l n_l ≤ b Σ n_l
 
-        One forward pass, one backward pass, and `probes` backward passes through it measure all tensors. What
-        they save is kept in 8 bits. Where an operation cannot be differentiated twice, groups of like tensors
-        are rounded anew, one pass for each group. Random states, buffers and `.grad` stay as they are. In a
-        process group every process calls it with its own batch, and all assign the same widths; `loss_fn`
-        then runs the model itself, not its DDP wrapper.
+        One forward pass, one backward pass, and `probes` backward passes through it measure all tensors,
+        with saved tensors in 8 bits. If an operation cannot be differentiated twice, groups of similar
+        tensors are rounded again instead, one pass for each group. Random states, buffers and `.grad` do not
+        change. In a process group every process calls it with its own batch, and all assign the same widths;
+        `loss_fn` then runs the model itself, not its DDP wrapper.
 
         This first-order estimate is exact only for inputs of linear maps and convolutions. Elsewhere it can
         be wrong, and depth amplifies the error. So four allocations are tried, with two passes each: the
         optimum of the estimate; the same with at least two bits for those other tensors; that again with
-        the groups that the formulas suggest; and equal widths. The best one is kept.
+        the groups that the formulas suggest; and equal widths. The best one is used.
 
         Args:
-            loss_fn: Runs a forward pass, not within this compressor, and returns the loss.
+            loss_fn: Runs a forward pass, outside this compressor, and returns the loss.
             probes: Vectors of random signs, at least 1.
 
         Returns:
-            The widths, by "module:operation:number"; 32 is a tensor that is kept unchanged.
+            The widths, by "module:operation:number"; 32 means that a tensor is kept unchanged.
 
         Raises:
             ConfigurationError: The level's widths are fixed, or the forward pass saved nothing.
@@ -201,7 +220,7 @@ class ActivationCompressor:
         backward passes for every tensor.
         """
         if not self.level.automatic:
-            raise ConfigurationError("the widths of this level are fixed: use L2, L2.1, L2.2, L3 or bits=")
+            raise ConfigurationError("this level's widths are fixed: use L2, L2.1, L2.2, L3 or bits=")
         check_number("probes", probes, at_least=1)
         assignment = assigned(self, loss_fn, probes)
         self.widths, self.ways = assignment["widths"], assignment["ways"]
@@ -214,8 +233,12 @@ class ActivationCompressor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many tensors were rounded, widths and ways to group, and the log of measurements."""
-        assigned_so_far = {"widths": dict(self.widths), "ways": dict(self.ways), "log": list(self.log)}
-        return {"drawn": self.store.draws.drawn, **assigned_so_far}
+        return {
+            "drawn": self.store.draws.drawn,
+            "widths": dict(self.widths),
+            "ways": dict(self.ways),
+            "log": list(self.log),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()` of another run."""
@@ -224,11 +247,20 @@ class ActivationCompressor:
         self.log = list(state["log"])
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    """Return whether `torch.compile` or `module.compile` was called on a module."""
+    from torch._dynamo import OptimizedModule  # loads the compiler
+
+    return isinstance(module, OptimizedModule) or vars(module).get("_compiled_call_impl") is not None
+
+
 @explain_arguments
-def compress_activations(model: nn.Module, level: str = "L1", **settings: Any) -> ActivationCompressor:
+def compress_activations(
+    model: nn.Module, level: str = "L1", **settings: Unpack[Settings]
+) -> ActivationCompressor:
     """Return a compressor for one forward pass; arguments as for `ActivationCompressor`.
 
-    Each call rounds with other random numbers than the one before it, also with the same seed.
+    Each call rounds with different random numbers, even with the same seed.
 
     Examples:
         >>> layer = torch.nn.Linear(64, 64)

@@ -1,39 +1,41 @@
-"""Values that need not be stored: computed again from what is stored anyway.
+"""Values that need not be stored, since they can be computed again from stored ones.
 
-The graph is its own recipe. A node knows which operation made a tensor, what it saved of its inputs, and
-which nodes made them; so the forward operation can be run again. That is done where it is cheap: element
-by element, or along one axis. Linear maps are never run again, but for one: the logits of a vocabulary.
+A node of the graph knows which operation made a tensor, what the operation saved of its inputs, and which
+nodes made them; so the forward operation can run again. It does where it is cheap: element by element, or
+along one axis. Linear maps never run again, with one exception: the logits of a vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activation_compression.formulas import Node, is_vocabulary
-from activation_compression.recipe import Recipe, noted
+from activation_compression.formulas import is_vocabulary
+from activation_compression.nodes import Node
+from activation_compression.recipe import Recipe, note_of
 from activation_compression.stored import Held, Kept, Saved
 
 __all__ = ["Inputs", "Missing", "logarithms", "made_again"]
 
 DEEPEST = 4
-"""Computations, one upon another, until a value is stored after all: no layer is run again."""
+"""Longest chain of computations behind a value; with a longer one it is stored. So no layer runs again."""
 
 
 def made_again(
     node: Node | None, output: int = 0, deepest: int = DEEPEST, logits: bool = False
 ) -> Held | None:
-    """Return what yields an output of a node again; None where that is not known or not cheap.
+    """Return how to get an output of a node again; None if that is unknown or not cheap.
 
     Args:
         node: A node of the graph.
         output: Number of the output.
-        deepest: Computations, one upon another, that are allowed.
-        logits: Whether the linear map of a vocabulary may be run again.
+        deepest: Longest chain of computations allowed.
+        logits: Whether the linear map of a vocabulary may run again.
     """
     if node is None:
         return None
@@ -52,34 +54,34 @@ def made_again(
 
 
 class Missing(Exception):
-    """An input is not known."""
+    """An input of a node is unknown."""
 
 
 class Inputs:
-    """What is known of a node's inputs."""
+    """The inputs of a node, as far as they are known; arguments as for `made_again`."""
 
     def __init__(self, node: Node, deepest: int, logits: bool = False) -> None:
         self.node, self.logits, self._deepest = node, logits, deepest
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the first output."""
+        """Shape of the first output."""
         return tuple(self.node._input_metadata[0].shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first output."""
+        """Dtype of the first output."""
         return self.node._input_metadata[0].dtype
 
     def saved(self, name: str) -> Held:
-        """Return what the node saved."""
+        """Return an input that the node saved."""
         held = _saved(self.node, name)
         if held is None or held.depth > self._deepest:
             raise Missing
         return held
 
     def edge(self, number: int) -> Held:
-        """Return an input by the node that made it."""
+        """Return an input from the node that made it."""
         before, output = self.node.next_functions[number]
         held = made_again(before, output, self._deepest, self.logits)
         if held is None:
@@ -87,14 +89,13 @@ class Inputs:
         return held
 
     def either(self, name: str, number: int) -> Held:
-        """Return an input that the node may have saved."""
+        """Return an input that the node saved; otherwise from the node that made it."""
         held = _saved(self.node, name)
         return self.edge(number) if held is None or held.depth > self._deepest else held
 
 
 def _saved(node: Node, name: str) -> Held | None:
-    raw = getattr(node, f"_raw_saved_{name}")
-    value = raw.data
+    value: object = getattr(node, f"_raw_saved_{name}").data
     if isinstance(value, Saved):
         held = value.held
         return held if held is not None and held.is_value else None
@@ -103,8 +104,7 @@ def _saved(node: Node, name: str) -> Held | None:
 
 RESULTS = {
     f"{name}Backward0": "result" for name in ("Tanh", "Sigmoid", "Softmax", "SafeSoftmax", "Exp", "Rsqrt")
-}
-RESULTS |= {
+} | {
     f"ScaledDotProduct{kind}Backward0": "output"
     for kind in ("FlashAttentionForCpu", "FlashAttention", "EfficientAttention", "CudnnAttention")
 }
@@ -114,20 +114,19 @@ Make = Callable[[Inputs], Recipe]
 
 
 def _of_self(function: Callable[..., Tensor], *settings: str, curved: bool = True) -> Make:
-    """Return the recipe of a function of what is saved as `self`."""
+    """Return the recipe maker for a function of the input that is saved as `self`."""
 
     def make(inputs: Inputs) -> Recipe:
-        given = {name: getattr(inputs.node, f"_saved_{name}") for name in settings}
+        values = {name: getattr(inputs.node, f"_saved_{name}") for name in settings}
         source = inputs.saved("self")
-        return Recipe(function.__name__, lambda x: function(x, **given), (source,), curved=curved)
+        return Recipe(function.__name__, partial(function, **values), (source,), curved=curved)
 
     return make
 
 
 def _viewed(view: Callable[[_View, Tensor], Tensor]) -> Make:
     def make(inputs: Inputs) -> Recipe:
-        frozen = _View(inputs)
-        return Recipe("copy", lambda x: view(frozen, x), (inputs.edge(0),))
+        return Recipe("copy", partial(view, _View(inputs)), (inputs.edge(0),))
 
     return make
 
@@ -143,7 +142,7 @@ class _View:
 
 
 def _signed(value: int) -> int:
-    """Nodes tell negative axes as unsigned numbers."""
+    """Undo that nodes return negative axes as unsigned numbers."""
     return value - 2**64 if value >= 2**63 else value
 
 
@@ -151,25 +150,32 @@ def _product(inputs: Inputs) -> Recipe:
     return Recipe("mul", torch.mul, (inputs.either("self", 0), inputs.either("other", 1)))
 
 
+def _relu(inputs: Inputs) -> Recipe:
+    return Recipe("relu", torch.relu, (inputs.edge(0),))
+
+
 def _dropped(inputs: Inputs) -> Recipe:
     scale = 1 / (1 - inputs.node._saved_p) if inputs.node._saved_p < 1 else 0.0
-    sources = inputs.edge(0), inputs.saved("result1")
-    return Recipe("dropout", lambda x, mask: x * mask * scale, sources, repeats=False)
+
+    def compute(x: Tensor, mask: Tensor) -> Tensor:
+        return x * mask * scale
+
+    return Recipe("dropout", compute, (inputs.edge(0), inputs.saved("result1")), repeats=False)
 
 
 def _layer_norm(inputs: Inputs) -> Recipe:
-    """The output from the input and the statistics that are kept; from the input alone where all is exact."""
+    """Use the input and the saved statistics; if the input is exact, run the forward operation again."""
     node, shape = inputs.node, tuple(inputs.node._saved_normalized_shape)
     names = [n for n in ("weight", "bias") if getattr(node, f"_raw_saved_{n}").data is not None]
     scales = tuple(inputs.saved(name) for name in names)
-    epsilon = noted(node, "epsilon")
+    epsilon = note_of(node).epsilon
     x = inputs.saved("input")
     if epsilon is not None and x.is_exact:
-        return Recipe(
-            "layer_norm",
-            lambda x, *terms: F.layer_norm(x, shape, **dict(zip(names, terms, strict=True)), eps=epsilon),
-            (x, *scales),
-        )
+
+        def repeat(x: Tensor, *terms: Tensor) -> Tensor:
+            return F.layer_norm(x, shape, **dict(zip(names, terms, strict=True)), eps=epsilon)
+
+        return Recipe("layer_norm", repeat, (x, *scales))
 
     def compute(x: Tensor, mean: Tensor, inverse: Tensor, *terms: Tensor) -> Tensor:
         y = (x - mean) * inverse
@@ -194,7 +200,7 @@ def _rms_norm(inputs: Inputs) -> Recipe:
 
 
 def _batch_norm(inputs: Inputs) -> Recipe:
-    """In training; the bias is no saved value, but the node's third input."""
+    """In training only. The node does not save the bias, which is its third input."""
     node = inputs.node
     if not node._saved_training:
         raise Missing
@@ -211,43 +217,35 @@ def _batch_norm(inputs: Inputs) -> Recipe:
     return Recipe("batch_norm", compute, tuple(sources), repeats=False)
 
 
-def _cast(inputs: Inputs) -> Recipe:
-    dtype = inputs.dtype
-    return Recipe("copy", lambda x: x.to(dtype), (inputs.edge(0),))
-
-
 def _logits(inputs: Inputs) -> Recipe:
-    """The linear map of a vocabulary, of what it saved; a bias is the first input of the node."""
-    node = inputs.node
-    biased = hasattr(node, "_raw_saved_mat1")
+    """Run the linear map of a vocabulary on the inputs that it saved; a bias is the node's first input."""
+    biased = hasattr(inputs.node, "_raw_saved_mat1")
     sources = inputs.saved("mat1" if biased else "self"), inputs.saved("mat2")
     if biased:
-        return Recipe(
-            "logits", lambda x, w, b: torch.addmm(b, x, w), (*sources, inputs.edge(0)), repeats=False
-        )
+        return Recipe("logits", torch.addmm, (inputs.edge(0), *sources), repeats=False)
     return Recipe("logits", torch.mm, sources, repeats=False)
 
 
 def logarithms(node: Node) -> Recipe | None:
-    """Return log-probabilities of a vocabulary, from what its linear map saved; None where there is none."""
+    """Return how to compute log-probabilities from the inputs of a vocabulary's linear map, if known."""
     logits = made_again(*node.next_functions[0], logits=True)
-    dim = _signed(node._saved_dim)
     if not isinstance(logits, Recipe):
         return None
-    return Recipe("log_softmax", lambda x: F.log_softmax(x, dim), (logits,), repeats=False)
+    compute = partial(F.log_softmax, dim=_signed(node._saved_dim))
+    return Recipe("log_softmax", compute, (logits,), repeats=False)
 
 
 def _slice(inputs: Inputs) -> Recipe:
     node = inputs.node
-    dim, step = node._saved_dim, node._saved_step
-    part = slice(node._saved_start, min(node._saved_end, 2**62), step)
-    return Recipe("copy", lambda x: x[(slice(None),) * dim + (part,)], (inputs.edge(0),))
+    part = slice(node._saved_start, min(node._saved_end, 2**62), node._saved_step)
+    index = (slice(None),) * node._saved_dim + (part,)
+    return Recipe("copy", itemgetter(index), (inputs.edge(0),))
 
 
-def _whole(make: Make) -> Make:
-    """Return a recipe maker that returns None where an input is not known."""
+def _optional(make: Make) -> Callable[[Inputs], Recipe | None]:
+    """Return a recipe maker that returns None if an input is unknown."""
 
-    def checked(inputs: Inputs) -> Any:
+    def checked(inputs: Inputs) -> Recipe | None:
         try:
             return make(inputs)
         except Missing:
@@ -256,8 +254,8 @@ def _whole(make: Make) -> Make:
     return checked
 
 
-RECIPES: dict[str, Make] = {
-    f"{name}Backward0": _whole(make)
+RECIPES = {
+    f"{name}Backward0": _optional(make)
     for name, make in {
         "Gelu": _of_self(F.gelu, "approximate"),
         "Silu": _of_self(F.silu),
@@ -269,11 +267,11 @@ RECIPES: dict[str, Make] = {
         "NativeLayerNorm": _layer_norm,
         "FusedRmsNorm": _rms_norm,
         "NativeBatchNorm": _batch_norm,
-        "Relu": lambda inputs: Recipe("relu", torch.relu, (inputs.edge(0),)),
+        "Relu": _relu,
         "Mm": _logits,
         "Addmm": _logits,
         "Slice": _slice,
-        "ToCopy": _cast,
+        "ToCopy": _viewed(lambda node, x: x.to(node.dtype)),
         "Clone": _viewed(lambda node, x: x),
         **dict.fromkeys(
             ("View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"),
@@ -287,7 +285,7 @@ RECIPES: dict[str, Make] = {
 }
 """Node → how its first output is made."""
 MAPS = frozenset(("MmBackward0", "AddmmBackward0"))
-"""Linear maps, which are not run again unless they make the logits of a vocabulary."""
+"""Linear maps, which run again only if they make the logits of a vocabulary."""
 COPIES = frozenset(
     f"{name}Backward0"
     for name in (

@@ -1,4 +1,4 @@
-"""The keys of the random numbers, tensor by tensor."""
+"""The keys of the random numbers, one pair for each tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from activation_compression.keys import keys_of
 __all__ = ["Draws"]
 
 KEYS = 1024
-"""Keys that are made at a time."""
+"""Pairs of keys that are computed at a time."""
 
 
 class Draws:
@@ -21,8 +21,8 @@ class Draws:
         seed: At least 0.
 
     Attributes:
-        drawn: Keys that were drawn so far.
-        reseeded: Names of tensors that are rounded with other random numbers.
+        drawn: Pairs of keys that were drawn so far.
+        reseeded: Names of tensors that get other random numbers.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""How the rules of `flags` run: into tensors that are there, compiled for large ones (`kernels`)."""
+"""How the rules of `flags` run: writing into given tensors, compiled for large ones (see `kernels`)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["bits_into", "flags_into", "gate_into", "unbits_into", "unflag_into"]
 
 
 def flags_into(x: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Write `flags.encode_flags`; returns how many elements are neither of the two values (one number)."""
-    groups, whole = _whole(x)
+    """Write `flags.encode_flags`; return how many elements are neither of the two values, as one number."""
+    groups, full = _full_groups(x)
     others = torch.zeros((), dtype=torch.int64, device=x.device)
-    if whole:
+    if full:
         counts = torch.empty(groups, dtype=torch.int32, device=x.device)
-        rows = x[:whole].view(groups, FLAG_GROUP)
-        call(_flags(x.dtype), rows, low, high, codes[: whole // 8].view(groups, -1), counts)
+        rows = x[:full].view(groups, FLAG_GROUP)
+        call(_flags(x.dtype), rows, low, high, codes[: full // 8].view(groups, -1), counts)
         others += counts.sum()
-    if whole < x.numel():
+    if full < x.numel():
         counts = torch.empty(1, dtype=torch.int32, device=x.device)
-        _flags(x.dtype).function(_filled(x[whole:]), low, high, codes[whole // 8 :], counts)
+        _flags(x.dtype).function(_filled(x[full:]), low, high, codes[full // 8 :], counts)
         others += counts.sum()
     return others
 
@@ -48,11 +48,11 @@ def bits_into(x: Tensor, codes: Tensor) -> None:
 
 
 def _pack(kernel: DirectByShape, x: Tensor, codes: Tensor) -> None:
-    groups, whole = _whole(x)
-    if whole:
-        call(kernel, x[:whole].view(groups, FLAG_GROUP), codes[: whole // 8].view(groups, -1))
-    if whole < x.numel():
-        kernel.function(_filled(x[whole:]), codes[whole // 8 :])
+    groups, full = _full_groups(x)
+    if full:
+        call(kernel, x[:full].view(groups, FLAG_GROUP), codes[: full // 8].view(groups, -1))
+    if full < x.numel():
+        kernel.function(_filled(x[full:]), codes[full // 8 :])
 
 
 def unflag_into(out: Tensor, codes: Tensor, low: Tensor, high: Tensor) -> None:
@@ -66,24 +66,24 @@ def unbits_into(out: Tensor, codes: Tensor) -> None:
 
 
 def _unpack(kernel: DirectByShape, out: Tensor, codes: Tensor, *values: Tensor) -> None:
-    groups, whole = _whole(out)
-    if whole:
-        rows = out[:whole].view(groups, FLAG_GROUP)
-        call(kernel, codes[: whole // 8].view(groups, -1), *values, rows)
-    if whole < out.numel():
+    groups, full = _full_groups(out)
+    if full:
+        rows = out[:full].view(groups, FLAG_GROUP)
+        call(kernel, codes[: full // 8].view(groups, -1), *values, rows)
+    if full < out.numel():
         rest = out.new_empty(FLAG_GROUP)
-        kernel.function(codes[whole // 8 :], *values, rest)
-        out[whole:] = rest[: out.numel() - whole]
+        kernel.function(codes[full // 8 :], *values, rest)
+        out[full:] = rest[: out.numel() - full]
 
 
-def _whole(x: Tensor) -> tuple[int, int]:
-    """Return the whole groups of a tensor, and their elements."""
+def _full_groups(x: Tensor) -> tuple[int, int]:
+    """Return the number of whole groups of a tensor, and of their elements."""
     groups = x.numel() // FLAG_GROUP
     return groups, groups * FLAG_GROUP
 
 
 def _filled(rest: Tensor) -> Tensor:
-    """Return a last group of flags that is short, filled with its last value."""
+    """Return the last group, filled up with its last value."""
     return torch.cat([rest, rest[-1:].expand(FLAG_GROUP - len(rest))])
 
 

@@ -1,4 +1,4 @@
-"""Two-valued tensors in one bit an element, without loss, as pure functions of tensors.
+"""Two-valued tensors in one bit per element, without loss, as pure functions of tensors.
 
 As in `rules`, byte j of a group's codes holds element j of each of eight parts of neighbours.
 """
@@ -15,7 +15,7 @@ FLAG_GROUP = 256
 
 
 def encode_flags(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Pack a two-valued tensor into one bit an element.
+    """Pack a two-valued tensor into one bit per element.
 
     Args:
         x: One-dimensional, a multiple of `FLAG_GROUP` elements.
@@ -23,7 +23,7 @@ def encode_flags(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         high: The value stored as 1, one number.
 
     Returns:
-        Codes (uint8, one-dimensional) and, for every group of `FLAG_GROUP` elements, how many are neither
+        Codes (uint8, one-dimensional), and how many elements of each group of `FLAG_GROUP` are neither value
         (int32).
 
     Examples:
@@ -45,12 +45,12 @@ def encode_flags(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_gate(x: Tensor, low: float, high: float) -> Tensor:
-    """Pack into one bit whether an element is strictly between two numbers; NaN is, as torch's gates have it.
+    """Pack into one bit whether an element is strictly between two numbers; NaN counts, as in torch's gates.
 
     Args:
         x: One-dimensional, a multiple of `FLAG_GROUP` elements.
-        low: Closed at and below it.
-        high: Closed at and above it.
+        low: The gate is closed at and below it.
+        high: The gate is closed at and above it.
 
     Examples:
         >>> encode_gate(torch.tensor([0.0, 2.0]).repeat(128), 0.0, float("inf")).unique().tolist()

@@ -1,8 +1,8 @@
-"""The table: what each backward formula does with each value that it saved.
+"""The table: what each backward formula does with each saved value.
 
-Whether a value may be rounded is a property of the formula that reads it. The formulas are public: torch
-ships them as `derivatives.yaml`. A name here is that of the node in the graph and of the value that it saved.
-**What the table does not know is kept exactly.** So a new operation costs memory and never correctness.
+Whether a value may be rounded is a property of the formula that reads it. torch publishes the formulas as
+`derivatives.yaml`. Keys of the table are the name of a node in the graph and that of a value that it saved.
+**Values that are not in the table are kept exactly.** So a new operation costs memory, never correctness.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
 
+from activation_compression.nodes import Node
 from finetune_common.errors import check_choice
 
 __all__ = [
@@ -21,16 +22,15 @@ __all__ = [
     "OUTLIERS",
     "Formula",
     "Formulas",
-    "Node",
     "is_vocabulary",
     "what_follows",
 ]
 
 VOCABULARY = 8
-"""Outputs for each input from which a linear map counts as that of a vocabulary."""
+"""Fewest outputs per input with which a linear map counts as that of a vocabulary."""
 
-Node = Any
-"""A node of the graph that backward walks: `tensor.grad_fn`."""
+Settings = Node | SimpleNamespace
+"""A node, or its settings under the same names."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Formula:
 
     Attributes:
         kind: linear: rounding is unbiased noise in the gradient. smooth: the bias is of second order. exact:
-            a denominator, a logarithm, a root, a comparison or an exponential is taken of it. logarithm: the
-            logarithm of probabilities, which 16 bits hold. gate: only whether it lies strictly between two
-            numbers is asked. index: integers below a bound. shape: its values are never read. coupled: valid
-            only together with other saved values.
-        gate: Of a gate: node → the two numbers.
-        bound: Of an index: node → the bound.
+            backward divides by it, compares it, or takes its logarithm, root or exponential. logarithm: a
+            logarithm of probabilities, for which 16 bits suffice. gate: backward only asks whether it is
+            strictly between two numbers. index: integers below a bound. shape: its values are never read.
+            coupled: valid only together with other saved values.
+        gate: For a gate: node → the two numbers.
+        bound: For an index: node → the bound.
         groups: Which elements of a rounded value share a minimum and a step (`group_choice`): columns,
             rotated or neighbours.
         finer: Whether a rounded value gets twice the bits: q and k of fused attention, whose scores are
-            exponentiated; what the logits of a vocabulary are computed from again.
-        wary: Whether a rounded value is wrong after all where what comes next is singular: p (1 - p) times
-            1 / p, of which one p is rounded and the other is not.
+            exponentiated; the inputs from which a vocabulary's logits are computed again.
+        wary: Whether the value must be exact if the operation that comes next is singular: in p (1 - p) times
+            1 / p, for example, rounding only one p makes the product explode.
     """
 
     kind: str
@@ -70,54 +70,56 @@ IMAGE, IMAGES = Formula("linear", groups="neighbours"), Formula("smooth", groups
 FACTOR, RESULT = Formula("linear", wary=True), Formula("smooth", wary=True)
 
 DECLARABLE = {"linear": LINEAR, "smooth": SMOOTH, "exact": EXACT, "shape": SHAPE}
-"""What a caller may say of the values that an autograd function of their own saves."""
+"""What callers may declare of the values that their own autograd functions save."""
 
 
 def _gate(low: float | str, high: float | str) -> Formula:
-    """Return a gate between two numbers, or the node's own settings of these names."""
+    """Return a gate between two numbers; a text is the name of a setting of the node."""
 
     def ends(node: Node) -> tuple[float, float]:
-        ends = (getattr(node, f"_saved_{end}") if isinstance(end, str) else end for end in (low, high))
-        first, second = map(float, ends)
-        return first, second
+        first, second = (
+            getattr(node, f"_saved_{end}") if isinstance(end, str) else end for end in (low, high)
+        )
+        return float(first), float(second)
 
     return Formula("gate", gate=ends)
 
 
-def _power(node: Node) -> Formula:
-    """x², x³, … are smooth in x; a root is not, nor is a negative power."""
+def _power(node: Settings) -> Formula:
+    """x², x³, … are smooth in x; roots and negative powers are not."""
     exponent = node._saved_exponent
-    if exponent == 2:  # of a normalisation by the root of the mean square, as a rule
+    if exponent == 2:  # usually of a normalisation by the root of the mean square
         return SQUARED
     return RESULT if exponent in (3, 4) else EXACT
 
 
-def is_vocabulary(node: Node) -> bool:
-    """Return whether a linear map has so many outputs that one input costs nothing beside them."""
-    sizes = getattr(node, "_saved_mat2_sym_sizes", None)
+def is_vocabulary(node: Settings) -> bool:
+    """Return whether a linear map has so many outputs that storing its input costs little beside them."""
+    sizes: tuple[int, ...] = getattr(node, "_saved_mat2_sym_sizes", None) or ()
     return bool(sizes) and sizes[1] >= VOCABULARY * sizes[0]
 
 
-def _input(node: Node) -> Formula:
-    """What the logits of a vocabulary are computed from again gets more bits."""
+def _input(node: Settings) -> Formula:
+    """The input from which a vocabulary's logits are computed again gets more bits."""
     return FINER if is_vocabulary(node) else LINEAR
 
 
-def _elu(node: Node) -> Formula:
-    """The slope of ELU is continuous at 0 where its two halves meet with slope 1."""
+def _elu(node: Settings) -> Formula:
+    """The slope of ELU is continuous at 0 if its two halves meet with slope 1."""
     return SMOOTH if node._saved_alpha * node._saved_input_scale == 1 else EXACT
 
 
-def _whole_image(node: Node) -> int:
+def _image_size(node: Node) -> int:
     return math.prod(node._raw_saved_self.data.shape[-3:])
 
 
-def _along_the_axis(node: Node) -> int:
-    shape = node._raw_saved_self.data.shape
-    return shape[node._saved_dim] if shape else 1
+def _axis_length(node: Node) -> int:
+    shape: tuple[int, ...] = node._raw_saved_self.data.shape
+    dim: int = node._saved_dim
+    return shape[dim] if shape else 1
 
 
-Entry = Formula | Callable[[Node], Formula]
+Entry = Formula | Callable[[Settings], Formula]
 
 
 def _rows(*groups: tuple[Iterable[str], Mapping[str, Entry]]) -> dict[tuple[str, str], Entry]:
@@ -136,7 +138,7 @@ _NORMS = (
 )
 
 FORMULAS = _rows(
-    # products: the gradient of each factor is linear in the other one
+    # products: each factor's gradient is linear in the other factor
     (("Mul",), {"self": FACTOR, "other": FACTOR}),
     (("Mm",), {"self": _input, "mat2": LINEAR}),
     (("Bmm",), {"self": LINEAR, "mat2": LINEAR}),
@@ -163,7 +165,7 @@ FORMULAS = _rows(
     (("Var", "VarMean"), {"self": LINEAR}),
     (("Pow",), {"self": _power}),
     (("Exp",), {"result": FACTOR}),
-    # bounded slopes without a jump
+    # bounded slopes without jumps
     (("Gelu", "Silu", "Mish", "Softplus", "Glu", "Erf"), {"self": SMOOTH}),
     (("Tanh", "Sigmoid", "Softmax", "SafeSoftmax"), {"result": RESULT}),
     (("Elu",), {"self": _elu}),
@@ -180,7 +182,7 @@ FORMULAS = _rows(
     (("Hardsigmoid",), {"self": _gate(-3.0, 3.0)}),
     # log-probabilities: backward takes their exponential
     (("LogSoftmax",), {"result": LOGARITHM}),
-    # fused attention: log-sum-exp belongs to the very q and k that are read beside it
+    # fused attention: log-sum-exp must fit the q and k that backward reads
     (
         (
             "ScaledDotProductFlashAttentionForCpu",
@@ -190,12 +192,12 @@ FORMULAS = _rows(
         {**_FUSED_ATTENTION, "logsumexp": COUPLED},
     ),
     (("ScaledDotProductEfficientAttention",), {**_FUSED_ATTENTION, "log_sumexp": COUPLED}),
-    # integers below a bound that is known
+    # integers below a known bound
     (("Embedding",), {"indices": Formula("index", bound=lambda node: node._saved_weight_sym_argsize_0)}),
-    (("Gather",), {"index": Formula("index", bound=_along_the_axis)}),
+    (("Gather",), {"index": Formula("index", bound=_axis_length)}),
     (
         ("MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D"),
-        {"result1": Formula("index", bound=_whole_image)},
+        {"result1": Formula("index", bound=_image_size)},
     ),
     # only the shape is read
     (
@@ -206,7 +208,7 @@ FORMULAS = _rows(
     (("NllLoss", "NllLoss2D", "Gather"), {"self": SHAPE}),
     ((f"{kind}Pad{d}D" for kind in ("Reflection", "Replication") for d in (1, 2, 3)), {"self": SHAPE}),
 )
-"""(node, saved value) → formula, or node → formula where a setting of the node decides."""
+"""(node, saved value) → its formula, or a function of the node if a setting of the node decides."""
 
 _SINGULAR = {
     f"{name}Backward0": 0
@@ -216,7 +218,7 @@ _SINGULAR = {
         *("Acos", "Asin", "Acosh", "Atanh", "Erfinv", "Digamma", "Lgamma"),
     )
 } | {"DivBackward0": 1}
-"""Node → the number of its input near whose singular points the gradient grows without bound."""
+"""Node → the number of its singular input: near some values of it the gradient grows without bound."""
 
 _LOGARITHMS = ("LogBackward0", "LogSoftmaxBackward0", "Log2Backward0", "Log1PBackward0")
 _PASSED_ON = frozenset(
@@ -227,18 +229,18 @@ _PASSED_ON = frozenset(
     )
     for number in (0, 1)
 )
-"""Nodes whose output is as near to a singular point as their input."""
+"""Nodes that pass on values: their output may be singular for the next node, as their input may."""
 
 
 def what_follows(node: Node, number: int) -> str:
-    """Return what a node does with an input of wary values.
+    """Return what the next node does with the result of wary values.
 
     Args:
-        node: The node that comes next.
-        number: Of its input.
+        node: The next node.
+        number: Number of its input.
 
     Returns:
-        "singular": they must be exact. "passed on": see what comes after. "harmless" otherwise.
+        "singular" if the values must be exact, "passed on" if the node after it decides, or "harmless".
     """
     name = node.name()
     if name in _PASSED_ON:
@@ -251,14 +253,14 @@ def what_follows(node: Node, number: int) -> str:
 
 
 class Formulas:
-    """The table, with what a caller declares of autograd functions of their own.
+    """The table, and what a caller declares of their own autograd functions.
 
     Args:
         declared: Name of an `autograd.Function` → one of `DECLARABLE` for each tensor of its
             `save_for_backward`, in that order.
 
     Raises:
-        ConfigurationError: Something else is declared.
+        ConfigurationError: A kind that may not be declared.
 
     Examples:
         >>> Formulas({"Rotate": ["linear"]}).find("RotateBackward", 0, None).kind
@@ -276,18 +278,20 @@ class Formulas:
 
     @property
     def declares(self) -> bool:
-        """Whether a caller declared anything."""
+        """Whether anything was declared."""
         return bool(self._declared)
 
-    def find(self, name: str, value: str | int, node: Node) -> Formula:
+    def find(self, name: str, value: str | int, node: Node | None) -> Formula:
         """Return how a node reads a value that it saved.
 
         Args:
-            name: Of the node.
-            value: Of the value; its number where an autograd function of a caller saved it.
-            node: The node itself.
+            name: Name of the node.
+            value: Name of the value; its number if a caller's own autograd function saved it.
+            node: The node; if it is None, values that depend on its settings are exact.
         """
         if isinstance(value, int):
             return self._declared.get((name, value), EXACT)
         entry = FORMULAS.get((name, value), EXACT)
-        return entry if isinstance(entry, Formula) else entry(node)
+        if isinstance(entry, Formula):
+            return entry
+        return entry(node) if node is not None else EXACT

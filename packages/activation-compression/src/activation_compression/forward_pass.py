@@ -1,4 +1,4 @@
-"""One forward pass: what it saved, in which order, and by which formula each tensor will be read."""
+"""One forward pass: what it saved, in which order, and which formula will read each tensor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from types import FrameType
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch._C import DisableTorchFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from activation_compression.blocks import sample
+from activation_compression.blocks import sample, storage_id
 from activation_compression.derivations import RECIPES
-from activation_compression.formulas import EXACT, OUTLIERS, Formula, Node, what_follows
+from activation_compression.formulas import EXACT, OUTLIERS, Formula, what_follows
+from activation_compression.nodes import Node, node_of
 from activation_compression.operation import CurrentOperation, calling_module, producer, saved_values
-from activation_compression.recipe import note
+from activation_compression.recipe import Note
 from activation_compression.regions import Regions
 from activation_compression.statistics import SavedTensor, Statistics
 from activation_compression.store import Store
@@ -27,24 +29,24 @@ from activation_compression.stored import Saved, Stored
 __all__ = ["ForwardPass"]
 
 PATIENCE = 4
-"""Operations whose values wait for what comes next, at most."""
+"""Most operations whose values wait for what comes next."""
 
 Observer = Callable[[Tensor, Saved, Formula], None]
 
 
 class ForwardPass:
-    """One forward pass; another one, in another thread too, has its own.
+    """One forward pass; each pass, in each thread, has an object of its own.
 
     Args:
-        store: Where tensors go.
+        store: Where tensors are stored.
         modules: id of a module → its name.
         exclude: Patterns of "module:operation" whose tensors are kept.
-        observer: Is told of every tensor that was saved, and how its formula reads it.
+        observer: Called with every saved tensor and the formula that will read it.
 
     Attributes:
         operation: The torch function that is running.
-        stats: A row a saved tensor.
-        unused: The patterns that nothing has matched.
+        stats: A row for each saved tensor.
+        unused: The patterns that have matched nothing.
     """
 
     def __init__(
@@ -62,13 +64,13 @@ class ForwardPass:
         self._met: set[int] = set()
         self._rows: dict[int, int] = {}
         self._kept: dict[tuple[int, int], StorageWeakRef] = {}
-        self._whole: set[int] = set()
+        self._kept_storages: set[int] = set()
         self._seen: dict[int, StorageWeakRef] = {}
 
     def pack(self, tensor: Tensor) -> Saved:
-        """Take a tensor that autograd saves."""
-        with torch._C.DisableTorchFunction():
-            return self._pack(tensor, sys._getframe(1))
+        """Receive a tensor that autograd saves."""
+        with DisableTorchFunction():
+            return self._pack(tensor, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # the only way
 
     def _pack(self, tensor: Tensor, caller: FrameType) -> Saved:
         inside = self.operation.function is not None
@@ -81,7 +83,7 @@ class ForwardPass:
         return saved
 
     def close(self) -> None:
-        """Settle what is left when the pass has ended."""
+        """Decide on all tensors that are left, at the end of the pass."""
         self._settle([])
         self._decide_all()
         self._settle_regions(ended=True)
@@ -89,7 +91,7 @@ class ForwardPass:
             self.count_place("", "checkpoint policy", tensor)
 
     def _before(self) -> None:
-        """A function begins: what was saved since the last one is of a custom autograd function."""
+        """A function begins: a custom autograd function saved what came since the last one."""
         if self._wary and self.operation.changes_in_place:
             self._decide_all()
         if self._waiting:
@@ -103,23 +105,19 @@ class ForwardPass:
         if self._waiting or self._wary:
             self._settle(nodes)
         result = operation.result
-        if isinstance(result, Tensor) and (node := result.grad_fn) is not None:
+        if isinstance(result, Tensor) and (node := node_of(result)) is not None:
             self._note(result, node)
 
     def _note(self, result: Tensor, node: Node) -> None:
-        """Let a node know what it takes to make its result again."""
-        name, facts = node.name(), {}
+        """Note at a node what is needed to compute its result again."""
+        name = node.name()
         if name in RECIPES and not (result.is_nested or result.is_sparse or result._is_view()):
-            if few := sample(result):
-                facts["sample"] = few
-            if result._version:
-                facts["version"] = result._version
-            if name == "NativeLayerNormBackward0":
-                facts["epsilon"] = self.operation.argument("eps", 4, 1e-5)
-            note(node, **facts)
+            normalises = name == "NativeLayerNormBackward0"
+            epsilon = self.operation.argument("eps", 4, 1e-5) if normalises else None
+            Note(result._version, sample(result), epsilon).attach(node)
 
     def _settle(self, nodes: list[Node]) -> None:
-        """Decide on all tensors that wait, in the order in which they were saved."""
+        """Decide on all waiting tensors, in the order in which they were saved."""
         waiting, self._waiting = self._waiting, []
         unread = {id(saved): saved for saved in waiting}
         for node in sorted(nodes, key=lambda node: node._sequence_nr()) if len(nodes) > 1 else nodes:
@@ -141,7 +139,7 @@ class ForwardPass:
             self._decide(next(iter(self._wary)))
 
     def _follow(self, node: Node) -> None:
-        """Decide on wary values that a new node goes on with."""
+        """Decide on wary values that a new node reads."""
         if self._wary:
             for number, (before, _) in enumerate(node.next_functions):
                 if before in self._wary:
@@ -175,10 +173,10 @@ class ForwardPass:
             self._observer(tensor, saved, formula)
 
     def formula(self, value: str | int) -> Formula:
-        """Return the formula of what no node saved: inputs of checkpointed regions may be rounded.
+        """Return the formula of a value that no node saved: inputs of checkpointed regions may be rounded.
 
-        They stay exact where the region decides something from values, such as which expert a token goes
-        to: it would decide otherwise when it runs again.
+        They stay exact if the region decides something by values, such as a token's expert: run again on
+        rounded values, it could decide differently.
         """
         return OUTLIERS if value == "region" and not self._regions.decides else EXACT
 
@@ -186,13 +184,13 @@ class ForwardPass:
         return calling_module(self._modules)
 
     def place(self, saved: Saved) -> str:
-        """Return "module:operation" of what saved a tensor."""
-        if saved.place is None:
-            saved.place = self._calling()
-        return f"{saved.place}:{saved.operation}"
+        """Return "module:operation" of the operation that saved a tensor."""
+        if saved.module is None:
+            saved.module = self._calling()
+        return f"{saved.module}:{saved.operation}"
 
     def excludes(self, saved: Saved) -> bool:
-        """Return whether a pattern matches what saved a tensor."""
+        """Return whether a pattern matches the operation that saved a tensor."""
         if not self._exclude:
             return False
         place = self.place(saved)
@@ -201,7 +199,7 @@ class ForwardPass:
         return bool(matching)
 
     def name(self, saved: Saved, key: Hashable) -> str:
-        """Return "module:operation:number" of what is saved under a key, the same in every forward pass."""
+        """Return "module:operation:number" of the tensor with a key, the same in every forward pass."""
         if key not in self._names:
             place = self.place(saved)
             self._names[key] = f"{place}:{self._occurrences[place]}"
@@ -209,33 +207,33 @@ class ForwardPass:
         return self._names[key]
 
     def met(self, stored: Stored) -> bool:
-        """Return whether this pass has stored a block before, and note that it has now."""
+        """Return whether this pass has stored a block before, and note that it stores it now."""
         before = id(stored) in self._met
         self._met.add(id(stored))
         return before
 
     def keeps(self, tensor: Tensor) -> bool:
-        """Return whether the memory of a tensor, in its present state, is kept by this pass."""
-        return (tensor.untyped_storage()._cdata, tensor._version) in self._kept
+        """Return whether this pass keeps the memory of a tensor, in its current version."""
+        return (storage_id(tensor), tensor._version) in self._kept
 
     def keep(self, saved: Saved, tensor: Tensor) -> bool:
-        """Note a tensor that is kept: who saves it again keeps it too. Return whether that is new."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata, tensor._version
+        """Note that a tensor is kept, also for operations that save it later. Return whether that is new."""
+        storage, identity = tensor.untyped_storage(), storage_id(tensor)
+        key = identity, tensor._version
         if key in self._kept:
             return False
         self._kept[key] = StorageWeakRef(storage)
-        after = 0 if storage._cdata in self._whole else storage.nbytes()
-        self._whole.add(storage._cdata)
+        after = 0 if identity in self._kept_storages else storage.nbytes()
+        self._kept_storages.add(identity)
         self.count(saved, tensor, 8 * tensor.element_size(), after)
         return True
 
     def row_of(self, stored: Stored) -> None:
-        """Note that the next row is that of a block."""
+        """Note that the next row belongs to a block."""
         self._rows[id(stored)] = len(self.stats.rows)
 
     def recount(self, stored: Stored) -> None:
-        """Write the row of a block anew: its content is another one."""
+        """Rewrite the row of a block whose content was replaced."""
         number = self._rows.get(id(stored))
         if number is not None:
             row, content = self.stats.rows[number], stored.content
@@ -255,10 +253,10 @@ class ForwardPass:
         after: int | None = None,
         source: str = "",
     ) -> None:
-        """Add a row; a storage counts where it is first seen, and none takes its address while this lasts."""
-        storage = tensor.untyped_storage()
-        before = 0 if storage._cdata in self._seen else storage.nbytes()
-        self._seen[storage._cdata] = StorageWeakRef(storage)
+        """Add a row; the first row of a storage counts its bytes."""
+        storage, identity = tensor.untyped_storage(), storage_id(tensor)
+        before = 0 if identity in self._seen else storage.nbytes()
+        self._seen[identity] = StorageWeakRef(storage)  # no other storage gets this number while it lives
         bits = 8 * tensor.element_size() if bits is None else bits
         after = storage.nbytes() if after is None else after
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -267,11 +265,11 @@ class ForwardPass:
 
 
 _SAVES_INPUTS = getattr(torch.utils.checkpoint, "_NoopSaveInputs", None)
-"""What saves a checkpointed region's inputs in older torch, as an autograd function of its own."""
+"""The autograd function with which older versions of torch save the inputs of a checkpointed region."""
 
 
 def _begins_region(caller: FrameType) -> bool:
-    """Return whether a checkpointed region saves its inputs."""
+    """Return whether the caller is a checkpointed region that saves its inputs."""
     if caller.f_code.co_filename == torch.utils.checkpoint.__file__:
         return True
     return _SAVES_INPUTS is not None and caller.f_locals.get("cls") is _SAVES_INPUTS

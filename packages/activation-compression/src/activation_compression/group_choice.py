@@ -2,9 +2,9 @@
 
 | read by | groups | why |
 | --- | --- | --- |
-| a normalisation | rotated neighbours | in the residual stream single features of tokens are huge |
-| a linear map, a product, a smooth function | columns | each feature has a range of its own over tokens |
-| anything made by a convolution | neighbours | they are of one channel |
+| a normalisation | rotated neighbours | in the residual stream single features of single tokens are huge |
+| a linear map, a product, a smooth function | columns | each feature has its own range over tokens |
+| anything made by a convolution | neighbours | they belong to one channel |
 """
 
 from __future__ import annotations
@@ -14,45 +14,48 @@ import math
 from torch import Tensor
 
 from activation_compression.blocks import Layout, viewed
-from activation_compression.formulas import Node
 from activation_compression.grouping import Columns, Grouping, Neighbours
+from activation_compression.nodes import node_of
 
 __all__ = ["IMAGES", "WAYS", "chosen", "grouping_of", "ways_of"]
 
 WAYS = ("columns", "rotated", "neighbours")
-"""What automatic precision chooses from."""
+"""The groups that automatic precision chooses from."""
 
 LEAST_ROTATED = 32
-"""Elements of a group from which a rotation is worth its minimum and step."""
+"""Smallest group to rotate: smaller ones cost more in minima and steps than they gain."""
 FAR = 4
-"""Nodes between a convolution and what is taken for its image, at most."""
+"""Most nodes between a convolution and a tensor that counts as its image."""
 
-IMAGES = ("Convolution", "CudnnConvolution", "MkldnnConvolution", "NativeBatchNorm", "CudnnBatchNorm")
-IMAGES += ("NativeGroupNorm", "MaxPool", "AvgPool", "ConvDepthwise", "BatchNormWithUpdate")
+IMAGES = (
+    *("Convolution", "CudnnConvolution", "MkldnnConvolution", "NativeBatchNorm", "CudnnBatchNorm"),
+    *("NativeGroupNorm", "MaxPool", "AvgPool", "ConvDepthwise", "BatchNormWithUpdate"),
+)
+"""Beginnings of the names of nodes that make images."""
 
 
 def grouping_of(tensor: Tensor, layout: Layout, count: int, groups: str, size: int) -> Grouping:
     """Return how the elements of a tensor are grouped.
 
     Args:
-        tensor: What is saved.
-        layout: How it lies on its block.
+        tensor: The saved tensor.
+        layout: Where its elements are in the block.
         count: Elements of the block.
-        groups: What the formula that reads it says: columns, rotated or neighbours.
-        size: Elements of a group, about.
+        groups: The groups of the formula that reads it: columns, rotated or neighbours.
+        size: Approximate elements of a group.
     """
     image = groups == "columns" and _image(tensor)
     return chosen(groups, _features(tensor, layout, count), count, size, image)
 
 
-def chosen(groups: str, columns: int, count: int, size: int, image: bool) -> Grouping:
+def chosen(groups: str, columns: int, count: int, size: int, image: bool) -> Columns | Neighbours:
     """Return how the elements of a block are grouped.
 
     Args:
         groups: columns, rotated or neighbours.
-        columns: Elements of a row in memory; 0 where there are no rows.
+        columns: Elements of a row in memory; 0 if there are no rows.
         count: Elements of the block.
-        size: Elements of a group, about.
+        size: Approximate elements of a group.
         image: Whether the block is made by a convolution, element by element.
 
     Examples:
@@ -70,7 +73,7 @@ def chosen(groups: str, columns: int, count: int, size: int, image: bool) -> Gro
 
 
 def ways_of(tensor: Tensor, layout: Layout, count: int, groups: str, size: int) -> dict[str, Grouping]:
-    """Return all ways to group a tensor that differ, the usual one first; arguments as for `grouping_of`."""
+    """Return all different ways to group a tensor, the usual one first; arguments as for `grouping_of`."""
     ways: dict[str, Grouping] = {}
     for way in (groups, *WAYS):
         grouping = grouping_of(tensor, layout, count, way, size)
@@ -80,17 +83,17 @@ def ways_of(tensor: Tensor, layout: Layout, count: int, groups: str, size: int) 
 
 
 def _features(tensor: Tensor, layout: Layout, count: int) -> int:
-    """Return the length of a tensor's rows in memory; of the matrix that it is a view of, if it is one."""
+    """Return the length of a tensor's rows in memory; of a view, that of the tensor's base."""
     base = viewed(tensor)
     if base is not tensor and base.numel() == count and base.ndim and base.is_contiguous():
         return base.shape[-1]
-    inner = [n for n, stride in zip(layout.kept, layout.strides, strict=True) if stride == 1 and n > 1]
+    inner = [n for n, stride in zip(layout.distinct, layout.strides, strict=True) if stride == 1 and n > 1]
     return inner[0] if inner and count % inner[0] == 0 else 0
 
 
 def _image(tensor: Tensor) -> bool:
     """Return whether a tensor comes from a convolution, element by element."""
-    node: Node | None = tensor.grad_fn
+    node = node_of(tensor)
     for _ in range(FAR):
         if node is None:
             return False

@@ -1,10 +1,11 @@
-"""Which elements of a block share a minimum and a step: neighbours, or one column of many rows."""
+"""The two kinds of groups of a block's elements that share a minimum and a step: neighbours and columns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -30,25 +31,25 @@ class Grouping(Protocol):
     def read(
         self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
     ) -> Tensor:
-        """Return the block of `count` elements that codes, minima and steps stand for."""
+        """Decode codes, minima and steps into a block of `count` elements."""
         ...
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
-        """Return the sum of a value an element over each group, in the order of minima and steps."""
+        """Return the sum of the values over each group, in the order of minima and steps."""
         ...
 
     def each(self, values: Tensor, count: int, bits: int) -> Tensor:
-        """Return for each of `count` elements the value of its group: the transpose of `sums`."""
+        """Return the value of its group for each of `count` elements: the transpose of `sums`."""
         ...
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Elements that lie side by side in memory.
+    """Groups of elements that lie side by side in memory.
 
     Attributes:
         size: Elements of a group.
-        rotated: Whether groups are rotated before they are rounded, where the size lets them.
+        rotated: Whether groups are rotated before they are rounded, if the size allows it.
     """
 
     size: int
@@ -76,7 +77,7 @@ class Neighbours:
     def read(
         self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
     ) -> Tensor:
-        """Return the block of `count` elements that codes, minima and steps stand for."""
+        """Decode codes, minima and steps into a block of `count` elements."""
         size, turn, mix = self._stored(bits), None, None
         if self._turns:
             turn, mix = _rotation(size, codes.device)
@@ -98,12 +99,12 @@ class Neighbours:
         return out
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
-        """Return the sum of a value an element over each group."""
+        """Return the sum of the values over each group."""
         filled = torch.nn.functional.pad(values, (0, -len(values) % self.size))
         return filled.view(-1, self.size).sum(dim=1)
 
     def each(self, values: Tensor, count: int, bits: int) -> Tensor:
-        """Return for each of `count` elements the value of its group."""
+        """Return the value of its group for each of `count` elements."""
         return values.unsqueeze(1).expand(-1, self.size).reshape(-1)[:count]
 
     def _stored(self, bits: int) -> int:
@@ -118,7 +119,7 @@ class Neighbours:
 
 @cache
 def _rotation(size: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    """Return the matrix that turns groups before they are rounded, or what turns them within the kernel."""
+    """Return the matrix that rotates groups before the kernel, or that for a rotation within the kernel."""
     if device.type == "cpu":
         return matrix(size), None
     return None, mixing(size, device)
@@ -126,12 +127,12 @@ def _rotation(size: int, device: torch.device) -> tuple[Tensor | None, Tensor | 
 
 @dataclass(frozen=True)
 class Columns:
-    """Elements of one column in about `size` neighbouring rows; the last rows are a group of their own.
+    """Groups of the elements of one column in about `size` neighbouring rows; the last may have fewer rows.
 
     A feature's range over tokens is often far narrower than the range of all features of one token.
 
     Attributes:
-        size: Rows of a group, about.
+        size: Approximate rows of a group.
         columns: Elements of a row; blocks hold whole rows.
     """
 
@@ -142,10 +143,10 @@ class Columns:
         """Return the bytes of the codes and the number of groups of `count` elements."""
         groups, _, rest = self._cut(count)
         bytes_of_rows = (count // self.columns + PIECES - 1) // PIECES * PIECES * bits // 8
-        return self.columns * bytes_of_rows, self.columns * (groups + torch.sym_min(rest, 1))
+        return self.columns * bytes_of_rows, self.columns * (groups + _smaller(rest, 1))
 
     def equal(self, count: int) -> int | None:
-        """Return the number of groups of rows of `count` elements; None if the last one is shorter.
+        """Return how many groups of rows `count` elements have; None if the last group has fewer rows.
 
         Examples:
             >>> Columns(256, 64).equal(512 * 64), Columns(256, 64).equal(520 * 64)
@@ -171,7 +172,7 @@ class Columns:
     def read(
         self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
     ) -> Tensor:
-        """Return the block of `count` elements that codes, minima and steps stand for."""
+        """Decode codes, minima and steps into a block of `count` elements."""
         out = codes.new_empty(count, dtype=dtype)
         groups, rows, rest = self._cut(count)
         whole = groups * rows * self.columns
@@ -186,31 +187,31 @@ class Columns:
         return out
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
-        """Return the sum of a value an element over each group."""
+        """Return the sum of the values over each group."""
         groups, rows, _ = self._cut(values.numel())
         whole = groups * rows * self.columns
-        found = values[:whole].view(groups, rows, self.columns).sum(dim=1).view(-1)
+        sums = values[:whole].view(groups, rows, self.columns).sum(dim=1).view(-1)
         if whole == values.numel():
-            return found
-        return torch.cat([found, values[whole:].view(-1, self.columns).sum(dim=0)])
+            return sums
+        return torch.cat([sums, values[whole:].view(-1, self.columns).sum(dim=0)])
 
     def each(self, values: Tensor, count: int, bits: int) -> Tensor:
-        """Return for each of `count` elements the value of its group."""
+        """Return the value of its group for each of `count` elements."""
         groups, rows, _ = self._cut(count)
-        found = values.view(-1, 1, self.columns)
-        whole = found[:groups].expand(-1, rows, -1).reshape(-1)
+        of_groups = values.view(-1, 1, self.columns)
+        whole = of_groups[:groups].expand(-1, rows, -1).reshape(-1)
         if len(whole) == count:
             return whole
         rest = count // self.columns - groups * rows
-        return torch.cat([whole, found[groups:].expand(-1, rest, -1).reshape(-1)])
+        return torch.cat([whole, of_groups[groups:].expand(-1, rest, -1).reshape(-1)])
 
     def _cut(self, count: int) -> tuple[int, int, int]:
-        """Return the number of groups, their rows, and those of the last group, filled up to whole words.
+        """Return the number of groups, their rows, and the last group's rows, filled up to whole words.
 
         Numbers may be a compiler's symbols.
         """
         rows = count // self.columns
-        groups = torch.sym_max(1, (2 * rows + self.size) // (2 * self.size))
+        groups = _larger(1, (2 * rows + self.size) // (2 * self.size))
         each = rows // groups // PIECES * PIECES
         rest = rows - groups * each
         return groups, each, (rest + PIECES - 1) // PIECES * PIECES
@@ -218,12 +219,13 @@ class Columns:
     def _parts(
         self, x: Tensor, codes: Tensor, low: Tensor, step: Tensor, groups: int, rows: int, bits: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return a block's elements, codes, minima and steps in the shapes of `rules.encode_columns`."""
         each, narrow = groups * self.columns, rows // PIECES
-        taken = codes[: rows * each * bits // 8].view(WORDS[bits])
+        words = codes[: rows * each * bits // 8].view(WORDS[bits])
         shape = (self.columns, narrow) if kernels.on_gpu(x.device) else (narrow, self.columns)
         return (
             x.view(groups, PIECES, narrow, self.columns),
-            taken.view(groups, *shape),
+            words.view(groups, *shape),
             low[:each].view(groups, self.columns),
             step[:each].view(groups, self.columns),
         )
@@ -233,3 +235,8 @@ class Columns:
     ) -> tuple[Tensor, Tensor, Tensor]:
         first = groups * self.columns
         return codes[whole * bits // 8 :], low[first:], step[first:]
+
+
+# for numbers that may be a compiler's symbols; torch declares no types
+_larger = cast("Callable[[int, int], int]", torch.sym_max)  # pyright: ignore[reportUnknownMemberType]
+_smaller = cast("Callable[[int, int], int]", torch.sym_min)  # pyright: ignore[reportUnknownMemberType]

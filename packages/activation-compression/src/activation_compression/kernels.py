@@ -1,15 +1,14 @@
-"""How the rules run: into tensors that are there, compiled for large ones, never on fake ones.
+"""How the quantiser of `rules` runs: it writes into given tensors, and is compiled for large ones.
 
-Large tensors go through `torch.compile`, once for every width and dtype, whatever their length; the rest of a
-length that is no multiple of a group, small tensors, and all where no compiler works, run as written. On a
-CPU both give the same bits.
+`torch.compile` compiles it once for each width and dtype, for all lengths. Small tensors, the last group of a
+length that is no multiple of the group size, and all tensors where no compiler works, run uncompiled. On a
+CPU both give the same bits. Fake tensors never get here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,32 +32,37 @@ __all__ = [
 ]
 
 COMPILE_FROM = 2**16
-"""Elements from which a compiled call pays for itself."""
+"""Smallest number of elements for which a compiled call is faster."""
 WHAT = "activation compression"
 """Name of compiled code in a warning."""
 
-Function = Callable[..., Any]
-
 
 def is_fake(tensor: Tensor) -> bool:
-    """Return whether a tensor has a shape and no values."""
+    """Return whether a tensor has a shape but no values."""
     return isinstance(tensor, FakeTensor)
 
 
 def quantize_into(
-    x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, keys: Tensor, mix: Any = None
-):
+    x: Tensor,
+    codes: Tensor,
+    low: Tensor,
+    step: Tensor,
+    bits: int,
+    size: int,
+    keys: Tensor,
+    mix: Tensor | None = None,
+) -> None:
     """Write `rules.encode` of a one-dimensional tensor; its last group is filled up.
 
     Args:
         x: One-dimensional, floating.
         codes: uint8, receives ⌈n / size⌉·size·bits / 8 bytes.
-        low: bfloat16, receives a number a group.
-        step: bfloat16, receives a number a group.
+        low: bfloat16, receives a number for each group.
+        step: bfloat16, receives a number for each group.
         bits: 1, 2, 4 or 8.
         size: Elements of a group, a multiple of 8 / bits.
         keys: int32, two numbers.
-        mix: `rotation.mixing(size)`: groups are rotated first.
+        mix: `rotation.mixing(size)`, to rotate groups first.
     """
     groups = x.numel() // size
     whole, width = groups * size, size * bits // 8
@@ -76,7 +80,7 @@ def quantize_into(
 
 
 def filled(x: Tensor, missing: int, rotated: bool) -> Tensor:
-    """Return a last group that is filled up: with its last element, with zeros where all would be mixed."""
+    """Return the last group, filled up with zeros if it will be rotated, otherwise with its last element."""
     if not missing:
         return x
     return torch.cat([x, x.new_zeros(missing) if rotated else x[-1:].expand(missing)])
@@ -117,7 +121,9 @@ def on_gpu(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def quantize_columns_into(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor):
+def quantize_columns_into(
+    x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor
+) -> None:
     """Write `rules.encode_columns`; arguments and results have its shapes."""
     _call_columns(_encode_columns(bits, on_gpu(x.device)), x, codes, low, step, keys)
 
@@ -127,8 +133,8 @@ def dequantize_columns_into(out: Tensor, codes: Tensor, low: Tensor, step: Tenso
     _call_columns(_decode_columns(bits, on_gpu(out.device)), out, codes, low, step)
 
 
-def name_of(*parts: Any) -> str:
-    """Return a name for torch's logs."""
+def name_of(*parts: object) -> str:
+    """Return a kernel's name for torch's logs."""
     return "_".join(str(part).removeprefix("torch.") for part in parts)
 
 
@@ -182,13 +188,18 @@ def _decode_columns(bits: int, first: bool) -> DirectByShape:
     return kernel_of(decode, name_of("decode_columns", bits))
 
 
-def kernel_of(function: Function, name: str, options: dict[str, Any] | None = None) -> DirectByShape:
-    """Return what runs a function of tensors, which it changes in place; options are inductor's."""
+def kernel_of(
+    function: Callable[..., None], name: str, options: dict[str, object] | None = None
+) -> DirectByShape:
+    """Return a kernel that runs a function, which writes into its arguments; options are inductor's."""
     return DirectByShape(function, WHAT, name, options)
 
 
 def call(kernel: DirectByShape, *tensors: Tensor) -> None:
-    """Run compiled from `COMPILE_FROM` elements on, for any number of groups: one symbol in all tensors."""
+    """Run a kernel, compiled from `COMPILE_FROM` elements on, for any number of groups.
+
+    The number of groups is the first length of the tensors that have it.
+    """
     if max(map(Tensor.numel, tensors)) < COMPILE_FROM or not kernel.usable:
         kernel.function(*tensors)
         return
@@ -199,25 +210,29 @@ def call(kernel: DirectByShape, *tensors: Tensor) -> None:
 
 
 def _any_number(*tensors: Tensor) -> None:
-    """Let the compiler know no number of groups."""
+    """Compile for any number of groups."""
+    from torch._dynamo import maybe_mark_dynamic  # importing the compiler takes seconds
+
     groups = len(tensors[0])
     for tensor in tensors:
         if tensor.ndim and len(tensor) == groups > 2:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            maybe_mark_dynamic(tensor, 0)
 
 
 def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Tensor) -> None:
-    """Run compiled from `COMPILE_FROM` elements on, for any number of groups and columns.
+    """Run a kernel, compiled from `COMPILE_FROM` elements on, for any number of groups and columns.
 
-    The rows of a group stay a number as long as one suffices: a GPU then holds a group in registers.
+    The number of rows is compiled in, as a constant: a GPU then holds a group in registers.
     """
     if x.numel() < COMPILE_FROM or not kernel.usable:
         kernel.function(x, codes, *tensors)
         return
     if kernel.enters(x, codes, *tensors):
         return
+    from torch._dynamo import maybe_mark_dynamic
+
     for tensor, axes in ((x, (0, 3)), (codes, (0, 1 if on_gpu(x.device) else 2))):
         for axis in axes:
             if tensor.shape[axis] > 2:
-                torch._dynamo.maybe_mark_dynamic(tensor, axis)
+                maybe_mark_dynamic(tensor, axis)
     kernel(x, codes, *tensors)

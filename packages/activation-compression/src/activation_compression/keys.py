@@ -1,4 +1,4 @@
-"""Keys of random numbers: a hash of a seed and a number, made where the numbers are drawn."""
+"""Keys of random numbers: a hash of a seed and a number, computed on the device that uses them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["keys_of"]
 
 
 def keys_of(seed: int, first: int, count: int, device: torch.device) -> Tensor:
-    """Return the keys of `count` tensors from number `first` on: int32 (count, 2).
+    """Return the keys of `count` tensors, starting with number `first`: int32 (count, 2).
 
     Examples:
         >>> keys_of(0, 0, 3, torch.device("cpu"))[2].equal(keys_of(0, 2, 1, torch.device("cpu"))[0])
@@ -21,7 +21,7 @@ def keys_of(seed: int, first: int, count: int, device: torch.device) -> Tensor:
 
 
 def _mix(value: Tensor) -> Tensor:
-    """Spread 64 bits (the finaliser of SplitMix64), where they are: nothing is copied to a device."""
+    """Hash 64-bit integers by the finaliser of SplitMix64, on their device: nothing is copied to it."""
     value = value + _signed(0x9E3779B97F4A7C15)
     value = (value ^ _shifted(value, 30)) * _signed(0xBF58476D1CE4E5B9)
     value = (value ^ _shifted(value, 27)) * _signed(0x94D049BB133111EB)
@@ -29,10 +29,10 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def _signed(value: int) -> int:
-    """Return the int64 of the same 64 bits."""
+    """Return the int64 with the same 64 bits."""
     return (value + 2**63) % 2**64 - 2**63
 
 
 def _shifted(value: Tensor, by: int) -> Tensor:
-    """Shift right, zeros coming in from the left."""
+    """Shift right, filling with zeros."""
     return (value >> by) & (2 ** (64 - by) - 1)

@@ -9,18 +9,18 @@ from finetune_common.errors import ConfigurationError, check_choice, check_numbe
 __all__ = ["LEVELS", "WIDTHS", "Level", "find_level"]
 
 WIDTHS = (1, 2, 4, 8)
-"""Bits that the quantiser knows; a tensor of more bits is kept unchanged."""
+"""Widths of the quantiser, in bits; a tensor with a larger width is kept unchanged."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a level does.
+    """The settings behind a level's name.
 
     Attributes:
-        bits: Bits an element, on average where `automatic`; 32 keeps tensors unchanged.
-        automatic: Whether each tensor's width follows its effect on the gradient.
-        offload: Whether what is stored waits in host memory.
-        lossless: Whether tensors change their form, and none is rounded.
+        bits: Bits per element, the average if `automatic`; 32 keeps tensors unchanged.
+        automatic: Whether each tensor's width follows from its effect on the gradient.
+        offload: Whether stored tensors wait in host memory.
+        lossless: Whether tensors change their form, but none is rounded.
     """
 
     bits: float
@@ -56,14 +56,14 @@ LEVELS = {
 
 
 def find_level(name: str, bits: float | None = None) -> Level:
-    """Return a level, or automatic precision at `bits` on average where that is given.
+    """Return a level; if `bits` is given, automatic precision with this average.
 
     Args:
         name: One of `LEVELS`.
-        bits: Average bits an element instead of the level's, in [1, 32].
+        bits: Average bits per element instead of the level's, in [1, 32].
 
     Raises:
-        ConfigurationError: Names the value and what is allowed.
+        ConfigurationError: The name or the average is not allowed.
 
     Examples:
         >>> find_level("L2.2").bits, find_level("L1", bits=3.5).automatic
@@ -75,6 +75,6 @@ def find_level(name: str, bits: float | None = None) -> Level:
     check_number("bits", bits, at_least=1, at_most=32)
     if LEVELS[name].lossless:
         raise ConfigurationError(
-            f"level {name!r} rounds nothing: leave bits={bits} out, or name another level"
+            f"level {name!r} rounds nothing: remove bits={bits}, or choose another level"
         )
     return Level(bits, automatic=True, offload=LEVELS[name].offload)

@@ -1,8 +1,8 @@
-"""Stored tensors that wait in host memory, and come back before their turn.
+"""Stored tensors that wait in host memory, and are fetched before backward needs them.
 
-Copies run on a stream of their own, from and to pinned memory, one for each content. Backward goes through
-the nodes from the last to the first, and opens what a node saved in the order in which it was saved: opening
-one starts the way back of those that come next.
+Copies run on a separate stream, from and to pinned memory, one copy for each content. Backward goes through
+the nodes from the last to the first, and opens a node's tensors in the order in which they were saved. When
+it opens one, those that come next are fetched.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Movable(Protocol):
 
     @property
     def bits(self) -> int:
-        """Bits an element."""
+        """Bits per element."""
         ...
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What takes memory."""
+        """The tensors that take memory."""
         ...
 
     def with_tensors(self, tensors: list[Tensor]) -> Self:
@@ -42,11 +42,11 @@ class Movable(Protocol):
 
 
 class Plain:
-    """A block as it is, or integers in a narrower dtype.
+    """A block as it is, or cast to a narrower dtype.
 
     Args:
-        values: What is stored.
-        dtype: Of the block.
+        values: The stored values.
+        dtype: The block's dtype.
     """
 
     def __init__(self, values: Tensor, dtype: torch.dtype) -> None:
@@ -60,7 +60,7 @@ class Plain:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What takes memory."""
+        """The tensors that take memory."""
         return (self.values,)
 
     def with_tensors(self, tensors: list[Tensor]) -> Plain:
@@ -74,52 +74,52 @@ class Plain:
 
 
 AHEAD = 4
-"""Contents that are fetched before their turn, at most."""
+"""Most contents that are fetched ahead."""
 LEAVING = 4
-"""Contents whose copies to the host may be under way; the device waits for the first before the next."""
+"""Most copies to the host in progress; before one more starts, the device waits for the oldest."""
 
 
 class Turns:
-    """The order in which backward opens what was saved, as far as forward tells it."""
+    """The order in which backward will open contents, as far as the forward pass shows it."""
 
     def __init__(self) -> None:
         self._nodes: deque[list[weakref.ref[HostContent]]] = deque()
-        self._gone = 0
+        self._removed = 0
         self._last: int | None = None
 
     def add(self, content: HostContent, node: int | None) -> None:
-        """Note that a node saves a content, which backward opens there first if earlier nodes did too.
+        """Note that a node saves a content. The last of several nodes is the first to open it in backward.
 
         Args:
-            content: What is saved.
-            node: The number of the node, None where it is not known.
+            content: The content.
+            node: Sequence number of the node; None if it is unknown.
         """
         while self._nodes and not any(content_of() for content_of in self._nodes[0]):
             self._nodes.popleft()
-            self._gone += 1
+            self._removed += 1
         if not self._nodes or node is None or node != self._last:
             self._nodes.append([])
         self._last = node
-        content.turn = self._gone + len(self._nodes) - 1, len(self._nodes[-1])
+        content.turn = self._removed + len(self._nodes) - 1, len(self._nodes[-1])
         self._nodes[-1].append(weakref.ref(content))
 
     def after(self, content: HostContent) -> Iterator[HostContent]:
-        """Yield what is opened after a content."""
+        """Yield the contents that backward opens after this one."""
         node, place = content.turn
-        for number in range(node, self._gone - 1, -1):
-            contents = self._nodes[number - self._gone]
+        for number in range(node, self._removed - 1, -1):
+            contents = self._nodes[number - self._removed]
             for position in range(place + 1 if number == node else 0, len(contents)):
-                content_there = contents[position]()
-                if content_there is not None and content_there.turn == (number, position):
-                    yield content_there
+                later = contents[position]()
+                if later is not None and later.turn == (number, position):
+                    yield later
 
 
 class HostMemory:
-    """Takes content to the host, and knows when its turn comes.
+    """Moves contents to the host, and fetches them in the order of backward.
 
     Attributes:
-        stream: Where copies run; None on a machine without CUDA.
-        node: The number of the node that saves what is taken next.
+        stream: The stream of the copies; None on a machine without CUDA.
+        node: Sequence number of the node that saves the next content.
     """
 
     node: int | None = None
@@ -132,64 +132,64 @@ class HostMemory:
         return Turns()
 
     @cached_property
-    def _leaving(self) -> deque[tuple[torch.cuda.Event, Tensor]]:
-        """Copies under way to the host, with what they read."""
+    def _leaving(self) -> deque[tuple[torch.cuda.Event | torch.Event, Tensor]]:
+        """Copies to the host in progress, with the tensors that they read."""
         return deque()
 
     @cached_property
-    def _arrived(self) -> deque[weakref.ref[HostContent]]:
-        """Contents that were fetched before their turn."""
+    def _fetched(self) -> deque[weakref.ref[HostContent]]:
+        """Contents that were fetched ahead."""
         return deque()
 
     def take(self, content: Movable) -> HostContent:
-        """Move content to host memory; what is large of it takes no byte on the device afterwards."""
+        """Move a content to host memory; only single numbers stay on the device."""
         moved = HostContent(content, self)
         if self.stream is not None:
             self._leaving.append((self.stream.record_event(), moved.leaving))
-            self._let_go(LEAVING)
+            self._release(LEAVING)
         del moved.leaving
         self.again(moved)
         return moved
 
     def again(self, content: object) -> None:
-        """Note that the present node saves a content too."""
+        """Note that the current node saves a content too."""
         if isinstance(content, HostContent):
             self._turns.add(content, self.node)
 
-    def _let_go(self, least: int) -> None:
-        """Give memory back whose copies have ended: the present stream waits for them, the host does not."""
-        while len(self._leaving) > least:
-            ended, _ = self._leaving.popleft()
-            torch.cuda.current_stream().wait_event(ended)
+    def _release(self, most: int) -> None:
+        """Free what the oldest copies read; the stream waits for these copies, the host does not."""
+        while len(self._leaving) > most:
+            copied, _ = self._leaving.popleft()
+            torch.cuda.current_stream().wait_event(copied)
 
     def fetch_after(self, content: HostContent) -> None:
-        """Fetch what comes after a content that was opened."""
-        self._let_go(0)
+        """Fetch the contents that come after one that was opened."""
+        self._release(0)
         for number, later in enumerate(self._turns.after(content)):
             if number == AHEAD:
                 break
-            if later.opened < content.opened and not later.is_arriving:  # else this pass has opened it
+            if later.opened < content.opened and not later.is_arriving:  # otherwise this pass has opened it
                 later.fetch()
-                self._arrived.append(weakref.ref(later))
-        while len(self._arrived) > 2 * AHEAD:  # backward may have passed some by
-            passed = self._arrived.popleft()()
-            if passed is not None:
-                passed.drop()
+                self._fetched.append(weakref.ref(later))
+        while len(self._fetched) > 2 * AHEAD:  # backward may have skipped some
+            skipped = self._fetched.popleft()()
+            if skipped is not None:
+                skipped.drop()
 
 
 class HostContent:
-    """Content in host memory, all its tensors in one buffer; numbers stay on the device.
+    """Content in host memory, all its tensors in one buffer; single numbers stay on the device.
 
     Args:
-        content: What is moved.
-        memory: Who takes it.
+        content: The content to move.
+        memory: The host memory that receives it.
     """
 
     nbytes = 0
-    """On the device, but for two numbers."""
-    turn = (0, 0)
+    """Bytes on the device, apart from single numbers."""
 
     def __init__(self, content: Movable, memory: HostMemory) -> None:
+        self.turn: tuple[int, int] = (0, 0)
         self.bits, self.opened = content.bits, 0
         self._memory = memory
         self._arriving: Tensor | None = None
@@ -207,15 +207,15 @@ class HostContent:
 
     @property
     def is_arriving(self) -> bool:
-        """Whether it is on its way back, or there."""
+        """Whether it is being fetched, or was fetched."""
         return self._arriving is not None
 
     def drop(self) -> None:
-        """Let go of what was fetched."""
+        """Free the fetched copy."""
         self._arriving = None
 
     def fetch(self) -> None:
-        """Start the way back to the device."""
+        """Start the copy to the device."""
         if self._arriving is not None:
             return
         if self._memory.stream is None:
@@ -235,13 +235,13 @@ class HostContent:
             buffer.record_stream(current)
         self.opened += 1
         self._memory.fetch_after(self)
-        parts = iter(_parted(buffer, self._sizes))
+        parts = iter(_split(buffer, self._sizes))
         tensors = [tensor if not tensor.ndim else next(parts) for tensor in self._content.tensors]
         return self._content.with_tensors(tensors).unpack()
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    """Return the bytes of one-dimensional tensors, one after another; without a copy where there is one."""
+    """Return the bytes of one-dimensional tensors, one after another; a single tensor is not copied."""
     bytes_of = [tensor.view(torch.uint8) for tensor in tensors]
     if len(tensors) == 1:
         return bytes_of[0]
@@ -249,11 +249,11 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 
 
 def _alignment(pair: tuple[Tensor, Tensor]) -> int:
-    """The widest numbers come first: all then begin at multiples of their size."""
+    """Sort the widest numbers first, so that all begin at multiples of their size."""
     return -pair[1].element_size()
 
 
-def _parted(buffer: Tensor, sizes: list[tuple[int, torch.dtype]]) -> list[Tensor]:
+def _split(buffer: Tensor, sizes: list[tuple[int, torch.dtype]]) -> list[Tensor]:
     """Undo `_joined`."""
     parts: dict[int, Tensor] = {}
     for number in sorted(range(len(sizes)), key=lambda n: -sizes[n][1].itemsize):

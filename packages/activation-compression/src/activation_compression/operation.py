@@ -1,54 +1,62 @@
-"""Which operation saved a tensor, under which name, and which module called it."""
+"""Which operation saved a tensor, under which name, and which module called the operation."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import _get_sequence_nr
+from torch._C._autograd import _get_sequence_nr  # pyright: ignore[reportPrivateUsage]  # numbers new nodes
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from activation_compression.blocks import storage_id
+from activation_compression.nodes import Node, node_of
 from activation_compression.stored import Saved
 
 __all__ = ["CurrentOperation", "calling_module", "made_of_parameter", "producer", "saved_values"]
 
-Node = Any
 VIEWS = 3
-"""Views between an autograd function of a caller and the function that uses its result."""
+"""Most views between a caller's own autograd function and the function that uses its result."""
 
 LAST = 2**63
-"""Above all numbers of nodes but those of leaves."""
+"""Above the sequence numbers of all nodes but leaves."""
 
 
 class CurrentOperation(TorchFunctionMode):
-    """Know the torch function that is running, and what it saved once it has ended.
+    """Tracks the torch function that is running, and what it saved once it has ended.
 
-    Within a torch function a tensor is saved before its node is known. When the function returns, the node is
-    the history of what it returned.
+    Within a torch function a tensor is saved before its node is known. When the function returns, its result
+    leads to the node.
 
     Args:
-        ended: Called with the nodes that are new, after each function that saved something.
+        ended: Called with the new nodes, after each function that made some.
         before: Called before each function.
     """
 
     def __init__(self, ended: Callable[[list[Node]], None], before: Callable[[], None]) -> None:
         super().__init__()
         self._ended, self._before = ended, before
-        self.function: Callable[..., Any] | None = None
-        self.arguments: Sequence[Any] = ()
-        self.settings: Mapping[str, Any] = {}
-        self.result: Any = None
+        self.function: Callable[..., object] | None = None
+        self.arguments: Sequence[object] = ()
+        self.settings: Mapping[str, object] = {}
+        self.result: object = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a torch function, known while it runs."""
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run a torch function and track it."""
         kwargs = kwargs or {}
         if torch.compiler.is_compiling() or getattr(func, "__name__", "") == "__get__":
-            return func(*args, **kwargs)  # what a compiled function saves is exact; a property saves nothing
+            return func(*args, **kwargs)  # a compiled function's tensors are exact; a property saves nothing
         self.function, self.arguments, self.settings = func, args, kwargs
         self._before()
         first = _get_sequence_nr()
@@ -60,15 +68,14 @@ class CurrentOperation(TorchFunctionMode):
         finally:
             self.function, self.arguments, self.settings, self.result = None, (), {}, None
 
-    def _new_nodes(self, result: Any, first: int) -> list[Node]:
-        """Return the nodes that a function made; an operation in place leaves them at its arguments."""
-        kinds = result if isinstance(result, Tensor) else tree_leaves(result)
-        found = new_nodes([kinds] if isinstance(kinds, Tensor) else kinds, first)
-        return found or new_nodes(self.tensors(), first)
+    def _new_nodes(self, result: object, first: int) -> list[Node]:
+        """Return the nodes that a function made; after an in-place operation its arguments lead to them."""
+        results = [result] if isinstance(result, Tensor) else tree_leaves(result)
+        return new_nodes(results, first) or new_nodes(self.tensors(), first)
 
     @property
     def name(self) -> str | None:
-        """The function's name, or None outside of one (a custom autograd function)."""
+        """The function's name; None outside of functions, as in a custom autograd function."""
         return getattr(self.function, "__name__", None)
 
     @property
@@ -78,64 +85,64 @@ class CurrentOperation(TorchFunctionMode):
         return name.startswith(("__i", "__set")) or (name.endswith("_") and not name.startswith("__"))
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors it was called with."""
-        found = [*self.arguments, *self.settings.values()]
-        return [value for value in found if isinstance(value, Tensor) and value.layout == torch.strided]
+        """Return the strided tensors among the arguments."""
+        values = [*self.arguments, *self.settings.values()]
+        return [value for value in values if isinstance(value, Tensor) and value.layout == torch.strided]
 
     def custom_nodes(self) -> list[Node]:
-        """Return the nodes of autograd functions of a caller that the arguments come from, views aside."""
-        found = [tensor.grad_fn for tensor in self.tensors()]
+        """Return the nodes of callers' own autograd functions that made the arguments, also behind views."""
+        nodes = [node_of(tensor) for tensor in self.tensors()]
         for _ in range(VIEWS):
-            found = [
+            nodes = [
                 node.next_functions[0][0] if node is not None and node.name() in VIEWS_AND_COPIES else node
-                for node in found
+                for node in nodes
             ]
-        return [node for node in found if hasattr(node, "_raw_saved_tensors")]
+        return [node for node in nodes if node is not None and hasattr(node, "_raw_saved_tensors")]
 
     def argument(self, name: str, position: int, otherwise: Any) -> Any:
-        """Return an argument by its name or its place."""
-        given = self.arguments[position] if len(self.arguments) > position else otherwise
-        return self.settings.get(name, given)
+        """Return an argument by its name or its position."""
+        value = self.arguments[position] if len(self.arguments) > position else otherwise
+        return self.settings.get(name, value)
 
     def cast(self, saved: Saved, storages_of_model: set[int]) -> Tensor | None:
         """Return the view of a frozen weight that autocast copied into another dtype; None if there is none.
 
-        What trains is known by its history. A frozen weight's copy has none, but is the only argument of its
-        size: an input without history is saved beside it only by what reads both, as a convolution does.
+        The copy of a weight that trains has gradient history. That of a frozen weight has none, but it is the
+        only argument of its size: only functions that read both, such as a convolution, save an input
+        without history beside it.
 
         Args:
-            saved: What is saved, by the function that is running or by another one.
-            own: Addresses of the memory of weights.
+            saved: A saved tensor, of the function that is running or of another one.
+            storages_of_model: `storage_id` of parameters and buffers.
         """
         tensor = saved.tensor
         if tensor is None or saved.operation != self.name or not self.made(tensor):
             return None
         if not torch.is_autocast_enabled(tensor.device.type):
             return None
-        alike = [given for given in self.tensors() if given.numel() == tensor.numel()]
+        candidates = [argument for argument in self.tensors() if argument.numel() == tensor.numel()]
         base = tensor if tensor._base is None else tensor._base
-        if (
-            len(alike) != 1
-            or alike[0].untyped_storage()._cdata not in storages_of_model
-            or alike[0].dtype == tensor.dtype
-        ):
+        if len(candidates) != 1:
             return None
-        views = [alike[0], *([alike[0].t()] if alike[0].ndim == 2 else [])]
-        told = [v for v in views if (v.shape, v.stride()) == (base.shape, base.stride())]
-        return told[0].detach() if told else None
+        [weight] = candidates
+        if storage_id(weight) not in storages_of_model or weight.dtype == tensor.dtype:
+            return None
+        views = [weight, *([weight.t()] if weight.ndim == 2 else [])]
+        matching = [v for v in views if (v.shape, v.stride()) == (base.shape, base.stride())]
+        return matching[0].detach() if matching else None
 
     def made(self, tensor: Tensor) -> bool:
         """Return whether the function that is running made a tensor: it is none of the arguments."""
-        storage = tensor.untyped_storage()._cdata
+        storage = storage_id(tensor)
         return self.function is not None and all(
-            given.untyped_storage()._cdata != storage for given in self.tensors()
+            storage_id(argument) != storage for argument in self.tensors()
         )
 
 
-def new_nodes(results: Sequence[Any], first: int) -> list[Node]:
-    """Return the nodes from number `first` on that tensors come from."""
+def new_nodes(results: Sequence[object], first: int) -> list[Node]:
+    """Return the nodes behind tensors whose sequence numbers are `first` or higher."""
     nodes: dict[Node, None] = {}
-    waiting = [value.grad_fn for value in results if isinstance(value, Tensor)]
+    waiting = [node_of(value) for value in results if isinstance(value, Tensor)]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in nodes and first <= node._sequence_nr() < LAST:
@@ -150,24 +157,28 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def saved_values(node: Node) -> Iterator[tuple[Saved, str | int]]:
-    """Yield what a node saved through hooks of this package, and its name; a number in a caller's own."""
+    """Yield what a node saved through hooks of this package, and its name there.
+
+    In a caller's own autograd function the name is a number.
+    """
     for attribute in _names(type(node)):
-        values = getattr(node, attribute)
+        values: Any = getattr(node, attribute)
+        name = attribute.removeprefix("_raw_saved_")
         if isinstance(values, tuple):
-            for number, value in enumerate(values):
+            for number, value in enumerate(cast("tuple[Any, ...]", values)):
                 if isinstance(saved := value.data, Saved):
-                    yield saved, number if attribute == "_raw_saved_tensors" else attribute[11:]
+                    yield saved, number if name == "tensors" else name
         elif values is not None and isinstance(saved := values.data, Saved):
-            yield saved, attribute[11:]
+            yield saved, name
 
 
 def calling_module(names: Mapping[int, str]) -> str:
-    """Return the name of the innermost module whose `forward` is running, found on the call stack.
+    """Return the name of the innermost module whose `forward` is running, from the call stack.
 
     Args:
         names: id of a module → its name.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # the only way
     while frame is not None:
         code = frame.f_code
         if code.co_name == "forward" and code.co_varnames[:1] == ("self",):
@@ -180,7 +191,7 @@ def calling_module(names: Mapping[int, str]) -> str:
 
 def producer(tensor: Tensor) -> str:
     """Return the name of the operation that made a tensor."""
-    node = tensor.grad_fn
+    node = node_of(tensor)
     return "input" if node is None else node.name().rstrip("0123456789").removesuffix("Backward")
 
 
@@ -201,10 +212,10 @@ VIEWS_AND_COPIES = frozenset(
 
 
 def made_of_parameter(tensor: Tensor) -> bool:
-    """Return whether a tensor is a leaf that trains, or its view, or its copy in another dtype."""
+    """Return whether a tensor is a leaf that trains, a view of one, or a copy of one in another dtype."""
     if tensor.is_leaf:
         return tensor.requires_grad
-    node: Any = tensor.grad_fn
+    node = node_of(tensor)
     while node is not None and node.name() in VIEWS_AND_COPIES:
         node = node.next_functions[0][0]
     return node is not None and node.name() == "torch::autograd::AccumulateGrad"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from activation_compression.measured import Measurement
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 
@@ -15,14 +16,14 @@ __all__ = ["plot_widths"]
 
 
 @explain_arguments
-def plot_widths(log: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the widths of every measurement, and the newest sensitivities, tensor by tensor.
+def plot_widths(log: Sequence[Measurement]) -> Figure:
+    """Draw each tensor's width in every measurement, and its newest sensitivity.
 
     Args:
         log: `ActivationCompressor.log`.
 
     Raises:
-        ConfigurationError: Nothing was measured.
+        ConfigurationError: The log is empty.
 
     Examples:
         >>> entry = {"sensitivities": {"a:gelu:0": 1e-3}, "widths": {"a:gelu:0": 4}}

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
-"""What is quantised."""
+"""The dtypes that are quantised."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Codes:
         low: bfloat16, the minimum of each group, rounded down.
         step: bfloat16, the distance between two codes of each group, rounded up.
         bits: 1, 2, 4 or 8.
-        grouping: Which elements are a group.
+        grouping: Which elements form a group.
         count: Elements of the block.
-        dtype: Of the block.
+        dtype: The block's dtype.
     """
 
     codes: Tensor
@@ -57,7 +57,7 @@ class Codes:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What takes memory."""
+        """The tensors that take memory."""
         return self.codes, self.low, self.step
 
     @property
@@ -67,7 +67,7 @@ class Codes:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no group is known to hold NaN or ±∞; not asked where reading a value would wait."""
+        """Whether no group is known to hold NaN or ±∞; not checked if reading a value would wait."""
         step = self.step
         return blocks.reading_waits(step) or kernels.is_fake(step) or not bool(step.isnan().any())
 
@@ -78,12 +78,12 @@ class Codes:
 
     @classmethod
     def pack(cls, block: Tensor, bits: int, grouping: Grouping | int, keys: Tensor | None) -> Codes:
-        """Quantise a block; a fake one needs no keys and receives no values.
+        """Quantise a block; a fake one needs no keys, and its codes have no values.
 
         Args:
             block: One-dimensional, floating.
             bits: 1, 2, 4 or 8.
-            grouping: Which elements share a minimum and a step; a number: that many neighbours.
+            grouping: Which elements share a minimum and a step; a number means that many neighbours.
             keys: int32, two numbers.
         """
         grouping = Neighbours(grouping) if isinstance(grouping, int) else grouping
@@ -108,7 +108,7 @@ class Codes:
 
 @dataclass(frozen=True)
 class Flags:
-    """A two-valued block, one bit an element, without loss.
+    """A two-valued block in one bit per element, without loss.
 
     Attributes:
         codes: uint8, one-dimensional.
@@ -125,7 +125,7 @@ class Flags:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What takes memory."""
+        """The tensors that take memory."""
         return self.codes, self.low, self.high
 
     @property
@@ -150,9 +150,9 @@ class Flags:
 
 
 def pack_flags(block: Tensor) -> Flags | None:
-    """Pack a block that has two values or fewer; None if it has more, or if looking would wait for a device.
+    """Pack a block with at most two values; None if it has more, or if reading them would wait for a device.
 
-    Bool is packed without reading a value; a fake block is taken to have two.
+    Bools are packed without reading a value; a fake block counts as two-valued.
     """
     codes = block.new_empty(-(-block.numel() // FLAG_GROUP) * FLAG_GROUP // 8, dtype=torch.uint8)
     if block.dtype == torch.bool:
@@ -160,7 +160,8 @@ def pack_flags(block: Tensor) -> Flags | None:
             flag_kernels.bits_into(block, codes)
         return Flags(codes, *_ends(block, False, True), block.numel())
     if kernels.is_fake(block):
-        return Flags(codes, *block.new_empty(2).unbind(), block.numel())
+        low, high = block.new_empty(2).unbind()
+        return Flags(codes, low, high, block.numel())
     if not block.numel() or blocks.reading_waits(block):
         return None
     low, high = torch.stack(torch.aminmax(block)).unbind()
@@ -169,7 +170,9 @@ def pack_flags(block: Tensor) -> Flags | None:
 
 
 def pack_gate(block: Tensor, low: float, high: float) -> Flags:
-    """Pack whether each element is strictly between two numbers; unpacked it is a number there, or `low`.
+    """Pack whether each element is strictly between two numbers.
+
+    Where it is, unpacking returns a number between them, elsewhere `low`.
 
     Examples:
         >>> pack_gate(torch.tensor([-1.0, 0.0, 0.2, 7.0]), 0.0, 6.0).unpack()
@@ -183,15 +186,17 @@ def pack_gate(block: Tensor, low: float, high: float) -> Flags:
 
 
 def _ends(block: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Return two numbers as tensors; made once for each device, since that waits for it."""
-    make = _made_ends.__wrapped__ if kernels.is_fake(block) else _made_ends
+    """Return two numbers as tensors; made once for each device, since copying them waits for it."""
+    make = _new_ends if kernels.is_fake(block) else _cached_ends
     return make(low, high, block.dtype, block.device)
 
 
-@cache
-def _made_ends(low: float, high: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _new_ends(low: float, high: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     first, second = torch.tensor([low, high], dtype=dtype, device=device).unbind()
-    return first.clone(), second.clone()  # apart in memory: kernels are entered at once then
+    return first.clone(), second.clone()  # kernels are called faster on tensors that share no memory
+
+
+_cached_ends = cache(_new_ends)
 
 
 @dataclass(frozen=True)
@@ -199,8 +204,8 @@ class Quantized:
     """A quantised tensor.
 
     Attributes:
-        content: Its codes; the tensor itself where its width is above 8 bits or it is not floating.
-        layout: How the tensor lies on the block.
+        content: Its codes; the tensor itself if its width is above 8 bits or it is not floating.
+        layout: Where the tensor's elements are in the block.
     """
 
     content: Codes | Flags | Tensor
@@ -208,7 +213,7 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are stored."""
+        """Bytes of the content."""
         return self.content.nbytes
 
 
@@ -218,21 +223,21 @@ def quantize(x: Tensor, bits: int = 4, group_size: int = 256, seed: int = 0) -> 
 
         m = ⌊min x⌋    s = ⌈(max x - m) / (2ᵇ - 1)⌉    q = ⌊(x - m) / s + u⌋,  u ~ U[0, 1)
 
-    for every group of neighbours in memory; m and s are bfloat16. So where |x| is much larger than the range
-    of its group, steps are as coarse as bfloat16 near |x|. A group with NaN or ±∞ comes back as NaN.
+    for every group of neighbours in memory; m and s are bfloat16. If |x| is much larger than the range of its
+    group, steps are as coarse as bfloat16 near |x|. A group with NaN or ±∞ is dequantised as NaN.
 
     Args:
         x: Any shape and strides. float32, bfloat16 and float16 are quantised; bool takes 1 bit exactly;
             other dtypes are kept unchanged.
         bits: 1, 2, 4 or 8; more (up to 64) keeps the tensor unchanged.
         group_size: Elements that share m and s, at least 1.
-        seed: Of the random numbers, which are a hash of (seed, position) and draw from no random stream.
+        seed: Seed of the random numbers, a hash of (seed, position) that uses no random stream.
 
     Returns:
-        Codes, minima and steps: bits + 32 / group_size bits an element.
+        Codes, minima and steps: bits + 32 / group_size bits per element.
 
     Raises:
-        ConfigurationError: A width or a group size that does not exist.
+        ConfigurationError: A width or a group size that is not allowed; a sparse tensor.
 
     Source: Liu et al. 2022 (arXiv 2206.11357), section 4; the released code clamps, with m and s in float32.
 
@@ -263,9 +268,9 @@ def quantize(x: Tensor, bits: int = 4, group_size: int = 256, seed: int = 0) -> 
 
 @explain_arguments
 def dequantize(q: Quantized) -> Tensor:
-    """Return the tensor that a quantised one stands for, in its shape, dtype and device.
+    """Return the values of a quantised tensor, with the original's shape, dtype and device.
 
-    Each element is one of the two multiples of the step next to the original, or equal to it.
+    Each element is m + q·s just below or just above the original, or equal to it.
 
     Args:
         q: From `quantize`.
@@ -282,6 +287,6 @@ def dequantize(q: Quantized) -> Tensor:
 
 
 def fitting(bound: int, dtype: torch.dtype) -> torch.dtype | None:
-    """Return the narrowest integers that hold all numbers below a bound, if narrower than a dtype."""
+    """Return the narrowest integer dtype for numbers below a bound; None if none is narrower than `dtype`."""
     narrow = (torch.uint8, torch.int16, torch.int32)
     return next((d for d in narrow if bound <= torch.iinfo(d).max and d.itemsize < dtype.itemsize), None)

@@ -1,42 +1,38 @@
-"""A computation of a value from others, and a tensor that is held by nothing else."""
+"""How a value is computed from others, and a block that is computed instead of being stored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from activation_compression.blocks import Layout
-from activation_compression.formulas import Node
+from activation_compression.nodes import Node
 from activation_compression.quantizer import Codes
 from activation_compression.stored import Held, Kept, StoredView
 
-__all__ = ["Derived", "Recipe", "note", "noted"]
-
-NOTES = "activation_compression"
-"""Where a node's `metadata` keeps what this package knows of it."""
+__all__ = ["Derived", "Note", "Recipe", "note_of"]
 
 COARSE = 4
-"""Bits up to which the curvature of a function matters beside what rounding moves it at random."""
+"""Largest width at which the bias of a curved function matters beside the noise of rounding."""
 CHUNK = 2**16
-"""Elements that a cache holds while something is taken off them."""
+"""Elements that are corrected at a time: a cache holds them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A computation of a value from others.
+    """How a value is computed from others.
 
     Attributes:
-        operation: Its name.
+        operation: Name of the computation.
         compute: The values of the sources → the value.
-        sources: What holds them.
-        repeats: Whether it is the very operation of the forward pass: exact sources give its exact result.
+        sources: The holders of these values.
+        repeats: Whether it is the forward pass's own operation: exact sources then give its exact result.
         curved: Whether it is a smooth function f of its one source, element by element.
-            Rounding x to x̂ by steps s shifts a curved one in the mean, E[f(x̂)] ≈ f(x) + f″(x) s² / 12. Where
-            steps are coarse that is taken off: 2 f(x̂) - (f(x̂ + d) + f(x̂ - d)) / 2 with d = s / √6.
+            Rounding x to x̂ in steps s biases such a function, E[f(x̂)] ≈ f(x) + f″(x) s² / 12. Where steps are
+            coarse the bias is subtracted: 2 f(x̂) - (f(x̂ + d) + f(x̂ - d)) / 2 with d = s / √6.
     """
 
     operation: str
@@ -48,17 +44,21 @@ class Recipe:
 
     @classmethod
     def of_cast(cls, weight: Tensor, dtype: torch.dtype) -> Recipe:
-        """Return how to make the copy of a weight in another dtype."""
-        return cls("copy", lambda x: x.to(dtype), (Kept(weight),))
+        """Return how to compute the copy of a weight in another dtype."""
+
+        def compute(x: Tensor) -> Tensor:
+            return x.to(dtype)
+
+        return cls("copy", compute, (Kept(weight),))
 
     @property
     def is_exact(self) -> bool:
-        """Whether the value is that of the forward pass bit for bit."""
+        """Whether the value equals that of the forward pass bit for bit."""
         return self.repeats and all(source.is_exact for source in self.sources)
 
     @property
     def depth(self) -> int:
-        """Computations behind it, itself included; a view or a copy is none."""
+        """Longest chain of computations, this one included; views and copies do not count."""
         return (self.operation != "copy") + max((source.depth for source in self.sources), default=0)
 
     def open(self) -> Tensor:
@@ -68,18 +68,19 @@ class Recipe:
         steps = _steps(self.sources[0]) if self.curved else None
         if steps is not None:
             rows = max(1, CHUNK * len(value) // value.numel())
-            for out, x, step in zip(value.split(rows), opened[0].split(rows), steps.split(rows), strict=True):
+            chunks = (torch.split(whole, rows) for whole in (value, opened[0], steps))
+            for out, x, step in zip(*chunks, strict=True):
                 d = (step / 6**0.5).to(x.dtype)
                 out.mul_(2).sub_(self.compute(x + d) + self.compute(x - d), alpha=0.5)
         return value
 
     def use(self) -> None:
-        """Note that one more will open the sources in each backward pass."""
+        """Count one more reader of each source."""
         for source in self.sources:
             source.use()
 
     def views(self) -> list[StoredView]:
-        """Return the stored sources, also those of sources."""
+        """Return the stored sources, including those of derived sources."""
         views: list[StoredView] = []
         for source in self.sources:
             views += source.views() if isinstance(source, Recipe) else []
@@ -87,41 +88,40 @@ class Recipe:
         return views
 
     def back(self, slope: Tensor) -> list[tuple[StoredView, Tensor]]:
-        """Return ∂⟨value, slope⟩/∂source for every stored source, those of derived sources too."""
+        """Return ∂⟨value, slope⟩/∂source for every stored source, including those of derived sources."""
         values = [source.open().detach() for source in self.sources]
         with torch.enable_grad():
             inputs = [value.requires_grad_(value.is_floating_point()) for value in values]
-            asked = [value for value in inputs if value.requires_grad]
-            made = self.compute(*inputs)
-            slopes = iter(torch.autograd.grad(made, asked, slope.to(made.dtype), allow_unused=True))
-        slopes_of: list[tuple[StoredView, Tensor]] = []
+            differentiable = [value for value in inputs if value.requires_grad]
+            result = self.compute(*inputs)
+            slopes = iter(
+                torch.autograd.grad(result, differentiable, slope.to(result.dtype), allow_unused=True)
+            )
+        slopes_of_views: list[tuple[StoredView, Tensor]] = []
         for source, value in zip(self.sources, inputs, strict=True):
-            slope_of_view = next(slopes) if value.requires_grad else None
-            if slope_of_view is None:
+            slope_of_source = next(slopes) if value.requires_grad else None
+            if slope_of_source is None:
                 continue
             if isinstance(source, StoredView):
-                slopes_of.append((source, slope_of_view))
+                slopes_of_views.append((source, slope_of_source))
             elif isinstance(source, Recipe):
-                slopes_of += source.back(slope_of_view)
-        return slopes_of
+                slopes_of_views += source.back(slope_of_source)
+        return slopes_of_views
 
 
 def _steps(source: Held) -> Tensor | None:
-    """Return how far apart the values are between which each element of a source was rounded.
-
-    None where that is little, or not known.
-    """
+    """Return the step by which each element of a source was rounded; None if it is small or unknown."""
     if isinstance(source, StoredView) and isinstance(content := source.stored.content, Codes):
         return source.layout.view(content.steps()) if content.bits <= COARSE else None
     return None
 
 
 class Derived:
-    """The block of a tensor that is computed again; it takes no byte.
+    """The block of a tensor that is computed again; it takes no bytes.
 
     Args:
-        recipe: Computes the tensor.
-        like: The tensor, whose strides the block has.
+        recipe: How to compute the tensor.
+        like: The tensor itself; the block has its strides.
     """
 
     bits = nbytes = 0
@@ -133,7 +133,7 @@ class Derived:
 
     @property
     def source(self) -> str:
-        """The operation, and whose tensors it reads."""
+        """The computation, and the operations whose tensors it reads."""
         names = dict.fromkeys(view.stored.name.rpartition(":")[0] for view in self.recipe.views())
         return f"{self.recipe.operation} of {', '.join(names)}" if names else self.recipe.operation
 
@@ -147,11 +147,25 @@ class Derived:
         return value.as_strided((self.count,), (1,), value.storage_offset())
 
 
-def note(node: Node, **facts: Any) -> None:
-    """Let a node know what its backward formula does not need, such as ε of a normalisation."""
-    node.metadata.setdefault(NOTES, {}).update(facts)
+@dataclass(frozen=True)
+class Note:
+    """What the forward pass notes at a node, since its backward formula does not need it.
+
+    Attributes:
+        version: Version of the node's result.
+        sample: A few values of the result (`blocks.sample`).
+        epsilon: ε of a layer normalisation.
+    """
+
+    version: int = 0
+    sample: tuple[float, ...] = ()
+    epsilon: float | None = None
+
+    def attach(self, node: Node) -> None:
+        """Leave the note at a node."""
+        node.metadata[Note] = self
 
 
-def noted(node: Node, fact: str, otherwise: Any = None) -> Any:
-    """Return what a node was let know."""
-    return node.metadata.get(NOTES, {}).get(fact, otherwise)
+def note_of(node: Node) -> Note:
+    """Return the note at a node; an empty one if there is none."""
+    return node.metadata.get(Note) or Note()

@@ -1,14 +1,14 @@
-"""Rounding after a rotation: an outlier is spread over its group, which then needs no wide range.
+"""Rounding after a rotation, which spreads an outlier over its group, so that the group's range is narrower.
 
     y = H D x / √S,   H[i, j] = (-1)^⟨i, j⟩,   D = diag(signs)
 
 The rotation is orthonormal and undone after decoding, so that E[x̂] = x as before, at the same bytes, and the
-error ‖x̂ - x‖ is that of y. It pays where backward reads x by a linear map or sums over the group, as in a
-product or a normalisation. Sparse groups, such as probabilities, lose by it.
+error ‖x̂ - x‖ equals that of y. It helps where backward reads x by a linear map or sums over the group, as in
+a product or a normalisation. It makes sparse groups, such as probabilities, worse.
 
-A group is cut into pieces whose codes share words. H is a product: butterflies between the pieces, and
-within a piece the sum over its few elements. So one pass still reads, reduces and writes all. A CPU, whose
-registers hold less and whose matrix products are fast, multiplies by the whole matrix first.
+A group is cut into pieces whose codes share words. H is a product of two: butterflies between the pieces, and
+sums over the few elements of a piece. So a GPU still reads, reduces and writes everything in one pass. A CPU
+has fewer registers and fast matrix products: it multiplies by the whole matrix first.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def encode(x: Tensor, bits: int, size: int, keys: Tensor, mix: Tensor) -> tuple[
         mix: `mixing(size)`.
 
     Returns:
-        Codes (`WORDS[bits]`, (groups, size / `PIECES`)), m and s (bfloat16, one a group).
+        Codes (`WORDS[bits]`, (groups, size / `PIECES`)), m and s (bfloat16, one for each group).
 
     Examples:
         >>> x = torch.zeros(128).index_fill(0, torch.tensor(5), 128**0.5)
@@ -73,11 +73,11 @@ def decode(codes: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dty
 
 
 WRITTEN_APART = 16
-"""Parts of a group that are written one by one: the compiler computes fewer ones anew for every element."""
+"""Parts of a group that are written one by one; fewer, and the compiler recomputes them for each element."""
 
 
 def _sign(number: int) -> int:
-    """Return the sign of Rudin and Shapiro: their sequence's own transform is as flat as random signs' is."""
+    """Return a sign of the Rudin-Shapiro sequence, whose transform is as flat as that of random signs."""
     return 1 - 2 * ((number & number >> 1).bit_count() % 2)
 
 
@@ -86,7 +86,7 @@ def _signed(pieces: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _butterflies(pieces: Sequence[Tensor]) -> list[Tensor]:
-    """Multiply by H over the list."""
+    """Return the product of H with a list of pieces."""
     turned, reach = list(pieces), 1
     while reach < len(turned):
         turned = [
@@ -98,18 +98,18 @@ def _butterflies(pieces: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _mixed(piece: Tensor, mix: Tensor) -> Tensor:
-    """Return Σ_k piece[:, k] mix[k, :]; the compiler writes out sums of few terms and leaves others apart."""
-    terms = zip(piece.split(FEW, dim=1), mix.split(FEW), strict=True)
+    """Return Σ_k piece[:, k] mix[k, :], as a sum of short sums: the compiler fuses only those."""
+    terms = zip(torch.split(piece, FEW, dim=1), torch.split(mix, FEW), strict=True)
     first, *more = [(signs.unsqueeze(2) * rows).sum(dim=1) for signs, rows in terms]
     return reduce(torch.add, more, first)
 
 
 FEW = 4
-"""Terms of a sum that becomes part of the kernel around it."""
+"""Most terms of a sum that the compiler fuses into the kernel around it."""
 
 
 def mixing(size: int, device: torch.device | None = None) -> Tensor:
-    """Return what rotates the elements of a piece, D H / √S, and its transpose, which turns them back.
+    """Return the matrix that rotates the elements of a piece, D H / √S, and its transpose, which undoes it.
 
     Examples:
         >>> mixing(64).shape, mixing(64).mul(8)[0, 0].tolist()

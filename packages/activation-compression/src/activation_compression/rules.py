@@ -1,9 +1,9 @@
-"""The quantiser as pure functions of tensors: what is computed, in float32; speed is a matter of `kernels`.
+"""The quantiser as pure functions of tensors, computed in float32; `kernels` makes them fast.
 
 A tensor is cut into groups of S elements, and a group into 8 / bits *parts* of S·bits/8 neighbours. Byte j of
 a group's codes holds element j of every part, the first part in the lowest bits. So all parts of a group are
-read, reduced and written side by side: one pass over memory, on a GPU one kernel. A group may also run across
-rows: then a run of columns takes the place of an element.
+read, reduced and written side by side: one pass over memory, on a GPU one kernel. A group may also extend
+over rows; then a run of columns takes the place of an element.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def noise16(shape: Sequence[int], number: int, keys: Tensor) -> tuple[Tensor, Te
     """Return two independent numbers in {0, 1, …, 65535}/65536 for every position of a grid.
 
     Args:
-        shape: Of the grid, two or three lengths.
-        number: Of the grid; other grids of this shape have other numbers.
+        shape: The grid's shape, two or three lengths.
+        number: The grid's number; another number gives other random numbers.
         keys: int32, two numbers.
 
     Returns:
@@ -80,23 +80,23 @@ def _bfloat16_above(x: Tensor) -> Tensor:
 
 
 def shifting(bits: int) -> torch.dtype:
-    """Return the integers in which codes of so many bits together are shifted."""
+    """Return the integer dtype in which codes with so many bits together are shifted."""
     return torch.int64 if bits > 32 else torch.int32
 
 
 def rounded(
     pieces: Sequence[Tensor], bits: int, keys: Tensor, axis: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Round pieces of groups side by side: (groups, neighbours), or with columns as one more axis.
+    """Round the pieces of groups together; a piece is (groups, neighbours), or has columns as a third axis.
 
     Args:
-        pieces: In float32.
+        pieces: Float32 tensors.
         bits: 1, 2, 4 or 8.
         keys: int32, two numbers.
-        axis: That of the elements of a group.
+        axis: The axis of a group's elements.
 
     Returns:
-        The codes of all pieces in one integer, the first in the lowest bits; m and s, one a group and column.
+        The codes of all pieces in one integer, the first in the lowest bits; m and s per group and column.
     """
     levels = 2**bits - 1
     low, high = pieces[0], pieces[0]
@@ -106,11 +106,11 @@ def rounded(
     width = high.amax(dim=axis, keepdim=True) - low
     step = _bfloat16_above((width / levels).clamp(min=TINIEST))
     inverse = 1.0 / step
-    codes, noise, whole = None, (), shifting(bits * len(pieces))
+    codes, noise, integers = None, (), shifting(bits * len(pieces))
     for number, piece in enumerate(pieces):
         if number % 2 == 0:
             noise = noise16(piece.shape, number // 2, keys)
-        q = torch.floor((piece - low) * inverse + noise[number % 2]).clamp(max=levels).to(whole)
+        q = torch.floor((piece - low) * inverse + noise[number % 2]).clamp(max=levels).to(integers)
         shifted = (q & levels) << (bits * number)
         codes = shifted if codes is None else codes | shifted
     assert codes is not None
@@ -123,17 +123,17 @@ def encode(x: Tensor, bits: int, size: int, keys: Tensor) -> tuple[Tensor, Tenso
 
         m = ⌊min x⌋    s = ⌈(max x - m) / (2ᵇ - 1)⌉    q = ⌊(x - m) / s + u⌋,  u ~ U[0, 1)
 
-    m is rounded down and s up to bfloat16, so that no element is clamped. A group with an element that is
-    not finite gets s = NaN, and comes back as NaN altogether.
+    m is rounded down and s up to bfloat16, so that no element is clamped. If an element of a group is not
+    finite, s is NaN, and the whole group is decoded as NaN.
 
     Args:
         x: One-dimensional, floating, a multiple of `size` elements.
         bits: 1, 2, 4 or 8.
         size: Elements of a group, a multiple of 8 / bits.
-        keys: int32, two numbers: the stream of random numbers.
+        keys: int32, two numbers, which determine the random numbers.
 
     Returns:
-        Codes (uint8, one-dimensional), m and s (bfloat16, one a group).
+        Codes (uint8, one-dimensional), m and s (bfloat16, one for each group).
 
     Examples:
         >>> keys = torch.tensor([3, 4], dtype=torch.int32)
@@ -156,7 +156,7 @@ def decode(codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, dtype
         step: From `encode`.
         bits: As given to `encode`.
         size: As given to `encode`.
-        dtype: Of the result. float16 ends at its largest number.
+        dtype: Dtype of the result. For float16, values are clamped to its range.
 
     Examples:
         >>> keys = torch.tensor([3, 4], dtype=torch.int32)
@@ -169,22 +169,22 @@ def decode(codes: Tensor, low: Tensor, step: Tensor, bits: int, size: int, dtype
 
 
 PIECES = 8
-"""Pieces of a group whose codes share words, where groups run across rows or are rotated."""
+"""Pieces of a group whose codes share words, if groups extend over rows or are rotated."""
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Bits → the integers that hold a code of each piece."""
+"""Bits → the integer dtype that holds a code of each piece."""
 
 
 def encode_columns(
     x: Tensor, bits: int, keys: Tensor, columns_first: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise groups that run across rows: the elements of one column in neighbouring rows.
+    """Quantise groups that extend over rows: the elements of one column in neighbouring rows.
 
     Args:
         x: (groups, `PIECES`, rows, columns), floating; a group is `x[g, :, :, c]`.
         bits: 1, 2, 4 or 8.
         keys: int32, two numbers.
-        columns_first: Whether codes of one group lie side by side. A GPU then needs one kernel; a CPU writes
-            rows faster.
+        columns_first: Whether the codes of one group lie side by side. A GPU then needs one kernel; a CPU
+            is faster without.
 
     Returns:
         Codes (`WORDS[bits]`, (groups, rows, columns) or (groups, columns, rows)), m and s (bfloat16,
@@ -206,7 +206,7 @@ def encode_columns(
 def decode_columns(
     codes: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dtype, columns_first: bool = False
 ) -> Tensor:
-    """Return m + q·s of every element, in the shape that `encode_columns` took, whose results are given."""
+    """Return m + q·s of every element, from the results of `encode_columns` and in the shape of its `x`."""
     codes = codes.transpose(1, 2) if columns_first else codes
     return _decoded(codes, low[:, None, None], step[:, None, None], bits, PIECES, dtype)
 
@@ -219,5 +219,5 @@ def _decoded(codes: Tensor, low: Tensor, step: Tensor, bits: int, pieces: int, d
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float32 in another dtype; float16 ends at its largest number."""
+    """Return float32 values in another dtype; for float16 they are clamped to its range."""
     return (x.clamp(-65504.0, 65504.0) if dtype == torch.float16 else x).to(dtype)

@@ -1,11 +1,11 @@
-"""The entry points of this package. Nothing here imports torch before a method is used."""
+"""The methods of the activation slot. Nothing here imports torch before a method is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from activation_compression.levels import find_level
 from finetune_common.errors import ConfigurationError, check_number
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from activation_compression.compiled import CompileOptions
     from activation_compression.compressor import ActivationCompressor
+    from activation_compression.statistics import Statistics
 
 __all__ = [
     "CheckpointMethod",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 
-NOT_COMPILED = "--activation {name} works on eager models: leave --compile out, or use --activation compress"
+NOT_COMPILED = "--activation {name} works on eager models: remove --compile, or use --activation compress"
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class CompressOptions:
         level: L0 none; lossless: no rounding, the gradient equal bit for bit; L1, L1.1, L1.2 fixed 4, 8, 2
             bits; L2, L2.1, L2.2 automatic, 4, 3, 2 bits on average; L3 automatic 4 bits in host memory; swap
             host memory only; L4bit-swap 4 bits in host memory.
-        bits: Automatic precision with this average, in [1, 32], instead of the level's; null for the level's.
+        bits: Automatic precision with this average, in [1, 32]; null for the level's own bits.
         group_size: Elements that share a minimum and a step, at least 1.
-        seed: Seed of the rounding, at least 0; null for the run's own.
+        seed: Seed of the rounding, at least 0; null for the run's seed.
         interval: Steps between two measurements of automatic precision, at least 1.
         warmup: Steps before the first measurement, at least 0.
         probes: Random directions of a measurement, at least 1.
-        exclude: Patterns of "module:operation" whose tensors are kept unchanged.
+        exclude: Patterns (`*`, `?`) of "module:operation" whose tensors are kept unchanged.
         derive: Whether values that follow from others are computed again; false stores all, as published.
     """
 
@@ -73,7 +74,7 @@ class OffloadOptions:
     """Saved activations in host memory.
 
     Args:
-        level: swap for all as they are; L4bit-swap, or L3 with automatic precision, compressed to 4 bits.
+        level: swap unchanged; L4bit-swap compressed to 4 bits; L3 to 4 bits on average (automatic precision).
     """
 
     level: str = "swap"
@@ -99,10 +100,10 @@ class CompressMethod:
         self.options = options
         self.compressor: ActivationCompressor | None = None
         self._compiled: CompileOptions | None = None
-        self._state: Mapping[str, Any] | None = None
+        self._state: Mapping[str, object] | None = None
 
     def compile_options(self) -> CompileOptions:
-        """Return options for `torch.compile`, under which a compiled model compresses by itself."""
+        """Return options for `torch.compile` with which the compiled model compresses its activations."""
         import torch
 
         from activation_compression.compiled import compile_options
@@ -111,7 +112,7 @@ class CompressMethod:
         find_level(options.level, options.bits)
         if options.bits is not None:
             raise ConfigurationError(
-                f"bits={options.bits} measures widths on eager models only: leave it or --compile out"
+                f"bits={options.bits} measures widths, which needs an eager model: remove it or --compile"
             )
         seed = torch.initial_seed() % 2**63 if options.seed is None else options.seed
         self._compiled = compile_options(
@@ -148,44 +149,46 @@ class CompressMethod:
 
     @property
     def not_sharded(self) -> str | None:
-        """Why parameters may not be split over processes: `adapt` differentiates by whole parameters."""
+        """Why parameters may not be sharded: `adapt` differentiates with respect to whole parameters."""
         if not find_level(self.options.level, self.options.bits).automatic:
             return None
         return "measures its widths by gradients of whole parameters: use a fixed level such as L1"
 
-    def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+    def around_forward(self, model: torch.nn.Module) -> AbstractContextManager[object]:
         """Return the context in which activations are compressed; a compiled model needs none."""
         return nullcontext() if self._compiled is not None else self._compressor_of(model)
 
     def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
-        """Measure and assign widths where a level is automatic and a measurement is due."""
+        """Measure and assign widths if the level is automatic and a measurement is due."""
         due = step > self.options.warmup and (step - 1 - self.options.warmup) % self.options.interval == 0
         if due and self.compressor is not None and self.compressor.level.automatic:
             self.compressor.adapt(loss_fn, probes=self.options.probes)
 
-    def stats(self) -> dict[str, Any]:
+    @property
+    def _active(self) -> CompileOptions | ActivationCompressor | None:
+        return self._compiled if self._compiled is not None else self.compressor
+
+    def stats(self) -> dict[str, object]:
         """Return `original_bytes`, `stored_bytes` and `rows` of the last forward pass."""
-        acting = self._compiled if self._compiled is not None else self.compressor
-        if acting is None:
-            return {}
-        stats = acting.stats
-        return {
-            "stored_bytes": stats.stored_bytes,
-            "original_bytes": stats.original_bytes,
-            "rows": [asdict(row) for row in stats.rows],
-        }
+        return _totals(self._active.stats) if self._active is not None else {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the compressor's state; empty before the first forward pass."""
-        acting = self._compiled if self._compiled is not None else self.compressor
-        return acting.state_dict() if acting is not None else dict(self._state or {})
+    def state_dict(self) -> dict[str, object]:
+        """Return the compressor's state; before the first forward pass, the loaded one."""
+        return self._active.state_dict() if self._active is not None else dict(self._state or {})
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue from `state_dict()` of another run."""
         self._state = state or None
-        acting = self._compiled if self._compiled is not None else self.compressor
-        if acting is not None and state:
-            acting.load_state_dict(state)
+        if self._active is not None and state:
+            self._active.load_state_dict(state)
+
+
+def _totals(stats: Statistics) -> dict[str, object]:
+    return {
+        "stored_bytes": stats.stored_bytes,
+        "original_bytes": stats.original_bytes,
+        "rows": [asdict(row) for row in stats.rows],
+    }
 
 
 class CompressCheckpointMethod(CompressMethod):
@@ -194,12 +197,12 @@ class CompressCheckpointMethod(CompressMethod):
     name = "compress+checkpoint"
 
     def compile_options(self) -> CompileOptions:
-        """Refuse: what a compiled model computes again is the compiler's choice."""
+        """Refuse: in a compiled model the compiler chooses what runs again."""
         raise ConfigurationError(NOT_COMPILED.format(name=self.name))
 
     @contextmanager
-    def around_forward(self, model: torch.nn.Module) -> Iterator[Any]:
-        """Return the context in which blocks are checkpointed, their inputs compressed."""
+    def around_forward(self, model: torch.nn.Module) -> Generator[object]:
+        """Return the context in which blocks are checkpointed and their inputs compressed."""
         from activation_compression.checkpointing import checkpoint_blocks
 
         with self._compressor_of(model) as compressor, checkpoint_blocks(model):
@@ -207,7 +210,7 @@ class CompressCheckpointMethod(CompressMethod):
 
 
 class OffloadMethod(CompressMethod):
-    """Saved activations in pinned host memory, fetched ahead of their turn."""
+    """Saved activations in pinned host memory, fetched before backward needs them."""
 
     name = "offload"
     Options = OffloadOptions
@@ -221,7 +224,7 @@ class OffloadMethod(CompressMethod):
 
 
 class CheckpointMethod:
-    """Blocks run again in backward instead of keeping what they saved."""
+    """Blocks keep only their inputs, and run again in backward."""
 
     name = "checkpoint"
     Options = NoOptions
@@ -231,11 +234,11 @@ class CheckpointMethod:
         self._compressor: ActivationCompressor | None = None
 
     def compile_options(self) -> CompileOptions:
-        """Refuse: what a compiled model computes again is the compiler's choice."""
+        """Refuse: in a compiled model the compiler chooses what runs again."""
         raise ConfigurationError(NOT_COMPILED.format(name=self.name))
 
     @contextmanager
-    def around_forward(self, model: torch.nn.Module) -> Iterator[Any]:
+    def around_forward(self, model: torch.nn.Module) -> Generator[None]:
         """Return the context in which blocks are checkpointed."""
         from activation_compression.checkpointing import checkpoint_blocks
         from activation_compression.compressor import ActivationCompressor
@@ -248,13 +251,6 @@ class CheckpointMethod:
     def after_backward(self, step: int, loss_fn: Callable[[], torch.Tensor]) -> None:
         """Do nothing."""
 
-    def stats(self) -> dict[str, Any]:
-        """Return the bytes of the last forward pass: what blocks keep of their inputs, and the rest."""
-        if self._compressor is None:
-            return {}
-        stats = self._compressor.stats
-        return {
-            "stored_bytes": stats.stored_bytes,
-            "original_bytes": stats.original_bytes,
-            "rows": [asdict(row) for row in stats.rows],
-        }
+    def stats(self) -> dict[str, object]:
+        """Return the saved bytes of the last forward pass: inputs of blocks, and tensors outside blocks."""
+        return _totals(self._compressor.stats) if self._compressor is not None else {}

@@ -1,4 +1,4 @@
-"""What was saved and what it takes: one row a saved tensor, totals, a table."""
+"""The saved tensors of a forward pass and their bytes: a row for each tensor, totals, a table."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = ["SavedTensor", "Statistics"]
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """One saved tensor; others that share its memory do not count again.
+    """One saved tensor; memory that several tensors share is counted once.
 
     Attributes:
-        module: Name of the module in whose forward pass it was saved; empty outside of one.
+        module: Name of the module in whose forward pass it was saved; empty outside of modules.
         operation: The torch function that saved it, or the operation that made it.
         shape: Its shape.
         dtype: Its dtype, without `torch.`.
-        bits: Bits an element of what is stored, minima and steps apart.
-        original_bytes: Bytes of the memory that it holds on to; 0 if an earlier row counts them.
+        bits: Bits per stored element, without minima and steps.
+        original_bytes: Bytes of its storage; 0 if an earlier row counts them.
         stored_bytes: Bytes that are kept instead.
-        derived_from: How it is computed again instead of being stored; empty where it is stored.
+        derived_from: How it is computed again; empty if it is stored.
     """
 
     module: str
@@ -34,10 +34,10 @@ class SavedTensor:
 
 @dataclass
 class Statistics:
-    """The saved tensors of a forward pass; parameters and buffers are not among them.
+    """The saved tensors of a forward pass, without parameters and buffers.
 
     Attributes:
-        rows: One a tensor.
+        rows: A row for each tensor.
 
     Examples:
         >>> rows = [SavedTensor("encoder", "linear", (512,), "float32", 4, 2048, 264)]
@@ -47,11 +47,11 @@ class Statistics:
         total: 2048 bytes before, 264 after, ratio 7.76
     """
 
-    rows: list[SavedTensor] = field(default_factory=list)
+    rows: list[SavedTensor] = field(default_factory=list[SavedTensor])
 
     @property
     def original_bytes(self) -> int:
-        """Bytes without compression, each storage once."""
+        """Bytes without compression; each storage counts once."""
         return sum(row.original_bytes for row in self.rows)
 
     @property
@@ -61,7 +61,7 @@ class Statistics:
 
     @property
     def ratio(self) -> float:
-        """`original_bytes / stored_bytes`; 1 where nothing is saved."""
+        """`original_bytes / stored_bytes`; 1 if nothing is stored."""
         return self.original_bytes / self.stored_bytes if self.stored_bytes else 1.0
 
     def __str__(self) -> str:

@@ -1,11 +1,11 @@
-"""The way back: what the autograd graph holds instead of a saved tensor."""
+"""What the autograd graph holds instead of a saved tensor, and how the tensor is restored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import count
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,28 +22,29 @@ NUMBERS = count()
 
 @dataclass(frozen=True)
 class Form:
-    """Another form of a tensor.
+    """The form in which a tensor is stored.
 
     Attributes:
         kind: flags, integers, half, gate, rounded, derived or unchanged (in host memory).
-        detail: The dtype, the two numbers, the recipe, or the formula of what is rounded.
+        detail: The dtype of integers, the two ends of a gate, the formula that reads a rounded tensor, or the
+            recipe of a derived one.
     """
 
     kind: str
-    detail: Any = None
+    detail: object = None
 
 
 class Content(Protocol):
-    """A block in another form."""
+    """A block as it is stored."""
 
     @property
     def bits(self) -> int:
-        """Bits an element."""
+        """Bits per element."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes on the device of the block."""
+        """Bytes that it takes on the block's device."""
         ...
 
     def unpack(self) -> Tensor:
@@ -52,7 +53,7 @@ class Content(Protocol):
 
 
 class Held(Protocol):
-    """What stands for a saved tensor."""
+    """What replaces a saved tensor until backward."""
 
     @property
     def is_value(self) -> bool:
@@ -66,7 +67,7 @@ class Held(Protocol):
 
     @property
     def depth(self) -> int:
-        """Computations, one upon another, behind `open`."""
+        """Longest chain of computations that `open` runs."""
         ...
 
     def open(self) -> Tensor:
@@ -79,17 +80,17 @@ class Held(Protocol):
 
 
 class Kept:
-    """A tensor that is kept as it is; changing it in place before backward is an error, as without hooks.
+    """A tensor that is kept unchanged; changing it in place before backward is an error, as without hooks.
 
     Args:
-        tensor: What is kept.
-        version: Its version when it was saved; by default the present one.
+        tensor: The tensor.
+        version: Its version when it was saved; by default the current one.
     """
 
     is_value, is_exact, depth = True, True, 0
 
     def __init__(self, tensor: Tensor, version: int | None = None) -> None:
-        self.tensor = tensor.detach()  # the tensor itself may own the graph that will hold this
+        self.tensor = tensor.detach()  # the tensor itself may own the graph that will own this object
         self.version = tensor._version if version is None else version
 
     def open(self) -> Tensor:
@@ -103,12 +104,12 @@ class Kept:
         return self.tensor
 
     def use(self) -> None:
-        """Do nothing: the tensor lives as long as something refers to it."""
+        """Do nothing: the tensor needs no count of its readers."""
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """A tensor whose values are never read: zeros in its shape and strides."""
+    """Replaces a tensor whose values are never read: zeros in its shape and strides."""
 
     shape: torch.Size
     strides: tuple[int, ...]
@@ -126,7 +127,7 @@ class Nothing:
 
 
 class Alias:
-    """A block that is kept as it is for another one's sake."""
+    """A block that is in memory anyway, since it is kept unchanged elsewhere."""
 
     nbytes = 0
 
@@ -140,16 +141,16 @@ class Alias:
 
 
 class Stored:
-    """A block in another form, shared by all that saved it.
+    """A stored block, shared by all operations that saved it.
 
     The decompressed block lives from its first use in a backward pass to its last.
 
     Args:
-        name: "module:operation:number" of what saved it first.
-        content: The block in its other form.
-        source: The storage it came from. The weak reference also keeps the storage's address from being given
-            to another one, so that an address found in a table of these is still the same storage.
-        sample: A few of its values, to notice a change that did not raise its version.
+        name: "module:operation:number" of the operation that saved it first.
+        content: The block as it is stored.
+        source: The storage it came from. While this weak reference lives, no other storage gets the same
+            number (`storage_id`), so that a number in a table still means this storage.
+        sample: A few of its values, to detect a change that did not raise its version.
     """
 
     def __init__(
@@ -176,10 +177,10 @@ class StoredView:
 
     Attributes:
         stored: The block.
-        layout: How the tensor lies on it.
+        layout: Where the tensor's elements are in it.
         is_value: False for a gate.
-        is_exact: Whether nothing of it was rounded.
-        depth: Computations behind the block.
+        is_exact: Whether the values are the tensor's bit for bit.
+        depth: Longest chain of computations behind the block.
     """
 
     stored: Stored
@@ -198,29 +199,29 @@ class StoredView:
 
 
 class Saved:
-    """A saved tensor: at first as it is, then, when it is known which formula will read it, in its form.
+    """A saved tensor: unchanged at first, in its stored form once the formula that reads it is known.
 
     Args:
-        tensor: What is saved.
+        tensor: The tensor.
         operation: The function that is running.
-        place: "module:operation", where it cannot be found out later.
+        module: Name of the module that is running; None to look it up later.
     """
 
-    def __init__(self, tensor: Tensor, operation: str, place: str | None) -> None:
+    def __init__(self, tensor: Tensor, operation: str, module: str | None) -> None:
         self.tensor: Tensor | None = tensor
         self.number = next(NUMBERS)
         self.shape = torch.Size() if tensor.is_nested else tensor.shape
         self.version = tensor._version
-        self.operation, self.place = operation, place
+        self.operation, self.module = operation, module
         self.held: Held | None = None
 
     def settle(self, held: Held) -> None:
-        """Drop the tensor and keep its stored form."""
+        """Replace the tensor by its stored form."""
         self.held, self.tensor = held, None
 
     def open(self) -> Tensor:
         """Return the tensor."""
-        if self.held is None:  # backward within the forward pass that saved it
+        if self.held is None:  # backward runs within the forward pass that saved it
             assert self.tensor is not None
             return self.tensor.detach()
         with torch.no_grad():

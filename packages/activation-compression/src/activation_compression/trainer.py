@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch._inductor.config
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from activation_compression.checkpointing import restore_forward
@@ -20,19 +22,19 @@ __all__ = ["CompressActivations"]
 
 @explain_arguments
 class CompressActivations(TrainerCallback, ExportableState):
-    """Compress the activations of a model while a Trainer trains it, also with `torch_compile=True`.
+    """Compress a model's activations while a Trainer trains it, also with `torch_compile=True`.
 
-    A resumed training goes on with the same roundings and widths if the Trainer's arguments say
-    `restore_callback_states_from_checkpoint=True`; without it widths are measured anew.
+    A resumed training continues with the same roundings and widths if the Trainer's arguments set
+    `restore_callback_states_from_checkpoint=True`; otherwise widths are measured again.
 
     Args:
         level: As for `ActivationCompressor`.
         interval: Optimizer steps between two measurements of automatic precision, on the newest batch.
-        **settings: Further arguments of `ActivationCompressor`.
+        **settings: Other arguments of `ActivationCompressor`.
 
     Raises:
-        ConfigurationError: Automatic precision, and a model that returns no loss; with `torch_compile`, what
-            `compile_options` refuses, and another backend than inductor.
+        ConfigurationError: Automatic precision with a model that returns no loss; with `torch_compile`, a
+            setting that `compile_options` refuses, or a backend other than inductor.
 
     Examples:
         >>> callback = CompressActivations("L1")  # Trainer(model, arguments, callbacks=[callback])
@@ -44,36 +46,44 @@ class CompressActivations(TrainerCallback, ExportableState):
         self.level, self.interval, self.settings = level, interval, settings
         self.compressor: ActivationCompressor | None = None
         self.compiled: CompileOptions | None = None
-        self.resumed: dict[str, Any] | None = None
-        self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._wrapped: tuple[Any, Any] | None = None
-        self._before: dict[str, Any] = {}
+        self.resumed: dict[str, object] | None = None
+        self._loss: Callable[[], Tensor] | None = None
+        self._wrapped: tuple[nn.Module, Callable[..., object] | None] | None = None
+        self._before: dict[str, object] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: object,
+    ) -> None:
         """Put the compressor around the model's forward pass in training."""
-        self._unwrap()  # a training that was interrupted has not ended
+        self._unwrap()  # an interrupted training did not end
         if args.torch_compile:
             self._compile(args.torch_compile_backend)
             return
+        assert model is not None
         compressor = self.compressor = ActivationCompressor(model, self.level, **self.settings)
         if self.resumed is not None:
             compressor.load_state_dict(self.resumed)
             self.resumed = None
         self._wrapped = model, vars(model).get("forward")
-        plain = model.forward
+        plain: Callable[..., object] = model.forward
 
-        def forward(*inputs: Any, **named: Any) -> Any:
+        @wraps(plain)  # the Trainer reads the signature
+        def forward(*inputs: object, **named: object) -> object:
             if not model.training:
                 return plain(*inputs, **named)
-            self._batch = inputs, named
+            self._loss = lambda: _loss(plain(*inputs, **named))
             with compressor:
                 return plain(*inputs, **named)
 
-        forward.__wrapped__ = plain  # type: ignore[attr-defined]  # the Trainer reads the signature
         model.forward = forward
 
-    def _compile(self, backend: str) -> None:
-        """Let what the Trainer compiles from now on compress by itself."""
+    def _compile(self, backend: str | None) -> None:
+        """Set the options of the models that the Trainer compiles from now on."""
         refused = sorted(self.settings.keys() & {"bits", "formulas"})
         if backend != "inductor" or refused:
             raise ConfigurationError(
@@ -88,16 +98,19 @@ class CompressActivations(TrainerCallback, ExportableState):
             self._before[name] = getattr(torch._inductor.config, name)
             setattr(torch._inductor.config, name, value)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Measure sensitivities where the level is automatic and a measurement is due."""
-        if self.compressor is None or self._batch is None or not self.compressor.level.automatic:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Measure sensitivities if the level is automatic and a measurement is due."""
+        if self.compressor is None or self._loss is None or not self.compressor.level.automatic:
             return
         if state.global_step % self.interval == 0 or not self.compressor.widths:
-            (inputs, named), plain = self._batch, model.forward.__wrapped__
-            self.compressor.adapt(lambda: _loss(plain(*inputs, **named)))
+            self.compressor.adapt(self._loss)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Give the model its forward pass back."""
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Restore the model's forward pass and the compiler's options."""
         self._unwrap()
 
     def _unwrap(self) -> None:
@@ -106,22 +119,22 @@ class CompressActivations(TrainerCallback, ExportableState):
         for name, value in self._before.items():
             setattr(torch._inductor.config, name, value)
         self._before.clear()
-        self._wrapped = self._batch = None
+        self._wrapped = self._loss = None
 
-    def state(self) -> dict[str, Any]:
-        """Return what the Trainer writes into a checkpoint: settings, roundings drawn, widths, log."""
-        own = self.compiled if self.compiled is not None else self.compressor
+    def state(self) -> dict[str, dict[str, object]]:
+        """Return what the Trainer writes into a checkpoint: settings, number of roundings, widths, log."""
+        active = self.compiled if self.compiled is not None else self.compressor
         return {
             "args": {"level": self.level, "interval": self.interval, **self.settings},
-            "attributes": {"resumed": own and own.state_dict()},
+            "attributes": {"resumed": active.state_dict() if active is not None else None},
         }
 
 
-def _loss(output: Any) -> Tensor:
+def _loss(output: object) -> Tensor:
     loss = getattr(output, "loss", None)
     if loss is None:
         raise ConfigurationError(
-            "the model returns no loss, from which automatic precision measures (label smoothing takes the "
-            "labels away from the model): use a fixed level such as L1, or label_smoothing_factor=0"
+            "automatic precision needs the model's loss, and the model returned none (with label smoothing "
+            "the Trainer removes the labels): use a fixed level such as L1, or label_smoothing_factor=0"
         )
     return loss

@@ -1,7 +1,7 @@
 """Adam, AdaGrad and SGD clipped against heavy-tailed noise, and the tools that measure the tails."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_common.lazy import lazy_exports
 
@@ -41,5 +41,5 @@ _from_module = lazy_exports(
 )
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     return import_module(".heavy_tails", __name__) if name == "heavy_tails" else _from_module(name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from clipped_adaptive import rules
-from clipped_adaptive.base import ClippedAdaptive
+from clipped_adaptive.base import ClippedAdaptive, Update
 from clipped_adaptive.clipping import Level
+from finetune_common.types import Settings
 
 __all__ = ["ClippedAdaGrad"]
 
@@ -29,14 +31,14 @@ class ClippedAdaGrad(ClippedAdaptive):
         lr: Learning rate ≥ 0, a number or a one-element tensor.
         eps: ε ≥ 0, added to the root.
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule.
-        clip: What shares a norm; see `ClippedAdam`.
+        clip: Which parameters share a norm; see `ClippedAdam`.
         max_norm: The level > 0: a number, a function of the step (from 1), or a `RunningQuantile`.
         delay: Divide by the previous step's accumulator; needs an initial value.
         eta: η > 0, weight of new squares in the accumulator.
         initial_accumulator: b_0 ≥ 0, of the squared quantity (the square of the paper's b_0).
         norm: One accumulator for the whole optimizer; all groups must agree on η, ε, delay, initial value.
         foreach: Run over lists of tensors.
-        fused: Compile into one pass over memory; None does so where it pays.
+        fused: Compile into one pass over memory; None does so if it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
         skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
@@ -65,8 +67,8 @@ class ClippedAdaGrad(ClippedAdaptive):
 
     def __init__(
         self,
-        params: Any,
-        lr: Any,
+        params: ParamsT,
+        lr: float | Tensor,
         eps: float = 1e-10,
         weight_decay: float = 0.0,
         *,
@@ -102,16 +104,16 @@ class ClippedAdaGrad(ClippedAdaptive):
             skip_nonfinite=skip_nonfinite,
         )
 
-    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
-        """b."""
+    def initial_state(self, group: Settings) -> Mapping[str, float]:
+        """Return b."""
         return {} if self.norm else {"accumulator": group["initial_accumulator"]}
 
-    def rule(self, group: Mapping[str, Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-        """`rules.adagrad` or `rules.adagrad_norm`."""
+    def rule(self, group: Settings) -> tuple[Update, Settings]:
+        """Return `rules.adagrad` or `rules.adagrad_norm`."""
         return (rules.adagrad_norm, {}) if self.norm else (rules.adagrad, {"delay": group["delay"]})
 
-    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
-        """The numbers of the rule."""
+    def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
+        """Return the numbers of the rule."""
         lr = float(group["lr"])
         second = {} if self.norm else {"weight": group["eta"], "eps": group["eps"]}
         keep = 1 - lr * group["weight_decay"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from clipped_adaptive import rules
-from clipped_adaptive.base import ClippedAdaptive
+from clipped_adaptive.base import ClippedAdaptive, Update
 from clipped_adaptive.clipping import Level
 from finetune_common.errors import check_choice, check_number
 from finetune_common.optim.ops import Divisor
+from finetune_common.types import Settings
 
 __all__ = ["ClippedAdam"]
 
@@ -33,7 +34,7 @@ class ClippedAdam(ClippedAdaptive):
         betas: β₁ and β₂ in [0, 1).
         eps: ε ≥ 0, added to the root.
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule.
-        clip: What shares a norm: "none", "global" (all parameters of the optimizer), "layer" (a group, or
+        clip: Which parameters share a norm: "none", "global" (all of the optimizer), "layer" (a group, or
             all groups with the same value of the key `layer`; see `layer_groups`), "local" (each tensor), or
             "elementwise" (values are cut to [-max_norm, max_norm]). Set for the whole optimizer.
         max_norm: The level > 0: a number, a function of the step (from 1), or a `RunningQuantile`.
@@ -47,7 +48,7 @@ class ClippedAdam(ClippedAdaptive):
             the update: θ = (1 - lr λ) (θ - lr · m̂ √(1-β₂ᵗ) / (√v + ε)). Without clipping this is
             transformers' AdamW until version 4.
         foreach: Run over lists of tensors.
-        fused: Compile into one pass over memory; None does so where it pays.
+        fused: Compile into one pass over memory; None does so if it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
         skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
@@ -75,8 +76,8 @@ class ClippedAdam(ClippedAdaptive):
 
     def __init__(
         self,
-        params: Any,
-        lr: Any,
+        params: ParamsT,
+        lr: float | Tensor,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
@@ -118,7 +119,7 @@ class ClippedAdam(ClippedAdaptive):
             skip_nonfinite=skip_nonfinite,
         )
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
             check_number(name, beta, at_least=0, below=1)
@@ -126,22 +127,22 @@ class ClippedAdam(ClippedAdaptive):
             check_choice(name, group[name], (True, False))
         super().check_group(group)
 
-    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
-        """m and v."""
+    def initial_state(self, group: Settings) -> Mapping[str, float]:
+        """Return m and v."""
         second = {} if self.norm else {"exp_avg_sq": group["initial_second_moment"]}
         return {"exp_avg": 0.0, **second}
 
-    def rule(self, group: Mapping[str, Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-        """`rules.adam` or `rules.adam_norm`."""
+    def rule(self, group: Settings) -> tuple[Update, Settings]:
+        """Return `rules.adam` or `rules.adam_norm`."""
         return (rules.adam_norm, {}) if self.norm else (rules.adam, {"delay": group["delay"]})
 
-    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
-        """The numbers of the rule."""
+    def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
+        """Return the numbers of the rule."""
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
         step_size = lr / (1 - beta1**step) if group["bias_correction"] else lr
         keep = 1 - lr * group["weight_decay"]
         numbers = {
-            # decay after the update shrinks the update as well
+            # Decay after the update shrinks the update as well.
             "step_size": step_size * keep if group["legacy"] else step_size,
             "beta1_complement": 1 - beta1,
             "keep": keep,
@@ -156,11 +157,11 @@ class ClippedAdam(ClippedAdaptive):
             }
         return numbers
 
-    def _root(self, group: Mapping[str, Any], step: int) -> float:
+    def _root(self, group: Settings, step: int) -> float:
         corrected = group["bias_correction"] and not group["delay"] and group["initial_second_moment"] == 0
         return (1 - group["betas"][1] ** step) ** 0.5 if corrected else 1.0
 
-    def _eps(self, group: Mapping[str, Any], step: int) -> float:
+    def _eps(self, group: Settings, step: int) -> float:
         """Return the term added to √v̂; adding ε to √v instead means adding ε/√(1-β₂ᵗ)."""
         return group["eps"] / self._root(group, step) if group["legacy"] else group["eps"]
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch.optim.optimizer import ParamsT
+
 from clipped_adaptive.adagrad import ClippedAdaGrad
 from clipped_adaptive.adam import ClippedAdam
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import check_choice
+from finetune_common.types import Settings
 
 __all__ = ["ALGORITHMS", "from_paper"]
 
@@ -20,7 +24,7 @@ _NORM = {"norm": True, "clip": "none"}
 _CLIP_NORM = {"norm": True, "clip": "global"}
 _CLIP = {"clip": "local"}
 
-ALGORITHMS: Mapping[str, tuple[Algorithm, Mapping[str, Any]]] = {
+ALGORITHMS: Mapping[str, tuple[Algorithm, Settings]] = {
     "AdaGrad-Norm": (ClippedAdaGrad, _NORM),
     "AdaGradD-Norm": (ClippedAdaGrad, _NORM | _ADAGRAD_D),
     "Clip-AdaGrad-Norm": (ClippedAdaGrad, _CLIP_NORM),
@@ -41,7 +45,8 @@ moment for all parameters and clips their common norm; the others are coordinate
 the released code does."""
 
 
-def from_paper(name: str, params: Any, lr: float, **settings: Any) -> ClippedAdam | ClippedAdaGrad:
+@explain_arguments
+def from_paper(name: str, params: ParamsT, lr: float, **settings: Any) -> ClippedAdam | ClippedAdaGrad:
     """Return an algorithm of the paper by its name.
 
     Args:
@@ -61,6 +66,7 @@ def from_paper(name: str, params: Any, lr: float, **settings: Any) -> ClippedAda
         ('global', True, True)
     """
     check_choice("algorithm", name, ALGORITHMS)
-    algorithm, own = ALGORITHMS[name]
+    algorithm, defaults = ALGORITHMS[name]
     reweighted = {"eta": lr**2} if name.startswith("Clip-R") else {}
-    return algorithm(params, lr, **{**own, **reweighted, **settings})
+    merged: Settings = {**defaults, **reweighted, **settings}
+    return algorithm(params, lr, **merged)

@@ -1,12 +1,13 @@
-"""The base of the clipped optimizers: clipping, set for the whole optimizer, and its report."""
+"""The base classes of the clipped optimizers: clipping, set for the whole optimizer, and its report."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from clipped_adaptive.clipping import (
     ClipReport,
@@ -14,31 +15,42 @@ from clipped_adaptive.clipping import (
     RunningQuantile,
     check_clipping,
     coefficients,
+    euclidean_norm,
+    level_at,
     norms_by_unit,
 )
 from clipped_adaptive.late import LateCoefficients
 from clipped_adaptive.replicated import first_of, refuse_a_part, replicate
-from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from finetune_common.optim import Batch, ElementwiseOptimizer, arithmetic_dtype, whole_norms
+from finetune_common.optim.ops import Value
 from finetune_common.optim.run import Late
+from finetune_common.types import ParamGroup, Settings, StateDict, is_sharded
 
-__all__ = ["ClippedAdaptive", "ClippedOptimizer"]
+__all__ = ["ClippedAdaptive", "ClippedOptimizer", "Update"]
+
+Update = Callable[..., tuple[Value, ...]]
+"""An update rule: parameter, gradient and state → new parameter and new state."""
+
+RowNumbers = list[dict[str, Sequence[Tensor | Late]]]
+"""For each batch, the rule's arguments that differ from row to row."""
 
 
 class ClippedOptimizer(ElementwiseOptimizer):
-    """The base of all three: clipping, set for the whole optimizer, and its report."""
+    """The base of all three optimizers: clipping, set for the whole optimizer, and its report."""
 
-    whole: ClassVar[tuple[str, ...]] = ("clip", "max_norm", "norm")
+    set_once: ClassVar[tuple[str, ...]] = ("clip", "max_norm", "norm")
+    """Settings of the whole optimizer, not of a group."""
     norm = False
     _level: float = torch.inf
     _steps: int = 0
-    _whole: bool = False
+    _has_all_parameters: bool = False
     _clipped: tuple[Tensor, Tensor] | LateCoefficients | None = None
 
     def __init__(
         self,
-        params: Any,
-        defaults: dict[str, Any],
+        params: ParamsT,
+        defaults: ParamGroup,
         *,
         clip: str,
         max_norm: Level,
@@ -50,17 +62,17 @@ class ClippedOptimizer(ElementwiseOptimizer):
         self.clip, self.max_norm, self.norm = clip, max_norm, norm
         super().__init__(params, {**defaults, "steps": 0}, **running)
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_number("weight_decay", group["weight_decay"], at_least=0)
-        for name in self.whole:
+        for name in self.set_once:
             if name in group:
                 raise ConfigurationError(
-                    f"{name}={group[name]!r} in a parameter group: it is one for the whole optimizer, pass "
-                    "it to the constructor"
+                    f"{name}={shown(group[name])} is in a parameter group, but the whole optimizer has one "
+                    f"{name}: pass it to the constructor"
                 )
 
-    def prepare(self, batches: list[Batch]) -> list[dict[str, Sequence[Tensor | Late]]]:
+    def prepare(self, batches: list[Batch]) -> RowNumbers:
         """Compute the clipping coefficients and, with one scalar second moment, the denominator."""
         check_clipping(self.clip, self.max_norm)
         self._clipped = None
@@ -73,24 +85,34 @@ class ClippedOptimizer(ElementwiseOptimizer):
                 self._level = self._level_now()
         if not batches or not (by_norm or self.norm):
             return [{} for _ in batches]
-        if self.norm or self.clip in ("global", "layer"):
-            self._whole = self._whole or refuse_a_part(self, f"clip={self.clip!r}, norm={self.norm}")
-        if self._each_alone() and LateCoefficients.possible(batches):
+        if (self.norm or self.clip in ("global", "layer")) and not self._has_all_parameters:
+            refuse_a_part(self, f"clip={self.clip!r}, norm={self.norm}")
+            self._has_all_parameters = True
+        if self._needs_single_norms() and LateCoefficients.possible(batches):
             self._clipped = late = LateCoefficients(batches, self._level_now())
             return _by_batch({"coefficient": late.coefficients}, batches)
         norms = whole_norms([grad for batch in batches for grad in batch.grads])
-        numbers: dict[str, Any] = {}
-        if by_norm:
-            numbers["coefficient"] = self._coefficients(norms, batches)
-            self._clipped = norms, numbers["coefficient"]
+        numbers: dict[str, Tensor | Sequence[Tensor | Late]] = {}
+        factors = self._coefficients(norms, batches) if by_norm else None
+        if factors is not None:
+            numbers["coefficient"] = factors
+            self._clipped = norms, factors
         if self.norm:
-            after = norms * numbers["coefficient"] if by_norm else self._norms_at_level(norms, batches)
-            denominator = self._denominator(after.square().sum())
+            norms_after = self._norms_after(norms, factors, batches)
+            denominator = self._denominator(norms_after.square().sum())
             numbers["denominator"] = denominator.expand(len(norms))
         return _by_batch(numbers, batches)
 
-    def _each_alone(self) -> bool:
-        """Whether each tensor's coefficient needs only its own norm, and nothing else needs norms."""
+    def _norms_after(self, norms: Tensor, factors: Tensor | None, batches: Sequence[Batch]) -> Tensor:
+        """Return the norms of the clipped gradients."""
+        if factors is not None:
+            return norms * factors
+        if self.clip == "none":
+            return norms
+        return _norms_at(self._level, [grad for batch in batches for grad in batch.grads])
+
+    def _needs_single_norms(self) -> bool:
+        """Whether each tensor's coefficient needs only that tensor's norm, and nothing else needs norms."""
         return self.clip == "local" and not self.norm and not isinstance(self.max_norm, RunningQuantile)
 
     def _coefficients(self, norms: Tensor, batches: Sequence[Batch]) -> Tensor:
@@ -99,13 +121,14 @@ class ClippedOptimizer(ElementwiseOptimizer):
         if not isinstance(self.max_norm, RunningQuantile):
             return coefficients(units, labels, self._level_now())
         members = self._members(dict.fromkeys(labels))
-        past = torch.stack([self._past_norms(params, norms.device) for params in members])
+        window = self.max_norm.window
+        past = torch.stack([self._past_norms(params, window, norms.device) for params in members])
         levels, past = self.max_norm.levels(past, units)
         replicate(self.state, "past_norms", zip(members, past.unbind(), strict=True))
         return coefficients(units, labels, levels.double())
 
     def _members(self, labels: Iterable[Hashable]) -> list[list[Tensor]]:
-        """Return all parameters of each unit, also those without a gradient: they keep its past norms."""
+        """Return all parameters of each unit; those without a gradient keep its past norms too."""
         members: dict[Hashable, list[Tensor]] = {label: [] for label in labels}
         first = 0
         for group in self.param_groups:
@@ -116,39 +139,30 @@ class ClippedOptimizer(ElementwiseOptimizer):
             first += len(params)
         return list(members.values())
 
-    def _past_norms(self, params: Sequence[Tensor], device: torch.device) -> Tensor:
-        window = self.max_norm.window  # type: ignore[union-attr]
+    def _past_norms(self, params: Sequence[Tensor], window: int, device: torch.device) -> Tensor:
         past = first_of(self.state, params, "past_norms")
         if past is None or past.shape != (window,):
             return torch.full((window,), torch.nan, device=device)
         return past.to(device, torch.float32)
-
-    def _norms_at_level(self, norms: Tensor, batches: Sequence[Batch]) -> Tensor:
-        if self.clip == "none":
-            return norms
-        return _norms_at(self._level, [grad for batch in batches for grad in batch.grads])
 
     def _labels(self, batch: Batch) -> Sequence[Hashable]:
         if self.clip == "local":
             return batch.indices
         return self._labels_of(batch.group, 0)[:1] * len(batch.params)
 
-    def _labels_of(self, group: Mapping[str, Any], first: int) -> list[Hashable]:
+    def _labels_of(self, group: Settings, first: int) -> list[Hashable]:
         """Return the unit of each parameter of a group; its first parameter has number `first`."""
         count = len(group["params"])
         if self.clip == "local":
             return list(range(first, first + count))
         if self.clip == "global":
-            return ["whole"] * count
+            return ["global"] * count
         position = next(i for i, other in enumerate(self.param_groups) if other is group)
         return [group.get("layer", position)] * count
 
     def _level_now(self) -> float:
-        if not callable(self.max_norm):
-            return float(self.max_norm)  # type: ignore[arg-type]
-        level = float(self.max_norm(self._steps))
-        check_number(f"max_norm at step {self._steps}", level, above=0)
-        return level
+        assert not isinstance(self.max_norm, RunningQuantile)  # which has a level for each unit
+        return level_at(self.max_norm, self._steps)
 
     def _denominator(self, squared_norm: Tensor) -> Tensor:
         raise NotImplementedError
@@ -156,8 +170,8 @@ class ClippedOptimizer(ElementwiseOptimizer):
     def clip_report(self) -> ClipReport:
         """Report the clipping of the last step; this call waits for the device, `step` does not.
 
-        With `clip="none"` and `"elementwise"` a step needs no norms, so they are computed from the current
-        gradients: call it before `zero_grad`.
+        With `clip="none"` and `"elementwise"` a step needs no norms. They are computed from the current
+        gradients, so call this before `zero_grad`.
 
         Raises:
             ConfigurationError: No step was taken, or the gradients are gone.
@@ -185,8 +199,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
             share = torch.tensor(cut / sum(grad.numel() for grad in grads))
             before = torch.cat([whole_norms([grad]).cpu() for grad in grads])
             after = _norms_at(self._level, grads).cpu()
-        total = torch.linalg.vector_norm
-        return ClipReport(share.item(), total(before).item(), total(after).item())
+        return ClipReport(share.item(), euclidean_norm(before).item(), euclidean_norm(after).item())
 
     def _norms_and_factors(self, clipped: tuple[Tensor, Tensor] | LateCoefficients) -> tuple[Tensor, Tensor]:
         if isinstance(clipped, LateCoefficients):
@@ -196,28 +209,32 @@ class ClippedOptimizer(ElementwiseOptimizer):
     def _element_level(self) -> dict[str, float]:
         return {"level": self._level} if self.clip == "elementwise" else {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in self.whole}}
+    def __getstate__(self) -> StateDict:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self.set_once}}
 
 
 def _norms_at(level: float, grads: Sequence[Tensor]) -> Tensor:
     """Return the norms of gradients with elements cut to [-level, level]."""
-    if any(hasattr(grad, "placements") for grad in grads):
+    if any(is_sharded(grad) for grad in grads):
         return whole_norms([grad.clamp(-level, level) for grad in grads])
-    return whole_norms(torch._foreach_clamp_max(torch._foreach_clamp_min([*grads], -level), level))
+    # The only calls of torch that cut a list of tensors at once.
+    above = torch._foreach_clamp_min([*grads], -level)  # pyright: ignore[reportPrivateUsage]
+    return whole_norms(torch._foreach_clamp_max(above, level))  # pyright: ignore[reportPrivateUsage]
 
 
-def _by_batch(numbers: Mapping[str, Any], batches: Sequence[Batch]) -> list[dict[str, Any]]:
+def _by_batch(
+    numbers: Mapping[str, Tensor | Sequence[Tensor | Late]], batches: Sequence[Batch]
+) -> RowNumbers:
     """Distribute numbers to batches, as tensors in each batch's dtype and on its device, made once."""
-    parts: list[dict[str, Any]] = [{} for _ in batches]
+    parts: RowNumbers = [{} for _ in batches]
     for name, values in numbers.items():
-        made: dict[tuple[Any, ...], Any] = {}
+        converted: dict[tuple[torch.device, torch.dtype], Sequence[Tensor | Late]] = {}
         first = 0
         for part, batch in zip(parts, batches, strict=True):
             kind = batch.rows[0][0].device, arithmetic_dtype(batch.params[0].dtype)
-            if kind not in made:
-                made[kind] = values.to(*kind).unbind() if isinstance(values, Tensor) else values
-            part[name] = made[kind][first : first + len(batch.params)]
+            if kind not in converted:
+                converted[kind] = values.to(*kind).unbind() if isinstance(values, Tensor) else values
+            part[name] = converted[kind][first : first + len(batch.params)]
             first += len(batch.params)
     return parts
 
@@ -226,9 +243,11 @@ class ClippedAdaptive(ClippedOptimizer):
     """The base of the two with a second moment: delay, reweighting, the scalar form."""
 
     initial: ClassVar[str]
+    """Name of the setting that holds the second moment's initial value."""
     agreeing: ClassVar[tuple[str, ...]]
+    """Settings that have to be equal in all groups if the second moment is one number."""
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         super().check_group(group)
         check_number("eps", group["eps"], at_least=0)
@@ -246,7 +265,7 @@ class ClippedAdaptive(ClippedOptimizer):
                 if group[name] != first[name]:
                     raise ConfigurationError(
                         f"{name}={group[name]!r} in one group and {first[name]!r} in another: with norm=True "
-                        "all groups share one second moment, give them the same"
+                        "all groups share one second moment, so give them the same value"
                     )
 
     def _second_moment(self, like: Tensor) -> Tensor:
@@ -261,5 +280,5 @@ class ClippedAdaptive(ClippedOptimizer):
 
     def _keep_second_moment(self, value: Tensor) -> None:
         dtype = arithmetic_dtype(self.param_groups[0]["params"][0].dtype)
-        # one-dimensional: torch's tools read the device from tensors with a dimension
+        # One-dimensional: torch's checkpoint tools read the device from tensors with a dimension.
         replicate(self.state, "second_moment", [(self.state, value.to(dtype).reshape(1))])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipped_adaptive.clips import CLIPS
 from finetune_common.arguments import explain_arguments
-from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 
 __all__ = [
     "ClipReport",
@@ -19,6 +20,8 @@ __all__ = [
     "RunningQuantile",
     "check_clipping",
     "coefficients",
+    "euclidean_norm",
+    "level_at",
     "norms_by_unit",
 ]
 
@@ -30,8 +33,9 @@ class RunningQuantile:
 
         L_t = quantile_q(‖g_{t-1}‖, …, ‖g_{t-window}‖),    no clipping at the first step
 
-    Each layer (`clip="layer"`) or tensor (`"local"`) has its own quantile. Norms that are zero or not finite
-    are left out. The norms are kept on the device, in each parameter's state (`past_norms`).
+    Each layer (`clip="layer"`) or tensor (`"local"`) has its own quantile, and "global" has one. Norms that
+    are zero or not finite are left out. The norms stay on the device, in each parameter's state
+    (`past_norms`).
 
     Args:
         q: The quantile, in (0, 1]; 0.1 clips about nine steps in ten.
@@ -77,6 +81,7 @@ class RunningQuantile:
 
 
 Level = float | Callable[[int], float] | RunningQuantile
+"""A number, a function of the step, or a quantile of past norms."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,65 @@ def check_clipping(clip: str, max_norm: Level) -> None:
                 "max_norm=RunningQuantile(…) needs norms, and clip='elementwise' has none: give a number, or "
                 "clip='global', 'layer' or 'local'"
             )
-    elif not callable(max_norm):
+    elif callable(max_norm):
+        _check_schedule(max_norm)
+    else:
         check_number("max_norm", max_norm, above=0)
+
+
+def _check_schedule(max_norm: Callable[[int], float]) -> None:
+    """Refuse what can be called but is no function of the step: a model, a class, a wrong signature."""
+    if isinstance(max_norm, nn.Module):
+        fault = "a model"
+    elif isinstance(max_norm, type):
+        fault = "a class, not an object of it"
+    elif not _takes_a_step(max_norm):
+        fault = "a function that cannot be called with the step alone"
+    else:
+        return
+    raise ConfigurationError(
+        f"max_norm={shown(max_norm)} is {fault}: give a number above 0, a function of the step such as "
+        "lambda step: 1 / step**0.5, or RunningQuantile(0.5)"
+    )
+
+
+def _takes_a_step(function: Callable[[int], float]) -> bool:
+    try:
+        inspect.signature(function).bind(1)
+    except TypeError:
+        return False
+    except ValueError:  # some built-in functions have no signature
+        return True
+    return True
+
+
+def level_at(max_norm: float | Callable[[int], float], step: int) -> float:
+    """Return the level at a step: the number itself, or the function's value.
+
+    Raises:
+        ConfigurationError: The function returns no number above 0.
+
+    Examples:
+        >>> level_at(lambda step: 1 / step, 4)
+        0.25
+    """
+    if not callable(max_norm):
+        return float(max_norm)
+    value = max_norm(step)
+    try:
+        level = float(value)
+    except (TypeError, ValueError, RuntimeError):  # torch raises the last one for several elements
+        raise ConfigurationError(
+            f"max_norm at step {step} is {shown(value)}: the function has to return a number above 0"
+        ) from None
+    check_number(f"max_norm at step {step}", level, above=0)
+    return level
+
+
+def euclidean_norm(values: Tensor, dim: int | None = None) -> Tensor:
+    """Return the Euclidean norm of all values, or along a dimension."""
+    # torch gives its linear algebra no types.
+    return torch.linalg.vector_norm(values, dim=dim)  # pyright: ignore
 
 
 def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:
@@ -133,10 +195,10 @@ def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:
     if len(units) == len(labels):
         return norms
     longest = max(map(len, units.values()))
-    missing = len(labels)  # index of a zero norm, to pad shorter units
-    members = tuple(i for own in units.values() for i in [*own, *[missing] * (longest - len(own))])
+    padding = len(labels)  # index of a zero norm, to fill up shorter units
+    members = tuple(i for unit in units.values() for i in [*unit, *[padding] * (longest - len(unit))])
     filled = torch.cat([norms, norms.new_zeros(1)]).index_select(0, _index(members, norms.device))
-    return torch.linalg.vector_norm(filled.view(len(units), longest), dim=1)
+    return euclidean_norm(filled.view(len(units), longest), dim=1)
 
 
 def coefficients(norms: Tensor, labels: Sequence[Hashable], level: float | Tensor) -> Tensor:
@@ -145,7 +207,7 @@ def coefficients(norms: Tensor, labels: Sequence[Hashable], level: float | Tenso
     Args:
         norms: One norm per unit, as from `norms_by_unit`.
         labels: The unit of each tensor.
-        level: For all units, or one per unit.
+        level: One for all units, or one for each unit.
 
     Examples:
         >>> coefficients(torch.tensor([5.0, 0.5]), ["a", "b", "a"], 1.0)

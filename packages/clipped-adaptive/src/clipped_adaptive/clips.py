@@ -3,4 +3,4 @@
 __all__ = ["CLIPS"]
 
 CLIPS = ("none", "global", "layer", "local", "elementwise")
-"""Unit that shares a norm: nothing, all parameters of the optimizer, a layer, a tensor, an element."""
+"""What shares a norm: nothing, all parameters of the optimizer, a layer, a tensor, an element."""

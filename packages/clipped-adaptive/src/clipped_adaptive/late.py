@@ -18,8 +18,8 @@ __all__ = ["LateCoefficients"]
 class LateCoefficients:
     """Each tensor's factor min(1, L/‖g‖), kept for the report.
 
-    Computing all norms first would read each gradient from memory twice. Computed just before the update, the
-    norm leaves the gradient in the cache for it. Small tensors get theirs at once.
+    Computing all norms first would read each gradient from memory twice. A norm that is computed just before
+    the update leaves the gradient in the cache. The factors of small tensors are computed at once.
 
     Args:
         batches: Plain tensors on a CPU; see `possible`.
@@ -35,10 +35,9 @@ class LateCoefficients:
         early = [i for i, grad in enumerate(self.grads) if grad.numel() <= SMALL]
         for i in early:
             self._note(i, norm_of(self.grads[i]))
-        made: list[Tensor | Late] = [partial(self._late, i) for i in range(len(self.grads))]
+        self.coefficients: list[Tensor | Late] = [partial(self._late, i) for i in range(len(self.grads))]
         for i in early:
-            made[i] = torch.tensor(self.factors[i], dtype=self.dtypes[i])
-        self.coefficients = made
+            self.coefficients[i] = torch.tensor(self.factors[i], dtype=self.dtypes[i])
 
     @staticmethod
     def possible(batches: Sequence[Batch]) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
 from finetune_common.arguments import explain_arguments
+from finetune_common.types import ParamGroup
 
 __all__ = ["NUMBERED", "layer_groups", "split_by_layer"]
 
@@ -17,15 +17,13 @@ NUMBERED = r".*?\.\d+(?=\.)"
 
 
 @explain_arguments
-def layer_groups(
-    model: nn.Module, *, weight_decay: float = 0.0, pattern: str = NUMBERED
-) -> list[dict[str, Any]]:
+def layer_groups(model: nn.Module, *, weight_decay: float = 0.0, pattern: str = NUMBERED) -> list[ParamGroup]:
     """Split a model's trainable parameters into groups that `clip="layer"` clips by their common norm.
 
     Args:
         model: The model.
         weight_decay: For matrices; biases and norms get 0. A layer's matrices and biases are two groups with
-            one label and one norm.
+            one label, and are clipped by one norm.
         pattern: A regular expression; its match at the start of a parameter's name is the layer. The
             blocks of transformers' ResNet are `r"resnet\\.encoder\\.stages\\.\\d+\\.layers\\.\\d+"`. Without
             a match, a parameter belongs to the module that holds it.
@@ -54,19 +52,19 @@ def layer_groups(
     return sorted(groups, key=lambda group: order[group["params"][0][0]])
 
 
-def split_by_layer(groups: Iterable[Mapping[str, Any]], pattern: str = NUMBERED) -> list[dict[str, Any]]:
-    """Split groups of (name, parameter) pairs by layer; everything else in a group is kept.
+def split_by_layer(groups: Iterable[ParamGroup], pattern: str = NUMBERED) -> list[ParamGroup]:
+    """Split groups of (name, parameter) pairs by layer; a group's settings are kept.
 
     Args:
         groups: Parameter groups.
         pattern: See `layer_groups`.
 
     Returns:
-        Groups with `layer` as well.
+        The new groups, each with its `layer`.
     """
-    split: list[dict[str, Any]] = []
+    split: list[ParamGroup] = []
     for group in groups:
-        layers: dict[str, list[Any]] = {}
+        layers: dict[str, list[tuple[str, Tensor]]] = {}
         for name, param in group["params"]:
             layers.setdefault(_layer(name, pattern), []).append((name, param))
         split += [{**group, "params": params, "layer": layer} for layer, params in layers.items()]
@@ -74,5 +72,5 @@ def split_by_layer(groups: Iterable[Mapping[str, Any]], pattern: str = NUMBERED)
 
 
 def _layer(name: str, pattern: str) -> str:
-    found = re.match(pattern, name)
-    return found.group() if found else name.rpartition(".")[0]
+    match = re.match(pattern, name)
+    return match.group() if match else name.rpartition(".")[0]

@@ -1,9 +1,11 @@
 """Pictures of a sample's tail; needs the extra `[plots]`."""
 
+# pyright: reportUnknownMemberType=false
+# (matplotlib gives the keyword arguments of its methods no types)
+
 from __future__ import annotations
 
 from math import log, pi
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -12,11 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from clipped_adaptive.heavy_tails import hill, hill_path, outlier_ratios
+from finetune_common.arguments import explain_arguments
 
 __all__ = ["hill_plot", "histogram", "qq_plot", "tail_figure"]
 
 
-def hill_plot(x: Any, ax: Axes) -> None:
+@explain_arguments
+def hill_plot(x: object, ax: Axes) -> None:
     """Draw Hill's estimate against the number of values used, with its 95% band α(1 ± 1.96/√k).
 
     Args:
@@ -35,7 +39,8 @@ def hill_plot(x: Any, ax: Axes) -> None:
     ax.legend()
 
 
-def qq_plot(x: Any, ax: Axes) -> None:
+@explain_arguments
+def qq_plot(x: object, ax: Axes) -> None:
     """Draw the sample's quantiles against those of a normal distribution with its mean and deviation.
 
     Args:
@@ -44,14 +49,15 @@ def qq_plot(x: Any, ax: Axes) -> None:
     """
     values = _sorted(x)
     levels = (torch.arange(len(values), dtype=torch.float64) + 0.5) / len(values)
-    normal = values.mean() + values.std() * torch.special.ndtri(levels)
-    ax.plot(normal, values, ".", markersize=3)
-    ends = [float(normal[0]), float(normal[-1])]
+    quantiles = values.mean() + values.std() * torch.distributions.Normal(0.0, 1.0).icdf(levels)
+    ax.plot(quantiles, values, ".", markersize=3)
+    ends = [float(quantiles[0]), float(quantiles[-1])]
     ax.plot(ends, ends, linewidth=1, color="black")
     ax.set(xlabel="normal quantile", ylabel="sample quantile", title="QQ plot against a normal")
 
 
-def histogram(x: Any, ax: Axes) -> None:
+@explain_arguments
+def histogram(x: object, ax: Axes) -> None:
     """Draw the sample's histogram with fitted densities: normal, log-normal, Pareto tail (top 5%).
 
     Args:
@@ -60,13 +66,14 @@ def histogram(x: Any, ax: Axes) -> None:
     """
     values = _sorted(x)
     ax.hist(values, bins="fd", density=True, alpha=0.4, label="sample")
-    at = torch.linspace(float(values[0]), float(values[-1]), 400, dtype=torch.float64)
-    ax.plot(at, _normal(at, values), label="normal")
-    positive = at[at > 0]
-    ax.plot(positive, _normal(positive.log(), values[values > 0].log()) / positive, label="log-normal")
+    points = torch.linspace(float(values[0]), float(values[-1]), 400, dtype=torch.float64)
+    ax.plot(points, _normal_density(points, values), label="normal")
+    positive = points[points > 0]
+    log_normal = _normal_density(positive.log(), values[values > 0].log()) / positive
+    ax.plot(positive, log_normal, label="log-normal")
     k = max(1, len(values) // 20)
     index, start = hill(values, k), values[-k - 1]
-    tail = at[at >= start]
+    tail = points[points >= start]
     density = k / len(values) * index * start**index * tail ** (-index - 1)
     ax.plot(tail, density, label=f"Pareto tail, α = {index:.1f}")
     mild, extreme = outlier_ratios(values)
@@ -74,7 +81,8 @@ def histogram(x: Any, ax: Axes) -> None:
     ax.legend()
 
 
-def tail_figure(x: Any) -> Figure:
+@explain_arguments
+def tail_figure(x: object) -> Figure:
     """Return a figure with the histogram, the QQ plot and the Hill plot of a sample side by side.
 
     Args:
@@ -93,10 +101,11 @@ def tail_figure(x: Any) -> Figure:
     return figure
 
 
-def _sorted(x: Any) -> Tensor:
+def _sorted(x: object) -> Tensor:
     return torch.as_tensor(x, dtype=torch.float64, device="cpu").detach().flatten().sort().values
 
 
-def _normal(at: Tensor, fitted_to: Tensor) -> Tensor:
-    mean, variance = fitted_to.mean(), fitted_to.var()
-    return (-((at - mean) ** 2) / (2 * variance) - 0.5 * log(2 * pi)).exp() / variance.sqrt()
+def _normal_density(points: Tensor, sample: Tensor) -> Tensor:
+    """Return the density of a normal distribution with the sample's mean and variance."""
+    mean, variance = sample.mean(), sample.var()
+    return (-((points - mean) ** 2) / (2 * variance) - 0.5 * log(2 * pi)).exp() / variance.sqrt()

@@ -1,23 +1,23 @@
-"""Values of the whole optimizer, repeated in each parameter's state, and a check that it has all."""
+"""Values of the whole optimizer, repeated in each parameter's state; a check that it has all parameters."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
+from finetune_common.types import StateDict
 
 __all__ = ["first_of", "refuse_a_part", "replicate"]
 
-States = Mapping[Tensor, dict[str, Any]]
+States = Mapping[Tensor, StateDict]
 
 
 def first_of(states: States, params: Iterable[Tensor], name: str) -> Tensor | None:
-    """Return a value that all parameters repeat, from the first that has it."""
+    """Return a value that all parameters repeat, from the first one that has it."""
     return next((states[param][name] for param in params if name in states.get(param, {})), None)
 
 
@@ -29,44 +29,43 @@ def replicate(states: States, name: str, values: Iterable[tuple[Iterable[Tensor]
         name: The name in the state.
         values: Parameters with state, and the value that all of them repeat.
     """
-    targets, sources = [], []
+    targets: list[Tensor] = []
+    sources: list[Tensor] = []
     for params, value in values:
         for param in params:
-            own = states[param].get(name)
-            if own is None or own.shape != value.shape or own.dtype != value.dtype:
+            old = states[param].get(name)
+            if old is None or old.shape != value.shape or old.dtype != value.dtype:
                 states[param][name] = value.to(param.device, copy=True)
             else:
-                targets.append(own)
+                targets.append(old)
                 sources.append(value)
     if targets:
-        torch._foreach_copy_(targets, sources)
+        # The only call of torch that copies a list of tensors at once.
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage]
 
 
-def refuse_a_part(optimizer: torch.optim.Optimizer, setting: str) -> bool:
-    """Refuse to step for an optimizer that holds more parameters, such as torch's ZeroRedundancyOptimizer.
+def refuse_a_part(optimizer: torch.optim.Optimizer, setting: str) -> None:
+    """Refuse a step on behalf of an optimizer with more parameters, such as torch's ZeroRedundancyOptimizer.
 
-    Each of its processes steps a part of the parameters, whose norm is not that of all.
+    Each of its processes steps a part of the parameters, and does not know the norm of all.
 
     Args:
         optimizer: The optimizer that steps.
         setting: Which setting needs all parameters.
 
-    Returns:
-        True.
-
     Raises:
         ConfigurationError: The calling optimizer has parameters that this one does not have.
     """
-    own = {param for group in optimizer.param_groups for param in group["params"]}
-    frame = sys._getframe(1)
+    stepped = {param for group in optimizer.param_groups for param in group["params"]}
+    # inspect.currentframe would be public, but may return None.
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, torch.optim.Optimizer) and caller is not optimizer:
-            held = {param for group in caller.param_groups for param in group["params"]}
-            if held - own:
+            all_params = {param for group in caller.param_groups for param in group["params"]}
+            if all_params - stepped:
                 raise ConfigurationError(
-                    f"{setting} needs the norm of all parameters, and {type(caller).__name__} gives this "
-                    'process a part of them: use clip="local" or "elementwise" without norm, or FSDP2'
+                    f"{setting} needs the norm of all parameters, but {type(caller).__name__} gives this "
+                    'process only a part of them: use clip="local" or "elementwise" without norm, or FSDP2'
                 )
         frame = frame.f_back
-    return True

@@ -7,15 +7,13 @@ delay, and with η = 1, a rule is the plain optimizer, in the arithmetic of `tor
 
 from __future__ import annotations
 
-from typing import Any
-
-from finetune_common.optim.ops import Value, add_scaled, addcmul, clamp, divide, lerp, square_root
+from finetune_common.optim.ops import Scalar, Value, add_scaled, addcmul, clamp, divide, lerp, square_root
 
 __all__ = ["adagrad", "adagrad_norm", "adam", "adam_norm", "clipped", "sgd"]
 
 
-def clipped(grad: Value, *, coefficient: Any = None, level: Any = None) -> Value:
-    """The clipped gradient.
+def clipped(grad: Value, *, coefficient: Scalar = None, level: Scalar = None) -> Value:
+    """Return the clipped gradient.
 
         by norm:     ĝ = c g,  c = min(1, L/‖·‖)
         by element:  ĝ = max(-L, min(g, L))
@@ -42,15 +40,15 @@ def adam(
     exp_avg: Value,
     exp_avg_sq: Value,
     *,
-    step_size: Any,
-    beta1_complement: Any,
-    beta2: Any,
-    weight: Any,
-    root: Any,
-    eps: Any,
-    keep: Any,
+    step_size: Scalar,
+    beta1_complement: Scalar,
+    beta2: Scalar,
+    weight: Scalar,
+    root: Scalar,
+    eps: Scalar,
+    keep: Scalar,
     delay: bool,
-    **clip: Any,
+    **clip: Scalar,
 ) -> tuple[Value, ...]:
     """Clip-Adam, one second moment per coordinate.
 
@@ -89,11 +87,11 @@ def adam_norm(
     grad: Value,
     exp_avg: Value,
     *,
-    step_size: Any,
-    beta1_complement: Any,
-    denominator: Any,
-    keep: Any,
-    **clip: Any,
+    step_size: Scalar,
+    beta1_complement: Scalar,
+    denominator: Scalar,
+    keep: Scalar,
+    **clip: Scalar,
 ) -> tuple[Value, ...]:
     """Clip-Adam-Norm: one second moment for the whole optimizer.
 
@@ -122,12 +120,12 @@ def adagrad(
     grad: Value,
     accumulator: Value,
     *,
-    step_size: Any,
-    weight: Any,
-    eps: Any,
-    keep: Any,
+    step_size: Scalar,
+    weight: Scalar,
+    eps: Scalar,
+    keep: Scalar,
     delay: bool,
-    **clip: Any,
+    **clip: Scalar,
 ) -> tuple[Value, ...]:
     """Clip-AdaGrad, one accumulator per coordinate.
 
@@ -164,7 +162,7 @@ def adagrad(
 
 
 def adagrad_norm(
-    param: Value, grad: Value, *, step_size: Any, denominator: Any, keep: Any, **clip: Any
+    param: Value, grad: Value, *, step_size: Scalar, denominator: Scalar, keep: Scalar, **clip: Scalar
 ) -> tuple[Value, ...]:
     """Clip-AdaGrad-Norm: one accumulator for the whole optimizer.
 
@@ -189,11 +187,11 @@ def sgd(
     grad: Value,
     momentum_buffer: Value | None = None,
     *,
-    step_size: Any,
-    momentum: Any,
-    keep: Any,
+    step_size: Scalar,
+    momentum: Scalar,
+    keep: Scalar,
     nesterov: bool,
-    **clip: Any,
+    **clip: Scalar,
 ) -> tuple[Value, ...]:
     """Clip-SGD.
 

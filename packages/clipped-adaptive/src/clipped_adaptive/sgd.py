@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from clipped_adaptive import rules
-from clipped_adaptive.base import ClippedOptimizer
+from clipped_adaptive.base import ClippedOptimizer, Update
 from clipped_adaptive.clipping import Level
 from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.types import Settings
 
 __all__ = ["ClippedSGD"]
 
@@ -26,11 +29,11 @@ class ClippedSGD(ClippedOptimizer):
         lr: Learning rate ≥ 0, a number or a one-element tensor.
         momentum: μ in [0, 1).
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule.
-        nesterov: Look ahead; needs momentum.
-        clip: What shares a norm; see `ClippedAdam`.
+        nesterov: Nesterov's momentum; needs `momentum` above 0.
+        clip: Which parameters share a norm; see `ClippedAdam`.
         max_norm: The level > 0: a number, a function of the step (from 1), or a `RunningQuantile`.
         foreach: Run over lists of tensors.
-        fused: Compile into one pass over memory; None does so where it pays.
+        fused: Compile into one pass over memory; None does so if it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
         skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
@@ -49,12 +52,12 @@ class ClippedSGD(ClippedOptimizer):
         0.95
     """
 
-    whole = ("clip", "max_norm")
+    set_once = ("clip", "max_norm")
 
     def __init__(
         self,
-        params: Any,
-        lr: Any,
+        params: ParamsT,
+        lr: float | Tensor,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         *,
@@ -79,23 +82,23 @@ class ClippedSGD(ClippedOptimizer):
             skip_nonfinite=skip_nonfinite,
         )
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_number("momentum", group["momentum"], at_least=0, below=1)
         if group["nesterov"] and group["momentum"] == 0:
             raise ConfigurationError("nesterov=True with momentum=0.0 does nothing: give a momentum above 0")
         super().check_group(group)
 
-    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
-        """The velocity u."""
+    def initial_state(self, group: Settings) -> Mapping[str, float]:
+        """Return the velocity u."""
         return {"momentum_buffer": 0.0} if group["momentum"] else {}
 
-    def rule(self, group: Mapping[str, Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-        """`rules.sgd`."""
+    def rule(self, group: Settings) -> tuple[Update, Settings]:
+        """Return `rules.sgd` and its branch."""
         return rules.sgd, {"nesterov": group["nesterov"]}
 
-    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
-        """The numbers of `rules.sgd`."""
+    def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
+        """Return the numbers of `rules.sgd`."""
         lr = float(group["lr"])
         keep = 1 - lr * group["weight_decay"]
         return {"step_size": -lr, "momentum": group["momentum"], "keep": keep, **self._element_level()}

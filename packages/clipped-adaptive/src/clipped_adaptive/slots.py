@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from clipped_adaptive.clips import CLIPS
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.types import ParamGroup
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 END = 2.0**128
-"""Where float32 ends."""
+"""The range of float32 ends here."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class ClippedAdamOptions:
         lr: Learning rate at the top of the schedule, at least 0.
         betas: Decay of the first and the second moment, each in [0, 1).
         eps: Added to the denominator, at least 0.
-        clip: What shares a norm: none, global, layer, local (each tensor) or elementwise.
+        clip: Which parameters share a norm: none, global, layer, local (each tensor) or elementwise.
         max_norm: Clip level, above 0.
-        quantile: Take this quantile of past norms as the clip level instead of max_norm, in (0, 1].
-        delay: Divide by the second moment of the step before; needs an initial value.
+        quantile: Use this quantile of past norms as the clip level instead of max_norm, in (0, 1].
+        delay: Divide by the previous step's second moment; needs an initial value.
         eta: Weight of new squares in the second moment, above 0.
         initial_second_moment: Start of the second moment, at least 0.
         norm: One second moment for all parameters.
@@ -75,10 +76,10 @@ class ClippedAdaGradOptions:
     Args:
         lr: Learning rate at the top of the schedule, at least 0.
         eps: Added to the denominator, at least 0.
-        clip: What shares a norm: none, global, layer, local (each tensor) or elementwise.
+        clip: Which parameters share a norm: none, global, layer, local (each tensor) or elementwise.
         max_norm: Clip level, above 0.
-        quantile: Take this quantile of past norms as the clip level instead of max_norm, in (0, 1].
-        delay: Divide by the accumulator of the step before; needs an initial value.
+        quantile: Use this quantile of past norms as the clip level instead of max_norm, in (0, 1].
+        delay: Divide by the previous step's accumulator; needs an initial value.
         eta: Weight of new squares in the accumulator, above 0.
         initial_accumulator: Start of the sum of squares, at least 0.
         norm: One accumulator for all parameters.
@@ -108,9 +109,9 @@ class ClippedSGDOptions:
         lr: Learning rate at the top of the schedule, at least 0.
         momentum: Decay of the velocity, in [0, 1).
         nesterov: Nesterov's form of momentum.
-        clip: What shares a norm: none, global, layer, local (each tensor) or elementwise.
+        clip: Which parameters share a norm: none, global, layer, local (each tensor) or elementwise.
         max_norm: Clip level, above 0.
-        quantile: Take this quantile of past norms as the clip level instead of max_norm, in (0, 1].
+        quantile: Use this quantile of past norms as the clip level instead of max_norm, in (0, 1].
     """
 
     lr: float = 1e-2
@@ -158,7 +159,7 @@ class _ClippedMethod:
 
     optimizer: ClassVar[str]
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Options) -> None:
         self.options = options
 
     @property
@@ -167,7 +168,7 @@ class _ClippedMethod:
         fixed = self.options.clip != "none" and self.options.quantile is None
         return self.options.max_norm if fixed else None
 
-    def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, model: torch.nn.Module, param_groups: list[ParamGroup]) -> torch.optim.Optimizer:
         """Return the optimizer over the groups."""
         import clipped_adaptive
         from clipped_adaptive.layers import split_by_layer

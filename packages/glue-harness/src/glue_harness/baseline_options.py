@@ -95,7 +95,7 @@ class SGDOptions(OptimizerOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and not self.momentum:
-            raise ConfigurationError("nesterov=True with momentum=0.0 does nothing: give a momentum above 0")
+            raise ConfigurationError("nesterov=True has no effect with momentum=0.0: give a momentum above 0")
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def _run(argv: Sequence[str]) -> None:
         return
     if config.offline:
         _go_offline()
-    if config.own and config.dataset is None:
-        own_rows(config.of_own_rows.as_dict())  # unreadable files are reported before heavy imports
+    if config.has_own_rows and config.dataset is None:
+        own_rows(config.for_own_rows.as_dict())  # unreadable files are reported before heavy imports
     finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
     from glue_harness.report.tables import print_run
@@ -64,15 +64,15 @@ def _process() -> int:
 
 def _prepare(argv: Sequence[str]) -> None:
     parser = parser_of(
-        "prepare", "Fetch a task and a model and tokenise, so that 'run --offline' needs no network."
+        "prepare", "Download a task and a model and tokenise, so that 'run --offline' needs no network."
     )
-    parser.add_argument("--task", help="task, as for run; with --dataset, a name of your own")
+    parser.add_argument("--task", help="task, as for run; not needed with --dataset")
     parser.add_argument("--model", required=True, help="model, as for run")
     parser.add_argument("--data-dir", help="folder in the official GLUE layout")
-    parser.add_argument("--dataset", help="a dataset of the hub instead, as for run; it is only fetched")
-    parser.add_argument("--dataset-config", help="which configuration of the dataset")
+    parser.add_argument("--dataset", help="dataset of the hub, as for run; downloaded, not tokenised")
+    parser.add_argument("--dataset-config", help="configuration of the dataset")
     parser.add_argument(
-        "--max-length", type=int, default=128, help="tokens to which a text is truncated (128)"
+        "--max-length", type=int, default=128, help="truncate texts to this many tokens (default: 128)"
     )
     options = parser.parse_args(argv)
 
@@ -87,7 +87,7 @@ def _prepare(argv: Sequence[str]) -> None:
 
 
 def _list(argv: Sequence[str]) -> None:
-    parser = parser_of("list", "Show the installed methods, or the tasks.")
+    parser = parser_of("list", "List the installed methods, or the tasks.")
     parser.add_argument("what", choices=("methods", "tasks"))
     options = parser.parse_args(argv)
 
@@ -108,18 +108,18 @@ def _doctor(argv: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (_run, "fine-tune a model on a task"),
-    "inspect": (inspect_command, "what data files will be read as, before training"),
-    "prepare": (_prepare, "fetch and tokenise ahead, for runs without a network"),
-    "sweep": (sweep_command, "do the runs of a specification, resumable"),
-    "search": (search_command, "the best configuration by population based training or sampling"),
-    "report": (report_command, "compare the runs below a folder"),
+    "inspect": (inspect_command, "show how data files will be read, without training"),
+    "prepare": (_prepare, "download and tokenise in advance, for runs without a network"),
+    "sweep": (sweep_command, "do all runs of a YAML specification; continues after an interruption"),
+    "search": (search_command, "find the best configuration: population based training, ASHA or sampling"),
+    "report": (report_command, "compare finished runs: tables, charts and a web page"),
     "profile": (profile_command, "measure memory and speed of training steps"),
-    "capacity": (capacity_command, "the largest batch, depth or width under a memory budget"),
-    "predict": (predict_command, "predict files or lines with a run's model or any other"),
-    "export": (export_command, "write a run's model into a folder that transformers loads"),
-    "submit": (submit_command, "predict the test files, write the leaderboard's zip"),
-    "list": (_list, "show the installed methods, or the tasks"),
-    "doctor": (_doctor, "show what this machine has and what is missing"),
+    "capacity": (capacity_command, "find the largest batch, depth or width within a memory budget"),
+    "predict": (predict_command, "predict labels for files or lines of text"),
+    "export": (export_command, "write a run's model to a folder that transformers loads"),
+    "submit": (submit_command, "write the zip file for the GLUE leaderboard"),
+    "list": (_list, "list the installed methods, or the tasks"),
+    "doctor": (_doctor, "show what this machine has, and what is missing"),
 }
 
 
@@ -130,11 +130,12 @@ def _go_offline() -> None:
 def _main(argv: Sequence[str]) -> None:
     parser = CommandParser(
         prog="glue-harness",
-        description="Fine-tune encoders on GLUE with any combination of installed methods, and report.",
+        description="Fine-tune a model on GLUE or your own data with any combination of installed methods, "
+        "and compare runs.",
         epilog="commands:\n" + "\n".join(f"  {name:10} {summary}" for name, (_, summary) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", help="one of the commands below; 'COMMAND --help' tells its options")
+    parser.add_argument("command", help="one of those below; 'glue-harness COMMAND --help' lists its options")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the command's options")
     options = parser.parse_args(argv)
     if options.command not in COMMANDS:
@@ -144,8 +145,8 @@ def _main(argv: Sequence[str]) -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and options.command != "run":
         raise ConfigurationError(
-            f"{options.command} is one process, and {processes} were launched: only run is for torchrun and "
-            "accelerate launch"
+            f"{options.command} needs a single process, and {processes} were launched: use torchrun and "
+            "accelerate launch for run only"
         )
     COMMANDS[options.command][0](options.rest)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from finetune_common.errors import ConfigurationError
 from glue_harness.stopping import stop_on_signals
 
-__all__ = ["Share", "connected", "fair_share", "own_cores", "use_cores"]
+__all__ = ["Share", "available_cores", "connected", "fair_share", "use_cores"]
 
 OBJECT_STORE = 2**27
 """Bytes of shared memory; runs pass configurations and scores only."""
@@ -53,7 +53,7 @@ def fair_share(cpus: Sequence[float], gpus: Sequence[float], jobs: int) -> Share
     return Share(max(fits, default=1), 1 / -(-jobs // devices) if devices else 0.0)
 
 
-def own_cores() -> int:
+def available_cores() -> int:
     """Return the cores that this process may use."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -73,13 +73,13 @@ def _open(cpus: int) -> None:
         if "timed out during startup" not in str(error):
             raise
         raise ConfigurationError(
-            "Ray did not start within its half minute: this machine is too busy; the same command tries again"
+            "Ray did not start within half a minute: this machine is too busy: give the same command again"
         ) from None
 
 
 @contextmanager
 def connected(jobs: int) -> Iterator[Share]:
-    """Use a session that is open, else a cluster that runs, else one on this machine for the time being.
+    """Use an open session, else a running cluster, else start one on this machine and stop it afterwards.
 
     Args:
         jobs: Runs at a time.
@@ -89,7 +89,7 @@ def connected(jobs: int) -> Iterator[Share]:
 
     ours = not ray.is_initialized()
     if ours:
-        _open(fair_share([own_cores()], [], jobs).cpus * jobs)
+        _open(fair_share([available_cores()], [], jobs).cpus * jobs)
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = ([machine.get(kind, 0.0) for machine in machines] for kind in ("CPU", "GPU"))

@@ -21,29 +21,36 @@ __all__ = [
 
 def sweep_command(argv: Sequence[str]) -> None:
     """Do the runs of a specification."""
-    parser = parser_of("sweep", "Do the runs that a specification describes and that are not done yet.")
-    parser.add_argument("spec", type=Path, help="YAML file: base, grid, cases, where, exclude, scales")
-    parser.add_argument("--output-dir", type=Path, required=True, help="folder that receives a folder a run")
+    parser = parser_of("sweep", "Do the runs of a YAML specification that are not finished yet.")
     parser.add_argument(
-        "--scale", help="one of the specification's scales; smoke (any has it): four steps of a tiny model"
+        "spec", type=Path, help="YAML file with any of: base, grid, cases, where, exclude, scales, keep"
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for one subfolder per run")
+    parser.add_argument(
+        "--scale",
+        help="a name under 'scales' in the file; 'smoke' always works: four steps of a tiny model per method",
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, each with its share of the cores (1)"
+        "--jobs", type=int, default=1, help="runs at a time, each with its share of the cores (default: 1)"
     )
     parser.add_argument(
         "--launcher",
         choices=("local", "ray", "slurm"),
         default="local",
-        help="processes on this machine, tasks of a Ray cluster, or a SLURM job array (local)",
+        help="processes on this machine, tasks of a Ray cluster, or a SLURM job array (default: local)",
     )
     parser.add_argument(
         "--slurm",
         metavar="NAME=VALUE,...",
         default="",
-        help="what each SLURM job asks for; e.g. partition=gpu,timeout_min=240,gpus_per_node=1",
+        help="resources of each SLURM job, e.g. partition=gpu,timeout_min=240,gpus_per_node=1",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only print what would be run, and its needs")
-    parser.add_argument("--retry-failed", action="store_true", help="try runs again that failed before")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the remaining runs, with their time, memory and disk",
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="also repeat runs that failed earlier")
     options = parser.parse_args(argv)
 
     from glue_harness.sweep import sweep
@@ -62,28 +69,32 @@ def sweep_command(argv: Sequence[str]) -> None:
 
 def search_command(argv: Sequence[str]) -> None:
     """Search for the best configuration."""
-    parser = parser_of("search", "Search for the best configuration; an interrupted search continues.")
-    parser.add_argument("spec", type=Path, help="YAML file: base, space, mutations")
+    parser = parser_of("search", "Search for the best configuration, or continue an interrupted search.")
+    parser.add_argument("spec", type=Path, help="YAML file with base, space and, optionally, mutations")
     parser.add_argument(
-        "--output-dir", type=Path, required=True, help="folder that receives the best run and the report"
+        "--output-dir", type=Path, required=True, help="folder for the best run and the record of all trials"
     )
     parser.add_argument(
         "--scheduler",
         choices=("pbt", "asha", "none"),
         default="pbt",
-        help="population based training, early stopping of the worse, or neither (pbt)",
+        help="pbt: population based training; asha: bad trials stop early; none: all run to the end "
+        "(default: pbt)",
     )
     parser.add_argument(
         "--sampler",
         choices=("random", "tpe"),
         default="random",
-        help="how configurations are drawn; tpe is Optuna's, not for pbt (random)",
+        help="how configurations are drawn; tpe is Optuna's, and not for pbt (default: random)",
     )
-    parser.add_argument("--trials", type=int, default=8, help="how many configurations (8)")
+    parser.add_argument("--trials", type=int, default=8, help="number of configurations (default: 8)")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="trials at a time, each with its share of the cores or GPUs (1)"
+        "--jobs",
+        type=int,
+        default=1,
+        help="trials at a time, each with its share of the cores or GPUs (default: 1)",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="try trials again that failed before")
+    parser.add_argument("--retry-failed", action="store_true", help="also repeat trials that failed earlier")
     options = parser.parse_args(argv)
 
     from glue_harness.search import search
@@ -104,62 +115,70 @@ def search_command(argv: Sequence[str]) -> None:
 def report_command(argv: Sequence[str]) -> None:
     """Compare the runs below a folder."""
     parser = parser_of(
-        "report", "Compare the runs below a folder: tables, charts, and a page that needs no network."
+        "report", "Compare the runs below a folder: tables, charts, and a web page that needs no network."
     )
-    parser.add_argument("folder", type=Path, help="folder with runs in it")
-    parser.add_argument("--output-dir", type=Path, default=Path("report"), help="where the files go (report)")
+    parser.add_argument("folder", type=Path, help="folder that holds runs, at any depth")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("report"), help="folder for the files (default: report)"
+    )
     parser.add_argument(
         "--protocol",
         choices=("mean", "median", "best-lr", "best"),
         default="mean",
-        help="how the runs of a setting become one number: mean over seeds, the median seed, each seed's "
-        "best learning rate and then the mean, or the best run (mean)",
+        help="number that stands for the runs of a setting: the mean over seeds, the median seed, the mean "
+        "of each seed's best learning rate, or the best run (default: mean)",
     )
     parser.add_argument(
         "--evaluation",
         choices=("last", "best"),
         default="last",
-        help="which evaluation of a run counts (last)",
+        help="use the last or the best evaluation of each run (default: last)",
     )
     parser.add_argument(
         "--baseline",
         metavar="KEY=VALUE,...",
-        help="compare with the setting of which this is true, paired by seed; e.g. optimizer=adamw",
+        help="compare all settings with this one, paired by seed; e.g. optimizer=adamw",
     )
     parser.add_argument(
         "--margin",
         type=float,
         metavar="DELTA",
-        help="call a setting equal where a difference of DELTA or more is excluded; e.g. 0.005",
+        help="call a setting equal to the baseline if the test excludes a difference of DELTA or more; "
+        "e.g. 0.005",
     )
     parser.add_argument(
         "--primary",
         metavar="KEY=VALUE,...",
-        help="the comparisons that were named before the runs; the others are exploratory",
+        help="comparisons that were planned before the runs; the others are marked exploratory",
     )
     parser.add_argument(
-        "--test", choices=("permutation", "wilcoxon"), default="permutation", help="paired test (permutation)"
+        "--test",
+        choices=("permutation", "wilcoxon"),
+        default="permutation",
+        help="paired test of differences (default: permutation)",
     )
     parser.add_argument(
         "--where",
         metavar="KEY=VALUE,...",
-        help="only runs of which this is true; e.g. task=rte|mrpc,epochs=3",
+        help="use only these runs; e.g. task=rte|mrpc,epochs=3",
     )
     parser.add_argument(
-        "--group-by", metavar="KEY,...", help="put runs together by these options (all but the seed)"
+        "--group-by",
+        metavar="KEY,...",
+        help="options that define a setting; runs that agree in them share a row (default: all but the seed)",
     )
     parser.add_argument(
         "--targets",
         type=Path,
         metavar="FILE.csv",
-        help="published numbers to set beside ours",
+        help="published numbers to compare with",
     )
     parser.add_argument(
-        "--published-runs", type=int, default=1, help="runs that are behind a published number (1)"
+        "--published-runs", type=int, default=1, help="runs behind each published number (default: 1)"
     )
     options = parser.parse_args(argv)
 
-    from glue_harness.cluster import own_cores
+    from glue_harness.cluster import available_cores
     from glue_harness.report import report
 
     keys = [key.strip().replace("-", "_") for key in (options.group_by or "").split(",")]
@@ -174,7 +193,7 @@ def report_command(argv: Sequence[str]) -> None:
         primary=options.primary,
         where=options.where,
         group_by=[key for key in keys if key],
-        processes=own_cores(),
+        processes=available_cores(),
         targets=options.targets,
         published_runs=options.published_runs,
     )
@@ -183,16 +202,20 @@ def report_command(argv: Sequence[str]) -> None:
 def submit_command(argv: Sequence[str]) -> None:
     """Write the leaderboard's zip."""
     parser = parser_of(
-        "submit", "Predict the official test files with trained runs, write the leaderboard's zip."
+        "submit", "Predict the official test files with trained runs, and write the leaderboard's zip file."
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders with runs in them, models included")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders that hold runs with their models")
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("glue-submission"), help="receives the zip (glue-submission)"
+        "--output-dir",
+        type=Path,
+        default=Path("glue-submission"),
+        help="folder for the zip file (default: glue-submission)",
     )
     parser.add_argument(
-        "--data-dir", help="folder in the official GLUE layout with test files (what each run was trained on)"
+        "--data-dir",
+        help="folder with test files in the official GLUE layout (default: each run's training data)",
     )
-    parser.add_argument("--ax", type=Path, metavar="FILE", help="the diagnostic file, for the MNLI run")
+    parser.add_argument("--ax", type=Path, metavar="FILE", help="diagnostic file, predicted by the MNLI run")
     options = parser.parse_args(argv)
 
     from glue_harness.submit import submit
@@ -201,29 +224,29 @@ def submit_command(argv: Sequence[str]) -> None:
     for task, (folder, score) in made["runs"].items():
         print(f"{task}: {folder} ({score:.4f} on the dev set)")
     if made["missing"]:
-        print(f"not in it, and expected by the leaderboard: {', '.join(made['missing'])}")
-    print(f"checked: {made['archive']}")
+        print(f"missing, and expected by the leaderboard: {', '.join(made['missing'])}")
+    print(f"written and checked: {made['archive']}")
 
 
 def predict_command(argv: Sequence[str]) -> None:
     """Predict the rows of files."""
-    parser = parser_of("predict", "Predict rows of files, or lines on standard input, with a trained model.")
-    parser.add_argument("model", help="folder of a finished run or of a model, or a hub name")
+    parser = parser_of("predict", "Predict labels for the rows of files, or for lines on standard input.")
+    parser.add_argument("model", help="folder of a run or of a model, or a hub name")
     parser.add_argument(
         "files",
         type=Path,
         nargs="*",
         metavar="FILE",
-        help="csv, tsv, json, jsonl, parquet (standard input)",
+        help="csv, tsv, json, jsonl or parquet (default: standard input, one text per line)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="csv, tsv, jsonl or parquet (standard output)"
+        "--output", type=Path, metavar="FILE", help="csv, tsv, jsonl or parquet (default: standard output)"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="rows at a time (32)")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows at a time (default: 32)")
     parser.add_argument(
-        "--max-length", type=int, help="tokens to which a text is truncated (as in the run's training)"
+        "--max-length", type=int, help="truncate texts to this many tokens (default: as in training)"
     )
-    parser.add_argument("--task", help="which of its tasks, where the run learned several")
+    parser.add_argument("--task", help="one of the run's tasks, if it learned several")
     options = parser.parse_args(argv)
 
     from glue_harness.predict import predict
@@ -238,20 +261,20 @@ def predict_command(argv: Sequence[str]) -> None:
 
 def export_command(argv: Sequence[str]) -> None:
     """Write a run's model for others."""
-    parser = parser_of("export", "Write a run's model into a folder that transformers loads.")
+    parser = parser_of("export", "Write a run's model to a folder that transformers loads.")
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("folder", type=Path, help="is made")
+    parser.add_argument("folder", type=Path, help="new folder for the model")
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="only the plain model with the adaptation in its weights; refused where it cannot be",
+        help="write a plain model, the adaptation merged into its weights; refused if that is impossible",
     )
-    parser.add_argument("--push-to-hub", metavar="NAME", help="upload the folder to the model hub, too")
-    parser.add_argument("--private", action="store_true", help="with --push-to-hub: for its owner alone")
-    parser.add_argument("--task", help="which of its tasks, where the run learned several")
+    parser.add_argument("--push-to-hub", metavar="NAME", help="also upload the folder to the model hub")
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: only its owner sees it")
+    parser.add_argument("--task", help="one of the run's tasks, if it learned several")
     options = parser.parse_args(argv)
     if options.private and not options.push_to_hub:
-        raise ConfigurationError("--private without --push-to-hub NAME does nothing: give both")
+        raise ConfigurationError("--private has no effect without --push-to-hub NAME: give both")
 
     from glue_harness.export import export, push
 
@@ -259,6 +282,8 @@ def export_command(argv: Sequence[str]) -> None:
     trusted = ", trust_remote_code=True" if code else ""
     print(f"written: pipeline('text-classification', '{options.folder}'{trusted})")
     if code:
-        print(f"its adaptation cannot be merged: {code} puts it onto the base model, if it is trusted")
+        print(
+            f"the adaptation cannot be merged: {code} applies it to the base model; read it before you use it"
+        )
     if options.push_to_hub:
         print(f"pushed: {push(options.folder, options.push_to_hub, options.private)}")

@@ -21,7 +21,7 @@ __all__ = ["export", "push"]
 CODE = "modeling_adapted"
 
 LOADER = """# Loads this folder's model: a {model} with what the adaptation {method!r} trained.
-# transformers runs this file when it is told trust_remote_code=True.
+# transformers runs this file only with trust_remote_code=True.
 
 from pathlib import Path
 
@@ -30,11 +30,11 @@ from transformers import {config}, {model}
 try:
     from finetune_common.slots import find
 except ImportError:
-    raise ImportError("this model needs {package} and finetune-common, which hold its adaptation") from None
+    raise ImportError("this model needs the packages {package} and finetune-common: install them") from None
 
 
 class AdaptedConfig({config}):
-    model_type = "adapted-{kind}"  # a name of its own: nothing loads the model without its adaptation
+    model_type = "adapted-{kind}"  # a separate name, so that nothing loads the model without its adaptation
 
 
 class AdaptedModel({model}):
@@ -72,13 +72,12 @@ def export(folder: Path, target: Path, merge: bool = False, task: str | None = N
         The code file that transformers must trust, None if there is none.
 
     Raises:
-        ConfigurationError: No run, an existing folder, an adaptation that cannot be merged with `merge`, or
-            that cannot be saved separately.
+        ConfigurationError: No run, a folder that is not empty, or an adaptation that cannot be exported so.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigurationError(f"{target}: there is something already: give a folder that is not there yet")
+        raise ConfigurationError(f"{target}: already exists: give a new or an empty folder")
     run = open_run(folder, task)
-    name = read_config(folder).one_of_its_tasks(task, folder)
+    name = read_config(folder).chosen_task(task, folder)
     apart = hasattr(run.methods.adaptation, "save") and not merge
     ended = read_result(folder, name) if (folder / "result.json").exists() else None
     with whole_folder(target) as unfinished:
@@ -89,8 +88,8 @@ def export(folder: Path, target: Path, merge: bool = False, task: str | None = N
             return None
         if not apart:
             raise ConfigurationError(
-                f"{folder}: no weights of a {type(run.model).__name__} can hold the adaptation "
-                f"{run.config.adaptation['name']!r}: export it without --merge"
+                f"{folder}: the adaptation {run.config.adaptation['name']!r} cannot be merged into a "
+                f"{type(run.model).__name__}: export it without --merge"
             )
         run.model = base_model(run)
         write_model(run, run.model, unfinished, _card(run, ended, "code"))

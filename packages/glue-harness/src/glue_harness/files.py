@@ -23,8 +23,8 @@ def _reason(error: BaseException | None) -> str:
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return os.strerror(error.errno)
-        if told := re.search(r"os error (\d+)", str(error)):
-            return os.strerror(int(told[1]))
+        if number := re.search(r"os error (\d+)", str(error)):
+            return os.strerror(int(number[1]))
         error = error.__cause__ or error.__context__
     return ""
 

@@ -7,12 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from docstring_parser import parse as parse_docstring
-
 from finetune_common.data.choices import Choices
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.commands import CommandParser, parser_of
 from glue_harness.config.fields import RunConfig
+from glue_harness.config.help_texts import described_arguments
 from glue_harness.config.own_rows import CHOICES, choices_of
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def inspect_command(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv)
     if len(options.files) > len(SPLITS):
         raise ConfigurationError(
-            f"{len(options.files)} files: give at most three, to train on, to evaluate on, and to test"
+            f"{len(options.files)} files: give at most three: to train on, to evaluate on, and to test on"
         )
     settings = vars(options)
     if options.text_columns:
@@ -38,35 +37,28 @@ def inspect_command(argv: Sequence[str]) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = parser_of("inspect", "Print what data files will be read as, without training.")
+    parser = parser_of("inspect", "Show how data files will be read, without training.")
     parser.add_argument(
         "files",
         nargs="+",
         metavar="FILE",
-        help="rows to train on; then rows to evaluate on, and to test, if any",
+        help="training rows; then, optionally, rows to evaluate on and rows to test on",
     )
-    parser.add_argument("--task", default="mine", help="name of a known task, or one of your own (mine)")
-    described = {
-        argument.arg_name: argument.description
-        for argument in parse_docstring(RunConfig.__doc__ or "").params
-    }
+    parser.add_argument("--task", default="mine", help="a known task, or a name of your own (default: mine)")
+    described = described_arguments(RunConfig)
     for name in (*CHOICES, "metric"):
         more: dict[str, Any] = {"action": "store_true"} if name == "drop_unlabelled" else {}
         if name == "validation_share":
             more = {"type": float}
-        parser.add_argument(f"--{name.replace('_', '-')}", help=_one_line(described[name]), **more)
+        parser.add_argument(f"--{name.replace('_', '-')}", help=described[name].replace("%", "%%"), **more)
     parser.add_argument(
-        "--model", help="whose tokenizer measures the length of the texts; without it, none does"
+        "--model", help="also count the tokens of the texts, with the tokenizer of this model"
     )
     parser.add_argument(
-        "--max-length", type=int, default=128, help="tokens to which a text is truncated (128)"
+        "--max-length", type=int, default=128, help="truncate texts to this many tokens (default: 128)"
     )
-    parser.add_argument("--json", action="store_true", help="print plain data instead of a block")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     return parser
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split()).replace("%", "%%")
 
 
 def _schema(options: argparse.Namespace, choices: Choices) -> Schema:

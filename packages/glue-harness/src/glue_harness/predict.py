@@ -75,7 +75,7 @@ def predict(
     scores = predictor.scores(logits)
     metrics, without = _metrics(predictor.task, columns, logits)
     try:
-        _write(columns | _named(columns, _said(predictor, scores)), ending, output)
+        _write(columns | _named(columns, _answers(predictor, scores)), ending, output)
     except OSError as error:
         raise ConfigurationError(
             f"--output {output}: {error.strerror}: give a file that can be written"
@@ -90,7 +90,7 @@ def _ending(files: Sequence[Path], output: Path | None) -> str:
         return first if first in (".csv", ".tsv", ".jsonl") else ".jsonl"
     if output.suffix.lower() not in WRITTEN:
         raise ConfigurationError(
-            f"--output {output}: the name ends in {output.suffix!r}: give one of {', '.join(WRITTEN)}"
+            f"--output {output}: cannot write {output.suffix!r} files: give one of {', '.join(WRITTEN)}"
         )
     return output.suffix.lower()
 
@@ -122,11 +122,11 @@ def _lines(task: Task) -> Columns:
     names = task.columns or ("text",)
     rows = [line.rstrip("\r\n").split("\t", len(names) - 1) for line in sys.stdin]
     if not rows:
-        raise ConfigurationError("standard input: no lines: give a text a line, or files")
+        raise ConfigurationError("standard input has no lines: give one text per line, or name files")
     for number, row in enumerate(rows, 1):
         if len(row) != len(names):
             raise ConfigurationError(
-                f"standard input line {number}: {len(row)} text, expected {' and '.join(names)} with a tab "
+                f"standard input line {number} has only one text: give {' and '.join(names)} with a tab "
                 "between them"
             )
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
@@ -145,12 +145,14 @@ def _texts(task: Task, columns: Columns, place: str) -> list[str]:
         if len(candidates) > 2:
             raise ConfigurationError(
                 f"{place}: {len(candidates)} columns could be the text "
-                f"({', '.join(map(str, candidates))[:200]}): leave the one or two that are"
+                f"({', '.join(map(str, candidates))[:200]}): keep only the one or two that are"
             )
     names = [name for name in candidates if name is not None]
     if not names or len(names) != len(candidates):
         wanted = " and ".join(map(repr, task.columns)) or "that holds text"
-        raise ConfigurationError(f"{place}: no column {wanted} among {', '.join(columns)}: name it so")
+        raise ConfigurationError(
+            f"{place}: no column {wanted} among {', '.join(columns)}: rename the columns of text"
+        )
     for name in names:
         if wrong := [row for row, text in enumerate(columns[name], 1) if not isinstance(text, str)]:
             value = columns[name][wrong[0] - 1]
@@ -168,11 +170,11 @@ def _logits(predictor: Predictor, texts: list[list[str]], batch_size: int) -> np
         )
 
 
-def _said(predictor: Predictor, scores: np.ndarray) -> Columns:
+def _answers(predictor: Predictor, scores: np.ndarray) -> Columns:
     if predictor.task.regression:
-        return {"score": predictor.said(scores)}
+        return {"score": predictor.answers(scores)}
     each = {f"score_{name}": scores[:, index].tolist() for index, name in enumerate(predictor.labels)}
-    return {"label": predictor.said(scores), **each}
+    return {"label": predictor.answers(scores), **each}
 
 
 def _named(columns: Columns, answers: Columns) -> Columns:
@@ -202,7 +204,7 @@ def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str
             labels.append(_label(task, known, value))
         except (KeyError, ValueError, TypeError):
             allowed = "a number" if task.regression else ", ".join(task.labels)[:200]
-            return {}, f"no metrics: {column} of row {row + 1} is {str(value)[:40]!r}, allowed is {allowed}"
+            return {}, f"no metrics: {column} of row {row + 1} is {shown(value)}, allowed is {allowed}"
         rows.append(row)
     if not rows:
         return {}, f"no metrics: {column} is empty"

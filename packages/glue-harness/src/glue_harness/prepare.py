@@ -18,14 +18,14 @@ def prepare(task: str, model: str, data_dir: str | None, max_length: int) -> str
     """
     config = RunConfig(task, model, output_dir="-")
     run = create(config)
-    told = []
+    ready = []
     for name in config.tasks:
         described = get_task(name)
         datasets = tokenize(load_task(described, data_dir=data_dir), run.tokenizer, described, max_length)
         rows = ", ".join(f"{len(rows):,} {split}" for split, rows in datasets.items())
-        told.append(f"{name} ({rows} rows, at most {max_length} tokens)")
+        ready.append(f"{name} ({rows} rows, at most {max_length} tokens)")
     parameters = sum(p.numel() for p in run.model.parameters())
-    return f"ready: {', '.join(told)} and {model} ({parameters:,} parameters)"
+    return f"ready: {', '.join(ready)} and {model} ({parameters:,} parameters)"
 
 
 def prepare_dataset(dataset: str, config: str | None, model: str) -> str:

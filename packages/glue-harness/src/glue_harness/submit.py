@@ -118,7 +118,7 @@ def _check_file(name: str, text: str) -> None:
     file = FILES[name]
     header, *lines = text.splitlines() or [""]
     if header != HEADER:
-        raise ConfigurationError(f"{name}: the first line is {shown(header)}, expected is {HEADER!r}")
+        raise ConfigurationError(f"{name}: the first line is {shown(header)}, expected {HEADER!r}")
     if len(lines) != file.rows:
         raise ConfigurationError(
             f"{name}: {len(lines):,} predictions, the leaderboard expects {file.rows:,}: "
@@ -128,10 +128,10 @@ def _check_file(name: str, text: str) -> None:
     for number, line in enumerate(lines):
         index, _, answer = line.partition("\t")
         if index != str(number):
-            raise ConfigurationError(f"{name}, line {number + 2}: index {shown(index)}, expected is {number}")
+            raise ConfigurationError(f"{name}, line {number + 2}: index {shown(index)}, expected {number}")
         if labels and answer not in labels:
             raise ConfigurationError(
-                f"{name}, line {number + 2}: {shown(answer)} is no label: it takes {', '.join(labels)}"
+                f"{name}, line {number + 2}: {shown(answer)} is no label: choose from {', '.join(labels)}"
             )
         if not labels and not _within(answer, low, high):
             raise ConfigurationError(
@@ -165,7 +165,7 @@ def check_submission(archive: Path) -> list[str]:
         raise ConfigurationError(f"{archive}: {error}: give a zip of tsv files") from None
     if unknown := [name for name in texts if name not in FILES]:
         raise ConfigurationError(
-            f"{archive}: {unknown[0]!r} is no file of the leaderboard: it takes {', '.join(FILES)}"
+            f"{archive}: {unknown[0]!r} is no file of the leaderboard: choose from {', '.join(FILES)}"
         )
     for name, text in texts.items():
         _check_file(name, text)
@@ -205,7 +205,7 @@ def submit(
     """
     runs = _best_runs(folders)
     if ax is not None and "mnli" not in runs:
-        raise ConfigurationError(f"--ax {ax}: an MNLI run predicts it: give one, or leave --ax out")
+        raise ConfigurationError(f"--ax {ax} is predicted by an MNLI run: give one, or leave --ax out")
     texts: dict[str, str] = {}
     for task, (folder, _) in runs.items():
         opened = open_run(folder, task)

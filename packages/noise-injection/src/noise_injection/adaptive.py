@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.types import StateDict
 from noise_injection.attachment import GradientNoise, Plan, Row, reach
 from noise_injection.microbatch import MicroBatchVariance
 from noise_injection.moments import EmaVariance, RunningVariance
@@ -27,34 +26,34 @@ class AdaptiveGradientNoise(GradientNoise):
     G is a parameter tensor's gradient as the optimizer's step sees it (after accumulation, averaging over
     processes, unscaling and clipping), ‖G‖₂ the norm of the whole tensor, V the variance of each element:
 
-    - "microbatch": the unbiased variance of u_i = N·c_i, where c_i is what micro-batch i of the step's N adds
-      to the gradient. With losses divided by N the u_i are the micro-batch gradients; their mean is G. V
-      takes the square of whatever single factor rescaled G after backward. Under DDP the micro-batches of
+    - "microbatch": the unbiased variance of u_i = N·c_i, where micro-batch i of the step's N adds c_i to the
+      gradient. With losses divided by N the u_i are the micro-batch gradients; their mean is G. If G was
+      rescaled by one factor after backward, V is multiplied by its square. Under DDP the micro-batches of
       all ranks count.
-    - "running": the unbiased variance of G over all steps so far, this one included.
-    - "ema": max(0, v̂ - m̂²), with the bias-corrected moving averages of G and G² from before the step:
-      Adam's own where the optimizer keeps them (they contain the noise of earlier steps), else averages of
-      the gradient before noise with 0.9 and 0.999.
+    - "running": the unbiased variance of G over all steps so far, including this one.
+    - "ema": max(0, v̂ - m̂²), with the bias-corrected moving averages of G and G² from before the step. They
+      are Adam's if the optimizer keeps them (and contain the noise of earlier steps), else averages of the
+      gradient before noise with decay 0.9 and 0.999.
 
-    A gradient tensor with an element that is not finite passes untouched. The noise is drawn from a generator
-    of its own: with η = 0 a run equals the run without it bit for bit.
+    A gradient tensor with an element that is not finite gets no noise. The noise has its own random
+    generator: with η = 0 a run equals the run without noise bit for bit.
 
     Args:
-        optimizer: Any torch optimizer; the noise attaches itself to it. The model is on its device by then.
-        eta: Scale η of the variance, at least 0. With `scale_by_norm` its unit is 1/[gradient]², without it
+        optimizer: Any torch optimizer; the noise attaches itself to it. Move the model to its device first.
+        eta: Scale η of the variance, at least 0. With `scale_by_norm` its unit is 1/[gradient]²; without, it
             is a pure number.
         variance: Where V comes from: "microbatch", "running" or "ema".
         scale_by_norm: Whether ‖G‖₂ is a factor of the noise.
         seed: Seed of the noise, 0 or a positive integer; the same on all replicas.
-        process_group: The processes over which gradients are averaged, for "microbatch"; None for all. A
-            group of this process alone if training is distributed in another way.
+        process_group: The processes over which gradients are averaged, for "microbatch"; None for all. If
+            training is distributed in another way, a group of this process alone.
 
     Attributes:
         eta: η; may be changed between steps.
         skipped: Steps without noise because they had a single micro-batch.
 
     Raises:
-        ConfigurationError: A setting is out of its range; at a step: the first one has one micro-batch only
+        ConfigurationError: A setting is out of its range; at a step: the first one has a single micro-batch
             ("microbatch"), or a gradient is sparse.
 
     Examples:
@@ -67,8 +66,8 @@ class AdaptiveGradientNoise(GradientNoise):
         >>> noise.remove()
 
     Source:
-        The AGNI project (S. D. Muhsin), whose released code takes the variance of a single gradient, which is
-        zero; this is the method it describes.
+        The AGNI project (S. D. Muhsin). Its released code takes the variance of a single gradient, which is
+        zero; this is the method as it is described there.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class AdaptiveGradientNoise(GradientNoise):
         scale_by_norm: bool = True,
         seed: int = 0,
         *,
-        process_group: Any = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         check_number("eta", eta, at_least=0, below=float("inf"))
         check_choice("variance", variance, VARIANCES)
@@ -116,28 +115,28 @@ class AdaptiveGradientNoise(GradientNoise):
         self._source.after_injection()
 
     @torch.no_grad()
-    def _after_step(self, *_: Any) -> None:
-        """After the first step: does the optimizer keep averages? If not, ours begin with its gradient."""
-        if isinstance(self._source, EmaVariance) and not self._source.settled:
-            self._source.settled = True
-            plans = [plan for plan in self.plans(self._rows()) if self._source.owns(plan)]
+    def _after_step(self, *_: object) -> None:
+        """After the first step: if the optimizer keeps no averages, begin ours with this step's gradient."""
+        if isinstance(self._source, EmaVariance) and not self._source.optimizer_has_stepped:
+            self._source.optimizer_has_stepped = True
+            plans = [plan for plan in self.plans(self._rows()) if self._source.keeps_averages_of(plan)]
             no_keys = torch.zeros(len(list(self.parameters())), 3, dtype=torch.int32)
             self._run(plans, no_keys, None)  # an optimizer that unscales has done so in place
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what a resumed run needs to draw the same noise: numbers and tensors only."""
         return {**super().state_dict(), "variance": self.variance, **self._source.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from a state; the statistics keep their dtype.
 
         Raises:
-            ConfigurationError: The state is that of another source of the variance.
+            ConfigurationError: The state was made with another `variance`.
         """
         if state.get("variance") != self.variance:
             raise ConfigurationError(
-                f"the state is of variance={state.get('variance')!r} and this noise has {self.variance!r}: "
-                "resume with the setting the run began with"
+                f"the state has variance={state.get('variance')!r}, but this noise has {self.variance!r}: "
+                "resume with the setting that the run began with"
             )
         super().load_state_dict(state)
         self._source.load_state_dict(state, self.steps)

@@ -19,8 +19,8 @@ class AnnealedGradientNoise(GradientNoise):
 
     G ← G + ε·sqrt(η/(1+t)^γ),  ε ~ N(0, 1) for every element, t = 0 at the first step
 
-    A gradient tensor with an element that is not finite passes untouched. Noise acts after clipping and
-    unscaling, and draws from a generator of its own.
+    A gradient tensor with an element that is not finite gets no noise. Noise acts after clipping and
+    unscaling, and has its own random generator.
 
     Args:
         optimizer: Any torch optimizer; the noise attaches itself to it.
@@ -29,7 +29,7 @@ class AnnealedGradientNoise(GradientNoise):
         seed: Seed of the noise, 0 or a positive integer; the same on all replicas.
 
     Raises:
-        ConfigurationError: A setting is out of its range, or `optimizer` is none.
+        ConfigurationError: A setting is out of its range, or `optimizer` is not an optimizer.
 
     Examples:
         >>> model = torch.nn.Linear(3, 1)

@@ -1,17 +1,18 @@
-"""The common base of all noises: the optimizer's hook, the random keys, the state, the size of the noise."""
+"""The base class of all noises: the optimizer's hook, the random keys, the state, the size of the noise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
 
 from finetune_common.errors import ConfigurationError, check_number, shown
-from noise_injection.lists import index, one, run_all, small_first, sums_of_all
+from finetune_common.types import StateDict
+from noise_injection.kernels import Kernel
+from noise_injection.lists import index, run_all, small_first, sums_of_all, unit_scale
 from noise_injection.shards import local, shard_groups, shard_index, sum_over_shards
 
 __all__ = ["GradientNoise", "Plan", "Row", "attached"]
@@ -24,13 +25,13 @@ def attached(optimizer: torch.optim.Optimizer) -> list[GradientNoise]:
     return sorted(_attached.get(_innermost(optimizer), ()), key=lambda noise: noise.order)
 
 
-def _innermost(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer that steps, where another object only passes calls on to it (Accelerate's)."""
+def _innermost(optimizer: object) -> torch.optim.Optimizer:
+    """Return the optimizer that steps: a wrapper such as Accelerate's only passes calls on to it."""
     while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
+        optimizer = getattr(optimizer, "optimizer", None)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigurationError(
-            f"optimizer={shown(optimizer)} is no torch.optim.Optimizer: pass the optimizer itself"
+            f"optimizer={shown(optimizer)} is not a torch.optim.Optimizer: pass the optimizer itself"
         )
     return optimizer
 
@@ -40,10 +41,10 @@ class Row:
     """A parameter with a gradient in this step.
 
     Args:
-        index: Its number in the optimizer, over all groups.
+        index: Its number in the optimizer, counted over all groups.
         parameter: The parameter.
         gradient: This process's part of its gradient, one-dimensional.
-        shared: Whether `gradient` is the parameter's own memory, or a copy to be written back.
+        shared: Whether `gradient` shares memory with `parameter.grad`; if not, it is a copy to write back.
     """
 
     index: int
@@ -52,7 +53,7 @@ class Row:
     shared: bool
 
     def write_back(self) -> None:
-        """Bring a copy back to where the gradient lies."""
+        """Write a copy back into `parameter.grad`."""
         if not self.shared and self.parameter.grad is not None:
             target = local(self.parameter.grad)
             target.copy_(self.gradient.view(target.shape))
@@ -69,18 +70,18 @@ class Plan:
 
     Args:
         row: The parameter and its gradient.
-        kernel: Which kernel runs.
+        kernel: The kernel to run.
         tensors: Its tensors after the gradient, one-dimensional.
         compared: What the gradient is compared with (the mean contribution), if anything.
     """
 
     row: Row
-    kernel: Callable[..., None]
+    kernel: Kernel
     tensors: list[Tensor]
     compared: Tensor | None = None
 
     @property
-    def batch(self) -> tuple[Any, ...]:
+    def batch(self) -> tuple[torch.device, torch.dtype, Kernel]:
         """Plans with the same batch share one table of numbers."""
         return self.row.gradient.device, self.row.dtype, self.kernel
 
@@ -88,14 +89,14 @@ class Plan:
 class GradientNoise:
     """Noise that is added to the gradients of an optimizer at each of its steps.
 
-    It acts when `optimizer.step` starts, after clipping and unscaling; a closure's gradients receive it after
-    each evaluation. The random numbers are a function of three keys per parameter and step, drawn from a
-    generator of this object's own, so that no other random stream moves. Processes with the same seed draw
-    the same noise; the parts of a sharded tensor draw different ones.
+    It acts when `optimizer.step` starts, after clipping and unscaling; with a closure, after each of its
+    evaluations. The random numbers are a function of three keys per parameter and step. This object's own
+    generator draws the keys, so that no other random stream advances. Processes with the same seed draw the
+    same noise; the parts of a sharded tensor draw different noise.
 
     Args:
         optimizer: Any torch optimizer.
-        seed: Seed of the generator; a second noise on the same optimizer draws other numbers from it.
+        seed: Seed of the generator. A second noise on the same optimizer draws other numbers from it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -117,11 +118,11 @@ class GradientNoise:
         self._handles.clear()
         _attached.get(self.optimizer, WeakSet()).discard(self)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what a resumed run needs to draw the same noise: numbers and tensors only."""
         return {"steps": self.steps, "generator": self._generator.get_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from a state; the statistics keep their dtype."""
         self.steps = state["steps"]
         self._generator.set_state(state["generator"].cpu())
@@ -138,7 +139,7 @@ class GradientNoise:
         return (param for group in self.optimizer.param_groups for param in group["params"])
 
     def plans(self, rows: list[Row]) -> list[Plan]:
-        """Return a plan for each row that receives noise; other rows keep their gradient."""
+        """Return a plan for each row that gets noise; other rows keep their gradient."""
         raise NotImplementedError
 
     def numbers(self, plans: list[Plan], sums: Tensor, unit: Tensor) -> Tensor:
@@ -146,21 +147,23 @@ class GradientNoise:
 
         Args:
             plans: Of one batch.
-            sums: Of shape (P, 1) or (P, 3): what `kernels.sums` returns, over whole tensors.
-            unit: How many times too large gradients are (a loss scale that the optimizer itself divides by).
+            sums: Of shape (P, 1) or (P, 3): the result of `kernels.sums`, over whole tensors.
+            unit: The factor by which gradients are too large (a loss scale that the optimizer divides by).
         """
         raise NotImplementedError
 
     def after_injection(self) -> None:
         """Clean up after a step."""
 
-    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_step(
+        self, optimizer: object, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
+        if not callable(closure):
             self._inject()
             return None
 
-        def noisy_closure() -> Any:
+        def noisy_closure() -> object:
             loss = closure()
             self._inject()
             return loss
@@ -175,20 +178,20 @@ class GradientNoise:
         self.after_injection()
 
     def _run(self, plans: list[Plan], keys: Tensor, unit: Tensor | None) -> None:
-        batches: dict[tuple[Any, ...], list[Plan]] = {}
+        batches: dict[tuple[torch.device, torch.dtype, Kernel], list[Plan]] = {}
         for plan in plans:
             batches.setdefault(plan.batch, []).append(plan)
         for (device, _, _), batch in batches.items():
             batch = small_first(batch, lambda plan: plan.row.gradient.numel())
-            own = keys.index_select(0, index(tuple(plan.row.index for plan in batch), keys.device))
-            self._run_batch(batch, own.to(device), unit)
+            batch_keys = keys.index_select(0, index(tuple(plan.row.index for plan in batch), keys.device))
+            self._run_batch(batch, batch_keys.to(device), unit)
 
     def _run_batch(self, plans: list[Plan], keys: Tensor, unit: Tensor | None) -> None:
         dtype = plans[0].row.dtype
         groups = [shard_groups(plan.row.parameter) for plan in plans]
         local_sums = sums_of_all([(plan.row.gradient, plan.compared) for plan in plans], dtype)
         sums = sum_over_shards(local_sums, groups)
-        unit = one(sums.dtype, sums.device) if unit is None else unit.to(sums)
+        unit = unit_scale(sums.dtype, sums.device) if unit is None else unit.to(sums)
         numbers = self.numbers(plans, sums, unit)
         gradients = [plan.row.gradient for plan in plans]
         before = [gradient.clone() for gradient in gradients] if self.measured else []
@@ -201,14 +204,14 @@ class GradientNoise:
             self._norms.append((squares.sum(), sums[:, 0].sum()))
 
     def _rows(self) -> list[Row]:
-        rows = []
+        rows: list[Row] = []
         for number, param in enumerate(self.parameters()):
             if param.grad is None:
                 continue
             if param.grad.is_sparse:
                 raise ConfigurationError(
-                    f"parameter {number} of shape {tuple(param.shape)} has a sparse gradient, which "
-                    "noise would make dense: build its layer with sparse=False"
+                    f"parameter {number} of shape {tuple(param.shape)} has a sparse gradient, and "
+                    "noise would make it dense: build its layer with sparse=False"
                 )
             gradient = local(param.grad)
             shared = gradient.is_contiguous()
@@ -224,6 +227,6 @@ class GradientNoise:
 
 
 def reach(sums: Tensor, unit: Tensor, scale_by_norm: bool) -> Tensor:
-    """Return what a row's noise is multiplied with: ‖G‖, or 1; NaN where the gradient is not finite."""
+    """Return the factor of each row's noise: ‖G‖, or 1; NaN where the gradient is not finite."""
     norm = sums[:, 0].sqrt() / unit
     return norm if scale_by_norm else torch.where(norm < torch.inf, 1.0, torch.nan).to(norm)

@@ -1,9 +1,9 @@
-"""What runs over whole tensors: each kernel is one pass over memory, in place.
+"""Kernels that run over whole tensors in place, each in one pass over memory.
 
-A kernel takes one-dimensional tensors of one length, a row of numbers (one-dimensional, in the arithmetic
-dtype) and three int32 keys for its random numbers. Large tensors go through `torch.compile`, which makes one
-pass of it on CPU and CUDA alike; small ones, and all of them where no compiler works, run as written, in
-blocks that stay in the cache.
+A kernel takes one-dimensional tensors of equal length, a row of numbers (one-dimensional, in the arithmetic
+dtype) and three int32 keys for its random numbers. For large tensors `torch.compile` makes one pass of it, on
+CPU and CUDA alike. Small tensors, and all of them if no compiler works, run as written, in blocks that stay
+in the cache.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 Kernel = Callable[[Sequence[Tensor], Tensor, Any], None]
+"""A function of tensors, numbers and keys; its keys are a tensor, or None if it draws nothing."""
 
 COMPILE_FROM = 2**16
 """Elements from which a compiled call pays for itself."""
@@ -95,8 +96,9 @@ def add_plain(tensors: Sequence[Tensor], numbers: Tensor, keys: Tensor) -> None:
 
 
 def changed_by(kernel: Kernel) -> int:
-    """Return how many of its tensors a kernel changes, from the first on."""
-    return {observe: 2, add_running: 3, add_ema: 3}.get(kernel, 1)
+    """Return how many of its tensors a kernel changes: these come first."""
+    several: dict[Kernel, int] = {observe: 2, add_running: 3, add_ema: 3}
+    return several.get(kernel, 1)
 
 
 def _add(gradient: Tensor, spread: Tensor, keys: Tensor) -> None:
@@ -116,15 +118,15 @@ def sums(gradient: Tensor, mean: Tensor | None, dtype: torch.dtype) -> Tensor:
         return torch.zeros(1 if mean is None else 3, dtype=dtype, device=gradient.device)
     vectors = (gradient,) if mean is None else (gradient, mean)
     products = row_products if gradient.numel() < COMPILE_FROM else _compiled(row_products)
-    whole = gradient.numel() // ROW * ROW
-    parts = [products([v[:whole].view(-1, ROW) for v in vectors], dtype)] if whole else []
-    if whole < gradient.numel():
-        parts.append(row_products([v[whole:].unsqueeze(0) for v in vectors], dtype))
+    in_rows = gradient.numel() // ROW * ROW
+    parts = [products([v[:in_rows].view(-1, ROW) for v in vectors], dtype)] if in_rows else []
+    if in_rows < gradient.numel():
+        parts.append(row_products([v[in_rows:].unsqueeze(0) for v in vectors], dtype))
     return torch.cat(parts, dim=1).sum(dim=1)
 
 
 ROW = 2**12
-"""Elements that are summed in one go: rounding errors grow with it."""
+"""Elements that are summed at a time: rounding errors grow with it."""
 
 
 def row_products(vectors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -138,7 +140,7 @@ def run(kernel: Kernel, tensors: Sequence[Tensor], numbers: Tensor, keys: Tensor
 
     Args:
         kernel: One of this module.
-        tensors: One-dimensional, of one length; see the kernel.
+        tensors: One-dimensional, of equal length; see the kernel.
         numbers: One-dimensional; see the kernel.
         keys: int32, three numbers; None for a kernel without noise.
     """
@@ -152,5 +154,5 @@ def run(kernel: Kernel, tensors: Sequence[Tensor], numbers: Tensor, keys: Tensor
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Compiled:
+def _compiled(function: Callable[..., object]) -> Compiled:
     return Compiled(function, "gradient noise", dynamic=True)

@@ -1,14 +1,14 @@
-"""A step's kernels over all its tensors: small ones joined, and on a GPU one call for the large ones.
+"""Run a step's kernels over all tensors: small ones are joined; on a GPU the large ones share one call.
 
-A GPU waits for calls more than for memory, and a model has hundreds of small tensors. What joining needs to
-know about lengths is made once and kept, so that nothing is copied from the host at a step.
+A GPU waits for calls more than for memory, and a model has hundreds of small tensors. The tables of lengths
+that joining needs are made once and kept, so that no step copies anything from the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune_common.compiled import Compiled, calls_decide
 from noise_injection import kernels
 
-__all__ = ["index", "one", "run_all", "small_first", "sums_of_all"]
+__all__ = ["index", "run_all", "small_first", "sums_of_all", "unit_scale"]
 
 Item = TypeVar("Item")
 Rows = Sequence[list[Tensor]]
@@ -31,9 +31,9 @@ def run_all(kernel: kernels.Kernel, rows: Rows, numbers: Tensor, keys: Tensor | 
 
     Args:
         kernel: One of `noise_injection.kernels`.
-        rows: For each row its tensors, one-dimensional and of one length.
-        numbers: One row of numbers each.
-        keys: int32, three numbers each; None for a kernel without noise.
+        rows: The tensors of each row, one-dimensional and of equal length.
+        numbers: The numbers of each row.
+        keys: int32, three for each row; None for a kernel without noise.
     """
     joined, large = _by_size([row[0].numel() for row in rows])
     for indices in joined:
@@ -48,7 +48,7 @@ def run_all(kernel: kernels.Kernel, rows: Rows, numbers: Tensor, keys: Tensor | 
 
 
 def small_first(items: Iterable[Item], size: Callable[[Item], int]) -> list[Item]:
-    """Return items with those that are joined in front: what belongs to them is then a view, not a copy."""
+    """Return items with those to be joined first: their numbers and keys are then a view, not a copy."""
     return sorted(items, key=lambda item: not _is_small(size(item)))
 
 
@@ -57,8 +57,9 @@ def _is_small(size: int) -> bool:
 
 
 def _by_size(sizes: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Return which rows are joined, in portions, and which are large."""
-    joined, total = [[]], 0
+    """Return the indices of rows to join, in portions, and of large rows."""
+    joined: list[list[int]] = [[]]
+    total = 0
     for i, size in enumerate(sizes):
         if _is_small(size):
             if total + size > LARGEST:
@@ -80,19 +81,19 @@ def _rows_of(indices: Sequence[int], numbers: Tensor, keys: Tensor | None) -> tu
 
 @lru_cache(maxsize=64)
 def index(indices: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return an index tensor, which is made once."""
+    """Return an index tensor, made once and kept."""
     return torch.tensor(indices, device=device)
 
 
 @lru_cache(maxsize=64)
-def one(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the number one, which is made once."""
+def unit_scale(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the number 1 as a tensor, made once and kept."""
     return torch.ones((), dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=64)
 def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Lengths, the row of each joined element, and its position in the row."""
+    """Return lengths, the row of each joined element, and its position in the row."""
     lengths = torch.tensor(sizes)
     owner = torch.repeat_interleave(torch.arange(len(sizes)), lengths)
     position = torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner]
@@ -111,27 +112,28 @@ def _run_joined(kernel: kernels.Kernel, rows: Rows, numbers: Tensor, keys: Tenso
     if not sum(sizes):
         return None
     _, owner, position = _layout(sizes, rows[0][0].device)
-    own_keys = None
+    element_keys = None
     if keys is not None:
         first, second, third = keys.index_select(0, owner).unbind(1)
-        own_keys = torch.stack([first + position, second, third])
+        element_keys = torch.stack([first + position, second, third])
     columns = _joined(rows)
     compiled = len(owner) >= kernels.COMPILE_FROM and _compiled(kernel).usable
     call = _compiled(kernel) if compiled else kernel
-    call(columns, numbers.index_select(0, owner).t(), own_keys)
+    call(columns, numbers.index_select(0, owner).t(), element_keys)
     by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for number, whole in enumerate(columns[: kernels.changed_by(kernel)]):
-        targets, sources = by_dtype.setdefault(whole.dtype, ([], []))
+    for number, column in enumerate(columns[: kernels.changed_by(kernel)]):
+        targets, sources = by_dtype.setdefault(column.dtype, ([], []))
         targets += [row[number] for row in rows]
-        sources += whole.split(sizes)
+        sources += torch.split(column, [*sizes])
     for targets, sources in by_dtype.values():
-        torch._foreach_copy_(targets, sources)
+        # The only call of torch that copies a list of tensors at once.
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage]
     return None
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Compiled:
-    return Compiled(function, "gradient noise", name=f"{function.__name__}_joined", dynamic=True)
+def _compiled(kernel: kernels.Kernel) -> Compiled:
+    return Compiled(kernel, "gradient noise", name=f"{kernel.__name__}_joined", dynamic=True)
 
 
 @cache
@@ -147,17 +149,15 @@ def sums_of_all(pairs: Pairs, dtype: torch.dtype) -> Tensor:
     """Return `kernels.sums` of many gradients, (count, 1 or 3).
 
     Args:
-        pairs: Each gradient, and what it is compared with: all are, or none.
+        pairs: Each gradient, and the mean that it is compared with; None for all of them, or for none.
         dtype: The arithmetic.
     """
-    totals: list[Tensor | None] = [None] * len(pairs)
+    totals: dict[int, Tensor] = {}
     joined, large = _by_size([gradient.numel() for gradient, _ in pairs])
     for indices in joined:
-        for i, total in zip(indices, _sums_of_joined([pairs[i] for i in indices], dtype), strict=True):
-            totals[i] = total
-    for i, total in zip(large, _sums_of_large([pairs[i] for i in large], dtype), strict=True):
-        totals[i] = total
-    return torch.stack(totals)  # type: ignore[arg-type]
+        totals |= zip(indices, _sums_of_joined([pairs[i] for i in indices], dtype), strict=True)
+    totals |= zip(large, _sums_of_large([pairs[i] for i in large], dtype), strict=True)
+    return torch.stack([totals[i] for i in range(len(pairs))])
 
 
 def _sums_of_joined(pairs: Pairs, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -183,10 +183,10 @@ def _sums_of_large(pairs: Pairs, dtype: torch.dtype) -> Iterator[Tensor]:
 @cache
 def _products_together(lengths: tuple[int, ...], dtype: torch.dtype) -> Compiled:
     def products(rows: list[list[Tensor]]) -> Tensor:
-        products = []
+        sums: list[Tensor] = []
         for row in rows:
             vectors = [vector.to(dtype) for vector in row]
-            products += [(a * b).sum() for i, a in enumerate(vectors) for b in vectors[i:]]
-        return torch.stack(products).view(len(rows), -1)
+            sums += [(a * b).sum() for i, a in enumerate(vectors) for b in vectors[i:]]
+        return torch.stack(sums).view(len(rows), -1)
 
     return Compiled(products, "gradient noise", name="products_together", dynamic=False)

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
-from typing import Any
 from weakref import ref
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.distributed import ProcessGroup
+from torch.utils.hooks import RemovableHandle
 
 from finetune_common.errors import ConfigurationError
+from finetune_common.types import StateDict, is_sharded
 from noise_injection import kernels
 from noise_injection.attachment import Plan, Row
-from noise_injection.shards import local
+from noise_injection.shards import add_over_processes, local
 
 __all__ = ["MicroBatchVariance", "replicas"]
 
 UNLIKE = 1e-3
-"""Squared sine of the angle between G and the micro-batches' sum beyond which G is no rescaled sum."""
+"""Largest squared sine of the angle between G and the micro-batches' sum for which G is a rescaled sum."""
 
 
-def replicas(group: Any = None) -> int:
-    """Return over how many processes gradients are averaged: 1 without a process group."""
+def replicas(group: ProcessGroup | None = None) -> int:
+    """Return the number of processes over which gradients are averaged: 1 without a process group."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -40,11 +42,11 @@ class _Watch:
     """Mean and squared deviations of what backward passes add to one parameter's gradient.
 
     The hook sits on the node that accumulates into `.grad`: it sees exactly what is added there, after every
-    hook on the tensor, and is not called by `torch.autograd.grad`. What arrives while the parameter does not
-    require a gradient is added nowhere, and is not counted.
+    hook on the tensor, and `torch.autograd.grad` does not call it. A contribution that arrives while the
+    parameter requires no gradient is added nowhere, and is not counted.
 
-    A gradient that is gone, or was changed since and is zero everywhere, begins a new window: `zero_grad` in
-    either form ends one that no step has used.
+    A window begins anew if the gradient is gone, or has changed and is zero everywhere: `zero_grad` in either
+    form ends a window that no step has used.
     """
 
     def __init__(self, parameter: Tensor, clock: Callable[[], int]) -> None:
@@ -55,18 +57,20 @@ class _Watch:
         self.mean = self.deviations = parameter.new_empty(0)
         self.node = get_gradient_edge(parameter).node
         self.handle = self.node.register_prehook(self._observe)
-        myself = ref(self)  # the garbage collector does not see through such a hook
+        weak_self = ref(self)  # the garbage collector does not look inside such a hook
 
-        def note(parameter: Tensor) -> None:
-            watch = myself()
+        def record_version(parameter: Tensor) -> None:
+            watch = weak_self()
             if watch is not None and parameter.grad is not None:
                 watch.seen = parameter.grad, parameter.grad._version
 
-        self.after = parameter.register_post_accumulate_grad_hook(note)  # type: ignore[attr-defined]
+        # torch gives this method no types.
+        register = parameter.register_post_accumulate_grad_hook  # pyright: ignore
+        self.after: RemovableHandle = register(record_version)
 
     @property
     def current(self) -> bool:
-        """Whether the hook is still called: moving a parameter gives it another node."""
+        """Whether the hook is still called. Moving a parameter gives it another node."""
         return get_gradient_edge(self.parameter).node is self.node
 
     @torch.no_grad()
@@ -88,7 +92,7 @@ class _Watch:
             kernels.run(kernels.observe, [self.mean, self.deviations, value], count, None)
 
     def discarded(self) -> bool:
-        """Whether the gradient that the counted contributions made is there no more."""
+        """Whether the gradient that the counted contributions made is gone."""
         gradient = self.parameter.grad
         if gradient is None:
             return True
@@ -108,37 +112,37 @@ class _Watch:
         self.mean.copy_(value)
         self.deviations.zero_()
 
-    def complete(self, gradient: Tensor, total: int, group: Any) -> None:
-        """Count the micro-batches without a contribution as zeros, and take in the other processes'."""
+    def complete(self, gradient: Tensor, total: int, group: ProcessGroup | None) -> None:
+        """Count micro-batches without a contribution as zeros, and include those of other processes."""
         if self.count == 0:
             self._start(torch.zeros_like(gradient))
         elif self.count < total:
             self.deviations.addcmul_(self.mean, self.mean, value=self.count * (total - self.count) / total)
             self.mean.mul_(self.count / total)
-        if replicas(group) > 1 and not hasattr(self.parameter, "to_local"):
-            ours = self.mean.clone()
-            dist.all_reduce(self.mean, group=group)
+        if replicas(group) > 1 and not is_sharded(self.parameter):
+            local_mean = self.mean.clone()
+            add_over_processes(self.mean, group)
             self.mean.div_(replicas(group))
-            ours.sub_(self.mean)
-            self.deviations.addcmul_(ours, ours, value=total)
-            dist.all_reduce(self.deviations, group=group)
+            difference = local_mean.sub_(self.mean)
+            self.deviations.addcmul_(difference, difference, value=total)
+            add_over_processes(self.deviations, group)
 
 
 @dataclass
 class MicroBatchVariance:
-    """Unbiased variance of u_i = N·c_i, where c_i is what micro-batch i of N adds to the gradient.
+    """Unbiased variance of u_i = N·c_i, where micro-batch i of N adds c_i to the gradient.
 
     Between backward and step a gradient may be rescaled (averaged, unscaled, clipped by a norm). The factor
-    is that of the projection of G on the sum of the c_i, tensor by tensor; the variance takes its square.
+    is found by projecting G on the sum of the c_i, tensor by tensor; its square multiplies the variance.
 
     Args:
-        parameters: Returns what to watch.
+        parameters: Returns the parameters to watch.
         group: The processes over which gradients are averaged; None for all.
-        checks: Whether to look, in every hundredth step, if G is a rescaled sum at all.
+        checks: Whether to check, in every hundredth step, that G is a rescaled sum at all.
     """
 
     parameters: Callable[[], Iterable[Tensor]]
-    group: Any
+    group: ProcessGroup | None
     checks: bool
     steps: int = 0
     skipped: int = 0
@@ -150,7 +154,7 @@ class MicroBatchVariance:
         self._watch()
 
     def _watch(self) -> None:
-        """Watch what is not watched yet: parameters that are new, that train since, or that were moved."""
+        """Watch parameters that are not watched yet: new ones, unfrozen ones, and those that were moved."""
         for param in self.parameters():
             known = self._watches.get(param)
             if param.requires_grad and (known is None or not known.current):
@@ -165,7 +169,7 @@ class MicroBatchVariance:
         self._watches.clear()
 
     def plans(self, rows: list[Row]) -> list[Plan]:
-        """Complete the window; a window of one micro-batch has no variance."""
+        """Complete the window, and return a plan for each row that has a variance: two micro-batches."""
         began = max((watch.began for watch in self._watches.values()), default=0)
         for watch in self._watches.values():
             if watch.count and watch.last < began and watch.discarded():
@@ -175,7 +179,7 @@ class MicroBatchVariance:
         if not rows:
             self._refuse_at_first()
             self.skipped += 1
-        plans = []
+        plans: list[Plan] = []
         for row in rows:
             watch = self._watches[row.parameter]
             watch.complete(row.gradient, self._window, self.group)
@@ -183,30 +187,30 @@ class MicroBatchVariance:
         return plans
 
     def _total(self, row: Row) -> int:
-        return self._window * (1 if hasattr(row.parameter, "to_local") else replicas(self.group))
+        return self._window * (1 if is_sharded(row.parameter) else replicas(self.group))
 
     def _refuse_at_first(self) -> None:
         if self.steps:
             return
         if self._window:
             raise ConfigurationError(
-                "variance='microbatch' needs two micro-batches or more a step, and this one had 1, whose "
-                "variance is exactly zero: accumulate gradients (--accumulate 2), or use variance='running' "
-                "or 'ema'"
+                "variance='microbatch' needs two or more micro-batches a step, and this step had 1 (the "
+                "variance of one is exactly zero): accumulate gradients (--accumulate 2), or use "
+                "variance='running' or 'ema'"
             )
         raise ConfigurationError(
-            "variance='microbatch' saw no gradient being accumulated: attach after model.to(device), fill "
-            "gradients with backward(), or (under FSDP) use variance='running' or 'ema'"
+            "variance='microbatch' saw no backward() add to a gradient: attach after model.to(device), "
+            "compute gradients with backward(), or (under FSDP) use variance='running' or 'ema'"
         )
 
     def numbers(self, plans: list[Plan], sums: Tensor, reach: Tensor, unit: Tensor) -> Tensor:
-        """Return the factor of sqrt(M): sqrt(1/(N-1)) times how G was rescaled, times the noise's reach."""
+        """Return the factor of sqrt(M): sqrt(1/(N-1)), times the factor that rescaled G, times `reach`."""
         squared, product, mean_squared = sums.unbind(1)
         if self.checks and self.steps % 100 == 0:
             self._warn_unlike(1 - product.square() / (squared * mean_squared))
         totals = [self._total(plan.row) for plan in plans]
         size = reach * (product / mean_squared).abs()
-        if len(set(totals)) == 1:  # numbers that differ are copied from the host
+        if len(set(totals)) == 1:  # different numbers have to be copied from the host
             return (size / (totals[0] - 1) ** 0.5).unsqueeze(1)
         return (size / (sums.new_tensor(totals) - 1).sqrt()).unsqueeze(1)
 
@@ -214,8 +218,8 @@ class MicroBatchVariance:
         if bool((sines > UNLIKE).any()):
             self.checks = False
             warnings.warn(
-                "gradients are no rescaled sum of their micro-batches: something changed them element by "
-                "element between backward and step (clip_grad_value_, for one), or they were not averaged "
+                "gradients are not a rescaled sum of their micro-batches: something changed them element by "
+                "element between backward and step (such as clip_grad_value_), or they were not averaged "
                 "over the process group; their variance is scaled by the closest single factor",
                 RuntimeWarning,
                 stacklevel=2,
@@ -228,10 +232,10 @@ class MicroBatchVariance:
             watch.count = 0
         self._watch()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters; a window's statistics end with its step."""
+    def state_dict(self) -> StateDict:
+        """Return the counter; a window's statistics end with its step."""
         return {"skipped": self.skipped}
 
-    def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
+    def load_state_dict(self, state: StateDict, steps: int) -> None:
         """Continue after `steps` steps."""
         self.skipped, self.steps = state["skipped"], steps

@@ -1,39 +1,40 @@
-"""The variance of the gradient between steps: over all of them, or an exponential moving one."""
+"""The variance of the gradient between steps: over all steps, or of exponential moving averages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from finetune_common.types import StateDict
 from noise_injection import kernels
 from noise_injection.attachment import Plan, Row
 from noise_injection.shards import local, part_of, spread
 
 __all__ = ["EmaVariance", "RunningVariance"]
 
-State = dict[int, dict[str, Tensor]]
+Moments = dict[int, dict[str, Tensor]]
+"""A parameter's number → its statistics by name."""
 
 
 class RunningVariance:
-    """Unbiased variance of all gradients so far, the present one included; none at the first step."""
+    """Unbiased variance of all gradients so far, including this step's; none at the first step."""
 
     names: ClassVar[tuple[str, str]] = ("mean", "deviations")
     kernel = staticmethod(kernels.add_running)
 
     def __init__(self) -> None:
-        self._state: State = {}
-        self._loaded: State = {}
+        self._state: Moments = {}
+        self._loaded: Moments = {}
         self._parameters: dict[int, Tensor] = {}
 
     def plans(self, rows: list[Row]) -> list[Plan]:
-        """Every row keeps its own statistics."""
-        return [Plan(row, self.kernel, [self._own(row)[name] for name in self.names]) for row in rows]
+        """Return a plan for each row, with the row's statistics."""
+        return [Plan(row, self.kernel, [self._moments(row)[name] for name in self.names]) for row in rows]
 
-    def _own(self, row: Row) -> dict[str, Tensor]:
+    def _moments(self, row: Row) -> dict[str, Tensor]:
         """Return the statistics of a row, on its device."""
         self._parameters[row.index] = row.parameter
         if (loaded := self._loaded.pop(row.index, None)) is not None:
@@ -49,7 +50,7 @@ class RunningVariance:
         return moments
 
     def _count(self, plans: list[Plan], sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Count this step for every row whose gradient is finite; return which are, and the new counts."""
+        """Count this step for rows with a finite gradient; return which these are, and the new counts."""
         finite = (sums[:, 0] < torch.inf).to(sums)
         counts = torch.stack([self._state[plan.row.index]["count"] for plan in plans]) + finite
         for plan, count in zip(plans, counts.unbind(), strict=True):
@@ -62,33 +63,33 @@ class RunningVariance:
         return torch.stack([reach * unit, (1 / unit).expand_as(reach), finite, counts], dim=1)
 
     def after_injection(self) -> None:
-        """Nothing ends with a step."""
+        """Do nothing: the statistics go on."""
 
     def remove(self) -> None:
         """Forget the statistics."""
         self._state.clear()
         self._loaded.clear()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the statistics by the parameters' numbers, in their own dtype; of DTensors, as DTensors."""
         moments = {**self._loaded}
-        for i, of_parameter in self._state.items():
-            whole = {name: spread(of_parameter[name].clone(), self._parameters[i]) for name in self.names}
-            moments[i] = {**whole, "count": of_parameter["count"].clone()}
+        for i, local_moments in self._state.items():
+            tensors = {name: spread(local_moments[name].clone(), self._parameters[i]) for name in self.names}
+            moments[i] = {**tensors, "count": local_moments["count"].clone()}
         return {"moments": moments}
 
-    def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
-        """Take the statistics of a state."""
+    def load_state_dict(self, state: StateDict, steps: int) -> None:
+        """Continue from the statistics of a state."""
         self._state, self._loaded = {}, {int(i): dict(moments) for i, moments in state["moments"].items()}
 
 
 class EmaVariance(RunningVariance):
     """max(0, v̂ - m̂²) of moving averages of the gradient and its square, from before the step.
 
-    Where the optimizer keeps `exp_avg` and `exp_avg_sq` these are used as they are, with its betas: no memory
-    of its own, and the averages contain the noise of earlier steps. Other optimizers, and those whose second
-    moment is something else (an initial value, squares with a weight), receive averages of the gradient
-    before noise, with 0.9 and 0.999. Either way there is none at the first step.
+    If the optimizer keeps `exp_avg` and `exp_avg_sq`, these are used as they are, with its betas: this takes
+    no memory, and the averages contain the noise of earlier steps. For other optimizers, and those whose
+    second moment is not a plain average of squares (an initial value, weighted squares), we keep averages of
+    the gradient before noise, with decay 0.9 and 0.999. Either way there is no noise at the first step.
     """
 
     names = ("first", "second")
@@ -97,21 +98,22 @@ class EmaVariance(RunningVariance):
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         super().__init__()
         self._optimizer = optimizer
-        self.settled = False
+        self.optimizer_has_stepped = False
 
     def plans(self, rows: list[Row]) -> list[Plan]:
-        """Rows with the optimizer's averages use them; before its first step nobody knows if it has any."""
+        """Use the optimizer's averages if it has any, which its first step shows; else keep averages."""
         adam = {row.index: pair for row in rows if (pair := self._adam(row))}
         if adam:
             return [Plan(row, kernels.add_adam, adam[row.index]) for row in rows if row.index in adam]
-        return super().plans(rows) if self.settled else []
+        return super().plans(rows) if self.optimizer_has_stepped else []
 
     @staticmethod
-    def owns(plan: Plan) -> bool:
-        """Whether a plan uses averages of our own."""
+    def keeps_averages_of(plan: Plan) -> bool:
+        """Whether a plan uses averages that are kept here, not the optimizer's."""
         return plan.kernel is kernels.add_ema
 
     def _adam(self, row: Row) -> list[Tensor] | None:
+        """Return the optimizer's averages of a row, if it keeps such."""
         state = self._optimizer.state.get(row.parameter, {})
         pair = [state.get("exp_avg"), state.get("exp_avg_sq")]
         if any(not torch.is_tensor(t) or t.shape != row.parameter.shape for t in pair) or "step" not in state:
@@ -122,27 +124,26 @@ class EmaVariance(RunningVariance):
 
     def numbers(self, plans: list[Plan], sums: Tensor, reach: Tensor, unit: Tensor) -> Tensor:
         """Return the kernel's numbers."""
-        if not self.owns(plans[0]):
+        if not self.keeps_averages_of(plans[0]):
             groups = {p: group for group in self._optimizer.param_groups for p in group["params"]}
             betas = [tuple(groups[plan.row.parameter]["betas"]) for plan in plans]
             steps = [self._optimizer.state[plan.row.parameter]["step"] for plan in plans]
-            counts = torch.stack([torch.as_tensor(step).to(torch.float32).reshape(()) for step in steps]).to(
-                sums
-            )
+            scalars = [torch.as_tensor(step).to(torch.float32).reshape(()) for step in steps]
+            counts = torch.stack(scalars).to(sums)
             return torch.stack([reach * unit, *_debias(betas, counts)], dim=1)
         earlier = torch.stack([self._state[plan.row.index]["count"] for plan in plans])
         finite, _ = self._count(plans, sums)
         debias = _debias([(0.9, 0.999)] * len(plans), earlier)
         return torch.stack([reach * unit, (1 / unit).expand_as(reach), finite, *debias], dim=1)
 
-    def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
-        """Take the statistics of a state, `steps` steps old."""
+    def load_state_dict(self, state: StateDict, steps: int) -> None:
+        """Continue from the statistics of a state after `steps` steps."""
         super().load_state_dict(state, steps)
-        self.settled = steps > 0
+        self.optimizer_has_stepped = steps > 0
 
 
 def _debias(betas: list[tuple[float, float]], counts: Tensor) -> tuple[Tensor, ...]:
-    """Return 1/(1-β^n) for each of the two averages; infinite before the first step: no noise then."""
+    """Return 1/(1-β^n) for each of the two averages; infinite, hence no noise, before the first step."""
     alike = betas[:1] if len(set(betas)) == 1 else betas
     powers = counts * _logarithms(tuple(alike), counts.dtype, counts.device)
     return (-1 / torch.expm1(powers)).unbind()
@@ -150,5 +151,5 @@ def _debias(betas: list[tuple[float, float]], counts: Tensor) -> tuple[Tensor, .
 
 @lru_cache(maxsize=16)
 def _logarithms(betas: tuple[tuple[float, float], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """ln β of both averages, (2, parameters), or (2, 1) where parameters agree."""
+    """Return ln β of both averages, of shape (2, parameters), or (2, 1) if parameters agree."""
     return torch.tensor(betas, dtype=torch.float64).log().t().to(dtype).to(device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -19,11 +17,11 @@ __all__ = ["GradientNoiseMonitor"]
 class GradientNoiseMonitor:
     """Record the noise-to-gradient ratio ‖noise‖/‖G‖ and the effective step size ‖Δθ‖ of every step.
 
-    Both norms are over all parameters; Δθ is what the optimizer's step does to them. Costs a copy of the
-    parameters and of one gradient tensor at a time.
+    Both norms are over all parameters; Δθ is the change that the optimizer's step makes to them. It costs a
+    copy of the parameters, and of one gradient tensor at a time.
 
     Args:
-        optimizer: The optimizer; noise was attached to it before, if any.
+        optimizer: The optimizer. Attach noise to it first, if any.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.ones(4))
@@ -48,7 +46,7 @@ class GradientNoiseMonitor:
         ]
 
     def on_step(self, step: int) -> dict[str, float]:
-        """Return the last step's values; nothing where the step was skipped (an overflow under a loss scale).
+        """Return the last step's values; nothing if the step was skipped (an overflow under a loss scale).
 
         Returns:
             `effective_step_size`, and `noise_to_gradient` (with several noises `noise_to_gradient.0`, …).
@@ -71,15 +69,15 @@ class GradientNoiseMonitor:
             noise.measured = False
 
     @torch.no_grad()
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._before = [(p, local(p).clone()) for p in parameters]
 
     @torch.no_grad()
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, *_: object) -> None:
         squares = [_squared_distance(local(param), before) for param, before in self._before]
-        whole = sum_over_shards(torch.stack(squares), [shard_groups(param) for param, _ in self._before])
-        self._moved = float(whole.sum().sqrt())
+        totals = sum_over_shards(torch.stack(squares), [shard_groups(param) for param, _ in self._before])
+        self._moved = float(totals.sum().sqrt())
         self._before = []
 
 

@@ -1,22 +1,27 @@
-"""The two figures of AGNI: effective step size over steps, and time per batch (extra `plots`)."""
+"""AGNI's two figures: effective step size over steps, and time per batch (extra `plots`)."""
+
+# pyright: reportUnknownMemberType=false
+# (matplotlib gives the keyword arguments of its methods no types)
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
+from finetune_common.types import JsonObject
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["plot_effective_step_size", "plot_time_per_batch"]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -29,10 +34,10 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 @explain_arguments
 def plot_effective_step_size(runs: Mapping[str, str | Path]) -> Figure:
-    """Plot ‖Δθ‖ of every step, one curve a run, on a logarithmic axis.
+    """Plot ‖Δθ‖ of every step, one curve for each run, on a logarithmic axis.
 
     Args:
-        runs: Label → the folder of a run that had `--monitor gradient-noise`.
+        runs: Label → folder of a run with `--monitor gradient-noise`.
 
     Returns:
         A figure; `figure.savefig("steps.pdf")` writes it.
@@ -49,20 +54,19 @@ def plot_effective_step_size(runs: Mapping[str, str | Path]) -> Figure:
                 f"{folder}/metrics.jsonl has no effective_step_size: repeat the run with "
                 "--monitor gradient-noise"
             )
-        axes.plot(
-            *zip(*((e["step"], e["effective_step_size"]) for e in logged), strict=True), label=label, lw=1
-        )
+        steps, sizes = zip(*((e["step"], e["effective_step_size"]) for e in logged), strict=True)
+        axes.plot(steps, sizes, label=label, lw=1)
     axes.set(xlabel="step", ylabel="effective step size ‖Δθ‖", yscale="log")
     axes.legend()
     return figure
 
 
 @explain_arguments
-def plot_time_per_batch(results: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Plot the seconds a micro-batch takes, one bar a run, without evaluation and loading.
+def plot_time_per_batch(results: Mapping[str, JsonObject]) -> Figure:
+    """Plot the seconds that a micro-batch takes, one bar for each run, without evaluation and loading.
 
     Args:
-        results: Label → what the run's `result.json` holds.
+        results: Label → content of the run's `result.json`.
 
     Returns:
         A figure; `figure.savefig("time.pdf")` writes it.

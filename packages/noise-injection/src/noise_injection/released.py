@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 __all__ = ["ReleasedNoise"]
@@ -12,9 +10,9 @@ __all__ = ["ReleasedNoise"]
 class ReleasedNoise:
     """Draw from the global random stream at every step, and add nothing.
 
-    The released code takes V from the one gradient tensor it has collected (under accumulation: from aliases
-    of it), so that V = 0 and the noise ε·sqrt(η·V)·‖G‖ is 0.0. What is left are its draws: one normal number
-    per element from the global stream, which changes the dropout masks of the steps that follow.
+    The released code takes V from a single gradient tensor (under accumulation: from aliases of it), so that
+    V = 0 and the noise ε·sqrt(η·V)·‖G‖ is 0.0. Only its draws have an effect: one normal number per element
+    from the global stream, which changes the dropout masks of later steps.
 
     Args:
         optimizer: Any torch optimizer.
@@ -27,7 +25,7 @@ class ReleasedNoise:
         """Detach."""
         self._handle.remove()
 
-    def _draw(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _draw(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
             for param in group["params"]:
                 if param.grad is not None:

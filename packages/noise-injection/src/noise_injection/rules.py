@@ -1,4 +1,4 @@
-"""The method as pure functions of tensors: the specification that the kernels are made of."""
+"""The method as pure functions of tensors: the specification from which the kernels are built."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["add_noise", "average", "ema_variance", "welford"]
 
 
 def welford(mean: Tensor, deviations: Tensor, value: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Take one more value into a mean and a sum of squared deviations.
+    """Add one value to a running mean and sum of squared deviations.
 
     δ = x - m;  m ← m + δ/n;  M ← M + δ²·(n-1)/n
 
     Args:
-        mean: Mean m of the n-1 values before.
+        mean: Mean m of the first n-1 values.
         deviations: Sum M of their squared deviations from the mean.
         value: The n-th value x.
-        count: n, at least 1, this value included.
+        count: n, including this value; at least 1.
 
     Returns:
         The mean and the sum of squared deviations of n values; M/(n-1) is their unbiased variance.
@@ -30,16 +30,16 @@ def welford(mean: Tensor, deviations: Tensor, value: Tensor, count: Tensor) -> t
 
 
 def average(first: Tensor, second: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Take one more value into exponential moving averages of it and of its square (0.9 and 0.999)."""
+    """Add one value to the moving averages of the values (decay 0.9) and of their squares (0.999)."""
     return first + 0.1 * (value - first), second + 0.001 * (value * value - second)
 
 
 def ema_variance(first: Tensor, second: Tensor, debias1: Tensor, debias2: Tensor) -> Tensor:
-    """Return max(0, v̂ - m̂²) from moving averages m, v and the factors that take their bias away."""
+    """Return max(0, v̂ - m̂²) from moving averages m, v and the factors that remove their bias."""
     mean = first * debias1
     return torch.clamp(second * debias2 - mean * mean, min=0)
 
 
 def add_noise(gradient: Tensor, noise: Tensor) -> Tensor:
-    """Return gradient + noise, and the gradient itself, to the bit, where the noise is zero or not finite."""
+    """Return gradient + noise; the gradient, bit for bit, where the noise is zero or not finite."""
     return torch.where(noise.isfinite() & (noise != 0), gradient + noise, gradient)

@@ -1,85 +1,94 @@
-"""Tensors that are spread over processes (DTensor): the part that is here, and sums over all parts."""
+"""Tensors that are spread over processes (DTensor): the local part, and sums over all parts."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-__all__ = ["local", "part_of", "shard_groups", "shard_index", "spread", "sum_over_shards"]
+from finetune_common.types import is_sharded
+
+__all__ = [
+    "add_over_processes",
+    "local",
+    "part_of",
+    "shard_groups",
+    "shard_index",
+    "spread",
+    "sum_over_shards",
+]
 
 
 def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return the part of a tensor that this process holds: a plain tensor as it is.
+    """Return the part of a tensor that this process holds; a plain tensor as it is.
 
     Args:
         tensor: Plain or DTensor.
-        like: Whose placement the part is to have; None leaves the tensor where it is.
+        like: A DTensor whose placement the part should have; otherwise the tensor keeps its placement.
     """
-    if not hasattr(tensor, "to_local"):
+    if not is_sharded(tensor):
         return tensor
-    sharded: Any = tensor
-    placements = getattr(like, "placements", sharded.placements)
-    if placements != sharded.placements:
-        sharded = sharded.redistribute(placements=placements)
-    return sharded.to_local()
+    if is_sharded(like) and like.placements != tensor.placements:
+        tensor = tensor.redistribute(placements=like.placements)
+    return tensor.to_local()
 
 
 def spread(part: Tensor, like: Tensor) -> Tensor:
-    """Return this process's flat part of a tensor as a tensor that is spread like another one (DTensor).
+    """Return this process's flat part of a tensor as a tensor with the placement of another one (DTensor).
 
     Args:
-        part: One-dimensional; returned as it is where `like` is plain.
+        part: One-dimensional; returned as it is if `like` is plain.
         like: Plain or DTensor.
     """
-    if not hasattr(like, "placements"):
+    if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
 
-    other: Any = like
-    shape, stride = other.shape, other.stride()
-    ours = part.view(other.to_local().shape)
-    return DTensor.from_local(ours, other.device_mesh, other.placements, shape=shape, stride=stride)
+    shape, stride = like.shape, like.stride()
+    shaped = part.view(like.to_local().shape)
+    return DTensor.from_local(shaped, like.device_mesh, like.placements, shape=shape, stride=stride)
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """Return what this process holds of a whole tensor that is spread like another one, one-dimensional.
+    """Return this process's part of a whole tensor, for the placement of another one, one-dimensional.
 
     Args:
-        whole: A plain tensor; all of it where `like` is plain. What is spread already stays so.
+        whole: A plain tensor, returned whole if `like` is plain. A DTensor keeps its placement.
         like: Plain or DTensor.
     """
-    if hasattr(like, "placements") and not hasattr(whole, "placements"):
+    if is_sharded(like) and not is_sharded(whole):
         from torch.distributed.tensor import distribute_tensor
 
-        other: Any = like
-        shaped = whole.view(other.shape).to(other.device)
-        whole = distribute_tensor(shaped, other.device_mesh, other.placements, src_data_rank=None)
+        shaped = whole.view(like.shape).to(like.device)
+        whole = distribute_tensor(shaped, like.device_mesh, like.placements, src_data_rank=None)
     return local(whole).reshape(-1)
 
 
-def _sharded_dimensions(tensor: Any) -> list[int]:
-    return [i for i, p in enumerate(getattr(tensor, "placements", ())) if not p.is_replicate()]
+def _sharded_dimensions(tensor: Tensor) -> list[int]:
+    placements = tensor.placements if is_sharded(tensor) else ()
+    return [i for i, placement in enumerate(placements) if not placement.is_replicate()]
 
 
-def shard_groups(tensor: Tensor) -> tuple[Any, ...]:
-    """Return the process groups over which a sum of this process's part becomes that of the whole tensor."""
-    sharded: Any = tensor
-    return tuple(sharded.device_mesh.get_group(i) for i in _sharded_dimensions(sharded))
+def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
+    """Return the process groups over which sums of the parts add up to the sum of the whole tensor."""
+    if not is_sharded(tensor):
+        return ()
+    return tuple(tensor.device_mesh.get_group(i) for i in _sharded_dimensions(tensor))
 
 
 def shard_index(tensor: Tensor) -> int:
-    """Return which part of a tensor this process holds; replicas of a part have the same number."""
-    sharded: Any = tensor
+    """Return the number of the part that this process holds; replicas of a part have the same number."""
+    if not is_sharded(tensor):
+        return 0
     index = 0
-    for i in _sharded_dimensions(sharded):
-        index = index * sharded.device_mesh.size(i) + sharded.device_mesh.get_local_rank(i)
+    for i in _sharded_dimensions(tensor):
+        index = index * tensor.device_mesh.size(i) + tensor.device_mesh.get_local_rank(i)
     return index
 
 
-def sum_over_shards(rows: Tensor, groups: list[tuple[Any, ...]]) -> Tensor:
-    """Return sums over this process's parts as sums over whole tensors.
+def sum_over_shards(rows: Tensor, groups: list[tuple[ProcessGroup, ...]]) -> Tensor:
+    """Turn sums over this process's parts into sums over whole tensors.
 
     Args:
         rows: Of shape (P, k): k sums for each of P tensors.
@@ -88,12 +97,17 @@ def sum_over_shards(rows: Tensor, groups: list[tuple[Any, ...]]) -> Tensor:
     if not any(groups):
         return rows
     rows = rows.clone()
-    for process_group in dict.fromkeys(groups):
+    for process_groups in dict.fromkeys(groups):
         index = torch.tensor(
-            [i for i, other in enumerate(groups) if other == process_group], device=rows.device
+            [i for i, other in enumerate(groups) if other == process_groups], device=rows.device
         )
-        for group in process_group:
+        for group in process_groups:
             part = rows[index]
-            torch.distributed.all_reduce(part, group=group)
+            add_over_processes(part, group)
             rows[index] = part
     return rows
+
+
+def add_over_processes(tensor: Tensor, group: ProcessGroup | None) -> None:
+    """Add up a tensor over the processes of a group (None for all), in place."""
+    dist.all_reduce(tensor, group=group)  # pyright: ignore[reportUnknownMemberType]  # torch gives it no types

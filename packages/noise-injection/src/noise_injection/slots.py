@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from noise_injection.variances import VARIANCES
@@ -37,7 +37,7 @@ class AgniOptions:
         variance: Where the gradient's variance comes from: microbatch (needs --accumulate 2 or more, or
             several processes), running or ema.
         scale_by_norm: Whether the gradient's norm is a factor of the noise.
-        seed: Seed of the noise, at least 0; null for the run's own.
+        seed: Seed of the noise, at least 0; null for the run's seed.
     """
 
     eta: float = 0.01
@@ -58,7 +58,7 @@ class AnnealedNoiseOptions:
     Args:
         eta: Variance at the first step, at least 0; 0 is no noise.
         gamma: How fast the variance shrinks, at least 0.
-        seed: Seed of the noise, at least 0; null for the run's own.
+        seed: Seed of the noise, at least 0; null for the run's seed.
     """
 
     eta: float = 0.01
@@ -82,7 +82,7 @@ def _check_seed(seed: int | None) -> None:
 
 
 def _seed(given: int | None) -> int:
-    """Return the seed: the run's own where none is given. Reading it draws nothing."""
+    """Return the given seed, or the run's. Reading the latter draws no random number."""
     import torch
 
     return torch.initial_seed() % 2**63 if given is None else given
@@ -99,7 +99,7 @@ class AgniMethod:
 
     @property
     def not_sharded(self) -> str | None:
-        """Why parameters may not be split over processes: FSDP shows no gradient of a micro-batch."""
+        """Why parameters may not be split over processes: FSDP hides the gradients of micro-batches."""
         if self.options.variance != "microbatch":
             return None
         return "cannot see the micro-batches of split gradients: use --gradient.variance running or ema"
@@ -108,7 +108,7 @@ class AgniMethod:
         """Attach to an optimizer whose step sees `accumulate` micro-batches on each process.
 
         Raises:
-            ConfigurationError: Micro-batch variance of a single micro-batch.
+            ConfigurationError: Micro-batch variance with a single micro-batch.
         """
         from noise_injection.adaptive import AdaptiveGradientNoise
         from noise_injection.microbatch import replicas
@@ -116,8 +116,8 @@ class AgniMethod:
         options = self.options
         if options.variance == "microbatch" and accumulate * replicas() < 2:
             raise ConfigurationError(
-                f"--accumulate {accumulate} gives agni one micro-batch a step, whose variance is exactly "
-                "zero (so is the released code's noise): use --accumulate 2 or more, or "
+                f"--accumulate {accumulate} gives agni one micro-batch a step, and the variance of one is "
+                "exactly zero (so is the released code's noise): use --accumulate 2 or more, or "
                 "--gradient.variance running or ema"
             )
         return AdaptiveGradientNoise(
@@ -143,7 +143,7 @@ class AnnealedNoiseMethod:
 
 
 class ReleasedAgniMethod:
-    """What AGNI's released code does: no noise, and other random numbers for dropout."""
+    """AGNI as its released code runs it: no noise, but other random numbers for dropout."""
 
     name = "agni-as-released"
     Options = NoOptions
@@ -167,8 +167,8 @@ class GradientNoiseMonitorMethod:
     def __init__(self, options: NoOptions) -> None:
         self.options = options
 
-    def attach(self, model: Any, optimizer: torch.optim.Optimizer) -> GradientNoiseMonitor:
-        """Attach after the noise."""
+    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> GradientNoiseMonitor:
+        """Attach to an optimizer that has its noise already."""
         from noise_injection.monitor import GradientNoiseMonitor
 
         return GradientNoiseMonitor(optimizer)

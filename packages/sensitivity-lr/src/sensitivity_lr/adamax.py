@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from finetune_common.types import Settings
 from sensitivity_lr import rules
-from sensitivity_lr.base import SageAdam, branches, sage_scalars
+from sensitivity_lr.base import SageAdam, Update, branches, sage_scalars
 
 __all__ = ["SageAdamax"]
 
@@ -35,11 +35,11 @@ class SageAdamax(SageAdam):
         legacy: Repeat the released code: θ = θ - f · lr · (m/(u+ε) + λ θ), without bias correction; with
             form="released" a parameter that is 0 stays 0.
         foreach: Run over lists of tensors.
-        fused: Compile into one pass over memory; None does so where it pays.
+        fused: Compile into one pass over memory; None does so if it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
-        skip_nonfinite: Where a gradient is not finite, skip its "group" or the whole "step" and count it in
-            the group's `skipped`; the host then waits for the gradients. None uses the gradient as it is.
+        skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
+            group's `skipped`; the host then waits for the gradients. None uses the gradient as it is.
 
     Raises:
         ConfigurationError: A setting out of range.
@@ -57,16 +57,16 @@ class SageAdamax(SageAdam):
     as the base; the released form is that of the authors' code.
     """
 
-    def base_state(self, group: Mapping[str, Any]) -> dict[str, float]:
-        """The state of Adamax."""
+    def base_state(self, group: Settings) -> dict[str, float]:
+        """Return Adamax's state."""
         return {"exp_avg": 0.0, "exp_inf": 0.0}
 
-    def rule(self, group: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """`rules.adamax`."""
+    def rule(self, group: Settings) -> tuple[Update, Settings]:
+        """Return `rules.adamax` and its branches."""
         return rules.adamax, {"legacy": group["legacy"], **branches(group)}
 
-    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
-        """The numbers of `rules.adamax`."""
+    def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
+        """Return the numbers of `rules.adamax`."""
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
         return {
             "step_size": lr if group["legacy"] else lr / (1 - beta1**step),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from finetune_common.optim.ops import Divisor
+from finetune_common.types import Settings
 from sensitivity_lr import rules
-from sensitivity_lr.base import SageAdam, branches, sage_scalars
+from sensitivity_lr.base import SageAdam, Update, branches, sage_scalars
 
 __all__ = ["SageAdamW"]
 
@@ -20,9 +20,9 @@ class SageAdamW(SageAdam):
         released:  f = |I-Ĩ| / (Ĩ+s),      Ĩ = Î/(1-β₃ᵗ),  s = ε²;  1 where I = Ĩ = 0
         θ = (1 - lr λ) θ - f · lr · m̂ / (√v̂ + ε)
 
-    A coordinate that matters little compared with how much its sensitivity varies learns faster. The paper's
-    first factor is β₃/(1-β₃), three at the default: warm up. In the released form the first step only fills
-    the averages: f = 0. The two agree after some ten steps. The state is `exp_avg`, `exp_avg_sq` and
+    A coordinate learns faster if its sensitivity varies much relative to its average. The paper's first
+    factor is β₃/(1-β₃), three by default: use a warm-up. In the released form the first step only fills the
+    averages: f = 0. The two forms agree after some ten steps. The state is `exp_avg`, `exp_avg_sq` and
     `sensitivity` (Ĩ in the released form, Î in the paper's).
 
     Args:
@@ -38,11 +38,11 @@ class SageAdamW(SageAdam):
         legacy: Repeat the released code: ε before bias correction, decay by the unscheduled learning rate
             on the updated parameter; with form="released" a parameter that is 0 stays 0.
         foreach: Run over lists of tensors.
-        fused: Compile into one pass over memory; None does so where it pays.
+        fused: Compile into one pass over memory; None does so if it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
-        skip_nonfinite: Where a gradient is not finite, skip its "group" or the whole "step" and count it in
-            the group's `skipped`; the host then waits for the gradients. None uses the gradient as it is.
+        skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
+            group's `skipped`; the host then waits for the gradients. None uses the gradient as it is.
 
     Raises:
         ConfigurationError: A setting out of range.
@@ -60,16 +60,16 @@ class SageAdamW(SageAdam):
     form is that of the authors' code.
     """
 
-    def base_state(self, group: Mapping[str, Any]) -> dict[str, float]:
-        """The state of AdamW."""
+    def base_state(self, group: Settings) -> dict[str, float]:
+        """Return AdamW's state."""
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
-    def rule(self, group: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """`rules.adamw`."""
+    def rule(self, group: Settings) -> tuple[Update, Settings]:
+        """Return `rules.adamw` and its branches."""
         return rules.adamw, {"legacy": group["legacy"], **branches(group)}
 
-    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
-        """The numbers of `rules.adamw`."""
+    def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
+        """Return the numbers of `rules.adamw`."""
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
         root = (1 - beta2**step) ** 0.5
         decayed_by = float(group.get("initial_lr", lr)) if group["legacy"] else lr

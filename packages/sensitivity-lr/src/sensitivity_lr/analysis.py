@@ -1,26 +1,43 @@
-"""How sensitive a trained or training model's parameters are, and what pruning by sensitivity costs."""
+"""The sensitivity of a model's parameters, and the score after pruning by sensitivity."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.types import StateDict
 
 __all__ = ["SensitivityTracker", "pruned", "sensitivity", "sparsity_curve"]
 
 LOWEST, HIGHEST, BINS_A_DECADE = -18, 2, 4
-"""Decades that a histogram covers; what lies outside is counted in its end bins."""
+"""Decades that a histogram covers; its end bins also count values beyond."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
+Batch = TypeVar("Batch")
 
-def _loss_of_transformers(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+
+class Distribution(TypedDict):
+    """How |θ g| is spread over parameters; see `SensitivityTracker`."""
+
+    zeros: float
+    quantiles: dict[str, float | None]
+    counts: list[int]
+
+
+class SensitivityRecord(Distribution):
+    """The distribution at a step."""
+
+    step: int
+
+
+def _loss_of_transformers(model: nn.Module, batch: Any) -> Tensor:
     return model(**batch).loss
 
 
@@ -38,22 +55,22 @@ def _named(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
 @explain_arguments
 def sensitivity(
     model: nn.Module,
-    batches: Iterable[Any],
-    loss_fn: Callable[[nn.Module, Any], Tensor] = _loss_of_transformers,
+    batches: Iterable[Batch],
+    loss_fn: Callable[[nn.Module, Batch], Tensor] = _loss_of_transformers,
     pattern: str | None = None,
 ) -> dict[str, Tensor]:
-    """Return each parameter's sensitivity, the mean over batches of |θ g|.
+    """Return each parameter's sensitivity, the mean of |θ g| over batches.
 
         I_j = 1/B Σ_b |θ_j · ∂L_b/∂θ_j|  ≈  |L(θ) - L(θ with θ_j = 0)|
 
     Args:
-        model: Stays in the mode it is in; `.grad` is neither read nor written.
-        batches: What `loss_fn` takes, at least one.
+        model: The model. Its mode and `.grad` stay as they are.
+        batches: Batches for `loss_fn`, at least one.
         loss_fn: (model, batch) → the batch's mean loss; by default `model(**batch).loss`.
         pattern: Regular expression of the parameters' names; None for all that train.
 
     Returns:
-        Name → float32 tensor of the parameter's shape, ≥ 0; zero where a parameter plays no part.
+        Name → float32 tensor of the parameter's shape, ≥ 0; zero if the loss does not use the parameter.
 
     Raises:
         ConfigurationError: No batch, or no parameter matches.
@@ -72,7 +89,8 @@ def sensitivity(
     for batch in batches:
         with torch.enable_grad():
             gradients = torch.autograd.grad(loss_fn(model, batch), list(named.values()), allow_unused=True)
-        for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
+        used_or_none = cast("tuple[Tensor | None, ...]", gradients)  # torch's types forget allow_unused
+        for (name, parameter), gradient in zip(named.items(), used_or_none, strict=True):
             if gradient is not None:
                 total[name] += (parameter.detach() * gradient).abs()
         count += 1
@@ -85,19 +103,19 @@ def sensitivity(
 class SensitivityTracker:
     """Record the distribution of |θ g| while a model trains.
 
-    It looks at the step's own θ and g, just before the optimizer uses them (after clipping, after gradient
-    methods attached earlier).
+    It reads θ and g when the optimizer's step begins: after clipping, and after gradient methods that were
+    attached earlier.
 
     Args:
-        model: Whose parameters are looked at.
-        optimizer: Whose steps are counted.
-        every: Record each so many steps, from the first on.
+        model: The model whose parameters are read.
+        optimizer: The optimizer whose steps are counted.
+        every: Record the first step and every so many steps after it.
         pattern: Regular expression of the parameters' names; None for all that train.
 
     Attributes:
-        records: One mapping a record: `step`, `zeros` (share of parameters with |θ g| = 0), `quantiles` of
-            log10 |θ g| over the others (read off the histogram), and `counts` by bin of log10 |θ g|, whose
-            edges are `SensitivityTracker.edges()`.
+        records: A mapping for each record: `step`, `zeros` (share of parameters with |θ g| = 0), `quantiles`
+            of log10 |θ g| over the others (read from the histogram), and `counts` by bin of log10 |θ g|, with
+            the edges `SensitivityTracker.edges()`.
 
     Examples:
         >>> model = nn.Linear(3, 1)
@@ -118,7 +136,7 @@ class SensitivityTracker:
         pattern: str | None = None,
     ) -> None:
         check_number("every", every, at_least=1)
-        self.records: list[dict[str, Any]] = []
+        self.records: list[SensitivityRecord] = []
         self._named = _named(model, pattern)
         self._every = every
         self._steps = 0
@@ -130,13 +148,13 @@ class SensitivityTracker:
         bins = (HIGHEST - LOWEST) * BINS_A_DECADE
         return [LOWEST + i / BINS_A_DECADE for i in range(bins + 1)]
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, *_: object) -> None:
         self._steps += 1
         if (self._steps - 1) % self._every == 0:
             self.records.append({"step": self._steps, **self._distribution()})
 
     @torch.no_grad()
-    def _distribution(self) -> dict[str, Any]:
+    def _distribution(self) -> Distribution:
         edges = self.edges()
         counts = torch.zeros(len(edges) - 1, dtype=torch.float64)
         zeros = total = 0
@@ -150,46 +168,48 @@ class SensitivityTracker:
         return {
             "zeros": zeros / max(total, 1),
             "quantiles": _quantiles(counts, edges),
-            "counts": counts.long().tolist(),
+            "counts": [int(count) for count in counts.unbind()],
         }
 
     def remove(self) -> None:
         """Stop recording; the records stay."""
         self._hook.remove()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps seen and the records."""
+    def state_dict(self) -> StateDict:
+        """Return the number of steps so far and the records."""
         return {"steps": self._steps, "records": list(self.records)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of an earlier moment."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Continue from an earlier `state_dict()`."""
         self._steps, self.records = state["steps"], list(state["records"])
 
 
 def _quantiles(counts: Tensor, edges: Sequence[float]) -> dict[str, float | None]:
-    """Read quantiles off a histogram, linearly within a bin; None where nothing was counted."""
-    reached = torch.cat([torch.zeros(1, dtype=torch.float64), counts.cumsum(0)])
-    if not reached[-1]:
-        return dict.fromkeys(map(str, QUANTILES), None)
-    quantiles = {}
+    """Read quantiles from a histogram, linearly within a bin; None if it is empty."""
+    cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), counts.cumsum(0)])
+    quantiles: dict[str, float | None] = dict.fromkeys(map(str, QUANTILES), None)
+    if not cumulative[-1]:
+        return quantiles
     for q in QUANTILES:
-        target = q * reached[-1]
-        right = min(int(torch.searchsorted(reached, target)), len(counts))
+        target = q * cumulative[-1]
+        right = min(int(torch.searchsorted(cumulative, target)), len(counts))
         left = max(right - 1, 0)
-        inside = float((target - reached[left]) / (reached[right] - reached[left]))
-        quantiles[str(q)] = edges[left] + inside * (edges[right] - edges[left])
+        share_of_bin = float((target - cumulative[left]) / (cumulative[right] - cumulative[left]))
+        quantiles[str(q)] = edges[left] + share_of_bin * (edges[right] - edges[left])
     return quantiles
 
 
 @explain_arguments
 @contextmanager
-def pruned(model: nn.Module, sensitivities: Mapping[str, Tensor], sparsity: float) -> Iterator[nn.Module]:
-    """Set the least sensitive share of parameters to zero inside a `with` block; restore them after it.
+def pruned(
+    model: nn.Module, sensitivities: Mapping[str, Tensor], sparsity: float
+) -> Generator[nn.Module, None, None]:
+    """Set the least sensitive share of parameters to zero inside a `with` block; restore them afterwards.
 
     Args:
-        model: Changed in place, and back.
-        sensitivities: Name → sensitivity, as from `sensitivity`; other parameters are left alone.
-        sparsity: Share of all the parameters named, in [0, 1]; the number set to zero is rounded down.
+        model: Changed in place within the block.
+        sensitivities: Name → sensitivity, as from `sensitivity`; other parameters are not pruned.
+        sparsity: Share of the named parameters to set to zero, in [0, 1]; their number is rounded down.
 
     Yields:
         The model.
@@ -207,9 +227,9 @@ def pruned(model: nn.Module, sensitivities: Mapping[str, Tensor], sparsity: floa
     check_number("sparsity", sparsity, at_least=0, at_most=1)
     parameters = dict(model.named_parameters())
     flat = torch.cat([value.reshape(-1) for value in sensitivities.values()])
-    left = int(sparsity * flat.numel())
-    threshold = flat.kthvalue(left).values if left else flat.new_tensor(-1.0)
-    ties = left - int((flat < threshold).sum())
+    count = int(sparsity * flat.numel())
+    threshold = flat.kthvalue(count).values if count else flat.new_tensor(-1.0)
+    ties = count - int((flat < threshold).sum())
     originals = {name: parameters[name].detach().clone() for name in sensitivities}
     try:
         with torch.no_grad():
@@ -232,10 +252,10 @@ def sparsity_curve(
     evaluate: Callable[[nn.Module], float],
     sparsities: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
 ) -> list[tuple[float, float]]:
-    """Return what a model scores when its least sensitive parameters are pruned.
+    """Return a model's scores with its least sensitive parameters pruned.
 
     Args:
-        model: As it was afterwards.
+        model: The model; unchanged afterwards.
         sensitivities: As for `pruned`.
         evaluate: Model → score, e.g. accuracy on a dev set.
         sparsities: Shares to prune, each in [0, 1].
@@ -251,7 +271,7 @@ def sparsity_curve(
 
     Source: Liang et al., "No Parameters Left Behind" (ICLR 2022, arXiv 2202.02664), the pruning experiment.
     """
-    curve = []
+    curve: list[tuple[float, float]] = []
     for share in sparsities:
         with pruned(model, sensitivities, share):
             curve.append((share, evaluate(model)))

@@ -1,26 +1,34 @@
-"""The common base of the SAGE optimizers: settings, `sage=False` groups, and state."""
+"""The base classes of the SAGE optimizers: settings, `sage=False` groups, and state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
 from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from finetune_common.optim import ElementwiseOptimizer
+from finetune_common.optim.ops import Value
+from finetune_common.types import ParamGroup, Settings
 from sensitivity_lr.forms import FORMS
 
-__all__ = ["SageAdam", "SageOptimizer", "branches", "check_sage", "sage_scalars"]
+__all__ = ["SageAdam", "SageOptimizer", "Update", "branches", "check_sage", "sage_scalars"]
+
+Update = Callable[..., tuple[Value, ...]]
+"""An update rule: parameter, gradient and state → new parameter and new state."""
 
 SMALLEST_S = 1e-37
-"""The small number has to be a normal float32."""
+"""The small number s has to be a normal float32."""
 
 
-def check_sage(group: Mapping[str, Any], eps: float) -> None:
+def check_sage(group: Settings, eps: float) -> None:
     """Refuse settings of a group that SAGE cannot use.
 
     Args:
         group: With `beta3`, `form`, `sensitivity_eps`.
-        eps: The base optimizer's ε, from which s comes.
+        eps: The base optimizer's ε, which determines s in the released form.
 
     Raises:
         ConfigurationError: Names the value and the legal interval.
@@ -34,21 +42,19 @@ def check_sage(group: Mapping[str, Any], eps: float) -> None:
         )
 
 
-def _small_number(group: Mapping[str, Any], eps: float) -> float:
+def _small_number(group: Settings, eps: float) -> float:
     if group["sensitivity_eps"] is not None:
         return group["sensitivity_eps"]
     return eps**2 if group["form"] == "released" else 1e-12
 
 
-def sage_scalars(
-    group: Mapping[str, Any], eps: float, correct_from_step: int | None = None
-) -> dict[str, float]:
+def sage_scalars(group: Settings, eps: float, correct_from_step: int | None = None) -> dict[str, float]:
     """Return the numbers of `rules.sage_factor`.
 
     Args:
         group: With `beta3`, `form`, `sensitivity_eps`.
         eps: The base optimizer's ε.
-        correct_from_step: The step t, where the released form has the bias-corrected average.
+        correct_from_step: The step t, if the released form uses the bias-corrected average.
     """
     beta3 = group["beta3"]
     corrected = correct_from_step is not None and group["form"] == "released"
@@ -56,7 +62,7 @@ def sage_scalars(
     return {"weight": weight, "remainder": 1 - weight, "s": _small_number(group, eps)}
 
 
-def branches(group: Mapping[str, Any]) -> dict[str, Any]:
+def branches(group: Settings) -> dict[str, str | bool]:
     """Return the settings that choose a branch of `rules.sage_factor`."""
     if not group["sage"]:
         return {}
@@ -65,14 +71,14 @@ def branches(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class SageOptimizer(ElementwiseOptimizer):
-    """The common base of the three optimizers: settings of SAGE, `sage=False` groups, and state."""
+    """The base class of the three optimizers: settings of SAGE, `sage=False` groups, and state."""
 
-    base_state: Callable[[Mapping[str, Any]], dict[str, float]]
+    base_state: Callable[[Settings], dict[str, float]]
 
     def __init__(
         self,
-        params: Any,
-        defaults: dict[str, Any],
+        params: ParamsT,
+        defaults: ParamGroup,
         *,
         form: str,
         sensitivity_eps: float | None,
@@ -81,11 +87,11 @@ class SageOptimizer(ElementwiseOptimizer):
         settings = {"form": form, "sensitivity_eps": sensitivity_eps, "sage": True}
         super().__init__(params, {**defaults, **settings}, **running)
 
-    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
-        """The state of the base, and Î where SAGE is on."""
+    def initial_state(self, group: Settings) -> Mapping[str, float]:
+        """Return the state of the base optimizer, and Î if SAGE is on."""
         return self.base_state(group) | ({"sensitivity": 0.0} if group["sage"] else {})
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_number("weight_decay", group["weight_decay"], at_least=0)
         check_choice("sage", group["sage"], (True, False))
@@ -98,8 +104,8 @@ class SageAdam(SageOptimizer):
 
     def __init__(
         self,
-        params: Any,
-        lr: Any,
+        params: ParamsT,
+        lr: float | Tensor,
         betas: tuple[float, float] = (0.9, 0.999),
         beta3: float = 0.75,
         eps: float = 1e-6,
@@ -133,7 +139,7 @@ class SageAdam(SageOptimizer):
             skip_nonfinite=skip_nonfinite,
         )
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_number("eps", group["eps"], at_least=0)
         for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):

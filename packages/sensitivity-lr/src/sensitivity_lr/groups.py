@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
+from finetune_common.types import ParamGroup
 
 __all__ = ["sage_names", "sage_param_groups"]
 
@@ -18,9 +18,9 @@ def sage_names(model: nn.Module, pattern: str | None = None) -> list[str]:
     """Return the names of the trainable parameters that SAGE acts on.
 
     Without a pattern these are the weights and biases of the linear maps inside the numbered layers of the
-    model (a linear map is an `nn.Linear`, its relatives, or transformers' `Conv1D`): in BERT and its kin
-    the query, key, value, attention-output and feed-forward matrices, which is the split of the released
-    code. Embeddings, norms, the pooler and the head lie outside.
+    model (a linear map is an `nn.Linear`, a subclass of it, or transformers' `Conv1D`). In models like BERT
+    these are the query, key, value, attention-output and feed-forward matrices, as in the released code.
+    Embeddings, norms, the pooler and the head are left out.
 
     Args:
         model: The model.
@@ -44,10 +44,10 @@ def sage_names(model: nn.Module, pattern: str | None = None) -> list[str]:
             name for name, param in model.named_parameters() if param.requires_grad and id(param) in inside
         ]
     if not chosen:
-        sought = f"the pattern {pattern!r}" if pattern is not None else "'linear maps inside numbered layers'"
+        criterion = f"the pattern {pattern!r}" if pattern is not None else "'linear maps in numbered layers'"
         examples = ", ".join(trainable[:3]) or "none"
         raise ConfigurationError(
-            f"no trainable parameter matches {sought}: pass a pattern that matches some (the first are: "
+            f"no trainable parameter matches {criterion}: pass a pattern that matches some (the first are: "
             f"{examples})"
         )
     return chosen
@@ -69,17 +69,17 @@ def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
 @explain_arguments
 def sage_param_groups(
     model: nn.Module, *, weight_decay: float = 0.01, pattern: str | None = None
-) -> list[dict[str, Any]]:
+) -> list[ParamGroup]:
     """Split a model's trainable parameters into groups with and without SAGE.
 
     Args:
         model: The model.
-        weight_decay: Of the matrices; biases and norms get 0.
+        weight_decay: Weight decay of the matrices; biases and norms get 0.
         pattern: Which parameters SAGE acts on; see `sage_names`.
 
     Returns:
-        At most four groups for an optimizer of this package, with `params` as (name, parameter) pairs, so
-        that each group names what it holds; `sage` and `weight_decay`.
+        At most four groups for an optimizer of this package, each with `params` as (name, parameter) pairs,
+        `sage` and `weight_decay`.
 
     Raises:
         ConfigurationError: No trainable parameter matches.

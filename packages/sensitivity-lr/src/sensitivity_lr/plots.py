@@ -1,5 +1,8 @@
 """Figures of sensitivity; needs the extra `[plots]`."""
 
+# pyright: reportUnknownMemberType=false
+# (matplotlib gives the keyword arguments of its methods no types)
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +19,14 @@ __all__ = ["plot_distribution", "plot_sparsity_curves"]
 
 @explain_arguments
 def plot_distribution(records: Sequence[Mapping[str, Any]], axes: Axes | None = None) -> Axes:
-    """Draw how the distribution of |θ g| moves over training: one outline a record, late ones darker.
+    """Draw the distribution of |θ g| over training: an outline for each record, later ones darker.
 
     Args:
         records: `SensitivityTracker.records`, at least one.
         axes: Where to draw; None makes a figure.
 
     Returns:
-        The axes, with log10 |θ g| below and the share of parameters (logarithmic) beside.
+        The axes: log10 |θ g| horizontally, the share of parameters (logarithmic) vertically.
 
     Examples:
         >>> import matplotlib; matplotlib.use("Agg")
@@ -62,7 +65,7 @@ def plot_sparsity_curves(
 
     Args:
         curves: Name → (sparsity, score) pairs, as from `sparsity_curve`.
-        score: What the score is.
+        score: Name of the score, for the axis.
         axes: Where to draw; None makes a figure.
 
     Returns:

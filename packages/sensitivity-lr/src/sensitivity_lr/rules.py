@@ -1,4 +1,4 @@
-"""The update rules: pure functions of tensors (or lists of them). They are the specification of this package.
+"""The update rules, as pure functions of tensors or lists of them: the specification of this package.
 
 Notation: θ parameter, g gradient, t the step from 1, lr the learning rate, λ the weight decay. All
 arithmetic is element-wise. A rule called without `sensitivity` is the plain optimizer, in the arithmetic of
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_common.optim.ops import (
+    Scalar,
     Value,
     absolute,
     add_scaled,
@@ -30,27 +31,27 @@ def sage_factor(
     grad: Value,
     sensitivity: Value,
     *,
-    weight: Any,
-    remainder: Any,
-    s: Any,
+    weight: Scalar,
+    remainder: Scalar,
+    s: Scalar,
     form: str,
     zeros_stay: bool = False,
 ) -> tuple[Value, Value]:
-    """The factor of each coordinate's learning rate, and the new average sensitivity.
+    """Return the factor of each coordinate's learning rate, and the new average sensitivity.
 
         I = |θ g|
         Î = β₃ Î + (1-β₃) I
         released: |I-Î| / (Î+s)        paper: (|I-Î|+s) / (Î+s)
 
-    A parameter that begins at zero has I = Î = 0. In the paper's form its factor is 1 at first; in the
-    released form it is 1 as well, unless `zeros_stay`: 0 then, for ever, as in the released code.
+    A parameter that begins at zero has I = Î = 0. Its first factor is 1 in both forms. With `zeros_stay` the
+    released form gives it 0 for ever, as the released code does.
 
-    It is computed as |I-Î| = β₃ |I-Î_old|, which is the same and loses no digits.
+    |I-Î| is computed as β₃ |I-Î_old|, which is equal and loses no digits.
 
     Args:
         param: θ before the step.
         grad: g.
-        sensitivity: Î of the step before, ≥ 0, zero at first.
+        sensitivity: Î of the previous step, ≥ 0, zero at first.
         weight: 1-β₃; (1-β₃)/(1-β₃ᵗ) makes Î the bias-corrected average.
         remainder: 1-weight.
         s: The small number, > 0.
@@ -75,7 +76,7 @@ def sage_factor(
     if form == "paper":
         variation += s
     elif not zeros_stay:
-        variation += (sign(sensitivity) - 1.0) * -s  # s where Î is 0, and nothing elsewhere
+        variation += (sign(sensitivity) - 1.0) * -s  # add s where Î is 0
     variation /= sensitivity + s
     return variation, sensitivity
 
@@ -87,13 +88,13 @@ def adamw(
     exp_avg_sq: Value,
     sensitivity: Value | None = None,
     *,
-    step_size: Any,
-    beta1_complement: Any,
-    beta2: Any,
-    beta2_complement: Any,
-    root: Any,
-    eps: Any,
-    keep: Any,
+    step_size: Scalar,
+    beta1_complement: Scalar,
+    beta2: Scalar,
+    beta2_complement: Scalar,
+    root: Scalar,
+    eps: Scalar,
+    keep: Scalar,
     legacy: bool,
     **sage: Any,
 ) -> tuple[Value, ...]:
@@ -115,7 +116,7 @@ def adamw(
         beta1_complement: 1-β₁.
         beta2: β₂.
         beta2_complement: 1-β₂.
-        root: √(1-β₂ᵗ), to be divided by; unused by legacy.
+        root: √(1-β₂ᵗ), a divisor; legacy does not use it.
         eps: ε.
         keep: 1 - lr λ.
         legacy: See above.
@@ -147,12 +148,12 @@ def adamax(
     exp_inf: Value,
     sensitivity: Value | None = None,
     *,
-    step_size: Any,
-    beta1_complement: Any,
-    beta2: Any,
-    eps: Any,
-    keep: Any,
-    weight_decay: Any,
+    step_size: Scalar,
+    beta1_complement: Scalar,
+    beta2: Scalar,
+    eps: Scalar,
+    keep: Scalar,
+    weight_decay: Scalar,
     legacy: bool,
     **sage: Any,
 ) -> tuple[Value, ...]:
@@ -199,9 +200,9 @@ def sgd(
     param: Value,
     grad: Value,
     *state: Value,
-    step_size: Any,
-    momentum: Any,
-    keep: Any,
+    step_size: Scalar,
+    momentum: Scalar,
+    keep: Scalar,
     has_momentum: bool,
     nesterov: bool,
     sage_on: bool,
@@ -220,15 +221,16 @@ def sgd(
         step_size: -lr.
         momentum: μ.
         keep: 1 - lr λ.
-        has_momentum: Whether b is there.
-        nesterov: Look ahead.
-        sage_on: Whether Î is there; without it f = 1.
+        has_momentum: Whether the state has b.
+        nesterov: Whether to use Nesterov's form.
+        sage_on: Whether the state has Î; without it f = 1.
         **sage: The keyword arguments of `sage_factor`.
 
     Returns:
         θ and the state.
     """
-    direction, new_state = grad, []
+    direction: Value = grad
+    new_state: list[Value] = []
     if has_momentum:
         buffer = state[0] * momentum + grad
         direction = add_scaled(grad, buffer, momentum) if nesterov else buffer
@@ -242,7 +244,7 @@ def sgd(
 
 
 def rescale(param: Value, grad: Value, sensitivity: Value, previous: Value, **sage: Any) -> tuple[Value, ...]:
-    """Scale another optimizer's update, whatever it contains, by the SAGE factor f.
+    """Scale the whole update of another optimizer by the SAGE factor f.
 
         θ = θ_old + f · (θ_new - θ_old)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.types import Settings
 from sensitivity_lr import rules
-from sensitivity_lr.base import SageOptimizer, branches, sage_scalars
+from sensitivity_lr.base import SageOptimizer, Update, branches, sage_scalars
 
 __all__ = ["SageSGD"]
 
@@ -28,15 +31,15 @@ class SageSGD(SageOptimizer):
         momentum: μ in [0, 1).
         beta3: β₃ in [0, 1), decay of the average sensitivity; useful values are 0.6-0.9.
         weight_decay: λ ≥ 0, decoupled: follows lr and its schedule, not scaled by f.
-        nesterov: Look ahead; needs momentum.
+        nesterov: Nesterov's momentum; needs `momentum` above 0.
         form: "paper" or "released".
         sensitivity_eps: s; None means 1e-12.
         foreach: Run over lists of tensors.
-        fused: Compile into one pass over memory; None does so where it pays.
+        fused: Compile into one pass over memory; None does so if it pays.
         maximize: Step along the gradient.
         stochastic_rounding: Round bfloat16 parameters stochastically.
-        skip_nonfinite: Where a gradient is not finite, skip its "group" or the whole "step" and count it in
-            the group's `skipped`; the host then waits for the gradients. None uses the gradient as it is.
+        skip_nonfinite: If a gradient is not finite, skip its "group" or the whole "step", and count it in the
+            group's `skipped`; the host then waits for the gradients. None uses the gradient as it is.
 
     Raises:
         ConfigurationError: A setting out of range, or `nesterov` without momentum.
@@ -55,8 +58,8 @@ class SageSGD(SageOptimizer):
 
     def __init__(
         self,
-        params: Any,
-        lr: Any,
+        params: ParamsT,
+        lr: float | Tensor,
         momentum: float = 0.0,
         beta3: float = 0.75,
         weight_decay: float = 0.0,
@@ -88,19 +91,19 @@ class SageSGD(SageOptimizer):
             skip_nonfinite=skip_nonfinite,
         )
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_number("momentum", group["momentum"], at_least=0, below=1)
         if group["nesterov"] and group["momentum"] == 0:
             raise ConfigurationError("nesterov=True with momentum=0.0 does nothing: give a momentum above 0")
         super().check_group(group)
 
-    def base_state(self, group: Mapping[str, Any]) -> dict[str, float]:
-        """The state of SGD."""
+    def base_state(self, group: Settings) -> dict[str, float]:
+        """Return SGD's state."""
         return {"momentum_buffer": 0.0} if group["momentum"] else {}
 
-    def rule(self, group: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """`rules.sgd`."""
+    def rule(self, group: Settings) -> tuple[Update, Settings]:
+        """Return `rules.sgd` and its branches."""
         base = {
             "has_momentum": group["momentum"] != 0,
             "nesterov": group["nesterov"],
@@ -108,8 +111,8 @@ class SageSGD(SageOptimizer):
         }
         return rules.sgd, {**base, **branches(group)}
 
-    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
-        """The numbers of `rules.sgd`."""
+    def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
+        """Return the numbers of `rules.sgd`."""
         lr = float(group["lr"])
         return {
             "step_size": -lr,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.types import ParamGroup, StateDict
 from sensitivity_lr.forms import FORMS
 
 if TYPE_CHECKING:
     import torch
+
+    from sensitivity_lr.analysis import SensitivityRecord, SensitivityTracker
 
 __all__ = [
     "SageAdamOptions",
@@ -32,10 +34,10 @@ class SageAdamOptions:
         lr: Learning rate at the top of the schedule, at least 0; usually 2-5 times the plain optimizer's.
         betas: Decay of the first and the second moment, each in [0, 1).
         beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
-        eps: Added to the denominator, at least 0, with the form released at least 1e-18.
+        eps: Added to the denominator, at least 0; in the released form at least 1e-18.
         form: The factor of the learning rate: paper or released.
         legacy: Repeat the released code's decay and placement of eps; with form=released zeros stay zero.
-        pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
+        pattern: Regular expression of the parameters SAGE acts on; null for the layers' linear maps.
     """
 
     lr: float = 2e-4
@@ -48,7 +50,7 @@ class SageAdamOptions:
 
     def __post_init__(self) -> None:
         _check(self)
-        squared = self.form == "released"  # is added to the sensitivity, as a normal float32
+        squared = self.form == "released"  # the square is s, which has to be a normal float32
         check_number("eps", self.eps, at_least=1e-18 if squared else 0, below=1e19)
         for beta in self.betas:
             check_number("betas", beta, at_least=0, below=1)
@@ -64,7 +66,7 @@ class SageSGDOptions:
         nesterov: Nesterov's form of momentum.
         beta3: Decay of the average sensitivity, in [0, 1); useful values are 0.6-0.9.
         form: The factor of the learning rate: paper or released.
-        pattern: Regular expression of the names SAGE acts on; null for the linear maps of the layers.
+        pattern: Regular expression of the parameters SAGE acts on; null for the layers' linear maps.
     """
 
     lr: float = 1e-2
@@ -82,7 +84,7 @@ class SageSGDOptions:
 
 
 def _check(options: SageAdamOptions | SageSGDOptions) -> None:
-    check_number("lr", options.lr, at_least=0, below=2.0**128)  # where float32 ends
+    check_number("lr", options.lr, at_least=0, below=2.0**128)  # the range of float32
     check_number("beta3", options.beta3, at_least=0, below=1)
     check_choice("form", options.form, FORMS)
     _check_pattern(options.pattern)
@@ -92,18 +94,18 @@ def _check_pattern(pattern: str | None) -> None:
     try:
         re.compile(pattern or "")
     except re.error as error:
-        raise ConfigurationError(f"pattern={pattern!r} is no regular expression: {error}") from None
+        raise ConfigurationError(f"pattern={pattern!r} is not a regular expression: {error}") from None
 
 
 class _SageMethod:
-    """Split every group by whether SAGE acts on a parameter, and build the optimizer over the parts."""
+    """Split every group into parameters with and without SAGE, and build the optimizer over the parts."""
 
     optimizer: ClassVar[str]
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: SageAdamOptions | SageSGDOptions) -> None:
         self.options = options
 
-    def build(self, model: torch.nn.Module, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, model: torch.nn.Module, param_groups: list[ParamGroup]) -> torch.optim.Optimizer:
         """Return the optimizer over the groups."""
         import sensitivity_lr
 
@@ -141,8 +143,8 @@ class SensitivityOptions:
     """The distribution of |parameter x gradient|.
 
     Args:
-        every: Record each so many steps, from the first on, at least 1.
-        pattern: Regular expression of the names looked at; null for all that train.
+        every: Record the first step and every so many steps after it, at least 1.
+        pattern: Regular expression of the parameters to read; null for all that train.
     """
 
     every: int = 50
@@ -156,24 +158,24 @@ class SensitivityMonitor:
     """Record the distribution of sensitivity over training."""
 
     name, Options = "sensitivity", SensitivityOptions
-    not_sharded = "looks at whole parameters: leave this monitor out"
+    not_sharded = "reads whole parameters: leave this monitor out"
 
     def __init__(self, options: SensitivityOptions) -> None:
         self.options = options
 
-    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    def attach(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> SensitivityTracker:
         """Attach a tracker whose newest record goes into `metrics.jsonl`."""
         from sensitivity_lr.analysis import SensitivityTracker
 
         class Handle(SensitivityTracker):
-            told = 0
+            reported = 0
 
-            def on_step(self, step: int) -> dict[str, Any]:
-                fresh, self.told = self.records[self.told :], len(self.records)
-                return {"sensitivity": fresh[-1]} if fresh else {}
+            def on_step(self, step: int) -> dict[str, SensitivityRecord]:
+                new, self.reported = self.records[self.reported :], len(self.records)
+                return {"sensitivity": new[-1]} if new else {}
 
-            def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            def load_state_dict(self, state: StateDict) -> None:
                 super().load_state_dict(state)
-                self.told = len(self.records)
+                self.reported = len(self.records)
 
         return Handle(model, optimizer, **asdict(self.options))

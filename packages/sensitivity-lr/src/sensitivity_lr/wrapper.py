@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+# Torch has no public way to silence the hooks of all optimizers.
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,  # pyright: ignore[reportPrivateUsage]
+    _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
+)
 
 from finetune_common.optim import ElementwiseOptimizer, arithmetic_dtype
+from finetune_common.types import ParamGroup, Settings, StateDict
 from sensitivity_lr import rules
-from sensitivity_lr.base import branches, check_sage, sage_scalars
+from sensitivity_lr.base import Update, branches, check_sage, sage_scalars
 
 __all__ = ["Sage"]
 
@@ -26,18 +33,18 @@ class Sage(ElementwiseOptimizer):
         paper:  f = (|I-Î|+s) / (Î+s)        released:  f = |I-Î| / (Î+s), and 1 where I = Î = 0
         θ = θ_old + f · (θ_new - θ_old)
 
-    θ_new is what the other optimizer makes of θ_old, weight decay included. It shares its parameter groups,
-    so that a scheduler may be given either of the two; a group with `sage=False` is left to the other
-    optimizer. The other optimizer must leave `.grad` as it is, which those of torch do. During a step the
-    wrapper holds a copy of the parameters; `SageAdamW`, `SageAdamax` and `SageSGD` do not and are faster.
+    θ_new is the other optimizer's result, with weight decay. Both optimizers share their parameter groups, so
+    a scheduler works with either of them. A group with `sage=False` is left to the other optimizer. The other
+    optimizer must not change `.grad`; torch's do not. During a step the wrapper holds a copy of the
+    parameters; `SageAdamW`, `SageAdamax` and `SageSGD` hold none and are faster.
 
     Args:
-        optimizer: The optimizer whose update is scaled; step the wrapper in its place.
+        optimizer: The optimizer whose update is scaled; call the wrapper's `step` in its place.
         beta3: β₃ in [0, 1), decay of the average sensitivity; useful values are 0.6-0.9.
         form: "paper" or "released".
         sensitivity_eps: s; None means 1e-12.
         foreach: Run the scaling over lists of tensors.
-        fused: Compile the scaling into one pass over memory; None does so where it pays.
+        fused: Compile the scaling into one pass over memory; None does so if it pays.
 
     Raises:
         ConfigurationError: A setting out of range.
@@ -75,88 +82,96 @@ class Sage(ElementwiseOptimizer):
         optimizer.state, optimizer.param_groups = state, groups
         self.defaults = {**self.defaults, **optimizer.defaults}
 
+    # Torch declares these two as attributes. They are properties here since both optimizers share them.
+
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> defaultdict[Tensor, StateDict]:
         """The state of both optimizers: that of the other one, with `sensitivity`."""
         return self.base.state
 
     @state.setter
-    def state(self, state: Any) -> None:
+    def state(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, state: defaultdict[Tensor, StateDict]
+    ) -> None:
         self.base.state = state
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[ParamGroup]:
         """The groups of both optimizers."""
         return self.base.param_groups
 
     @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+    def param_groups(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, groups: list[ParamGroup]
+    ) -> None:
         self.base.param_groups = groups
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: ParamGroup) -> None:
         """Add a group to both optimizers."""
         check_sage({**self.defaults, **param_group}, EPS)
         self.base.add_param_group(param_group)
         for name, value in self.defaults.items():
             self.param_groups[-1].setdefault(name, value)
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_sage(group, EPS)
 
     def owns(self, name: str) -> bool:
-        """Only `sensitivity` is ours; the other optimizer restores the rest."""
+        """Whether this class restores a part of the state: `sensitivity`, not the other optimizer's."""
         return name == "sensitivity"
 
-    def rule(self, group: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """`rules.rescale`."""
+    def rule(self, group: Settings) -> tuple[Update, Settings]:
+        """Return `rules.rescale` and its branches."""
         return rules.rescale, branches(group)
 
-    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
-        """Î."""
+    def initial_state(self, group: Settings) -> Mapping[str, float]:
+        """Return Î."""
         return {"sensitivity": 0.0}
 
-    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
-        """The numbers of `rules.sage_factor`."""
+    def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
+        """Return the numbers of `rules.sage_factor`."""
         return sage_scalars(group, EPS)
 
-    def inputs(self, group: Mapping[str, Any], param: Tensor) -> tuple[Tensor, ...] | None:
-        """θ_old."""
+    def inputs(self, group: Settings, param: Tensor) -> tuple[Tensor, ...] | None:
+        """Return θ_old."""
         return (self._previous[param],) if group["sage"] else None
 
-    @torch._disable_dynamo
+    # A compiled training step ends its graph here; the public torch.compiler.disable imports the compiler.
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateUsage]
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of the other optimizer and scale it.
 
         Args:
-            closure: Passed on to the other optimizer; the gradients that it leaves are those of the step.
+            closure: Passed on to the other optimizer. The step uses the gradients that it leaves.
         """
-        held = [
+        scaled = [
             param
             for group in self.param_groups
             if group["sage"]
             for param in group["params"]
             if closure is not None or param.grad is not None
         ]
-        copies = [torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)) for param in held]
-        if held:
-            torch._foreach_copy_(copies, held)
-        self._previous = dict(zip(held, copies, strict=True))
-        with _hooks_of_all_optimizers_silenced():
+        copies = [torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)) for param in scaled]
+        if scaled:
+            # The only call of torch that copies a list of tensors at once.
+            torch._foreach_copy_(copies, scaled)  # pyright: ignore[reportPrivateUsage]
+        self._previous = dict(zip(scaled, copies, strict=True))
+        with _without_hooks_of_all_optimizers():
             loss = self.base.step(closure) if closure is not None else self.base.step()
         super().step()
         self._previous = {}
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Load the state of both optimizers, also from a file that keeps the two apart."""
-        super().load_state_dict(_together(state_dict))
+        super().load_state_dict(_joined(state_dict))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {**super().__getstate__(), "base": self.base, "_previous": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         """Restore a copy's attributes, or a loaded state, which the other optimizer completes."""
         if "base" in state:
             self.base = state["base"]
@@ -165,29 +180,28 @@ class Sage(ElementwiseOptimizer):
         super().__setstate__({name: value for name, value in state.items() if name not in loaded})
 
 
-def _together(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _joined(saved: StateDict) -> StateDict:
     """Return the state in one piece; earlier versions kept the other optimizer's under `base`."""
-    ours = {name: value for name, value in saved.items() if name != "base"}
+    sage = {name: value for name, value in saved.items() if name != "base"}
     if "base" not in saved:
-        return ours
+        return sage
     base = saved["base"]
-    groups = zip(ours["param_groups"], base["param_groups"], strict=True)
-    indices = {*base["state"], *ours["state"]}
-    return ours | {
-        "param_groups": [{**mine, **theirs} for mine, theirs in groups],
-        "state": {i: {**base["state"].get(i, {}), **ours["state"].get(i, {})} for i in indices},
+    groups = zip(sage["param_groups"], base["param_groups"], strict=True)
+    indices = {*base["state"], *sage["state"]}
+    return sage | {
+        "param_groups": [{**sage_group, **base_group} for sage_group, base_group in groups],
+        "state": {i: {**base["state"].get(i, {}), **sage["state"].get(i, {})} for i in indices},
     }
 
 
 @contextmanager
-def _hooks_of_all_optimizers_silenced() -> Iterator[None]:
-    """Step the other optimizer without torch's global hooks: they were called for the wrapper's step."""
-    registries: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
-    kept = [dict(registry) for registry in registries]
-    for registry in registries:
-        registry.clear()
+def _without_hooks_of_all_optimizers() -> Generator[None, None, None]:
+    """Silence torch's global hooks for the other optimizer's step: the wrapper's step calls them."""
+    before, after = dict(_global_optimizer_pre_hooks), dict(_global_optimizer_post_hooks)
+    _global_optimizer_pre_hooks.clear()
+    _global_optimizer_post_hooks.clear()
     try:
         yield
     finally:
-        for registry, hooks in zip(registries, kept, strict=True):
-            registry.update(hooks)
+        _global_optimizer_pre_hooks.update(before)
+        _global_optimizer_post_hooks.update(after)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from finetune_common.compiled.function import Compiled
+from finetune_common.compiled.function import Compiled, Function
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 __all__ = ["Direct", "DirectByShape"]
 
@@ -43,7 +46,7 @@ class Direct:
     def __init__(self, function: Callable[..., None], what: str, name: str) -> None:
         self._noted = _Noted()
         self._checked = Compiled(function, what, name=name, dynamic=True, backend=self._noted)
-        self._known: dict[tuple[int, int], tuple[Callable[..., Any], list[int]]] = {}
+        self._known: dict[tuple[int, int], tuple[Function, list[int]]] = {}
 
     @property
     def usable(self) -> bool:
@@ -55,24 +58,25 @@ class Direct:
         length = row[0].numel()
         key = length, torch.get_num_threads()  # torch compiles for a number of threads
         known = self._known.get(key)
-        given: list[Any] = [*row, *others, length]
+        given: list[Tensor | int] = [*row, *others, length]
         if known is not None:
             code, places = known
             code(*[given[place] for place in places])
             return
         self._noted.take()
         self._checked(list(row), list(others))
-        self._remember(key, given)
+        self._remember(key, [*row, *others], length)
 
-    def _remember(self, key: tuple[int, int], given: Sequence[Any]) -> None:
+    def _remember(self, key: tuple[int, int], tensors: Sequence[Tensor], length: int) -> None:
         """Remember which code torch used for a length, if its arguments can be identified."""
         call = self._noted.take()
         if call is None:
             return
         code, arguments = call
-        places = [place for argument in arguments if (place := _place(argument, given)) is not None]
-        if len(places) == len(arguments) and _apart(given[:-1]):
-            self._known[key] = code, places
+        places = [_place_of(argument, tensors, length) for argument in arguments]
+        known_places = [place for place in places if place is not None]
+        if len(known_places) == len(arguments) and _apart(tensors):
+            self._known[key] = code, known_places
 
 
 class DirectByShape:
@@ -103,11 +107,11 @@ class DirectByShape:
     """How many combinations of shapes are remembered; then all are forgotten."""
 
     def __init__(
-        self, function: Callable[..., None], what: str, name: str, options: dict[str, Any] | None = None
+        self, function: Callable[..., None], what: str, name: str, options: dict[str, object] | None = None
     ) -> None:
         self.function, self.options, self._noted = function, options, _Noted(options)
         self._checked = Compiled(function, what, name=name, backend=self._noted)
-        self._known: dict[Any, Callable[..., Any]] = {}
+        self._known: dict[Hashable, Callable[[Sequence[Tensor]], object]] = {}
 
     @property
     def usable(self) -> bool:
@@ -137,12 +141,14 @@ class DirectByShape:
             self._known[self._key(tensors)] = entry
 
     @staticmethod
-    def _key(tensors: Sequence[Tensor]) -> Any:
+    def _key(tensors: Sequence[Tensor]) -> Hashable:
         kinds = tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
         return kinds, torch.get_num_threads(), torch.is_grad_enabled()
 
 
-def _entry(code: Callable[..., Any], arguments: Sequence[Any], given: Sequence[Tensor]) -> Any:
+def _entry(
+    code: Function, arguments: Sequence[object], given: Sequence[Tensor]
+) -> Callable[[Sequence[Tensor]], object] | None:
     """Return a function that runs code with given tensors; its number arguments follow from their shapes."""
     if not _apart(given):
         return None
@@ -150,42 +156,42 @@ def _entry(code: Callable[..., Any], arguments: Sequence[Any], given: Sequence[T
     if any(place is None and isinstance(a, Tensor) for place, a in zip(places, arguments, strict=True)):
         return None
     pattern = [(place, None if place is not None else a) for place, a in zip(places, arguments, strict=True)]
-    return lambda own: code(*[number if place is None else own[place] for place, number in pattern])
+
+    def enter(tensors: Sequence[Tensor]) -> object:
+        return code(*[number if place is None else tensors[place] for place, number in pattern])
+
+    return enter
 
 
-def _place_of(argument: Any, given: Sequence[Tensor]) -> int | None:
-    return next((n for n, other in enumerate(given) if other is argument), None)
+def _place_of(argument: object, tensors: Sequence[Tensor], length: int | None = None) -> int | None:
+    """Return the place of an argument of compiled code among the tensors and, after them, their length."""
+    if not isinstance(argument, Tensor):
+        return len(tensors) if length is not None and argument == length else None
+    return next((place for place, tensor in enumerate(tensors) if tensor is argument), None)
 
 
 class _Noted:
     """A backend of `torch.compile`: inductor, with a note of the arguments of each call."""
 
-    def __init__(self, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, options: dict[str, object] | None = None) -> None:
         self._options = options
-        self._call: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+        self._call: tuple[Function, tuple[object, ...]] | None = None
 
-    def take(self) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+    def take(self) -> tuple[Function, tuple[object, ...]] | None:
         """Return the code that ran last and its arguments, and forget them."""
         call, self._call = self._call, None
         return call
 
-    def __call__(self, graph: Any, examples: Any) -> Callable[..., Any]:
+    def __call__(self, graph: GraphModule, examples: list[Tensor]) -> Function:
         from torch._dynamo.backends.registry import lookup_backend  # loads the compiler
 
-        code = lookup_backend("inductor")(graph, examples, config_patches=self._options)
+        code: Function = lookup_backend("inductor")(graph, examples, config_patches=self._options)
 
-        def entered(*arguments: Any) -> Any:
+        def entered(*arguments: object) -> object:
             self._call = code, arguments
             return code(*arguments)
 
         return entered
-
-
-def _place(argument: Any, given: Sequence[Any]) -> int | None:
-    """Return which of the given arguments an argument of compiled code is."""
-    if isinstance(argument, Tensor):
-        return _place_of(argument, given)
-    return len(given) - 1 if argument == given[-1] else None
 
 
 def _apart(tensors: Sequence[Tensor]) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import count
 from types import FunctionType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["Compiled", "calls_decide"]
+__all__ = ["Compiled", "Function", "calls_decide"]
+
+Function: TypeAlias = Callable[..., Any]
+"""A function of tensors; its caller knows its arguments and its result."""
 
 
 class Compiled:
@@ -51,14 +54,14 @@ class Compiled:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Function,
         what: str,
         *,
         name: str = "",
         pays_from: int = 0,
         dynamic: bool | None = None,
-        backend: str | Callable[..., Any] = "inductor",
-        otherwise: Callable[..., Any] | None = None,
+        backend: str | Function = "inductor",
+        otherwise: Function | None = None,
     ) -> None:
         self.function, self.what, self.name = function, what, name or function.__name__
         self.pays_from, self.dynamic, self.backend = pays_from, dynamic, backend
@@ -72,7 +75,7 @@ class Compiled:
             self._failed or _no_compiler or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
         )
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         """Run the function, compiled or as written."""
         if not self.usable or (self.pays_from and _largest(args) < self.pays_from):
             return self.otherwise(*args)
@@ -88,18 +91,20 @@ class Compiled:
         return self.otherwise(*args)
 
     @cached_property
-    def _compiled(self) -> Callable[..., Any]:
+    def _compiled(self) -> Function:
         plain = cast(FunctionType, self.function)
         name = f"{self.name}_{next(_serial)}"
-        own = FunctionType(
+        function = FunctionType(
             plain.__code__.replace(co_name=name),
             plain.__globals__,
             name,
             plain.__defaults__,
             plain.__closure__,
         )
-        own.__kwdefaults__ = plain.__kwdefaults__
-        return torch.compile(own, dynamic=self.dynamic, fullgraph=True, backend=self.backend)
+        function.__kwdefaults__ = plain.__kwdefaults__
+        return torch.compile(  # pyright: ignore[reportUnknownMemberType]  # its arguments have no types
+            function, dynamic=self.dynamic, fullgraph=True, backend=self.backend
+        )
 
     def _give_up(self, error: BaseException) -> None:
         global _no_compiler
@@ -107,8 +112,8 @@ class Compiled:
         missing = _missing_compiler(error)
         _no_compiler |= missing is not None
         reason = missing or f"torch could not compile it ({_described(error)})"
-        if (self.what, reason) not in _told:
-            _told.add((self.what, reason))
+        if (self.what, reason) not in _warned:
+            _warned.add((self.what, reason))
             message = f"{self.what} runs uncompiled, several times slower: {reason}"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
@@ -123,7 +128,7 @@ DEVICES = ("cpu", "cuda")
 
 _serial = count()
 _no_compiler = False
-_told: set[tuple[str, str]] = set()
+_warned: set[tuple[str, str]] = set()
 
 _MISSING = (
     "InvalidCxxCompiler",
@@ -147,10 +152,10 @@ def _missing_compiler(error: BaseException) -> str | None:
 
 def _is_about_compiling(error: BaseException) -> bool:
     """Whether the error comes from compiling; a faulty function will raise again when run as written."""
-    rooms = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+    compilers = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
     if _missing_compiler(error) or "torch.compile" in str(error):
         return True
-    return any(type(cause).__module__.startswith(rooms) for cause in _causes(error))
+    return any(type(cause).__module__.startswith(compilers) for cause in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -164,12 +169,12 @@ def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:200]
 
 
-def _largest(args: tuple[Any, ...]) -> int:
+def _largest(args: tuple[object, ...]) -> int:
     return max((arg.numel() for arg in args if isinstance(arg, Tensor)), default=0)
 
 
 @contextmanager
-def _without_autocast() -> Iterator[None]:
+def _without_autocast() -> Generator[None, None, None]:
     with ExitStack() as stack:
         for device in DEVICES:
             if torch.is_autocast_enabled(device):

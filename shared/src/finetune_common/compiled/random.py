@@ -6,8 +6,6 @@ order and in any number of pieces, and a compiler can fuse the numbers into the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ FIRST, SECOND = 0x7FEB352D, 0x846CA68B - 2**32
 """The multipliers of lowbias32: C. Wellons, "Prospecting for Hash Functions" (2018)."""
 
 
-def scramble(bits: Tensor, key: Any = None) -> Tensor:
+def scramble(bits: Tensor, key: Tensor | int | None = None) -> Tensor:
     """Hash 32-bit numbers, one to one (lowbias32), with a key between its two rounds.
 
     Args:
@@ -38,7 +36,7 @@ def scramble(bits: Tensor, key: Any = None) -> Tensor:
     return bits ^ ((bits >> 16) & 0xFFFF)
 
 
-def random_bits(position: Tensor, first: Any, second: Any) -> Tensor:
+def random_bits(position: Tensor, first: Tensor | int, second: Tensor | int) -> Tensor:
     """Return 32 random bits for every position.
 
     Args:

@@ -3,10 +3,15 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+from finetune_common.aliases import Rows
 from finetune_common.data.messages import cut, listed, refusal
 from finetune_common.data.tables import Table, flatten
+from finetune_common.data.values import is_list, is_record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["read_arrow", "read_parquet", "table_of"]
 
@@ -44,35 +49,34 @@ def read_arrow(path: Path, stream: BinaryIO) -> Table:
     return table_of(str(path), table)
 
 
-def table_of(name: str, found: Any) -> Table:
-    """Return an arrow table's columns as Python values, with nested fields by path, and class names kept."""
-    if twice := [name for name, count in Counter(found.column_names).items() if count > 1]:
+def table_of(name: str, arrow: "pa.Table") -> Table:
+    """Return an arrow table's columns as Python values, with nested fields by path, and class names."""
+    if twice := [column for column, count in Counter(arrow.column_names).items() if count > 1]:
         raise refusal(name, f"several columns named {listed(map(cut, twice), 80)}: give each its own name")
-    import pyarrow as pa
+    from pyarrow import types
 
-    columns: dict[str, list[Any]] = {}
-    for column in found.column_names:
-        values = _values(name, column, found[column])
-        if pa.types.is_struct(found.schema.field(column).type):
-            rows = [flatten({column: value if value is not None else {}}) for value in values]
+    columns: Rows = {}
+    for column in arrow.column_names:
+        values = _values(name, column, arrow[column])
+        if types.is_struct(arrow.schema.field(column).type):
+            rows = [flatten({column: {} if value is None else value}) for value in values]
             names = dict.fromkeys(inner for row in rows for inner in row)
             values_by_name = {inner: [row.get(inner) for row in rows] for inner in names}
         else:
             values_by_name = {column: values}
         if common := columns.keys() & values_by_name.keys():
-            raise refusal(name, f"the field {cut(min(common))} is there twice: give each its own name")
+            raise refusal(name, f"the field {cut(min(common))} occurs twice: give each its own name")
         columns |= values_by_name
-    return Table(name, columns, range(1, found.num_rows + 1), "row", _classes(found.schema.metadata or {}))
+    return Table(name, columns, range(1, arrow.num_rows + 1), "row", _classes(arrow.schema.metadata or {}))
 
 
-def _values(name: str, column: str, values: Any) -> list[Any]:
+def _values(name: str, column: str, values: "pa.ChunkedArray") -> list[object]:
     try:
         return values.to_pylist()
     except (ValueError, OverflowError) as error:  # invalid text, a date out of Python's range
         raise refusal(
             name,
-            f"column {cut(column)} cannot be read: {' '.join(str(error).split())[:120]}: write it anew as "
-            "text",
+            f"column {cut(column)} cannot be read: {' '.join(str(error).split())[:120]}: store it as text",
         ) from None
 
 
@@ -80,11 +84,12 @@ def _classes(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
     """Return the class names that `datasets` writes beside the columns."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        columns = {}
+        columns: dict[str, tuple[str, ...]] = {}
         for column, feature in features.items():
-            inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
-            if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
-                columns[column] = tuple(map(str, inner["names"]))
+            inner = feature.get("feature", feature) if is_record(feature) else None
+            names = inner.get("names") if is_record(inner) and inner.get("_type") == "ClassLabel" else None
+            if is_list(names) and names:
+                columns[column] = tuple(map(str, names))
         return columns
     except (KeyError, ValueError, AttributeError, TypeError):
         return {}

@@ -23,8 +23,8 @@ def token_lengths(dataset: "datasets.Dataset") -> np.ndarray:
     """Return the number of tokens of each row of a tokenised split, shape (rows,)."""
     import pyarrow.compute as pc
 
-    table: Any = dataset.select_columns(["input_ids"]).with_format("arrow")[:]
-    return pc.list_value_length(table["input_ids"]).to_numpy()  # type: ignore[attr-defined]
+    table = dataset.select_columns(["input_ids"]).with_format("arrow")[:]
+    return pc.list_value_length(table["input_ids"]).to_numpy()
 
 
 def epoch_batches(
@@ -139,40 +139,43 @@ class Collator:
         """Return the batch of these rows."""
         longest = max(len(row["input_ids"]) for row in rows)
         length = -(-longest // self.multiple) * self.multiple
-        batch = {}
+        batch: dict[str, torch.Tensor] = {}
         for name, fill in self.padding.items():
             if name in rows[0]:
                 padded = np.full((len(rows), length), fill, dtype=np.int64)
                 for target, row in zip(padded, rows, strict=True):
                     values = row[name]
                     target[length - len(values) if self.left else 0 :][: len(values)] = values
-                batch[name] = torch.from_numpy(padded)
+                batch[name] = torch.as_tensor(padded)
         if "labels" in rows[0]:
             labels = np.array([row["labels"] for row in rows], dtype=self.label_dtype)
-            batch["labels"] = torch.from_numpy(labels)
+            batch["labels"] = torch.as_tensor(labels)
         return batch
 
 
-class _Rows(Dataset):
+class _Rows(Dataset[dict[str, np.ndarray]]):
     """The columns of a tokenised split as flat arrays: a row is a few slices."""
 
     def __init__(self, dataset: "datasets.Dataset") -> None:
-        table: Any = dataset.with_format("arrow")[:]
+        import pyarrow as pa
+
+        table = dataset.with_format("arrow")[:]
         labels = table["labels"].combine_chunks()
-        if hasattr(labels, "offsets"):  # zeros and ones, equally many in every row
+        if isinstance(labels, pa.ListArray):  # zeros and ones, equally many in every row
             self.labels = labels.flatten().to_numpy().reshape(len(labels), -1)
         else:
             self.labels = labels.to_numpy()
-        self.flat = {}
+        self.flat: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name in ("input_ids", "attention_mask", "token_type_ids"):
             if name in table.column_names:
                 column = table[name].combine_chunks()
+                assert isinstance(column, pa.ListArray)
                 self.flat[name] = (column.values.to_numpy(), column.offsets.to_numpy())
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         tokens = {name: values[ends[row] : ends[row + 1]] for name, (values, ends) in self.flat.items()}
         return {**tokens, "labels": self.labels[row]}
 
@@ -184,7 +187,7 @@ def make_loader(
     num_workers: int = 0,
     *,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> DataLoader[dict[str, np.ndarray]]:
     """Return a loader that yields `batches` in order and does not touch the global random streams.
 
     Args:
@@ -196,7 +199,7 @@ def make_loader(
     """
     return DataLoader(
         _Rows(dataset),
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,  # pyright: ignore[reportArgumentType]  # any iterable of lists will do
         collate_fn=collator,
         num_workers=num_workers,
         pin_memory=pin_memory,

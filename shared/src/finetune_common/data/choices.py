@@ -23,7 +23,7 @@ class Choices:
         label_column: The column of the label; by default `label` or `labels`.
         kind: `classes`, `labels` (any number per row) or `regression`; by default read from the labels.
         metric: The primary metric: a name of `finetune_common.metrics` or of a scikit-learn scorer.
-        delimiter: One character, or `tab`; by default the comma in csv files, the tabulator in tsv files.
+        delimiter: One character, or `tab`; by default a comma in csv files, a tab in tsv files.
         encoding: Of text files; UTF-8 may begin with a byte-order mark.
         label_spelling: Whether labels that differ only by case, blanks or leading zeros are different
             (`exact`) or one class (`fold`); by default the user is asked.
@@ -67,7 +67,8 @@ class Choices:
             object.__setattr__(self, "delimiter", DELIMITERS.get(self.delimiter, self.delimiter))
             if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
                 raise ConfigurationError(
-                    f"delimiter={self.delimiter!r} cannot part cells: give one character, such as ';', or tab"
+                    f"delimiter={self.delimiter!r} cannot separate cells: give one character, "
+                    "such as ';', or tab"
                 )
         try:
             "".encode(self.encoding).decode(self.encoding)

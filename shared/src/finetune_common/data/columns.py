@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from finetune_common.data.choices import Choices
 from finetune_common.data.messages import cut, listed, refusal
@@ -27,13 +26,13 @@ class Columns:
     Attributes:
         texts: One column, or two for pairs.
         label: The column of the label.
-        aside: The others → why they are left aside.
+        aside: Every other column → why it is not used.
         questions: Ambiguities, and how they are resolved unless an option says otherwise.
     """
 
     texts: tuple[str, ...]
     label: str
-    aside: dict[str, str] = field(default_factory=dict)
+    aside: dict[str, str] = field(default_factory=dict[str, str])
     questions: tuple[str, ...] = ()
 
 
@@ -69,9 +68,9 @@ def choose_columns(table: Table, choices: Choices, task: Task | None = None) -> 
     if not words:
         raise refusal(
             table.name,
-            f"no column holds words beside the label {cut(label)}: "
+            f"no column holds words apart from the label {cut(label)}: "
             f"{listed(_described(aside), 160) or 'there is no other'}; "
-            "--text-columns NAME takes one all the same",
+            "--text-columns NAME takes one anyway",
         )
     if len(words) > 2:
         raise refusal(
@@ -85,8 +84,8 @@ def choose_columns(table: Table, choices: Choices, task: Task | None = None) -> 
         return Columns(pair, label, aside)
     question = (
         f"{table.name}: {cut(words[0])} and {cut(words[1])} could both be the text, or a pair of texts: "
-        "taken as a pair; "
-        f"--text-columns {words[0]},{words[1]} says so, --text-columns {words[0]} takes one"
+        f"taken as a pair; confirm with --text-columns {words[0]},{words[1]}, or give one column: "
+        f"--text-columns {words[0]}"
     )
     return Columns(tuple(words), label, aside, (question,))
 
@@ -108,13 +107,12 @@ def _label(table: Table, choices: Choices, task: Task | None) -> str:
     raise refusal(
         table.name,
         f"no column {' or '.join(map(repr, names))} among {listed(table.columns)}: --label-column NAME "
-        "says which holds "
-        "the label",
+        "names the label's column",
     )
 
 
 def _known_texts(table: Table, task: Task) -> tuple[str, ...]:
-    texts = []
+    texts: list[str] = []
     for name, other in zip(task.columns, task.official_columns or task.columns, strict=True):
         if present := [column for column in (name, other) if column in table.columns]:
             texts.append(present[0])
@@ -127,12 +125,12 @@ def _known_texts(table: Table, task: Task) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _no_text(name: str, values: list[Any]) -> str:
+def _no_text(name: str, values: list[object]) -> str:
     """Say why a column cannot be the text; empty if it can."""
     if name.startswith((UNNAMED, "__index_level_")):
-        return "an index, for it has no name of its own"
+        return "an index: it has no name"
     if name.casefold() in NUMBERING:
-        return "an index, by its name"
+        return "an index: its name says so"
     if any(_holds_words(value) for value in values):
         return ""
     filled = [value for value in values if not is_missing(value)]
@@ -142,11 +140,11 @@ def _no_text(name: str, values: list[Any]) -> str:
         return "lists"
     texts = [str(value).strip() for value in filled]
     if all(NUMBER.fullmatch(text) for text in texts):
-        return "an index, for it counts the rows" if _counts(texts) else "numbers"
+        return "an index: it counts the rows" if _counts(texts) else "numbers"
     return "dates" if all(map(_is_date, texts)) else "no letters"
 
 
-def _holds_words(value: Any) -> bool:
+def _holds_words(value: object) -> bool:
     if not isinstance(value, str):
         return False
     text = value.strip()

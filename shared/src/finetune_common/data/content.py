@@ -4,16 +4,20 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
+from finetune_common.aliases import JsonObject, Rows
 from finetune_common.tasks import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["changed_rows", "fingerprint", "rows_digest"]
 
 _CHUNK = 2048
 
 
-def rows_digest(rows: Any, columns: Sequence[str]) -> str:
+def rows_digest(rows: "Dataset | Rows", columns: Sequence[str]) -> str:
     """Return a hash of these columns' values, in the order of the rows; column names do not count.
 
     Args:
@@ -30,7 +34,9 @@ def rows_digest(rows: Any, columns: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _chunks(rows: Any, columns: Sequence[str]) -> Iterator[list[list[Any]]]:
+def _chunks(
+    rows: "Dataset | Mapping[str, list[object]]", columns: Sequence[str]
+) -> Iterator[list[Sequence[object]]]:
     if isinstance(rows, Mapping):
         values = [_as_stored(rows[name]) for name in columns]
         for start in range(0, len(values[0]), _CHUNK):
@@ -40,18 +46,20 @@ def _chunks(rows: Any, columns: Sequence[str]) -> Iterator[list[list[Any]]]:
             yield [chunk[name] for name in columns]
 
 
-def _as_stored(values: list[Any]) -> list[Any]:
+def _as_stored(values: Sequence[object]) -> Sequence[object]:
     """Return scores rounded to 32 bits."""
-    return array("f", values).tolist() if values and isinstance(values[0], float) else values
+    if not values or not isinstance(values[0], float):
+        return values
+    return array("f", cast("Sequence[float]", values)).tolist()  # all values of a column are of one kind
 
 
-def fingerprint(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(task: Task, splits: "Mapping[str, Dataset | Rows]") -> JsonObject:
     """Return plain data that identifies a task's rows: its labels, and each split's row count and hash.
 
     Examples:
         >>> task = Task("mine", ("text",), ("no", "yes"), ("accuracy",), "accuracy", {})
-        >>> found = fingerprint(task, {"train": {"text": ["a"], "label": [1]}})
-        >>> found["labels"], found["splits"]["train"]["rows"]
+        >>> identity = fingerprint(task, {"train": {"text": ["a"], "label": [1]}})
+        >>> identity["labels"], identity["splits"]["train"]["rows"]
         (['no', 'yes'], 1)
     """
     columns = [*task.columns, "label"]
@@ -64,11 +72,11 @@ def fingerprint(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count(rows: Any) -> int:
+def _count(rows: "Dataset | Rows") -> int:
     return len(next(iter(rows.values()))) if isinstance(rows, Mapping) else len(rows)
 
 
-def changed_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changed_rows(before: JsonObject, now: JsonObject) -> str:
     """Say what differs between two fingerprints; empty if they are equal.
 
     Examples:

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
+from finetune_common.aliases import JsonObject, Rows
 from finetune_common.tasks import Task
 
-__all__ = ["always_the_usual", "count_labels", "count_texts"]
+if TYPE_CHECKING:
+    import numpy as np
 
-Rows = Mapping[str, list[Any]]
+__all__ = ["always_the_usual", "count_labels", "count_texts"]
 
 
 def _texts(task: Task, rows: Rows) -> Iterator[tuple[str, ...]]:
@@ -20,12 +22,13 @@ def count_texts(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, i
 
     Examples:
         >>> task = Task("mine", ("text",), ("no", "yes"), ("accuracy",), "accuracy", {})
-        >>> found = count_texts(task, {"train": {"text": ["a", "", "a"]}, "validation": {"text": ["a", "b"]}})
-        >>> found["train"], found["validation"]
+        >>> splits = {"train": {"text": ["a", "", "a"]}, "validation": {"text": ["a", "b"]}}
+        >>> counts = count_texts(task, splits)
+        >>> counts["train"], counts["validation"]
         ({'empty': 1, 'duplicates': 1, 'in_train': 0}, {'empty': 0, 'duplicates': 0, 'in_train': 1})
     """
-    trained = {hash(row) for row in _texts(task, splits["train"])} if "train" in splits else set()
-    counts = {}
+    trained = {hash(row) for row in _texts(task, splits["train"])} if "train" in splits else set[int]()
+    counts: dict[str, dict[str, int]] = {}
     for split, rows in splits.items():
         distinct: set[int] = set()
         empty = total = common = 0
@@ -43,7 +46,7 @@ def count_labels(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, 
     """Count the rows of each class, in the order of the classes; rows without a public label are left out."""
     if task.regression:
         return {}
-    label_counts = {}
+    label_counts: dict[str, dict[str, int]] = {}
     for split, rows in splits.items():
         labels = rows["label"]
         counts = (
@@ -53,7 +56,7 @@ def count_labels(task: Task, splits: Mapping[str, Rows]) -> dict[str, dict[str, 
     return label_counts
 
 
-def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> dict[str, Any]:
+def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> JsonObject:
     """Score a constant answer: the commonest class, the labels that most rows have, or the mean.
 
     Returns:
@@ -62,7 +65,7 @@ def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> dict[str, Any]
     """
     import numpy as np
 
-    from finetune_common.metrics import compute_metrics, multi_hot
+    from finetune_common.metrics import multi_hot
 
     labels, truth = train["label"], evaluated["label"]
     if task.regression:
@@ -70,7 +73,7 @@ def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> dict[str, Any]
         spread = float(np.sqrt(np.mean((np.asarray(truth) - mean) ** 2)))
         return {
             "answer": mean,
-            "metrics": _quiet(compute_metrics, task, np.full(len(truth), mean), truth),
+            "metrics": _metrics(task, np.full(len(truth), mean), np.asarray(truth)),
             "spread": spread,
         }
     if task.several:
@@ -79,17 +82,19 @@ def always_the_usual(task: Task, train: Rows, evaluated: Rows) -> dict[str, Any]
         scores = np.tile(share - 0.5, (len(truth), 1))
         return {
             "answer": answer,
-            "metrics": _quiet(compute_metrics, task, scores, multi_hot(truth, task.num_labels)),
+            "metrics": _metrics(task, scores, multi_hot(truth, task.num_labels)),
         }
     usual = Counter(labels).most_common(1)[0][0]
     scores = np.tile(np.eye(task.num_labels)[usual], (len(truth), 1))
-    return {"answer": task.labels[usual], "metrics": _quiet(compute_metrics, task, scores, truth)}
+    return {"answer": task.labels[usual], "metrics": _metrics(task, scores, np.asarray(truth))}
 
 
-def _quiet(compute: Any, task: Task, predictions: Any, labels: Any) -> dict[str, float]:
+def _metrics(task: Task, predictions: "np.ndarray", labels: "np.ndarray") -> dict[str, float]:
     """Compute metrics of a constant answer without warnings of undefined ones."""
     import warnings
 
+    from finetune_common.metrics import compute_metrics
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return compute(task, predictions, labels, task.evaluation[0])
+        return compute_metrics(task, predictions, labels, task.evaluation[0])

@@ -47,31 +47,33 @@ def read_table(path: str | PathLike[str], choices: Choices | None = None) -> Tab
             path,
             f"the name ends in {cut(path.suffix)}: give one of {', '.join(FORMATS)}, or one of them with .gz",
         )
-    reason = ""
+    table = _read(path, packed, ending, choices)
+    if not table.columns or not len(table):
+        raise refusal(path, "no rows: a header and at least one row are needed")
+    for name in table.columns:
+        if not name.isascii() and name != name.encode(errors="replace").decode():
+            raise refusal(path, f"the column {cut(name)} has an invalid character in its name: rename it")
+    return table
+
+
+def _read(path: Path, packed: bool, ending: str, choices: Choices) -> Table:
     try:
         with gzip.open(path) if packed else path.open("rb") as stream:
-            table = _read(path, ending, cast(BinaryIO, stream), choices)
+            return _parse(path, ending, cast(BinaryIO, stream), choices)
     except UnicodeError as error:
         raise _not_decoded(path, packed, choices.encoding, error) from None
     except (gzip.BadGzipFile, zlib.error, EOFError):
-        reason = "is no whole gzip file: compress it anew, or take .gz off its name"
+        reason = "is not a complete gzip file: compress it again, or remove .gz from its name"
     except OSError as error:
         reason = f"{error.strerror or 'cannot be read'}: give a readable file"
     except ValueError:
         if "\0" not in str(path):
             raise
         reason = "no such file: give a readable file"
-    if reason:
-        raise refusal(path, reason)
-    if not table.columns or not len(table):
-        raise refusal(path, "no rows: a header and at least one row are needed")
-    for name in table.columns:
-        if not name.isascii() and name != name.encode(errors="replace").decode():
-            raise refusal(path, f"the column {cut(name)} has half of a character in its name: write it anew")
-    return table
+    raise refusal(path, reason)
 
 
-def _read(path: Path, ending: str, stream: BinaryIO, choices: Choices) -> Table:
+def _parse(path: Path, ending: str, stream: BinaryIO, choices: Choices) -> Table:
     if ending in (".parquet", ".arrow"):
         return (read_parquet if ending == ".parquet" else read_arrow)(path, stream)
     encoding = choices.encoding.lower().replace("_", "-")
@@ -90,8 +92,8 @@ def _not_decoded(path: Path, packed: bool, encoding: str, error: UnicodeError) -
         data = cast(BinaryIO, stream).read()
     try:
         data.decode(encoding)
-    except UnicodeDecodeError as found:
-        before, position = data[: found.start], found.start
+    except UnicodeDecodeError as invalid:
+        before, position = data[: invalid.start], invalid.start
     except UnicodeError:
         pass
     if position >= 0:
@@ -99,4 +101,4 @@ def _not_decoded(path: Path, packed: bool, encoding: str, error: UnicodeError) -
         line = f"line {lines}: byte {data[position]:#04x} "
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     like = "utf-16, which its first bytes look like" if wide else "cp1252 or utf-16"
-    return refusal(path, f"{line}is no {encoding.upper()}: --encoding names another one, for instance {like}")
+    return refusal(path, f"{line}is not {encoding.upper()}: give --encoding, for instance {like}")

@@ -1,9 +1,14 @@
 """A dataset of the hub, or a local folder that `datasets` reads, as tables."""
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune_common.data.messages import refusal
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+    from finetune_common.data.tables import Table
 
 __all__ = ["read_dataset"]
 
@@ -11,7 +16,7 @@ VALIDATION = ("validation", "valid", "dev", "val")
 """Names that datasets use for validation rows."""
 
 
-def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
+def read_dataset(name: str, config: str | None = None) -> "dict[str, Table]":
     """Return the tables of a dataset's train, validation and test splits, if it has them.
 
     With `HF_DATASETS_OFFLINE=1` it comes from the cache of an earlier call.
@@ -30,10 +35,11 @@ def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded: Any = load_dataset(name, config)
+            loaded = load_dataset(name, config)
     except Exception as error:  # any failure: offline cache, network or configuration
-        told = " ".join(str(error).partition("Example of usage")[0].split())  # it lists the configurations
-        reason = told[:200] or type(error).__name__
+        # The example of usage comes after the list of configurations, which the user needs.
+        text = " ".join(str(error).partition("Example of usage")[0].split())
+        reason = text[:200] or type(error).__name__
         raise refusal(
             f"--dataset {name}",
             f"cannot be loaded ({reason}): check name and --dataset-config, or run 'glue-harness prepare' "
@@ -41,16 +47,20 @@ def read_dataset(name: str, config: str | None = None) -> dict[str, Any]:
         ) from None
     if "train" not in loaded:
         raise refusal(f"--dataset {name}", f"has no train split, but {', '.join(map(str, loaded))}")
-    tables = {}
+    tables: dict[str, Table] = {}
     for split, names in (("train", ("train",)), ("validation", VALIDATION), ("test", ("test",))):
-        name_there = next((other for other in names if other in loaded), None)
-        if name_there is not None:
-            rows = loaded[name_there]
-            tables[split] = table_of(f"{name} {name_there}", rows.with_format("arrow")[:])
+        present = next((other for other in names if other in loaded), None)
+        if present is not None:
+            rows = loaded[present]
+            tables[split] = table_of(f"{name} {present}", rows.with_format("arrow")[:])
             tables[split].classes |= _classes(rows.features)
     return tables
 
 
-def _classes(features: Any) -> dict[str, tuple[str, ...]]:
-    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    return {name: tuple(feature.names) for name, feature in inner.items() if getattr(feature, "names", None)}
+def _classes(features: "Features") -> dict[str, tuple[str, ...]]:
+    """Return the class names of columns that hold classes or lists of classes."""
+    names = {
+        column: getattr(getattr(feature, "feature", feature), "names", None)
+        for column, feature in features.items()
+    }
+    return {column: tuple(classes) for column, classes in names.items() if classes}

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
 
 from finetune_common.data.messages import counted, cut, listed, numbered, refusal
 from finetune_common.data.tables import Table, flatten
+from finetune_common.data.values import is_record
 
 __all__ = ["read_json", "read_json_lines"]
 
@@ -37,18 +37,14 @@ def read_json(path: Path, file: TextIOWrapper) -> Table:
     return _table(path, _elements(path, text))
 
 
-def _of_rows(path: Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+def _of_rows(path: Path, rows: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
     """Yield rows one by one; refuse a single object that holds columns instead of a row."""
-    number = 0
+    number, first = 0, None
     for number, (line, row) in enumerate(rows, 1):
         if number == 1:
             first = row
         yield line, row
-    if (
-        number == 1
-        and isinstance(first, dict)
-        and all(isinstance(value, dict | list) for value in first.values())
-    ):
+    if number == 1 and is_record(first) and all(isinstance(value, dict | list) for value in first.values()):
         raise refusal(
             path,
             f"one object with {listed(map(cut, first), 80)}, which are no row: give a list of rows, as "
@@ -56,18 +52,19 @@ def _of_rows(path: Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int,
         )
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the members of an object; refuse a name that occurs twice."""
     members = dict(pairs)
     if len(members) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the field {cut(twice)} stands twice in one object")
+        raise ValueError(f"the field {cut(twice)} occurs twice in one object")
     return members
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
 
 
-def _decode(path: Path, text: str, start: int, line: int) -> tuple[Any, int]:
+def _decode(path: Path, text: str, start: int, line: int) -> tuple[object, int]:
     try:
         return DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -80,7 +77,7 @@ def _decode(path: Path, text: str, start: int, line: int) -> tuple[Any, int]:
         raise refusal(path, f"line {line}: nested too deeply: give rows of plain values") from None
 
 
-def _lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+def _lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(lines, 1):
         text = line.strip(BLANKS)
         if text:
@@ -90,7 +87,7 @@ def _lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
             yield number, value
 
 
-def _elements(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+def _elements(path: Path, text: str) -> Iterator[tuple[int, object]]:
     """Yield the elements of a list with their lines, which parsing the whole list would lose."""
     offset, line, counted = _skip(text, 0) + 1, 1, 0
 
@@ -122,17 +119,17 @@ def _skip(text: str, offset: int) -> int:
     return offset
 
 
-def _table(path: Path, rows: Iterable[tuple[int, Any]]) -> Table:
-    columns: dict[str, list[Any]] = {}
+def _table(path: Path, rows: Iterable[tuple[int, object]]) -> Table:
+    columns: dict[str, list[object]] = {}
     places, wrong = array("Q"), array("Q")
     for line, row in rows:
-        if not isinstance(row, dict):
+        if not is_record(row):
             wrong.append(line)
             continue
         try:
             flat = flatten(row)
         except KeyError as error:
-            raise refusal(path, f"line {line}: the field {cut(error.args[0])} stands there twice") from None
+            raise refusal(path, f"line {line}: the field {cut(error.args[0])} occurs twice") from None
         for name in flat:
             if name not in columns:
                 columns[name] = [None] * len(places)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from finetune_common.data.messages import counted, cut, listed, refusal
 from finetune_common.data.tables import Table
@@ -13,11 +12,12 @@ from finetune_common.data.values import (
     WITH_SIGN,
     as_list,
     finite,
+    is_list,
     is_missing,
     spelled,
 )
 
-__all__ = ["Kind", "as_written", "tell_kind"]
+__all__ = ["Kind", "find_kind", "quoted_column"]
 
 SEPARATORS = "|;,"
 """Possible separators between several labels in one cell."""
@@ -43,12 +43,12 @@ class Kind:
     as_whole: bool = False
 
 
-def as_written(column: str) -> str:
-    """Return a column's name for a message."""
+def quoted_column(column: str) -> str:
+    """Return a column and its name for a message."""
     return f"column {cut(column)}"
 
 
-def tell_kind(table: Table, column: str, given: str | None = None) -> Kind:
+def find_kind(table: Table, column: str, given: str | None = None) -> Kind:
     """Find the kind from a training file's labels, none of which is missing.
 
     Lists are labels, words are classes, numbers with a fraction are scores. Whole numbers are classes if
@@ -65,12 +65,12 @@ def tell_kind(table: Table, column: str, given: str | None = None) -> Kind:
     """
     values = table.columns[column]
     lists = [row for row, value in enumerate(values) if isinstance(value, list)]
-    _refuse_what_no_list_can_hold(table, column)
+    _refuse_lists_with_other_than_labels(table, column)
     if given is not None:
         if lists and given != "labels":
             raise refusal(
                 table.name,
-                f"--kind {given}: {as_written(column)} holds lists: {table.where(lists)}; --kind labels "
+                f"--kind {given}: {quoted_column(column)} holds lists: {table.where(lists)}; --kind labels "
                 "takes them",
             )
         whole = given == "classes" and not lists and _are_whole(Counter(map(spelled, values)))
@@ -78,7 +78,7 @@ def tell_kind(table: Table, column: str, given: str | None = None) -> Kind:
     if lists and len(lists) < len(values):
         raise refusal(
             table.name,
-            f"{as_written(column)} holds lists in {len(lists):,} of {len(values):,} rows: "
+            f"{quoted_column(column)} holds lists in {len(lists):,} of {len(values):,} rows: "
             f"{table.where(lists)}; "
             "--kind labels takes the others as lists of one label",
         )
@@ -86,53 +86,53 @@ def tell_kind(table: Table, column: str, given: str | None = None) -> Kind:
         return Kind("labels" if lists else "classes", "the file names its classes")
     if lists or all(as_list(value) is not None for value in dict.fromkeys(values)):
         return Kind("labels", "each label is a list")
-    _refuse_truth_among_numbers(table, column)
+    _refuse_booleans_among_other_values(table, column)
     counts = Counter(map(spelled, values))
     words = [text for text in counts if not NUMBER.fullmatch(text.strip())]
     if words and len(words) < len(counts):
-        _refuse_a_mixture(table, column, counts, words)
+        _refuse_words_among_scores(table, column, counts, words)
     if words:
         return _words(table, column, counts)
     return _numbers(table, column, counts)
 
 
-def _refuse_a_mixture(table: Table, column: str, counts: Counter[str], words: list[str]) -> None:
+def _refuse_words_among_scores(table: Table, column: str, counts: Counter[str], words: list[str]) -> None:
     """Refuse words among numbers with a fraction, which are scores; words among whole numbers are classes."""
     numbers = [finite(text) for text in counts]
     if any(number is not None and not number.is_integer() for number in numbers):
         rows = [row for row, value in enumerate(table.columns[column]) if spelled(value) in words]
         raise refusal(
             table.name,
-            f"{as_written(column)} holds scores, but {cut(words[0])} in {counted(rows)}: "
+            f"{quoted_column(column)} holds scores, but {cut(words[0])} in {counted(rows)}: "
             f"{table.where(rows)}; empty such cells (--drop-unlabelled), or --kind classes takes all as "
             "words",
         )
 
 
-def _refuse_what_no_list_can_hold(table: Table, column: str) -> None:
+def _refuse_lists_with_other_than_labels(table: Table, column: str) -> None:
     """Refuse lists of labels, also as text, with an element that is no label."""
     wrong = [
         row
         for row, value in enumerate(table.columns[column])
-        if isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
+        if is_list(value) or (isinstance(value, str) and value.lstrip().startswith("["))
         if any(isinstance(part, list | dict) or is_missing(part) for part in as_list(value) or [])
     ]
     if wrong:
         raise refusal(
             table.name,
-            f"{as_written(column)} is {cut(table.columns[column][wrong[0]])} in {counted(wrong)}: "
+            f"{quoted_column(column)} is {cut(table.columns[column][wrong[0]])} in {counted(wrong)}: "
             f"{table.where(wrong)}; a list of labels holds words or numbers alone",
         )
 
 
-def _refuse_truth_among_numbers(table: Table, column: str) -> None:
+def _refuse_booleans_among_other_values(table: Table, column: str) -> None:
     """Refuse truth values beside other values: only the user knows whether true is 1."""
     values = table.columns[column]
     truths = [row for row, value in enumerate(values) if isinstance(value, bool)]
     if truths and len(truths) < len(values):
         raise refusal(
             table.name,
-            f"{as_written(column)} holds truth values in {len(truths):,} of {len(values):,} rows: "
+            f"{quoted_column(column)} holds truth values in {len(truths):,} of {len(values):,} rows: "
             f"{table.where(truths)}; write all labels alike",
         )
 
@@ -151,30 +151,30 @@ def _words(table: Table, column: str, counts: Counter[str]) -> Kind:
     if all(DECIMAL_COMMA.fullmatch(text.strip()) for text in counts):
         raise refusal(
             table.name,
-            f"{as_written(column)} holds numbers with a comma, such as {cut(next(iter(counts)))}: write a "
+            f"{quoted_column(column)} holds numbers with a comma, such as {cut(next(iter(counts)))}: write a "
             "point, "
             "or --kind classes takes them as words",
         )
     if all(WITH_SIGN.fullmatch(text.strip()) for text in counts):
         raise refusal(
             table.name,
-            f"{as_written(column)} holds numbers with a sign, such as {cut(next(iter(counts)))}: write plain "
-            "numbers, or --kind classes takes them as words",
+            f"{quoted_column(column)} holds numbers with a sign, such as {cut(next(iter(counts)))}: write "
+            "plain numbers, or --kind classes takes them as words",
         )
     if joined := _several_in_one_cell(counts):
         return Kind(
             "classes",
             "labels are words",
-            f"{table.name}: {as_written(column)} has {cut(joined)} beside the labels that it joins, taken as "
-            "one class: --kind labels takes several labels a row, --kind classes says so",
+            f"{table.name}: {quoted_column(column)} has {cut(joined)} beside the labels that it joins, taken "
+            "as one class: --kind labels takes several labels a row, --kind classes confirms one class",
         )
     if len(counts) > FEW and 2 * len(counts) > len(table):
         return Kind(
             "classes",
             "labels are words",
-            f"{table.name}: {as_written(column)} has {len(counts):,} different values in {len(table):,} "
+            f"{table.name}: {quoted_column(column)} has {len(counts):,} different values in {len(table):,} "
             "rows, taken as "
-            "classes: --label-column names another column, --kind classes says so",
+            "classes: --label-column names another column, --kind classes confirms this one",
         )
     return Kind("classes", "labels are words")
 
@@ -200,7 +200,7 @@ def _numbers(table: Table, column: str, counts: Counter[str]) -> Kind:
     if not _are_written_whole(counts):
         name = "classes" if len(counts) <= FEW else "regression"
         question = (
-            f"{table.name}: {as_written(column)} holds {examples}, whole numbers written with a point or "
+            f"{table.name}: {quoted_column(column)} holds {examples}, whole numbers written with a point or "
             "an exponent, "
             f"which could be classes or scores: taken as {name}; {choice}"
         )
@@ -212,14 +212,14 @@ def _numbers(table: Table, column: str, counts: Counter[str]) -> Kind:
     if len(counts) <= FEW or (steady and 2 * len(counts) <= len(table)):
         return Kind("classes", f"{what}; --kind regression takes them as scores")
     question = (
-        f"{table.name}: {as_written(column)} holds {what} ({examples}) in {len(table):,} rows, which "
+        f"{table.name}: {quoted_column(column)} holds {what} ({examples}) in {len(table):,} rows, which "
         "could be classes or "
         f"scores: taken as classes; {choice}"
     )
     return Kind("classes", what, question)
 
 
-def parts(value: Any, separator: str = "") -> list[str]:
+def parts(value: object, separator: str = "") -> list[str]:
     """Return the labels of one row from a list, a list written as text, or text with separators.
 
     Examples:

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune_common.data.facts import always_the_usual, count_labels, count_texts
 from finetune_common.data.loading import HUB
 from finetune_common.data.schema import Schema, Source
 from finetune_common.tasks import Task
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 __all__ = ["known_schema"]
 
 
 def known_schema(
-    task: Task, splits: Mapping[str, Any], data_dir: str | PathLike[str] | None = None
+    task: Task, splits: "Mapping[str, Dataset]", data_dir: str | PathLike[str] | None = None
 ) -> Schema:
     """Return the schema of a known task's rows.
 

@@ -5,17 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
-from typing import Any
 from unicodedata import category, normalize
 
 from finetune_common.data.choices import Choices
-from finetune_common.data.kinds import SEPARATORS, Kind, as_written, parts, tell_kind
+from finetune_common.data.kinds import SEPARATORS, Kind, find_kind, parts, quoted_column
 from finetune_common.data.messages import counted, cut, listed, refusal
 from finetune_common.data.tables import Table
-from finetune_common.data.values import WHOLE, finite, is_missing, spelled, well_formed
+from finetune_common.data.values import WHOLE, finite, is_list, is_missing, spelled, well_formed
 from finetune_common.tasks import Task
 
-__all__ = ["Labels", "known_labels", "named_by_the_file", "tell_labels", "unlabelled"]
+__all__ = ["Labels", "find_labels", "known_labels", "name_indexed_classes", "unlabelled"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Labels:
     interval: tuple[float, float] = (-inf, inf)
     questions: tuple[str, ...] = ()
 
-    def encode(self, table: Table, column: str) -> list[Any]:
+    def encode(self, table: Table, column: str) -> list[float] | list[int] | list[list[int]]:
         """Return class indices, lists of them, or numbers, one for each row of the column.
 
         Raises:
@@ -51,17 +50,16 @@ class Labels:
             wrong = [row for row, number in enumerate(numbers) if number is None or not low <= number <= high]
             allowed = "a finite number" if low == -inf else f"a number in [{low:g}, {high:g}]"
             _refuse(table, column, wrong, allowed)
-            return numbers
+            return [number for number in numbers if number is not None]
         meaning = self.meaning
         if self.kind.name == "labels":
-            known = [[meaning.get(part, -1) for part in parts(value, self.separator)] for value in values]
-            wrong = [row for row, indices in enumerate(known) if -1 in indices]
-            known = [sorted(set(indices)) for indices in known]
-        else:
-            known = [meaning.get(value if isinstance(value, str) else spelled(value), -1) for value in values]
-            wrong = [row for row, index in enumerate(known) if index < 0]
-        _refuse(table, column, wrong, listed(self.names))
-        return known
+            lists = [[meaning.get(part, -1) for part in parts(value, self.separator)] for value in values]
+            wrong = [row for row, indices in enumerate(lists) if -1 in indices]
+            _refuse(table, column, wrong, listed(self.names))
+            return [sorted(set(indices)) for indices in lists]
+        indices = [meaning.get(value if isinstance(value, str) else spelled(value), -1) for value in values]
+        _refuse(table, column, [row for row, index in enumerate(indices) if index < 0], listed(self.names))
+        return indices
 
 
 def _refuse(table: Table, column: str, wrong: list[int], allowed: str) -> None:
@@ -80,7 +78,7 @@ def known_labels(task: Task) -> Labels:
     return Labels(Kind("classes", f"{task.name} is known"), task.labels, meaning)
 
 
-def named_by_the_file(table: Table, column: str) -> None:
+def name_indexed_classes(table: Table, column: str) -> None:
     """Replace class indices by the file's names for them; -1 is no label.
 
     Raises:
@@ -91,12 +89,14 @@ def named_by_the_file(table: Table, column: str) -> None:
         return
     wrong: list[int] = []
 
-    def name(value: Any, row: int) -> Any:
-        if isinstance(value, list):
+    def name(value: object, row: int) -> object:
+        if is_list(value):
             return [name(part, row) for part in value]
-        if value is None or value == -1 or isinstance(value, str):
-            return None if value == -1 else value
-        if not 0 <= value < len(names):
+        if value is None or isinstance(value, str):
+            return value
+        if value == -1:
+            return None
+        if not isinstance(value, int | float) or not 0 <= value < len(names):
             wrong.append(row)
             return None
         return names[int(value)]
@@ -105,7 +105,7 @@ def named_by_the_file(table: Table, column: str) -> None:
     if wrong:
         raise refusal(
             table.name,
-            f"{as_written(column)}: classes without a name: {table.where(wrong)}; there are {len(names)} "
+            f"{quoted_column(column)}: classes without a name: {table.where(wrong)}; there are {len(names)} "
             "names",
         )
 
@@ -115,7 +115,7 @@ def unlabelled(table: Table, column: str) -> list[int]:
     return [row for row, value in enumerate(table.columns[column]) if is_missing(value)]
 
 
-def tell_labels(tables: Mapping[str, Table], column: str, choices: Choices) -> Labels:
+def find_labels(tables: Mapping[str, Table], column: str, choices: Choices) -> Labels:
     """Find how to read the labels of a user's task from its files.
 
     Args:
@@ -127,7 +127,7 @@ def tell_labels(tables: Mapping[str, Table], column: str, choices: Choices) -> L
         ConfigurationError: Fewer than two classes, all scores equal, labels that cannot be encoded.
     """
     train = tables["train"]
-    kind = tell_kind(train, column, choices.kind)
+    kind = find_kind(train, column, choices.kind)
     questions = [kind.question] if kind.question else []
     if kind.name == "regression":
         labels = Labels(kind, questions=tuple(questions))
@@ -175,7 +175,7 @@ def _count(table: Table, column: str, kind: Kind, separator: str) -> Counter[str
             if wrong[0] in (parts(value, separator) if several else [spelled(value)])
         ]
         raise refusal(
-            table.name, f"label {cut(wrong[0])} has half of a character: {table.where(rows)}; write it anew"
+            table.name, f"label {cut(wrong[0])} has an invalid character: {table.where(rows)}; correct it"
         )
     return counts
 
@@ -190,7 +190,7 @@ def _separator(table: Table, column: str) -> str:
     if len(signs) > 1:
         raise refusal(
             table.name,
-            f"{as_written(column)} has several signs between labels, {' and '.join(map(repr, signs))}: "
+            f"{quoted_column(column)} has several signs between labels, {' and '.join(map(repr, signs))}: "
             "use one of them, "
             'or lists, as ["a", "b"]',
         )
@@ -200,7 +200,7 @@ def _separator(table: Table, column: str) -> str:
 def _spellings(counts: Mapping[str, Counter[str]]) -> dict[Decimal | str, Counter[str]]:
     """Group labels that differ only in case, blanks or the spelling of a number."""
     groups: dict[Decimal | str, Counter[str]] = {}
-    for text, count in sum(counts.values(), Counter()).items():
+    for text, count in sum(counts.values(), Counter[str]()).items():
         plain = text.strip()
         key = (
             Decimal(plain)
@@ -218,7 +218,7 @@ def _seen(text: str) -> str:
 
 def _named(groups: Mapping[Decimal | str, Counter[str]], *, fold: bool, whole: bool) -> dict[str, str]:
     """Return spelling → class."""
-    named = {}
+    named: dict[str, str] = {}
     for key, group in groups.items():
         number = whole and isinstance(key, Decimal) and key == key.to_integral_value()
         usual = str(int(key)) if number else max(sorted(group), key=lambda text: group[text]).strip()
@@ -251,6 +251,5 @@ def _in_one_file_only(
         return ""
     return (
         f"{tables['validation'].name}: no row with label {listed(map(cut, absent))}, which the training "
-        "file has: "
-        "nothing is measured of it; --kind classes (or labels) says that this is meant"
+        "file has: it will not be evaluated; --kind classes (or labels) confirms that"
     )

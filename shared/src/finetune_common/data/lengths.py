@@ -1,20 +1,22 @@
 """How long texts are in tokens, and how many do not fit."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetune_common.aliases import JsonObject
 from finetune_common.tasks import Task
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["token_facts"]
 
 
 def token_facts(
-    rows: Any, tokenizer: "PreTrainedTokenizerBase", task: Task, max_length: int, sample: int = 2000
-) -> dict[str, Any]:
+    rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", task: Task, max_length: int, sample: int = 2000
+) -> JsonObject:
     """Return median, 95 % quantile and share truncated of the rows' lengths, special tokens included.
 
     Args:
@@ -35,7 +37,8 @@ def token_facts(
     """
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows))).astype(int))
     texts = rows.select(chosen)
-    encoded = tokenizer(*(texts[name][:] for name in task.columns), truncation=False, verbose=False)
+    first, *second = (texts[name][:] for name in task.columns)
+    encoded = tokenizer(first, second[0] if second else None, truncation=False, verbose=False)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     return {
         "median": int(np.median(lengths)),

@@ -4,15 +4,16 @@ import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from finetune_common.aliases import Rows
 from finetune_common.data.official import read_official
 from finetune_common.demo import demo_rows
 from finetune_common.errors import ConfigurationError, check_choice
 from finetune_common.tasks import Task, get_task
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features
+    from datasets import Dataset, DatasetDict, Feature, Features
 
 __all__ = ["as_dataset", "load_task"]
 
@@ -60,25 +61,25 @@ def load_task(
     else:
         data = _from_hub(task, chosen)
     _check_rows(task, data)
-    return DatasetDict(data)  # type: ignore[call-overload]
+    return DatasetDict(data)
 
 
 def _features(task: Task) -> "Features":
     from datasets import ClassLabel, Features, List, Value
 
-    columns: dict[str, Any] = {name: Value("string") for name in task.columns}
+    columns: dict[str, Feature] = {name: Value("string") for name in task.columns}
     label = Value("float32") if task.regression else ClassLabel(names=list(task.labels))
     columns["label"] = List(label) if task.several else label
     columns["idx"] = Value("int32")
     return Features(columns)
 
 
-def as_dataset(task: Task, columns: dict[str, list[Any]]) -> "Dataset":
+def as_dataset(task: Task, columns: Rows) -> "Dataset":
     """Return columns as rows with the task's types."""
     import pyarrow as pa
     from datasets import Dataset
 
-    return Dataset(pa.Table.from_pydict(columns, schema=_features(task).arrow_schema))  # type: ignore[arg-type]
+    return Dataset(pa.Table.from_pydict(columns, schema=_features(task).arrow_schema))
 
 
 def _from_folder(task: Task, root: Path, splits: list[str]) -> "dict[str, Dataset]":
@@ -98,7 +99,7 @@ def _from_hub(task: Task, splits: list[str]) -> "dict[str, Dataset]":
     from datasets import load_dataset
 
     try:
-        data: Any = load_dataset(HUB, task.name)
+        data = load_dataset(HUB, task.name)
     except Exception as error:  # offline cache or network: the remedy is the same
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(

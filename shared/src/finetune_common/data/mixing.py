@@ -51,7 +51,7 @@ def mixed_batches(
 
     Rows are numbered through all tasks in the order of `lengths`. Each task has a stream of epochs, drawn by
     `epoch_batches`; an epoch here takes the next `batch_counts` batches of each stream. So a task that is
-    drawn more often repeats its rows, and every row of a large task comes at some time.
+    drawn more often repeats its rows, and every row of a large task comes up eventually.
 
     Args:
         lengths: Task → tokens of each of its rows.

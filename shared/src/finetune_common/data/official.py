@@ -4,15 +4,15 @@ import warnings
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
+from finetune_common.aliases import Rows
 from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import Task
 
 __all__ = ["read_official"]
 
 
-def read_official(task: Task, path: Path, *, labelled: bool = True) -> dict[str, list[Any]]:
+def read_official(task: Task, path: Path, *, labelled: bool = True) -> Rows:
     """Return the columns of one file, named and encoded as on the hub.
 
     Tab-separated UTF-8, a byte-order mark allowed; quotes are text, blank lines are skipped. Columns are
@@ -45,7 +45,7 @@ def read_official(task: Task, path: Path, *, labelled: bool = True) -> dict[str,
     label_at = _position(header, path, (task.official_label, "label")) if labelled else None
     body = _check_widths(task, path, header, body)
 
-    columns: dict[str, list[Any]] = {
+    columns: Rows = {
         name: [cells[place] for _, cells in body] for name, place in zip(task.columns, texts, strict=True)
     }
     if label_at is None:
@@ -114,7 +114,7 @@ def _check_widths(
     return [(number, cells) for number, cells in body if len(cells) == width]
 
 
-def _class(task: Task) -> Callable[[str], Any]:
+def _class(task: Task) -> Callable[[str], int]:
     indices = {name: index for index, name in enumerate(task.labels)}
     indices |= {str(index): index for index in range(len(task.labels))}
 
@@ -126,7 +126,7 @@ def _class(task: Task) -> Callable[[str], Any]:
     return parse
 
 
-def _score(task: Task) -> Callable[[str], Any]:
+def _score(task: Task) -> Callable[[str], float]:
     low, high = task.label_range
 
     def parse(cell: str) -> float:
@@ -141,7 +141,7 @@ def _score(task: Task) -> Callable[[str], Any]:
     return parse
 
 
-def _parse(parse: Callable[[str], Any], cell: str, path: Path, number: int) -> Any:
+def _parse(parse: Callable[[str], float], cell: str, path: Path, number: int) -> float:
     try:
         return parse(cell)
     except ValueError as error:

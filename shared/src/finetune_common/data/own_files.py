@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from math import inf
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from finetune_common.aliases import JsonObject, Rows
 from finetune_common.data.choices import Choices
 from finetune_common.data.columns import Columns, choose_columns
 from finetune_common.data.content import fingerprint
 from finetune_common.data.facts import always_the_usual, count_labels, count_texts
 from finetune_common.data.files import read_table
-from finetune_common.data.labels import Labels, known_labels, named_by_the_file, tell_labels, unlabelled
+from finetune_common.data.labels import Labels, find_labels, known_labels, name_indexed_classes, unlabelled
 from finetune_common.data.messages import counted, cut, refusal
 from finetune_common.data.schema import Schema, Source
 from finetune_common.data.splitting import stratified
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 __all__ = ["OwnRows", "load_own_files", "read_own_files", "read_own_tables"]
-
-Rows = dict[str, list[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +50,14 @@ class OwnRows:
 
         from finetune_common.data.loading import as_dataset
 
-        return DatasetDict({split: as_dataset(self.task, rows) for split, rows in self.splits.items()})  # type: ignore[call-overload]
+        return DatasetDict({split: as_dataset(self.task, rows) for split, rows in self.splits.items()})
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> JsonObject:
         """Return the identity of the rows, wherever their files lie: see `fingerprint`."""
         return fingerprint(self.task, self.splits)
 
     def with_scores_of_no_model(self) -> Schema:
-        """Return the schema with the score of an answer without a model, which imports scikit-learn."""
+        """Return the schema with the score of a constant answer; this imports scikit-learn."""
         evaluated = self.splits.get("validation", self.splits["train"])
         return replace(self.schema, usual=always_the_usual(self.task, self.splits["train"], evaluated))
 
@@ -102,8 +101,8 @@ def read_own_files(
     """Read a task from files: csv, tsv, json, jsonl, parquet or arrow, also gzipped.
 
     If `name` is a known task, the files have its columns, labels and metrics. Otherwise the task is found
-    from the training file: see `choose_columns`, `tell_kind` and
-    `tell_labels`. Nothing heavy is imported for text files.
+    from the training file: see `choose_columns`, `find_kind` and `find_labels`. Nothing heavy is imported
+    for text files.
 
     Args:
         name: A known task, or any new name.
@@ -122,9 +121,9 @@ def read_own_files(
         >>> file = Path(tempfile.mkdtemp()) / "tickets.csv"
         >>> lines = "".join(f"{i},late {i},{'ab'[i % 2]}\\n" for i in range(20))
         >>> _ = file.write_text(",text,label\\n" + lines)
-        >>> found = read_own_files("tickets", file, choices=Choices(validation_share=0.2))
-        >>> found.schema.aside, len(found.splits["validation"]["text"])
-        ({'Unnamed: 0': 'an index, for it has no name of its own'}, 4)
+        >>> tickets = read_own_files("tickets", file, choices=Choices(validation_share=0.2))
+        >>> tickets.schema.aside, len(tickets.splits["validation"]["text"])
+        ({'Unnamed: 0': 'an index: it has no name'}, 4)
     """
     choices = choices or Choices()
     paths = {"train": train_file, "validation": validation_file, "test": test_file}
@@ -161,7 +160,7 @@ def read_own_tables(
     else:  # each file may have the hub's names or the official ones
         roles = {split: choose_columns(table, choices, known) for split, table in tables.items()}
     tables, unlabelled_rows = _labelled(tables, roles, choices)
-    labels = known_labels(known) if known else tell_labels(tables, columns.label, choices)
+    labels = known_labels(known) if known else find_labels(tables, columns.label, choices)
     questions = (*columns.questions, *labels.questions)
     if strict and questions:
         raise refusal("to decide", questions[0])
@@ -179,12 +178,13 @@ def _labelled(
     tables: Mapping[str, Table], roles: Mapping[str, Columns], choices: Choices
 ) -> tuple[dict[str, Table], dict[str, int]]:
     """Return the tables without unlabelled rows, and the number of those rows."""
-    kept, left_out = {}, {}
+    labelled: dict[str, Table] = {}
+    left_out: dict[str, int] = {}
     for split, table in tables.items():
         columns = roles[split]
         table.require(columns.texts, "--text-columns")
         table.require([columns.label], "--label-column")
-        named_by_the_file(table, columns.label)
+        name_indexed_classes(table, columns.label)
         rows = unlabelled(table, columns.label)
         if rows and not choices.drop_unlabelled:
             raise refusal(
@@ -195,17 +195,18 @@ def _labelled(
             raise refusal(
                 table.name, f"no row has a label in column {cut(columns.label)}: --label-column names another"
             )
-        kept[split], left_out[split] = table.without(rows) if rows else table, len(rows)
-    return kept, left_out
+        labelled[split], left_out[split] = table.without(rows) if rows else table, len(rows)
+    return labelled, left_out
 
 
 def _task(name: str, known: Task | None, columns: Columns, labels: Labels, choices: Choices) -> Task:
     if known is not None:
         task = _with_one_evaluation_set(known)
     else:
-        several = labels.kind.name == "labels"
-        told = {"official_label": columns.label, "label_range": (-inf, inf), "several": several}
-        task = Task(name, columns.texts, labels.names, (), "", {}, **told)
+        task = Task(
+            name, columns.texts, labels.names, (), "", {}, official_label=columns.label,
+            label_range=(-inf, inf), several=labels.kind.name == "labels",
+        )  # fmt: skip
     metrics = metrics_of(task, choices.metric)
     return replace(task, metrics=metrics, primary=choices.metric or metrics[0])
 
@@ -224,15 +225,14 @@ def _rows(task: Task, columns: Columns, labels: Labels, table: Table) -> Rows:
 
 def _texts(table: Table, column: str) -> list[str]:
     values = ["" if value is None else value for value in table.columns[column]]
-    for allowed, what in (
-        (lambda v: isinstance(v, str), "text"),
-        (well_formed, "whole characters (half of one is there)"),
-    ):
-        if wrong := [row for row, value in enumerate(values) if not allowed(value)]:
+    wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
+    broken = [] if wrong else [row for row, value in enumerate(values) if not well_formed(value)]
+    for rows, expected in ((wrong, "text"), (broken, "text without invalid characters")):
+        if rows:
             raise refusal(
                 table.name,
-                f"column {cut(column)} is {cut(values[wrong[0]])} in {counted(wrong)}: "
-                f"{table.where(wrong)}; expected {what}",
+                f"column {cut(column)} is {cut(values[rows[0]])} in {counted(rows)}: "
+                f"{table.where(rows)}; expected {expected}",
             )
     if not any(value and not value.isspace() for value in values):
         raise refusal(table.name, f"column {cut(column)} is empty in every row: --text-columns names another")
@@ -248,8 +248,8 @@ def _split(
         classes = [0] * len(texts)
     else:
         classes = [tuple(label) if task.several else label for label in rows["label"]]
-    kept, taken = stratified(texts, classes, share)
-    if not kept or not taken:
+    training, evaluation = stratified(texts, classes, share)
+    if not training or not evaluation:
         raise refusal(
             files["train"],
             f"{len(texts):,} rows with too few different texts to split by --validation-share {share:g}: "
@@ -257,13 +257,11 @@ def _split(
         )
     picked = {
         split: {column: [values[row] for row in part] for column, values in rows.items()}
-        for split, part in (("train", kept), ("validation", taken))
+        for split, part in (("train", training), ("validation", evaluation))
     }
-    return {**picked, **{s: r for s, r in splits.items() if s != "train"}}, {
-        "train": files["train"],
-        "validation": files["train"],
-        **{s: f for s, f in files.items() if s != "train"},
-    }
+    sources = {"train": files["train"], "validation": files["train"]}
+    others = [split for split in splits if split != "train"]
+    return picked | {split: splits[split] for split in others}, sources | {s: files[s] for s in others}
 
 
 def _schema(

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data.messages import listed
+from finetune_common.data.values import is_list, is_tuple
 
 __all__ = ["Schema", "Source"]
 
@@ -29,7 +30,7 @@ class Source:
     empty: int = 0
     duplicates: int = 0
     in_train: int = 0
-    labels: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -63,24 +64,25 @@ class Schema:
     classes: tuple[str, ...]
     metrics: tuple[str, ...]
     primary: str
-    aside: Mapping[str, str] = field(default_factory=dict)
-    usual: Mapping[str, Any] = field(default_factory=dict)
-    tokens: Mapping[str, Any] = field(default_factory=dict)
+    aside: Mapping[str, str] = field(default_factory=dict[str, str])
+    usual: JsonObject = field(default_factory=JsonObject)
+    tokens: JsonObject = field(default_factory=JsonObject)
     questions: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain data for `result.json`."""
         plain = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        return {key: list(value) if is_tuple(value) else value for key, value in plain.items()}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "Schema":
+    def from_dict(cls, plain: JsonObject) -> "Schema":
         """Return the schema from the plain data of `as_dict`."""
         sources = {split: Source(**source) for split, source in plain["sources"].items()}
-        names = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
-        return cls(**{**plain, **names, "sources": sources})
+        fields: JsonObject = {key: tuple(value) if is_list(value) else value for key, value in plain.items()}
+        fields["sources"] = sources
+        return cls(**fields)
 
-    def with_tokens(self, tokens: Mapping[str, Any]) -> "Schema":
+    def with_tokens(self, tokens: JsonObject) -> "Schema":
         """Return the schema with the length of its rows in tokens, as `token_facts` measures it."""
         return replace(self, tokens=tokens)
 
@@ -123,7 +125,7 @@ class Schema:
         answer = self.usual["answer"]
         if self.kind == "regression":
             return f"always the mean, {answer:.4g}: root mean squared error {self.usual['spread']:.4g}"
-        label = listed(answer) or "no label" if isinstance(answer, list) else answer[:60]
+        label = listed(answer) or "no label" if is_list(answer) else answer[:60]
         return f"always {label}: " + ", ".join(
             f"{name} {value:.4f}" for name, value in self.usual["metrics"].items()
         )
@@ -143,7 +145,7 @@ def _counts(source: Source) -> str:
     return f" ({', '.join(labels)})" if labels else ""
 
 
-def _tokens(tokens: Mapping[str, Any]) -> str:
+def _tokens(tokens: JsonObject) -> str:
     return (
         f"median {tokens['median']}, 95 % have at most {tokens['most']}, {100 * tokens['truncated']:.1f} "
         "% longer than "

@@ -4,7 +4,7 @@ import csv
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -23,7 +23,7 @@ OTHERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 
 
 @contextmanager
-def _cells_of_any_length() -> Iterator[None]:
+def _cells_of_any_length() -> Generator[None, None, None]:
     before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         yield
@@ -103,7 +103,7 @@ def _check_named(path: Path, header: list[str], choices: Choices) -> None:
 
 
 def _called(delimiter: str) -> str:
-    return "tabulators" if delimiter == "\t" else repr(delimiter)
+    return "tabs" if delimiter == "\t" else repr(delimiter)
 
 
 def _header(path: Path, cells: list[str], line: int) -> list[str]:

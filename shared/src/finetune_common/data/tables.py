@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from finetune_common.aliases import Rows
 from finetune_common.data.messages import cut, numbered, refusal
+from finetune_common.data.values import is_record
 from finetune_common.errors import did_you_mean
 
 __all__ = ["Table", "flatten"]
@@ -23,10 +24,10 @@ class Table:
     """
 
     name: str
-    columns: dict[str, list[Any]]
+    columns: Rows
     places: Sequence[int]
     unit: str = "line"
-    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def __len__(self) -> int:
         return len(self.places)
@@ -49,9 +50,8 @@ class Table:
 
     def without(self, rows: Sequence[int]) -> "Table":
         """Return the table with these rows left out."""
-        gone = set(rows)
-        kept = [row for row in range(len(self)) if row not in gone]
-        return self.select(kept)
+        dropped = set(rows)
+        return self.select([row for row in range(len(self)) if row not in dropped])
 
     def select(self, rows: Sequence[int]) -> "Table":
         """Return the table of these rows."""
@@ -59,7 +59,7 @@ class Table:
         return Table(self.name, columns, [self.places[row] for row in rows], self.unit, self.classes)
 
 
-def flatten(row: dict[str, Any]) -> dict[str, Any]:
+def flatten(row: dict[str, object]) -> dict[str, object]:
     """Return a row with nested fields named by their path: `{"a": {"b": 1}}` is `{"a.b": 1}`.
 
     Raises:
@@ -71,11 +71,11 @@ def flatten(row: dict[str, Any]) -> dict[str, Any]:
     """
     if not any(isinstance(value, dict) for value in row.values()):
         return row
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     pending = list(reversed(row.items()))
     while pending:
         name, value = pending.pop()
-        if isinstance(value, dict):
+        if is_record(value):
             pending += [(f"{name}.{key}", inner) for key, inner in reversed(value.items())]
         elif name in flat:
             raise KeyError(name)

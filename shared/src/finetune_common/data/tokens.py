@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from hashlib import file_digest, sha256
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
+from finetune_common.aliases import JsonObject
 from finetune_common.data.content import fingerprint, rows_digest
 from finetune_common.errors import ConfigurationError, check_number
 from finetune_common.tasks import Task, get_task
@@ -18,7 +19,7 @@ from finetune_common.tasks import Task, get_task
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 __all__ = ["default_cache_dir", "tokenize"]
 
@@ -39,7 +40,7 @@ def tokenize(
     max_length: int,
     cache_dir: str | PathLike[str] | None = None,
     *,
-    content: Mapping[str, Any] | None = None,
+    content: JsonObject | None = None,
 ) -> "DatasetDict":
     """Return the splits as token ids, from disk if they were tokenised before.
 
@@ -64,8 +65,10 @@ def tokenize(
     task = get_task(task)
     if not tokenizer.is_fast:
         raise ConfigurationError(f"tokenizer {type(tokenizer).__name__} has no fast form, which is needed")
+    tokenizer = cast("PreTrainedTokenizerFast", tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2)
-    check_number("max_length", max_length, above=special, at_most=tokenizer.model_max_length)
+    longest = cast("int", tokenizer.model_max_length)  # pyright: ignore[reportUnknownMemberType]  # untyped
+    check_number("max_length", max_length, above=special, at_most=longest)
     for split, rows in data.items():
         if not len(rows):
             raise ConfigurationError(f"{task.name}: {split} has no rows to tokenise")
@@ -91,10 +94,10 @@ def _safe(name: str) -> str:
 
 def _key(
     data: "Mapping[str, Dataset]",
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerFast",
     task: Task,
     max_length: int,
-    content: Mapping[str, Any] | None,
+    content: JsonObject | None,
 ) -> str:
     digest = sha256(
         json.dumps([_FORMAT, task.name, task.version, task.labels, task.kind, max_length]).encode()
@@ -106,7 +109,7 @@ def _key(
     return digest.hexdigest()
 
 
-def _tokenizer_state(tokenizer: Any) -> str:
+def _tokenizer_state(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Return all settings that affect the ids, without truncation and padding, which each call sets."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -115,7 +118,13 @@ def _tokenizer_state(tokenizer: Any) -> str:
     return json.dumps(sides) + backend.to_str()
 
 
-def _write(folder: Path, data: "Mapping[str, Dataset]", tokenizer: Any, task: Task, max_length: int) -> None:
+def _write(
+    folder: Path,
+    data: "Mapping[str, Dataset]",
+    tokenizer: "PreTrainedTokenizerFast",
+    task: Task,
+    max_length: int,
+) -> None:
     import pyarrow as pa
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +151,9 @@ def _write(folder: Path, data: "Mapping[str, Dataset]", tokenizer: Any, task: Ta
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _encode(rows: Any, tokenizer: Any, task: Task, max_length: int) -> "Iterator[pa.RecordBatch]":
+def _encode(
+    rows: "Dataset", tokenizer: "PreTrainedTokenizerFast", task: Task, max_length: int
+) -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
 
     from finetune_common.metrics import multi_hot
@@ -150,7 +161,9 @@ def _encode(rows: Any, tokenizer: Any, task: Task, max_length: int) -> "Iterator
     types = {"input_ids": pa.int32(), "attention_mask": pa.int8(), "token_type_ids": pa.int8()}
     label_type = pa.float32() if task.regression else pa.list_(pa.int8()) if task.several else pa.int64()
     for chunk in rows.iter(_CHUNK):
-        encoded = tokenizer(*(chunk[name] for name in task.columns), truncation=True, max_length=max_length)
+        first, *second = (chunk[name] for name in task.columns)
+        pair = second[0] if second else None
+        encoded = tokenizer(first, pair, truncation=True, max_length=max_length)
         columns = {
             name: pa.array(encoded[name], type=pa.list_(kind))
             for name, kind in types.items()

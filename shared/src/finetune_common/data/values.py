@@ -4,9 +4,19 @@ import ast
 import json
 import re
 from math import isfinite, isnan
-from typing import Any
+from typing import TypeGuard
 
-__all__ = ["NUMBER", "as_list", "finite", "is_missing", "spelled", "well_formed"]
+__all__ = [
+    "NUMBER",
+    "as_list",
+    "finite",
+    "is_list",
+    "is_missing",
+    "is_record",
+    "is_tuple",
+    "spelled",
+    "well_formed",
+]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
 """A number as files write it: no blanks, no separators of thousands, no words."""
@@ -24,7 +34,22 @@ MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT")
 """pandas' spellings of a missing value. `None`, `NA` and `null` can be real words, too."""
 
 
-def is_missing(value: Any) -> bool:
+def is_list(value: object) -> TypeGuard[list[object]]:
+    """Say whether a value is a list."""
+    return isinstance(value, list)
+
+
+def is_record(value: object) -> TypeGuard[dict[str, object]]:
+    """Say whether a value has named fields, such as a JSON object."""
+    return isinstance(value, dict)
+
+
+def is_tuple(value: object) -> TypeGuard[tuple[object, ...]]:
+    """Say whether a value is a tuple."""
+    return isinstance(value, tuple)
+
+
+def is_missing(value: object) -> bool:
     """Say whether a value is missing: null, blank, or NaN.
 
     Examples:
@@ -36,7 +61,7 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and isnan(value))
 
 
-def spelled(value: Any) -> str:
+def spelled(value: object) -> str:
     """Return a label as text, truth values in JSON's words.
 
     Examples:
@@ -62,14 +87,14 @@ def finite(text: str) -> float | None:
     return number if isfinite(number) and abs(number) < 3.4e38 else None
 
 
-def as_list(value: Any) -> list[Any] | None:
+def as_list(value: object) -> list[object] | None:
     """Return a value that is a list, or whose text is a list in JSON or Python, else None.
 
     Examples:
         >>> as_list("['x', 'y']"), as_list('["x"]'), as_list("[sic] late"), as_list([1])
         (['x', 'y'], ['x'], None, [1])
     """
-    if isinstance(value, list | tuple):
+    if is_list(value) or is_tuple(value):
         return list(value)
     text = value.strip() if isinstance(value, str) else ""
     if not (text.startswith("[") and text.endswith("]")) or len(text) > 100_000:
@@ -79,7 +104,7 @@ def as_list(value: Any) -> list[Any] | None:
             converted = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(converted, list) and not any(isinstance(part, list | dict) for part in converted):
+        if is_list(converted) and not any(isinstance(part, list | dict) for part in converted):
             return converted
     return None
 

@@ -1,8 +1,8 @@
 """The rows of a demo task, the same on every machine."""
 
 from random import Random
-from typing import Any
 
+from finetune_common.aliases import Rows
 from finetune_common.demo.acceptability import acceptability_row
 from finetune_common.demo.entailment import entailment_row
 from finetune_common.demo.similarity import similarity_row
@@ -13,7 +13,7 @@ __all__ = ["demo_rows"]
 _CLASSIFIED = {"demo-acceptability": acceptability_row, "demo-entailment": entailment_row}
 
 
-def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
+def demo_rows(task: str | Task, split: str) -> Rows:
     """Return the text columns, `label` and `idx` of one split; no row occurs twice in the two splits.
 
     Args:
@@ -28,7 +28,7 @@ def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
     task = get_task(task)
     random = Random(f"{task.name} {task.version}")
     seen: set[tuple[str, ...]] = set()
-    columns: dict[str, list[Any]] = {}
+    columns: Rows = {}
     for name, count in task.rows.items():
         columns = {column: [] for column in (*task.columns, "label", "idx")}
         for index in range(count):
@@ -41,10 +41,10 @@ def demo_rows(task: str | Task, split: str) -> dict[str, list[Any]]:
 
 
 def _new_row(task: Task, random: Random, seen: set[tuple[str, ...]]) -> tuple[tuple[str, ...], float]:
-    label = random.randrange(2)  # drawn once, so that skipping repeated rows does not skew the classes
+    drawn = random.randrange(2)  # once, so that skipping repeated rows does not skew the classes
     while True:
         if task.name in _CLASSIFIED:
-            texts = _CLASSIFIED[task.name](random, label)
+            texts, label = _CLASSIFIED[task.name](random, drawn), drawn
         else:
             texts, label = similarity_row(random)
         if texts not in seen:

@@ -5,8 +5,9 @@ finetune_common.optim.ops    the arithmetic that rules are written in
 finetune_common.optim.run    the three ways: reference, foreach, fused
 """
 
+from finetune_common.optim.batch import Batch
 from finetune_common.optim.norms import whole_norms
-from finetune_common.optim.optimizer import Batch, ElementwiseOptimizer
+from finetune_common.optim.optimizer import ElementwiseOptimizer
 from finetune_common.optim.rows import flat_row
 from finetune_common.optim.run import Row, Rule, arithmetic_dtype, run
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune_common.aliases import StateDict, is_sharded
 from finetune_common.errors import ConfigurationError, shown
 from finetune_common.optim.run import arithmetic_dtype
 
@@ -18,8 +18,8 @@ WITHOUT = {"amsgrad": False, "dampening": 0, "lr_decay": 0}
 
 
 def checked_state(
-    saved: Mapping[str, Any], params: Iterable[Tensor], per_element: Iterable[str], names: Mapping[str, str]
-) -> dict[str, Any]:
+    saved: StateDict, params: Iterable[Tensor], per_element: Iterable[str], names: Mapping[str, str]
+) -> StateDict:
     """Return a saved state in this optimizer's names.
 
     Args:
@@ -41,7 +41,7 @@ def checked_state(
                     f"{setting}={harmless!r} in its groups"
                 )
     ids = [index for group in saved["param_groups"] for index in group["params"]]
-    state = {}
+    state: dict[int, StateDict] = {}
     for index, entries in saved["state"].items():
         if index not in ids:
             raise ConfigurationError(
@@ -60,12 +60,12 @@ def checked_state(
     return {**saved, "state": state}
 
 
-def _is_nothing(value: Any) -> bool:
+def _is_nothing(value: object) -> bool:
     """torch's checkpoint tools put an empty dictionary where nothing was saved; old SGD states hold None."""
     return value is None or (isinstance(value, dict) and not value)
 
 
-def restored(param: Tensor, name: str, value: Any, per_element: bool) -> Any:
+def restored(param: Tensor, name: str, value: object, per_element: bool) -> object:
     """Return a saved value in this optimizer's form: exact, in new memory.
 
     Args:
@@ -81,5 +81,5 @@ def restored(param: Tensor, name: str, value: Any, per_element: bool) -> Any:
         return value
     if per_element:
         return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)).copy_(value)
-    whole = value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[attr-defined]
-    return whole.detach().to(param.device, copy=True)
+    unsharded = value.full_tensor() if is_sharded(value) else value
+    return unsharded.detach().to(param.device, copy=True)

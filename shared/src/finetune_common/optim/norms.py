@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from finetune_common.aliases import is_sharded
 from finetune_common.compiled import calls_decide
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["multiplies", "norm_of", "whole_norms"]
 
 BLOCK = 2**19
 """Elements whose squares are summed in their dtype: with 23 million, float32 is off by 3e-4."""
+
+# torch.linalg has no types:
+_norm: Callable[..., Tensor] = torch.linalg.vector_norm  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def whole_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -35,18 +42,18 @@ def whole_norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     local = [_local(tensor) for tensor in tensors]
     device = local[0].device
-    norms: list[Tensor | None] = [None] * len(local)
+    norms: dict[int, Tensor] = {}
     kinds = [(tensor.device, multiplies(tensor)) for tensor in local]
     for kind in dict.fromkeys(kinds):
         indices = [i for i, other in enumerate(kinds) if other == kind]
-        own = [local[i] for i in indices]
-        for i, norm in zip(indices, _by_products(own) if kind[1] else _over_lists(own), strict=True):
+        alike = [local[i] for i in indices]
+        for i, norm in zip(indices, _by_products(alike) if kind[1] else _over_lists(alike), strict=True):
             norms[i] = norm if norm.device == device else norm.to(device)
-    return _over_shards(torch.stack(norms), tensors)  # type: ignore[arg-type]
+    return _over_shards(torch.stack([norms[i] for i in range(len(local))]), tensors)
 
 
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def multiplies(tensor: Tensor) -> bool:
@@ -66,7 +73,7 @@ def norm_of(tensor: Tensor) -> float:
         5.0
     """
     flat = tensor.view(-1)
-    blocks = flat.split(BLOCK) if flat.numel() > BLOCK else (flat,)
+    blocks = torch.split(flat, BLOCK) if flat.numel() > BLOCK else (flat,)
     squares = sum(torch.dot(block, block).item() for block in blocks)
     return math.sqrt(squares) if math.isfinite(squares) else _scaled(flat).item()
 
@@ -78,27 +85,29 @@ def _by_products(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _scaled(tensor: Tensor) -> Tensor:
     """The norm of numbers whose squares overflow their dtype."""
     if tensor.dtype != torch.float64:
-        return torch.linalg.vector_norm(tensor, dtype=torch.float64)
+        return _norm(tensor, dtype=torch.float64)
     largest = tensor.abs().max()
-    return torch.linalg.vector_norm(tensor / largest) * largest
+    return _norm(tensor / largest) * largest
 
 
-def _over_lists(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(torch._foreach_norm(list(tensors), 2, dtype=torch.float64))
+def _over_lists(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch._foreach_norm(list(tensors), 2, dtype=torch.float64)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # it has no public name
 
 
-def _over_shards(norms: Tensor, tensors: Sequence[Any]) -> Tensor:
+def _over_shards(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Combine the norms of the processes' parts."""
-    members: dict[tuple[Any, int], list[int]] = {}
+    members: dict[tuple[DeviceMesh, int], list[int]] = {}
     for i, tensor in enumerate(tensors):
-        for dim, placement in enumerate(getattr(tensor, "placements", ())):
+        if not is_sharded(tensor):
+            continue
+        for dim, placement in enumerate(tensor.placements):
             if placement.is_shard():
                 members.setdefault((tensor.device_mesh, dim), []).append(i)
     for (mesh, dim), indices in members.items():
         parts = list(norms.unbind())
         squares = torch.stack([parts[i] for i in indices]).square_()
-        torch.distributed.all_reduce(squares, group=mesh.get_group(dim))
-        for i, whole in zip(indices, squares.sqrt_().unbind(), strict=True):
-            parts[i] = whole
+        torch.distributed.all_reduce(squares, group=mesh.get_group(dim))  # pyright: ignore[reportUnknownMemberType]  # untyped
+        for i, norm in zip(indices, squares.sqrt_().unbind(), strict=True):
+            parts[i] = norm
         norms = torch.stack(parts)
     return norms

@@ -7,8 +7,10 @@ value that the rule has computed saves a temporary; a rule never changes its arg
 
 from __future__ import annotations
 
+# torch's operations on lists of tensors have no public names:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,9 +30,6 @@ __all__ = [
     "sign",
     "square_root",
 ]
-
-Value = Any  # a Tensor or a TensorList
-Scalar = Any  # a float, a 0-dimensional tensor, or (over lists) a TensorList of 0-dimensional tensors
 
 
 class Divisor(float):
@@ -55,40 +54,41 @@ class TensorList:
     def __init__(self, tensors: Sequence[Tensor]):
         self.tensors = list(tensors)
 
-    def _binary(self, function: Callable[..., Any], other: Any) -> TensorList:
-        return TensorList(function(self.tensors, self._operand(other)))
+    def _binary(self, function: Callable[..., Sequence[Tensor]], other: Scalar) -> TensorList:
+        return TensorList(function(self.tensors, self.operand(other)))
 
-    def _operand(self, other: Any) -> Any:
+    def operand(self, other: Scalar) -> float | list[Tensor]:
+        """Return the other side of an operation as torch's list operations take it."""
         if isinstance(other, TensorList):
             return other.tensors
         return [other] * len(self.tensors) if isinstance(other, Tensor) else other
 
-    def __add__(self, other: Any) -> TensorList:
+    def __add__(self, other: Scalar) -> TensorList:
         return self._binary(torch._foreach_add, other)
 
-    def __sub__(self, other: Any) -> TensorList:
+    def __sub__(self, other: Scalar) -> TensorList:
         return self._binary(torch._foreach_sub, other)
 
-    def __mul__(self, other: Any) -> TensorList:
+    def __mul__(self, other: Scalar) -> TensorList:
         return self._binary(torch._foreach_mul, other)
 
-    def __truediv__(self, other: Any) -> TensorList:
+    def __truediv__(self, other: Scalar) -> TensorList:
         return self._binary(torch._foreach_div, other)
 
-    def _in_place(self, function: Callable[..., Any], other: Any) -> TensorList:
-        function(self.tensors, self._operand(other))
+    def _in_place(self, function: Callable[..., object], other: Scalar) -> TensorList:
+        function(self.tensors, self.operand(other))
         return self
 
-    def __iadd__(self, other: Any) -> TensorList:
+    def __iadd__(self, other: Scalar) -> TensorList:
         return self._in_place(torch._foreach_add_, other)
 
-    def __isub__(self, other: Any) -> TensorList:
+    def __isub__(self, other: Scalar) -> TensorList:
         return self._in_place(torch._foreach_sub_, other)
 
-    def __imul__(self, other: Any) -> TensorList:
+    def __imul__(self, other: Scalar) -> TensorList:
         return self._in_place(torch._foreach_mul_, other)
 
-    def __itruediv__(self, other: Any) -> TensorList:
+    def __itruediv__(self, other: Scalar) -> TensorList:
         return self._in_place(torch._foreach_div_, other)
 
     def __neg__(self) -> TensorList:
@@ -105,6 +105,10 @@ class TensorList:
     def to(self, dtype: torch.dtype) -> TensorList:
         """Return the tensors in a dtype; tensors that have it already are not copied."""
         return TensorList([tensor.to(dtype) for tensor in self.tensors])
+
+
+Value: TypeAlias = Any  # a Tensor or a TensorList; all values of a rule are of one kind
+Scalar: TypeAlias = Any  # a float, a 0-dimensional tensor, or over lists also a TensorList of such tensors
 
 
 def divide(value: Value, by: Scalar) -> Value:
@@ -189,8 +193,8 @@ def clamp(value: Value, low: Scalar, high: Scalar) -> Value:
     """The nearest number in [low, high]; NaN stays."""
     if not isinstance(value, TensorList):
         return torch.clamp(value, low, high)
-    lower = TensorList(torch._foreach_clamp_min(value.tensors, value._operand(low)))
-    return TensorList(torch._foreach_clamp_max(lower.tensors, value._operand(high)))
+    lower = TensorList(torch._foreach_clamp_min(value.tensors, value.operand(low)))
+    return TensorList(torch._foreach_clamp_max(lower.tensors, value.operand(high)))
 
 
 def assign(target: Value, value: Value) -> None:

@@ -3,50 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
+from finetune_common.aliases import ParamGroup, Settings, StateDict, is_sharded
 from finetune_common.arguments import check_parameters, explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.optim.batch import Batch, Turn, batches_of, salts
 from finetune_common.optim.norms import whole_norms
 from finetune_common.optim.ops import Divisor
-from finetune_common.optim.rows import shard_index
-from finetune_common.optim.run import Late, Row, Rule, run
+from finetune_common.optim.run import Late, Row, Rule, Update, run
 from finetune_common.optim.state import StatefulOptimizer
 
-__all__ = ["Batch", "ElementwiseOptimizer"]
+__all__ = ["ElementwiseOptimizer"]
 
 FUSED_PAYS_FROM = 2**23
 """From this many parameters on, compiling pays within a few hundred steps."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Parameters of one group that take a step together.
+class _Call(NamedTuple):
+    """What rows must have in common to run in one call."""
 
-    Args:
-        group: Their parameter group.
-        step: The number of this step for them, from 1.
-        params: The parameters.
-        grads: Their gradients from `.grad`; a DTensor stands for the whole tensor.
-        rows: `[param, grad, *state]` of each, flat; of a DTensor this process's part.
-        indices: Their positions among all parameters of the optimizer.
-    """
-
-    group: dict[str, Any]
-    step: int
-    params: list[Tensor]
-    grads: list[Tensor]
-    rows: list[Row]
-    indices: list[int]
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Dtypes and device; rows with the same ones may run in one call."""
-        return self.rows[0][0].dtype, self.rows[0][1].dtype, self.rows[0][0].device
+    rule: Rule
+    scalars: tuple[tuple[str, float], ...]
+    kind: tuple[torch.dtype, torch.dtype, torch.device]
 
 
 class ElementwiseOptimizer(StatefulOptimizer):
@@ -104,8 +87,8 @@ class ElementwiseOptimizer(StatefulOptimizer):
 
     def __init__(
         self,
-        params: Any,
-        defaults: dict[str, Any],
+        params: ParamsT,
+        defaults: Settings,
         *,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -128,15 +111,15 @@ class ElementwiseOptimizer(StatefulOptimizer):
             },
         )
 
-    def rule(self, group: Mapping[str, Any]) -> tuple[Callable[..., tuple[Any, ...]], Mapping[str, Any]]:
+    def rule(self, group: Settings) -> tuple[Update, Settings]:
         """Return the update function of a group and its static settings, which must be hashable."""
         raise NotImplementedError
 
-    def scalars(self, group: Mapping[str, Any], step: int) -> Mapping[str, float]:
+    def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
         """Return the numbers that the rule needs at a step (from 1); a `Divisor` for `ops.divide`."""
         raise NotImplementedError
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
+    def check_group(self, group: Settings) -> None:
         """Raise `ConfigurationError` for settings that cannot be used."""
 
     def prepare(self, batches: list[Batch]) -> list[dict[str, Sequence[Tensor | Late]]]:
@@ -148,11 +131,11 @@ class ElementwiseOptimizer(StatefulOptimizer):
         """
         return [{} for _ in batches]
 
-    def inputs(self, group: Mapping[str, Any], param: Tensor) -> tuple[Tensor, ...] | None:
+    def inputs(self, group: Settings, param: Tensor) -> tuple[Tensor, ...] | None:
         """Return further arguments of the rule after the state, or None to skip the parameter."""
         return ()
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: ParamGroup) -> None:
         """Add a group; see `torch.optim.Optimizer.add_param_group`.
 
         Raises:
@@ -167,7 +150,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
                 "complex parameters are not supported: pass torch.view_as_real(parameter) as the parameter"
             )
 
-    def _check(self, group: Mapping[str, Any]) -> None:
+    def _check(self, group: Settings) -> None:
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ConfigurationError(
@@ -177,9 +160,11 @@ class ElementwiseOptimizer(StatefulOptimizer):
         check_choice("skip_nonfinite", group["skip_nonfinite"], (None, "group", "step"))
         self.check_group(group)
 
-    @torch._disable_dynamo  # a compiled training step ends its graph here: the step has its own compiled code
+    # A compiled training step ends its graph here: the step has its own compiled code. The decorator's public
+    # name, torch.compiler.disable, would load the compiler.
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # losses are tensors, not floats
         """Take one step; parameters without a gradient stay as they are.
 
         Args:
@@ -198,20 +183,19 @@ class ElementwiseOptimizer(StatefulOptimizer):
         for group in self.param_groups:
             self._check(group)
         batches = self._batches()
-        together: dict[tuple[Any, ...], tuple[list[Row], dict[str, list[Tensor | Late]]]] = {}
+        calls: dict[_Call, tuple[list[Row], dict[str, list[Tensor | Late]]]] = {}
         for batch, row_scalars in zip(batches, self.prepare(batches), strict=True):
             rule, scalars = self._rule_of(batch), self.scalars(batch.group, batch.step)
             if rule.stochastic:
-                row_scalars = {**row_scalars, "salt": _salts(batch).unbind()}
+                row_scalars = {**row_scalars, "salt": salts(batch).unbind()}
             numbers = tuple((name, _number(value)) for name, value in scalars.items())
-            rows, own = together.setdefault(
-                (rule, numbers, *batch.kind), ([], {name: [] for name in row_scalars})
-            )
+            call = _Call(rule, numbers, batch.kind)
+            rows, of_rows = calls.setdefault(call, ([], {name: [] for name in row_scalars}))
             rows += batch.rows
             for name, values in row_scalars.items():
-                own[name] += values
-        for (rule, numbers, *_), (rows, own) in together.items():
-            run(self._path(rows[0][0].device), rule, rows, dict(numbers), own)
+                of_rows[name] += values
+        for call, (rows, of_rows) in calls.items():
+            run(self._path(rows[0][0].device), call.rule, rows, dict(call.scalars), of_rows)
         self._rows.write_back()
         return loss
 
@@ -233,7 +217,8 @@ class ElementwiseOptimizer(StatefulOptimizer):
 
     def _batches(self) -> list[Batch]:
         """Return the parameters that take this step, with complete state and the step counted."""
-        found, first = [], 0
+        turns: list[Turn] = []
+        first = 0
         self._rows.copies.clear()  # left from a step that failed
         for position, group in enumerate(self.param_groups):
             initial = self.initial_state(group)
@@ -243,55 +228,39 @@ class ElementwiseOptimizer(StatefulOptimizer):
                 if grad is not None and inputs is not None:
                     state = self.state_of(param, initial)
                     tensors = [*[state[name] for name in initial], *inputs]
-                    found.append((position, index, param, _placed(grad, param), state, tensors))
+                    turns.append(Turn(position, index, param, _placed(grad, param), state, tensors))
             first += len(group["params"])
-        skipped = self._skipped({position for position, *_ in found}, found)
-        found = [own for own in found if own[0] not in skipped]
-        steps = self.count([state for *_, state, _ in found])
-        batches: dict[tuple[Any, ...], Batch] = {}
-        for step, (position, index, param, grad, _, tensors) in zip(steps, found, strict=True):
-            row = self._rows.row(param, grad, tensors)
-            key = (position, step, param.dtype, grad.dtype, row[0].device)
-            batch = batches.get(key)
-            if batch is None:
-                batch = batches[key] = Batch(self.param_groups[position], step, [], [], [], [])
-            batch.params.append(param)
-            batch.grads.append(grad)
-            batch.rows.append(row)
-            batch.indices.append(index)
-        return list(batches.values())
+        skipped = self._skipped(turns)
+        turns = [turn for turn in turns if turn.group not in skipped]
+        steps = self.count([turn.state for turn in turns])
+        rows = [self._rows.row(turn.param, turn.grad, turn.tensors) for turn in turns]
+        return batches_of(turns, steps, rows, self.param_groups)
 
-    def _skipped(self, positions: set[int], found: list[Any]) -> set[int]:
+    def _skipped(self, turns: Sequence[Turn]) -> set[int]:
         """Return the groups that skip this step because a gradient is not finite, and count the skips."""
         options = [group["skip_nonfinite"] for group in self.param_groups]
-        if not found or not any(options):
+        if not turns or not any(options):
             return set()
-        finite = whole_norms([grad for _, _, _, grad, *_ in found]).isfinite().tolist()
-        skipped = {own[0] for own, good in zip(found, finite, strict=True) if not good and options[own[0]]}
+        norms = whole_norms([turn.grad for turn in turns])
+        finite = cast("list[bool]", norms.isfinite().tolist())  # pyright: ignore[reportUnknownMemberType]  # untyped
+        groups = {turn.group for turn, good in zip(turns, finite, strict=True) if not good}
+        skipped = {position for position in groups if options[position]}
         if any(options[position] == "step" for position in skipped):
-            skipped = positions
+            skipped = {turn.group for turn in turns}
         for position in skipped:
             self.param_groups[position]["skipped"] += 1
         return skipped
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {**super().__getstate__(), "foreach": self.foreach, "fused": self.fused}
 
 
-def _placed(grad: Any, param: Any) -> Tensor:
+def _placed(grad: Tensor, param: Tensor) -> Tensor:
     """Return a gradient, spread over processes like its parameter."""
-    if hasattr(param, "placements") and grad.placements != param.placements:
+    if is_sharded(param) and is_sharded(grad) and grad.placements != param.placements:
         return grad.redistribute(param.device_mesh, param.placements)
     return grad
 
 
-def _number(value: Any) -> float:
+def _number(value: float) -> float:
     return value if isinstance(value, Divisor) else float(value)
-
-
-def _salts(batch: Batch) -> Tensor:
-    salts = [
-        hash((batch.step, index, shard_index(param))) % 2**31
-        for index, param in zip(batch.indices, batch.params, strict=True)
-    ]
-    return torch.tensor(salts, dtype=torch.int32, device=batch.rows[0][0].device)

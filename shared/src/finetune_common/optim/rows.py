@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune_common.aliases import is_sharded
 from finetune_common.errors import ConfigurationError
 from finetune_common.optim.run import Row
 
@@ -18,21 +18,21 @@ class Rows:
     """The rows of parameters; views of tensors that do not move are made once."""
 
     def __init__(self) -> None:
-        self._kept: dict[Tensor, tuple[Row, list[int]]] = {}
+        self._views: dict[Tensor, tuple[Row, list[int]]] = {}
         self.copies: list[tuple[Tensor, Row]] = []
 
     def row(self, param: Tensor, grad: Tensor, state: Sequence[Tensor]) -> Row:
         """Return the row of a parameter; see `flat_row`."""
-        kept = self._kept.get(param)
-        if kept is not None and type(grad) is Tensor and not grad.is_sparse and grad.is_contiguous():
-            views, places = kept
-            there = [tensor.data_ptr() for tensor in (param, *state)]
-            if there == places and param.numel() == views[0].numel() and not grad.is_complex():
+        known = self._views.get(param)
+        if known is not None and type(grad) is Tensor and not grad.is_sparse and grad.is_contiguous():
+            views, addresses = known
+            unmoved = addresses == [tensor.data_ptr() for tensor in (param, *state)]
+            if unmoved and param.numel() == views[0].numel() and not grad.is_complex():
                 return [views[0], grad.view(-1), *views[1:]]
         row = flat_row(param, grad, *state)
-        part: Any = param.to_local() if hasattr(param, "to_local") else param  # type: ignore[attr-defined]
+        part = param.to_local() if is_sharded(param) else param
         if part is param and all(tensor.is_contiguous() for tensor in (param, *state)):
-            self._kept[param] = [row[0], *row[2:]], [tensor.data_ptr() for tensor in (param, *state)]
+            self._views[param] = [row[0], *row[2:]], [tensor.data_ptr() for tensor in (param, *state)]
         elif row[0].numel() and row[0].data_ptr() != part.data_ptr():
             self.copies.append((part.detach(), row))
         return row
@@ -60,10 +60,9 @@ def flat_row(param: Tensor, grad: Tensor, *rest: Tensor) -> Row:
         ConfigurationError: A sparse or complex gradient.
     """
     _check(grad)
-    state = list(rest)
-    if hasattr(param, "to_local"):
-        parts: Any = (param, grad, *state)
-        param, grad, *state = (tensor.to_local() for tensor in parts)
+    param, grad, *state = (
+        tensor.to_local() if is_sharded(tensor) else tensor for tensor in (param, grad, *rest)
+    )
     row = [param.detach(), grad, *state]
     if all(tensor.is_contiguous() for tensor in row):
         return [tensor.view(-1) for tensor in row]
@@ -83,9 +82,10 @@ def _lies_like(tensor: Tensor, param: Tensor) -> bool:
 
 def shard_index(param: Tensor) -> int:
     """Return the number of this process's part of a parameter: 0 if not sharded, equal for replicas."""
-    sharded: Any = param
-    index = 0
-    for dim, placement in enumerate(getattr(param, "placements", ())):
-        rank = sharded.device_mesh.get_local_rank(dim) if placement.is_shard() else 0
-        index = index * sharded.device_mesh.size(dim) + rank
+    if not is_sharded(param):
+        return 0
+    index, mesh = 0, param.device_mesh
+    for dim, placement in enumerate(param.placements):
+        rank = mesh.get_local_rank(dim) if placement.is_shard() else 0
+        index = index * mesh.size(dim) + rank
     return index

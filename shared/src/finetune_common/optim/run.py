@@ -12,25 +12,27 @@ branches. State for which the rule returns no value stays unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from finetune_common.compiled import Compiled, Direct, calls_decide
-from finetune_common.optim.ops import Divisor, TensorList, assign
+from finetune_common.optim.ops import Divisor, Scalar, TensorList, Value, assign
 from finetune_common.optim.rounding import round_stochastically
 
-__all__ = ["PATHS", "Late", "Row", "Rule", "advance", "arithmetic_dtype", "run"]
+__all__ = ["PATHS", "Late", "Row", "Rule", "Update", "advance", "arithmetic_dtype", "run"]
 
-Row = list[Tensor]
-Scalars = Mapping[str, float]
-Late = Callable[[], Tensor]
-RowScalars = Mapping[str, Sequence[Tensor | Late]]
+Row: TypeAlias = list[Tensor]
+Scalars: TypeAlias = Mapping[str, float]
+Late: TypeAlias = Callable[[], Tensor]
+RowScalars: TypeAlias = Mapping[str, Sequence[Tensor | Late]]
+Update: TypeAlias = Callable[..., tuple[Value, ...]]
+"""An update rule (see above): it returns tensors if it is given tensors, else `TensorList`s."""
 
 BLOCK = {"cpu": 2**17}
 """Elements that eager code handles at once, so that temporaries stay in a CPU's caches."""
@@ -54,8 +56,8 @@ class Rule:
         stochastic: Whether bfloat16 parameters are rounded stochastically.
     """
 
-    update: Callable[..., tuple[Any, ...]]
-    static: tuple[tuple[str, Any], ...] = ()
+    update: Update
+    static: tuple[tuple[str, Hashable], ...] = ()
     maximize: bool = False
     stochastic: bool = False
 
@@ -78,13 +80,12 @@ def run(path: str, rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
             A function that returns one is called just before its row runs, so that the rule finds the
             gradient in the cache.
     """
-    own = {name: [*values] for name, values in row_scalars.items()}
-    kept = [i for i, row in enumerate(rows) if row[0].numel()]
-    if kept:
-        PATHS[path](rule, [rows[i] for i in kept], scalars, _chosen(own, kept))
+    filled = [i for i, row in enumerate(rows) if row[0].numel()]
+    if filled:
+        PATHS[path](rule, [rows[i] for i in filled], scalars, _chosen(row_scalars, filled))
 
 
-def _chosen(row_scalars: RowScalars, indices: Iterable[int]) -> dict[str, list[Any]]:
+def _chosen(row_scalars: RowScalars, indices: Iterable[int]) -> dict[str, list[Tensor | Late]]:
     """Choose elements without an index tensor, which would make a GPU wait."""
     return {name: [values[i] for i in indices] for name, values in row_scalars.items()}
 
@@ -97,7 +98,7 @@ def _all_now(row_scalars: RowScalars) -> dict[str, list[Tensor]]:
     return {name: [_now(value) for value in values] for name, values in row_scalars.items()}
 
 
-def advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: int = 0) -> None:
+def advance(rule: Rule, row: Sequence[Value], scalars: Mapping[str, Scalar], start: int = 0) -> None:
     """Apply a rule once, in place: interpreted in the first two ways, compiled in the third.
 
     Args:
@@ -119,7 +120,7 @@ def advance(rule: Rule, row: Sequence[Any], scalars: Mapping[str, Any], start: i
         assign(old, value)
 
 
-def _rounded(value: Any, salt: Any, start: int) -> Any:
+def _rounded(value: Value, salt: Scalar, start: int) -> Value:
     if isinstance(value, TensorList):
         return TensorList(list(map(round_stochastically, value.tensors, salt.tensors)))
     return round_stochastically(value, salt, start)
@@ -128,10 +129,10 @@ def _rounded(value: Any, salt: Any, start: int) -> Any:
 def _reference(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     block = BLOCK.get(rows[0][0].device.type, BLOCK_ELSEWHERE)
     for i, row in enumerate(rows):
-        own = {name: _now(values[i]) for name, values in row_scalars.items()}
-        pieces = zip(*(tensor.split(block) for tensor in row), strict=True)
+        all_scalars = {**scalars, **{name: _now(values[i]) for name, values in row_scalars.items()}}
+        pieces = zip(*(torch.split(tensor, block) for tensor in row), strict=True)
         for number, piece in enumerate(pieces):
-            advance(rule, piece, {**scalars, **own}, number * block)
+            advance(rule, piece, all_scalars, number * block)
 
 
 def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
@@ -140,12 +141,13 @@ def _foreach(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: Row
     sizes = [rows[i][0].numel() for i in order]
     for indices in _lists(sizes, sum(sizes) if calls_decide(rows[0][0].device) else LIST):
         chosen = [order[i] for i in indices]
-        some, own = [rows[i] for i in chosen], _all_now(_chosen(row_scalars, chosen))
-        if len(some) == 1:
-            _reference(rule, some, scalars, own)
+        chosen_rows, values_now = [rows[i] for i in chosen], _all_now(_chosen(row_scalars, chosen))
+        if len(chosen_rows) == 1:
+            _reference(rule, chosen_rows, scalars, values_now)
         else:
-            columns = [TensorList(column) for column in zip(*some, strict=True)]
-            advance(rule, columns, {**scalars, **{name: TensorList(values) for name, values in own.items()}})
+            columns = [TensorList(column) for column in zip(*chosen_rows, strict=True)]
+            lists = {name: TensorList(values) for name, values in values_now.items()}
+            advance(rule, columns, {**scalars, **lists})
 
 
 def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
@@ -159,11 +161,11 @@ def _lists(sizes: Sequence[int], limit: int) -> Iterator[range]:
 
 
 def _fused(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
-    way = _fused_at_once if calls_decide(rows[0][0].device) else _fused_by_length
-    way(rule, rows, scalars, row_scalars)
+    run_fused = _fused_at_once if calls_decide(rows[0][0].device) else _fused_row_by_row
+    run_fused(rule, rows, scalars, row_scalars)
 
 
-def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
+def _fused_row_by_row(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalars: RowScalars) -> None:
     """One row per call, of any length, so that little is compiled; small rows are joined."""
     param, grad, *_ = rows[0]
     names = (rule, tuple(scalars), tuple(row_scalars), param.dtype, grad.dtype)
@@ -187,8 +189,8 @@ def _fused_by_length(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scal
     if small:
         with _joined([rows[i] for i in small]) as (row, sizes):
             chosen = _all_now(_chosen(row_scalars, small)).values()
-            own = [torch.stack(values).repeat_interleave(sizes) for values in chosen]
-            compiled(_large(row), joined=True)(row, [packed, *own])
+            stretched = [torch.stack(values).repeat_interleave(sizes) for values in chosen]
+            compiled(_large(row), joined=True)(row, [packed, *stretched])
 
 
 def _large(row: Row) -> bool:
@@ -204,8 +206,8 @@ def _fused_at_once(rule: Rule, rows: Sequence[Row], scalars: Scalars, row_scalar
     key = (rule, tuple(scalars), tuple(row_scalars), rows[0][0].dtype, rows[0][1].dtype, lengths)
     step = _compiled(*key)
     if step.usable:
-        own = [torch.stack(values) for values in _all_now(row_scalars).values()]
-        step(list(rows), _packed(rows, scalars), own)
+        stacked = [torch.stack(values) for values in _all_now(row_scalars).values()]
+        step(list(rows), _packed(rows, scalars), stacked)
     else:
         _foreach(rule, rows, scalars, row_scalars)
 
@@ -217,39 +219,42 @@ def _packed(rows: Sequence[Row], scalars: Scalars) -> Tensor:
 
 
 @contextmanager
-def _joined(rows: Sequence[Row]) -> Iterator[tuple[Row, Tensor]]:
+def _joined(rows: Sequence[Row]) -> Generator[tuple[Row, Tensor], None, None]:
     """Lend several rows as one, with their lengths; its values are copied back at the end."""
     sizes = [row[0].numel() for row in rows]
     columns = list(zip(*rows, strict=True))
     joined = [torch.cat(column) for column in columns]
     yield joined, torch.tensor(sizes)
     for column, tensor in zip([columns[0], *columns[2:]], [joined[0], *joined[2:]], strict=True):
-        torch._foreach_copy_(column, tensor.split(sizes))
+        assign(TensorList(column), TensorList(torch.split(tensor, sizes)))
 
 
 @cache
-def _direct(rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any) -> Direct:
+def _direct(rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *apart: Hashable) -> Direct:
     """Compile a rule for a row.
 
-    Dtypes and size classes get separate code: compiled code is laid out (threads) for the first row it sees.
+    Dtypes and size classes (`apart`) get separate code: compiled code is laid out (threads) for the first
+    row it sees.
     """
 
     def step(row: Row, others: Sequence[Tensor]) -> None:
-        packed, *own = others
+        packed, *row_values = others
         scalars = dict(zip(names, packed.unbind(), strict=True))
-        advance(rule, row, {**scalars, **dict(zip(row_names, own, strict=True))})
+        advance(rule, row, {**scalars, **dict(zip(row_names, row_values, strict=True))})
 
     return Direct(step, WHAT, rule.update.__name__)
 
 
 @cache
-def _compiled(rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *kept_apart: Any) -> Compiled:
-    """Compile a rule for a list of rows of given lengths."""
+def _compiled(
+    rule: Rule, names: tuple[str, ...], row_names: tuple[str, ...], *separate: Hashable
+) -> Compiled:
+    """Compile a rule for a list of rows; dtypes and lengths (`apart`) get code of their own."""
 
-    def step(rows: list[Row], packed: Tensor, own: Sequence[Tensor]) -> None:
+    def step(rows: list[Row], packed: Tensor, stacked: Sequence[Tensor]) -> None:
         scalars = dict(zip(names, packed.unbind(), strict=True))
         for i, row in enumerate(rows):
-            values = [given[i] for given in own]
+            values = [column[i] for column in stacked]
             advance(rule, row, {**scalars, **dict(zip(row_names, values, strict=True))})
 
     return Compiled(step, WHAT, name=rule.update.__name__, dynamic=False)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
+from finetune_common.aliases import Settings, StateDict
 from finetune_common.optim.loading import checked_state, restored
+from finetune_common.optim.ops import TensorList
 from finetune_common.optim.rows import Rows
 from finetune_common.optim.run import arithmetic_dtype
 
@@ -26,11 +29,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
     names_elsewhere: ClassVar[Mapping[str, str]] = {}
     """Name of state in torch's optimizer of this kind → its name here, if it differs."""
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, defaults: Settings) -> None:
         self._forget()
-        super().__init__(params, defaults)
+        super().__init__(params, dict(defaults))
 
-    def initial_state(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+    def initial_state(self, group: Settings) -> Mapping[str, float]:
         """Return state tensor → initial value, in the order of the rule's arguments."""
         return {}
 
@@ -42,7 +45,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         """Whether this optimizer has state of this name, which it then loads exactly."""
         return True
 
-    def state_of(self, param: Tensor, initial: Mapping[str, float]) -> dict[str, Any]:
+    def state_of(self, param: Tensor, initial: Mapping[str, float]) -> StateDict:
         """Return the state of a parameter; missing state is made now."""
         state = self.state[param]
         if self.counts_steps and "step" not in state:
@@ -52,23 +55,24 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 state[name] = torch.full_like(param, value, dtype=arithmetic_dtype(param.dtype))
         return state
 
-    def count(self, states: list[dict[str, Any]]) -> list[int]:
+    def count(self, states: list[StateDict]) -> list[int]:
         """Add one to the step of each state and return it; an unchanged step is not read."""
         if not self.counts_steps or not states:
             return [0] * len(states)
-        steps = [state["step"] for state in states]
+        steps: list[Tensor] = [state["step"] for state in states]
         known = [self._known_steps.get(id(step), _NOTHING_KNOWN) for step in steps]
         before = [
             value if version == step._version else int(step)
             for step, (_, version, value) in zip(steps, known, strict=True)
         ]
-        torch._foreach_add_(steps, 1)
+        counters = TensorList(steps)
+        counters += 1
         after = [value + 1 for value in before]
         for step, value in zip(steps, after, strict=True):
             self._known_steps[id(step)] = step, step._version, value  # keep it alive: ids are reused
         return after
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state; every tensor keeps its dtype and shares no memory with the loaded one.
 
         State of torch's optimizer of this kind, or of an older version without some settings or state, is
@@ -78,14 +82,14 @@ class StatefulOptimizer(torch.optim.Optimizer):
             ConfigurationError: The state of another model, or with a setting that changes the numbers and
                 that this optimizer does not have. Nothing is written then.
         """
-        handle = self.register_load_state_dict_pre_hook(_receive)
+        handle = self.register_load_state_dict_pre_hook(self._receive)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self._received.clear()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         settings = {name: value for name, value in self.defaults.items() if name != "differentiable"}
         for group in self.param_groups:  # only torch has that default
@@ -93,30 +97,31 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
         per_element = self.per_element()
         for param, received in self.__dict__.get("_received", {}).items():
-            own = self.state[param]
+            state_of_param: StateDict = self.state[param]
             for name, value in received.items():
                 if self.owns(name):
-                    own[name] = restored(param, name, value, name in per_element)
-                elif isinstance(own.get(name), Tensor):
-                    own[name] = own[name].clone()  # torch's loading shares memory if nothing is cast
+                    state_of_param[name] = restored(param, name, value, name in per_element)
+                elif isinstance(state_of_param.get(name), Tensor):
+                    # torch's loading shares memory if nothing is cast
+                    state_of_param[name] = state_of_param[name].clone()
         self._forget()
 
     def _forget(self) -> None:
-        self._received: dict[Tensor, Mapping[str, Any]] = {}
-        self._known_steps: dict[int, tuple[Any, int, int]] = {}
+        self._received: dict[Tensor, StateDict] = {}
+        self._known_steps: dict[int, tuple[Tensor | None, int, int]] = {}
         self._rows = Rows()
+
+    @staticmethod
+    def _receive(optimizer: torch.optim.Optimizer, saved: StateDict) -> StateDict:
+        """Check a state after all other hooks and keep it as it is: torch casts it for the parameters."""
+        assert isinstance(optimizer, StatefulOptimizer)
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        saved = checked_state(saved, params, optimizer.per_element(), optimizer.names_elsewhere)
+        ids = [index for group in saved["param_groups"] for index in group["params"]]
+        optimizer._received = {
+            param: saved["state"].get(index, {}) for index, param in zip(ids, params, strict=False)
+        }
+        return saved
 
 
 _NOTHING_KNOWN = (None, -1, 0)
-
-
-def _receive(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Check a state after all other hooks and keep the original: torch casts it to the parameters' dtype."""
-    assert isinstance(optimizer, StatefulOptimizer)
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    saved = checked_state(saved, params, optimizer.per_element(), optimizer.names_elsewhere)
-    ids = [index for group in saved["param_groups"] for index in group["params"]]
-    optimizer._received = {
-        param: saved["state"].get(index, {}) for index, param in zip(ids, params, strict=False)
-    }
-    return saved

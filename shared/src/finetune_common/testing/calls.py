@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+# torch's modes and conversions are typed by half:
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from types import TracebackType
+from typing import TypeAlias
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as disable_modes  # pyright: ignore[reportPrivateUsage]  # has no public name
 
 from finetune_common.compiled import Compiled, calls_decide
 
@@ -46,8 +51,12 @@ FREE = frozenset(
 """Operations that launch nothing."""
 
 
-FROM_NUMBERS = frozenset([torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor])
-TO_NUMBERS = frozenset(
+Function: TypeAlias = Callable[..., object]
+
+FROM_NUMBERS: frozenset[Function] = frozenset(
+    [torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor]
+)
+TO_NUMBERS: frozenset[Function] = frozenset(
     [
         Tensor.item,
         Tensor.tolist,
@@ -61,20 +70,26 @@ TO_NUMBERS = frozenset(
 )
 
 
-class _Host(TorchFunctionMode):
+class _NumberMoves(TorchFunctionMode):
     """Note calls that move numbers between Python and tensors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.brought: list[str] = []
-        self.read: list[str] = []
+        self.to_tensors: list[str] = []
+        self.to_python: list[str] = []
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in FROM_NUMBERS and not isinstance(args[0], Tensor):
-            self.brought.append(function.__name__)
-        elif function in TO_NUMBERS:
-            self.read.append(function.__name__)
-        return function(*args, **(kwargs or {}))
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Iterable[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func in FROM_NUMBERS and not isinstance(args[0], Tensor):
+            self.to_tensors.append(func.__name__)
+        elif func in TO_NUMBERS:
+            self.to_python.append(func.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 class Calls(TorchDispatchMode):
@@ -100,54 +115,71 @@ class Calls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
-        self._host = _Host()
+        self._moves = _NumberMoves()
 
     def __enter__(self) -> Calls:
-        self._host.brought.clear()
-        self._host.read.clear()
-        self._host.__enter__()
+        self._moves.to_tensors.clear()
+        self._moves.to_python.clear()
+        self._moves.__enter__()
         return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._host.__exit__(*error)
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        super().__exit__(exc_type, exc_val, exc_tb)
+        self._moves.__exit__(exc_type, exc_val, exc_tb)
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Iterable[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        name = func.overloadpacket.__name__
         if name not in FREE:
             self.names.append(name)
-        return function(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
     @property
     def waits(self) -> list[str]:
         """Calls that read a value, so that the host waits."""
         waiting = [name for name in self.names if name in ("_local_scalar_dense", "nonzero", "index")]
-        return waiting + self._host.read
+        return waiting + self._moves.to_python
 
     @property
     def from_host(self) -> list[str]:
         """Calls that made a tensor from Python's numbers since counting began."""
-        return [*self._host.brought]
+        return [*self._moves.to_tensors]
 
 
 @contextmanager
-def as_on_a_gpu(calls: Callable[[], Calls]) -> Iterator[None]:
-    """Make every module that asks `calls_decide` act as on a GPU; compiled functions run as written and count
-    once.
+def as_on_a_gpu(calls: Callable[[], Calls]) -> Generator[None, None, None]:
+    """Make modules that ask `calls_decide` act as on a GPU; a compiled function counts as one call.
+
+    Compiled functions run as written meanwhile.
 
     Args:
         calls: Returns the counter.
     """
 
-    def one_call(self: Compiled, *args: Any) -> Any:
+    def one_call(self: Compiled, *args: object) -> object:
         calls().names.append("compiled")
-        with _disable_current_modes():
+        with disable_modes():
             return self.function(*args)
 
-    asked = [module for module in [*sys.modules.values()] if vars(module).get("calls_decide") is calls_decide]
+    modules = [*sys.modules.values()]
+    asking = [module for module in modules if vars(module).get("calls_decide") is calls_decide]
+
+    def on_a_gpu(device: torch.device) -> bool:
+        return True
+
     with ExitStack() as stack:
-        for module in asked:
-            stack.enter_context(patch.object(module, "calls_decide", lambda device: True))
+        for module in asking:
+            stack.enter_context(patch.object(module, "calls_decide", on_a_gpu))
         stack.enter_context(patch.object(Compiled, "usable", True))
         stack.enter_context(patch.object(Compiled, "__call__", one_call))
         yield

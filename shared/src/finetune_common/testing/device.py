@@ -8,14 +8,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet  # what pytest.param returns
 
 __all__ = ["devices"]
 
 
-def devices(asked: str | None) -> list[Any]:
+def devices(asked: str | None) -> list[str | ParameterSet]:
     """Return the values of the fixture `device`.
 
     Args:
@@ -39,8 +42,8 @@ def devices(asked: str | None) -> list[Any]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option."""
-    told = "where tests with the fixture `device` run (the CPU, and CUDA where it is)"
-    parser.addoption("--device", choices=("cpu", "cuda"), help=told)
+    text = "where tests with the fixture `device` run (default: the CPU, and CUDA if there is one)"
+    parser.addoption("--device", choices=("cpu", "cuda"), help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:

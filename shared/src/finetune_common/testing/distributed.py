@@ -6,9 +6,12 @@ import os
 import sys
 import tempfile
 import warnings
+
+# torch's seeding and collectives have no types:
+# pyright: reportUnknownMemberType=false, reportPrivateImportUsage=false
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
@@ -16,12 +19,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from finetune_common.aliases import Settings, is_sharded
 from finetune_common.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor.placement_types import Placement
 
 __all__ = ["check_two_processes", "run_two_processes"]
 
 
-def run_two_processes(function: Callable[..., object], *arguments: Any) -> None:
+def run_two_processes(function: Callable[..., object], *arguments: object) -> None:
     """Call `function(rank, *arguments)` in each of two new processes that are joined by gloo.
 
     Args:
@@ -40,7 +47,7 @@ def run_two_processes(function: Callable[..., object], *arguments: Any) -> None:
         mp.spawn(_process, (Path(folder, "meeting").as_uri(), function, arguments), nprocs=2)
 
 
-def _process(rank: int, meeting: str, function: Callable[..., object], arguments: Sequence[Any]) -> None:
+def _process(rank: int, meeting: str, function: Callable[..., object], arguments: Sequence[object]) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
@@ -58,8 +65,8 @@ def _process(rank: int, meeting: str, function: Callable[..., object], arguments
 
 def check_two_processes(
     cls: Callable[..., torch.optim.Optimizer],
-    settings: Sequence[dict[str, Any]],
-    stored: Sequence[dict[str, Any]] = (),
+    settings: Sequence[Settings],
+    stored: Sequence[Settings] = (),
 ) -> None:
     """Check an optimizer on two processes, with each of several settings.
 
@@ -80,8 +87,8 @@ def check_two_processes(
 def _check_optimizer(
     rank: int,
     cls: Callable[..., torch.optim.Optimizer],
-    settings: Sequence[dict[str, Any]],
-    stored: Sequence[dict[str, Any]],
+    settings: Sequence[Settings],
+    stored: Sequence[Settings],
 ) -> None:
     for case in settings:
         _sharded_equals_whole(cls, case)
@@ -92,16 +99,16 @@ def _check_optimizer(
         _sharded_checkpoint_goes_on(cls, case, flatten=False)
 
 
-def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]) -> None:
+def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: Settings) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(0)
     whole = [nn.Parameter(torch.randn(shape)) for shape in ((5, 3), (3, 4), (1,), (2, 2))]
-    placements = [[Shard(0)], [Replicate()], [Shard(0)], None]
+    placements: list[list[Placement] | None] = [[Shard(0)], [Replicate()], [Shard(0)], None]
 
-    def placed(tensor: Tensor, placement: Any) -> Tensor:
+    def placed(tensor: Tensor, placement: list[Placement] | None) -> Tensor:
         return tensor if placement is None else distribute_tensor(tensor, mesh, placement)
 
     sharded = [
@@ -119,12 +126,12 @@ def _sharded_equals_whole(cls: Callable[..., torch.optim.Optimizer], settings: d
             optimizers[1].step()
         assert collective.call_count <= 1, f"{collective.call_count} collectives for one mesh"
     for param, shard in zip(whole, sharded, strict=True):
-        together: Any = shard.full_tensor() if hasattr(shard, "full_tensor") else shard  # type: ignore[attr-defined]
-        torch.testing.assert_close(together, param.detach(), rtol=1e-6, atol=1e-7)
+        gathered = shard.full_tensor() if is_sharded(shard) else shard
+        torch.testing.assert_close(gathered, param.detach(), rtol=1e-6, atol=1e-7)
 
 
 def _sharded_checkpoint_goes_on(
-    cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], flatten: bool
+    cls: Callable[..., torch.optim.Optimizer], settings: Settings, flatten: bool
 ) -> None:
     """FSDP2: an optimizer continues from the state that torch's checkpoint tools gathered from another."""
     from torch.distributed.checkpoint import state_dict as tools
@@ -152,22 +159,23 @@ def _sharded_checkpoint_goes_on(
     resumed, other = built()
     tools.set_model_state_dict(resumed, weights)
     tools.set_optimizer_state_dict(resumed, other, saved, options=options)
-    for model, its_optimizer in ((expected, optimizer), (resumed, other)):
-        train(model, its_optimizer, range(2, 3))
+    for model, trained_by in ((expected, optimizer), (resumed, other)):
+        train(model, trained_by, range(2, 3))
     for a, b in zip(expected.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a.full_tensor(), b.full_tensor())  # type: ignore[attr-defined]
+        assert is_sharded(a)
+        assert is_sharded(b)
+        assert torch.equal(a.full_tensor(), b.full_tensor())
 
 
 def _zero_is_one_process_or_refused(
-    cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], rank: int
+    cls: Callable[..., torch.optim.Optimizer], settings: Settings, rank: int
 ) -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     whole, divided = ([nn.Parameter(torch.ones(shape)) for shape in ((5, 3), (4,), (2, 2))] for _ in range(2))
-    kind: Any = cls
     alone = cls(whole, **settings)
     try:
-        zero = ZeroRedundancyOptimizer(divided, kind, **settings)
+        zero = ZeroRedundancyOptimizer(divided, cls, **settings)  # pyright: ignore[reportArgumentType]  # also a function
         for step in range(3):
             generator = torch.Generator().manual_seed(step)
             for parameter, other in zip(whole, divided, strict=True):
@@ -188,12 +196,11 @@ def _zero_is_one_process_or_refused(
                 assert torch.equal(value, resumed.state[twin][name]), name
 
 
-def _replicas_stay_equal(
-    cls: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], rank: int
-) -> None:
+def _replicas_stay_equal(cls: Callable[..., torch.optim.Optimizer], settings: Settings, rank: int) -> None:
     torch.manual_seed(rank)
-    model = nn.parallel.DistributedDataParallel(nn.Linear(4, 2))
-    before = model.module.weight.detach().clone()
+    layer = nn.Linear(4, 2)
+    model = nn.parallel.DistributedDataParallel(layer)
+    before = layer.weight.detach().clone()
     optimizer = cls(model.parameters(), **settings)
     for _ in range(5):
         optimizer.zero_grad()
@@ -203,4 +210,4 @@ def _replicas_stay_equal(
         both = [torch.empty_like(param) for _ in range(2)]
         dist.all_gather(both, param.detach())
         assert torch.equal(*both), "the replicas differ"
-    assert not torch.equal(before, model.module.weight)
+    assert not torch.equal(before, layer.weight)

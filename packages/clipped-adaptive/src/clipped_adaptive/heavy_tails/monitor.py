@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from clipped_adaptive.heavy_tails.noise import LossFunction, sample_gradient_noise
 from clipped_adaptive.heavy_tails.statistics import hill, outlier_ratios
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import check_number
+from finetune_common.types import StateDict
 
 __all__ = ["TailMonitor"]
 
 SMALLEST_SAMPLE = 8
 
+Arguments = tuple[tuple[object, ...], dict[str, object]]
+"""Positional and keyword arguments of a model's forward pass: a batch."""
 
+
+@explain_arguments
 class TailMonitor:
     """Measure, every N steps, the tails of the gradient noise at the current point.
 
@@ -55,16 +61,16 @@ class TailMonitor:
     ):
         check_number("every", every, at_least=1)
         check_number("batches", batches, at_least=SMALLEST_SAMPLE)
-        self.model, self.every, self.loss_fn = model, every, loss_fn or _own_loss
-        self._seen: deque[Any] = deque(maxlen=batches)
+        self.model, self.every, self.loss_fn = model, every, loss_fn or _loss_of_output
+        self._batches: deque[Arguments] = deque(maxlen=batches)
         self._hook = model.register_forward_pre_hook(self._remember, with_kwargs=True)
 
-    def _remember(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _remember(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if model.training:
-            self._seen.append(_each((args, kwargs), Tensor.detach))
+            self._batches.append(_with_tensors((args, kwargs), Tensor.detach))
 
     def on_step(self, step: int) -> dict[str, float]:
-        """Measure, if it is time and enough batches are remembered.
+        """Measure, if the step is a multiple of `every` and enough batches are remembered.
 
         Args:
             step: The number of optimizer steps taken.
@@ -74,13 +80,13 @@ class TailMonitor:
             largest quarter of the norms, and the norms' median and maximum. Batches shorter than the longest
             (the last of an epoch) are left out.
         """
-        if step % self.every or len(self._seen) < (self._seen.maxlen or 0):
+        if step % self.every or len(self._batches) < (self._batches.maxlen or 0):
             return {}
-        rows = [_first_rows(batch) for batch in self._seen]
-        whole = [batch for batch, own in zip(self._seen, rows, strict=True) if own == max(rows)]
-        if len(whole) < SMALLEST_SAMPLE:
+        rows = [_rows_of(batch) for batch in self._batches]
+        full = [batch for batch, count in zip(self._batches, rows, strict=True) if count == max(rows)]
+        if len(full) < SMALLEST_SAMPLE:
             return {}
-        norms = sample_gradient_noise(self.model, self.loss_fn, whole, len(whole)).cpu()
+        norms = sample_gradient_noise(self.model, self.loss_fn, full, len(full)).cpu()
         mild, extreme = outlier_ratios(norms)
         return {
             "tails.rho_mild": mild,
@@ -93,34 +99,46 @@ class TailMonitor:
     def remove(self) -> None:
         """Detach from the model and forget the batches."""
         self._hook.remove()
-        self._seen.clear()
+        self._batches.clear()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the remembered batches, so that a resumed run measures like an uninterrupted one."""
-        return {"seen": [list(batch) for batch in self._seen]}
+        return {"seen": [list(batch) for batch in self._batches]}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Load the remembered batches."""
         device = next(self.model.parameters()).device
-        self._seen.clear()
-        self._seen.extend(_each(batch, lambda tensor: tensor.to(device)) for batch in state_dict["seen"])
+        self._batches.clear()
+        for batch in state_dict["seen"]:
+            self._batches.append(_with_tensors(batch, lambda tensor: tensor.to(device)))
 
 
-def _own_loss(model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+def _loss_of_output(model: nn.Module, batch: Arguments) -> Tensor:
     args, kwargs = batch
     return model(*args, **kwargs).loss
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return nested containers with a function applied to every tensor."""
+def _with_tensors(batch: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
+    """Return a batch with a function applied to every tensor."""
+    args, kwargs = batch
+    return (
+        tuple(_changed(value, change) for value in args),
+        {name: _changed(value, change) for name, value in kwargs.items()},
+    )
+
+
+def _changed(value: object, change: Callable[[Tensor], Tensor]) -> object:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {key: _each(entry, change) for key, entry in value.items()}
-    return tuple(_each(entry, change) for entry in value) if isinstance(value, (tuple, list)) else value
+        entries = cast("dict[object, object]", value)
+        return {key: _changed(entry, change) for key, entry in entries.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_changed(entry, change) for entry in cast("Sequence[object]", value))
+    return value
 
 
-def _first_rows(batch: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+def _rows_of(batch: Arguments) -> int:
     args, kwargs = batch
     return next(
         len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
 __all__ = ["LossFunction", "sample_gradient_noise"]
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) → mean loss; the batches may be of any type."""
 
 BLOCK = 2**18
 
 
+@explain_arguments
 def sample_gradient_noise(
     model: nn.Module,
     loss_fn: LossFunction,
-    batches: Iterable[Any],
+    batches: Iterable[object],
     n: int,
     *,
     dropout: str = "off",
@@ -33,15 +36,15 @@ def sample_gradient_noise(
     The full gradient is the mean over all rows of one pass through `batches`: each batch's gradient is
     weighted by its rows. Further passes give the norms, until there are n. Only two gradients are in memory
     at once, for any n. A batch shorter than the first (the last of an epoch) counts in the full gradient but
-    gives no norm. The model, including its head, is used as it is; parameters, buffers, `.grad`, mode and the
-    process's random state are restored, and hooks on parameters do not fire.
+    gives no norm. The model is used as it is, with its head. Parameters, buffers, `.grad`, mode and the
+    process's random state stay as they were, and hooks on parameters do not fire.
 
     Args:
         model: The model; the parameters with `requires_grad` make up the gradient. On one device.
         loss_fn: (model, batch) → mean loss over the batch's rows, a scalar.
         batches: Yields the data each time it is iterated. A loader that shuffles gives new mini-batches at
             every pass; a list gives at most one norm per batch.
-        n: How many norms.
+        n: Number of norms, at least 1.
         dropout: "off" for evaluation mode, "fixed" for training mode with the same random numbers for every
             batch.
         seed: Seed of those random numbers.
@@ -87,23 +90,25 @@ class _Gradient:
         if not self.stand_ins:
             raise ConfigurationError("no parameter has requires_grad: there is no gradient to sample")
 
-    def __call__(self, batch: Any) -> tuple[Tensor, ...]:
+    def __call__(self, batch: object) -> tuple[Tensor, ...]:
         buffers = {name: buffer.clone() for name, buffer in self.loss.named_buffers()}
         with self._random_numbers(), torch.enable_grad():
             loss = functional_call(self.loss, {**self.stand_ins, **buffers}, (batch,))
         return torch.autograd.grad(loss, list(self.stand_ins.values()), materialize_grads=True)
 
+    def _random_numbers(self) -> AbstractContextManager[None]:
+        return self._fixed_random_numbers() if self.dropout == "fixed" else nullcontext()
+
     @contextmanager
-    def _random_numbers(self) -> Iterator[None]:
+    def _fixed_random_numbers(self) -> Generator[None, None, None]:
         device = next(iter(self.stand_ins.values())).device
-        fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with fork if self.dropout == "fixed" else nullcontext():
-            if self.dropout == "fixed":
-                torch.manual_seed(self.seed)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # pyright: ignore[reportUnknownMemberType]  # torch: no types
+            torch.manual_seed(self.seed)  # pyright: ignore[reportUnknownMemberType]
             yield
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Generator[None, None, None]:
         """Set the modules to the measurement's mode, and restore it afterwards."""
         modes = {module: module.training for module in self.loss.modules()}
         self.loss.train(self.dropout == "fixed")
@@ -119,27 +124,30 @@ class _Loss(nn.Module):
         super().__init__()
         self.model, self.loss_fn = model, loss_fn
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: object) -> Tensor:
         return self.loss_fn(self.model, batch)
 
 
-def _full_gradient(gradient: _Gradient, batches: Iterable[Any]) -> tuple[list[Tensor], int]:
-    total, rows, first_rows = [], 0, 0
+def _full_gradient(gradient: _Gradient, batches: Iterable[object]) -> tuple[list[Tensor], int]:
+    """Return the mean over all rows, and the number of rows in the first batch."""
+    total: list[Tensor] = []
+    total_rows = first_rows = 0
     for batch in batches:
-        own = _rows(batch)
-        parts = [part * own for part in gradient(batch)]  # one tensor may be the gradient of several
-        if not total:
-            total, first_rows = parts, own
+        rows = _rows(batch)
+        parts = [part * rows for part in gradient(batch)]  # a product, as parameters may share one gradient
+        if total:
+            for tensor, part in zip(total, parts, strict=True):
+                tensor += part
         else:
-            torch._foreach_add_(total, parts)
-        rows += own
+            total, first_rows = parts, rows
+        total_rows += rows
     if not total:
         raise ConfigurationError("batches is empty: give at least one batch")
-    torch._foreach_div_(total, float(rows))
-    return total, first_rows
+    return [tensor.div_(total_rows) for tensor in total], first_rows
 
 
-def _drawn(batches: Iterable[Any], rows: int, n: int) -> Iterator[Any]:
+def _drawn(batches: Iterable[object], rows: int, n: int) -> Iterator[object]:
+    """Yield n batches with at least so many rows, in as many passes as it takes."""
     drawn = 0
     while drawn < n:
         before = drawn
@@ -151,22 +159,32 @@ def _drawn(batches: Iterable[Any], rows: int, n: int) -> Iterator[Any]:
                     return
         if isinstance(batches, Sequence) or drawn == before:
             raise ConfigurationError(
-                f"n={n}, and batches gives {drawn} mini-batches of {rows} rows: lower n, or pass a loader "
-                "that shuffles"
+                f"n={n}, but batches gives only {drawn} mini-batches of {rows} rows: lower n, or pass a "
+                "loader that shuffles"
             )
 
 
-def _rows(batch: Any) -> int:
-    """The number of rows: the length of the batch's first tensor."""
+def _rows(batch: object) -> int:
+    """Return the number of rows: the length of the batch's first tensor."""
     if isinstance(batch, Tensor):
         return len(batch)
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    for value in values:
-        if isinstance(value, Tensor) or (isinstance(value, (Mapping, tuple, list)) and len(value)):
+    for value in _entries(batch):
+        if isinstance(value, Tensor) or _is_nested(value):
             return _rows(value)
     raise ConfigurationError(
-        f"a batch of type {type(batch).__name__} holds no tensor: its rows cannot be counted"
+        f"a batch of type {type(batch).__name__} holds no tensor, so its rows cannot be counted: put the "
+        "batch's tensors into a tuple, a list or a mapping"
     )
+
+
+def _entries(batch: object) -> Iterable[object]:
+    if isinstance(batch, Mapping):
+        return cast("Mapping[object, object]", batch).values()
+    return cast("Iterable[object]", batch)
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, (Mapping, tuple, list)) and len(cast("Sized", value)) > 0
 
 
 def _dtype(parts: Sequence[Tensor]) -> torch.dtype:
@@ -174,11 +192,13 @@ def _dtype(parts: Sequence[Tensor]) -> torch.dtype:
 
 
 def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """The norm of the difference over all tensors; on a CPU in blocks that stay in the cache."""
+    """Return the norm of the difference over all tensors; on a CPU in blocks that stay in the cache."""
     block = BLOCK if right[0].device.type == "cpu" else max(part.numel() for part in right)
-    dtype, squares = _dtype(right), []
-    for own, other in zip(left, right, strict=True):
-        for x, y in zip(own.reshape(-1).split(block), other.reshape(-1).split(block), strict=True):
+    dtype = _dtype(right)
+    squares: list[Tensor] = []
+    for left_part, right_part in zip(left, right, strict=True):
+        left_blocks = torch.split(left_part.reshape(-1), block)
+        for x, y in zip(left_blocks, torch.split(right_part.reshape(-1), block), strict=True):
             difference = (x - y).to(dtype)
             squares.append(torch.dot(difference, difference))
     return torch.stack(squares).sum().sqrt()

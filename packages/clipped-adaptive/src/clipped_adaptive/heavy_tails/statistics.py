@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_number
 
 __all__ = ["hill", "hill_path", "outlier_ratios"]
@@ -15,17 +14,19 @@ NORMAL_MILD, NORMAL_EXTREME = 0.0035, 1.2e-6
 """A normal sample's shares beyond Q3 + 1.5 IQR and Q3 + 3 IQR, rounded as in the paper."""
 
 
-def outlier_ratios(x: Any) -> tuple[float, float]:
+@explain_arguments
+def outlier_ratios(x: object) -> tuple[float, float]:
     """Return the share of values far above the middle half, relative to a normal sample.
 
         ρ_mild    = P(X > Q₃ + 1.5 IQR) / 0.0035
         ρ_extreme = P(X > Q₃ + 3 IQR) / 1.2e-6,      IQR = Q₃ - Q₁
 
     About (1, 1) for a large normal sample, larger for heavier tails. In 1,000 values a single extreme one
-    gives ρ_extreme = 833: it shows little more than whether there are any.
+    gives ρ_extreme = 833, so this ratio shows little more than whether there are any.
 
     Args:
-        x: At least 4 finite values, in any shape. Quartiles are interpolated linearly.
+        x: A tensor, array or list of at least 4 finite values, in any shape. Quartiles are interpolated
+            linearly.
 
     Raises:
         ConfigurationError: Too few values, or some that are not finite.
@@ -45,8 +46,9 @@ def outlier_ratios(x: Any) -> tuple[float, float]:
     return mild / NORMAL_MILD, extreme / NORMAL_EXTREME
 
 
-def hill(x: Any, k: int) -> float:
-    """Hill's estimate of the tail index α, where P(X > x) falls as x^-α.
+@explain_arguments
+def hill(x: object, k: int) -> float:
+    """Return Hill's estimate of the tail index α, where P(X > x) falls as x^-α.
 
         1/α̂ = 1/k Σ_{i≤k} ln(X_(i) / X_(k+1)),    X_(1) ≥ X_(2) ≥ …
 
@@ -54,8 +56,8 @@ def hill(x: Any, k: int) -> float:
     no index; its estimate grows as k falls (see `hill_path`).
 
     Args:
-        x: Finite values, in any shape; only the upper tail of positive values counts. Pass absolute values
-            for both tails.
+        x: A tensor, array or list of finite values, in any shape. Only the upper tail of positive values
+            counts; pass absolute values for both tails.
         k: How many of the largest values to use: from 1 to one less than the number of positive values; best
             a few per cent.
 
@@ -77,8 +79,9 @@ def hill(x: Any, k: int) -> float:
     return path[k - 1].item()
 
 
-def hill_path(x: Any) -> Tensor:
-    """Hill's estimate for every k; a tail index is reliable only where it is level.
+@explain_arguments
+def hill_path(x: object) -> Tensor:
+    """Return Hill's estimate for every k; a tail index is reliable only where they are level.
 
     Args:
         x: As for `hill`, at least 2 positive values.
@@ -102,13 +105,13 @@ def hill_path(x: Any) -> Tensor:
     return 1 / (logs[:-1].cumsum(0) / k - logs[1:]).clamp(min=0)
 
 
-def _values(x: Any, at_least: int) -> Tensor:
+def _values(x: object, at_least: int) -> Tensor:
     values = torch.as_tensor(x, dtype=torch.float64, device="cpu").detach().flatten()
     if len(values) < at_least or not values.isfinite().all():
         bad = int((~values.isfinite()).sum())
         raise ConfigurationError(
             f"the sample has {len(values)} values, {bad} of them not finite: give at least {at_least} "
-            "finite ones"
+            "values, all finite"
         )
     return values
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+
+from finetune_common.errors import shown
 
 __all__ = ["difference"]
 
 
-def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:
-    """Name the first setting in which two identities differ: `optimizer.lr: 0.1 here, 0.2 there`."""
-    for key in sorted({*ours, *theirs}):
-        here, there = ours.get(key), theirs.get(key)
+def difference(new: Mapping[str, object], old: Mapping[str, object], prefix: str = "") -> str | None:
+    """Name the first setting in which two identities differ: `optimizer.lr was 0.2 and is now 0.1`."""
+    for key in sorted({*new, *old}):
+        now, before = new.get(key), old.get(key)
         if (
-            isinstance(here, dict)
-            and isinstance(there, dict)
-            and (deeper := difference(here, there, f"{prefix}{key}."))
+            isinstance(now, dict)
+            and isinstance(before, dict)
+            and (deeper := difference(now, before, f"{prefix}{key}."))
         ):
             return deeper
-        if here != there:
-            return f"{prefix}{key} is {here!r} here and {there!r} there"
+        if now != before:
+            return f"{prefix}{key} was {shown(before)} and is now {shown(now)}"
     return None

@@ -12,9 +12,9 @@ from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.tasks import TASKS
 from glue_harness.config.hold_out import read_hold_out
-from glue_harness.config.identity import ELSEWHERE, OPTIONAL
+from glue_harness.config.identity import OPTIONAL, WITHOUT_EFFECT
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES, by_content, check_sources, digest_of
-from glue_harness.config.tasks import check_tasks, own_name
+from glue_harness.config.tasks import check_tasks, task_of_own_rows
 
 __all__ = ["LIST_SLOTS", "SLOTS", "RunConfig"]
 
@@ -33,73 +33,75 @@ class RunConfig:
     """All settings of a run.
 
     Args:
-        task: GLUE task, or a demo task (`glue-harness list tasks`); several, with commas between them, train
-            one body with a head a task.
-        model: Hub name, local folder, or `demo` (a tiny BERT made on the spot).
-        output_dir: Folder of this run; a run started again there continues.
+        task: GLUE or demo task (`glue-harness list tasks`), or a name for your own rows. Several, separated
+            by commas, train one body with a head for each.
+        model: Hub name, local folder, or `demo` (a tiny BERT that needs no download).
+        output_dir: Folder for this run; an interrupted run continues there.
         model_config: Fields of the model's configuration to change (`--model.classifier_dropout 0.2`).
         data_dir: Folder in the official GLUE layout; without it, data come from the hub.
-        train_file: Rows of one's own (csv, tsv, json, jsonl, parquet, arrow, also gzipped).
-        validation_file: Rows to evaluate on, with a train_file.
-        test_file: Rows that are scored once, at the end, with a train_file.
-        dataset: Rows of a dataset of the hub, by its name there, or of a folder.
-        dataset_config: Which configuration of the dataset.
-        text_columns: The column of text, or two with a comma between them.
-        label_column: The column of the label.
-        kind: Whether labels are classes, any number of labels a row, or scores; by default told from them.
-        task_sampling: How often each of several tasks is drawn: in proportion to its rows (size), or to their
-            square root (sqrt); size if left out.
-        metric: The primary metric, any scikit-learn scorer; by default the first of the task's.
-        delimiter: What stands between the cells of csv and tsv files; one character, or tab.
+        train_file: Your own training rows (csv, tsv, json, jsonl, parquet, arrow, also gzipped).
+        validation_file: Your own rows to evaluate on.
+        test_file: Your own rows to score once, at the end.
+        dataset: Dataset to train on: its name on the hub, or a folder.
+        dataset_config: Configuration of the dataset.
+        text_columns: Column of texts, or two separated by a comma.
+        label_column: Column of labels.
+        kind: Meaning of labels: classes, labels (any number per row) or regression (scores); by default
+            inferred from them.
+        task_sampling: How often each of several tasks is drawn: in proportion to its rows (size, the default)
+            or to their square root (sqrt).
+        metric: Primary metric, any scikit-learn scorer; by default the task's first metric.
+        delimiter: Separator of cells in csv and tsv files: one character, or tab.
         encoding: Encoding of text files; by default UTF-8.
-        label_spelling: Whether labels that differ by case or blanks only are exact, or one (fold).
+        label_spelling: Keep labels apart that differ only by case or blanks (exact), or unite them (fold).
         drop_unlabelled: Leave out rows without a label.
-        validation_share: Share of the training rows to evaluate on, where there is no file for it.
-        metric_batch: Also tell each metric as its mean over batches of so many rows (`<metric>_of_batches`).
+        validation_share: Share of the training rows to evaluate on, instead of a validation file.
+        metric_batch: Also report each metric's mean over batches of this many rows (`<metric>_of_batches`).
         seed: Seed of weights, data order and dropout.
-        head: Whether a pooler keeps its pretrained weights, or is drawn anew behind a dropout (new).
-        head_seed: Seed of the new weights of the head, where it is not the run's.
-        epochs: Passes over the training rows, fractions allowed.
-        max_steps: Optimizer steps in all; overrides epochs.
-        max_train_samples: Train on the first rows of the seeded shuffle only.
-        label_noise: Share of the training rows that get another class than theirs, drawn by the seed.
-        hold_out: Rows to take out of training, by name (choose=5000,score=10000), the same for every seed.
-        evaluate_on: What to evaluate on instead of the task's own set: a part of hold_out; after a comma more
-            (score,validation), which are scored once, at the end.
-        max_eval_samples: Evaluate on so many rows only, the same for every seed.
+        head: Keep the pretrained weights of the pooler (the default), or draw it anew with dropout before it
+            (new).
+        head_seed: Seed of the head's new weights; by default the run's seed.
+        epochs: Passes over the training rows; may be a fraction.
+        max_steps: Number of optimizer steps; overrides epochs.
+        max_train_samples: Train on this many rows, drawn by the seed.
+        label_noise: Share of the training rows that get a wrong class, drawn by the seed.
+        hold_out: Rows to take out of training, by name (choose=5000,score=10000); the same for every seed.
+        evaluate_on: Part of hold_out to evaluate on, instead of the task's own set. Further sets after a
+            comma (score,validation) are scored once, at the end.
+        max_eval_samples: Evaluate on this many rows; the same for every seed.
         batch_size: Rows of a micro-batch on one device.
-        accumulate: Micro-batches in an optimizer step.
-        max_length: Tokens to which a text is truncated.
-        group_by_length: Batch texts of like length together (less padding).
-        schedule: Learning-rate schedule after warm-up; warmup-linear falls as if there had been none.
-        schedule_steps: Steps that the schedule is made for, where they are not those of the run.
-        warmup: Warm-up: below 1 a share of all steps, from 1 on a number of steps.
-        max_grad_norm: Clip the global gradient norm to this, 0 for never.
+        accumulate: Micro-batches per optimizer step.
+        max_length: Truncate texts to this many tokens.
+        group_by_length: Batch texts of similar length together (less padding).
+        schedule: Learning-rate schedule after warm-up; warmup-linear decays as if there had been no warm-up.
+        schedule_steps: Length of the schedule in steps; by default the run's.
+        warmup: Warm-up: a share of all steps if below 1, else a number of steps.
+        max_grad_norm: Clip the global gradient norm to this value; 0 turns clipping off.
         weight_decay: Weight decay of matrices (biases and norms have none).
         decay_all: Decay biases and norms too, as some released code does.
-        head_lr: Learning rate of the classification head, a pooler included, if it has its own.
-        eval_every: Evaluate every so many steps, instead of every epoch.
-        save_every: Save a checkpoint every so many steps, instead of every epoch.
-        early_stopping: Stop when so many evaluations in a row have not improved the primary metric.
-        early_stopping_delta: An evaluation counts as an improvement if it is better by more than this.
-        load_best: End with the weights of the best evaluation, instead of the last.
-        log_every: Write a line of metrics.jsonl every so many steps.
-        precision: Arithmetic of the forward and backward passes.
-        matmul_precision: What float32 matrix products may round to on a GPU (high: TF32); torch's default
-            if left out.
-        compile: Compile the model: slow to begin, quicker steps, numbers that differ in the last digits. Of
-            the activation methods `compress` acts on compiled models, at fixed levels.
-        device: Where to train: cpu or cuda; a GPU if there is one, if left out.
-        num_workers: Processes that prepare batches; the order does not depend on it.
-        offline: Touch no network: use what `prepare` fetched.
-        overwrite: Start anew where a run exists.
-        sharding: With several processes: none replicates the model (DDP), fsdp splits parameters (FSDP2).
-        tracker: Also send logged steps and evaluations there; without it, metrics.jsonl alone.
+        head_lr: Learning rate of the classification head and its pooler; by default the optimizer's.
+        eval_every: Steps between evaluations; by default one evaluation per epoch.
+        save_every: Steps between checkpoints; by default one checkpoint per epoch.
+        early_stopping: Stop after this many evaluations in a row without improvement of the primary metric.
+        early_stopping_delta: Rise that an improvement must exceed.
+        load_best: End with the weights of the best evaluation instead of the last.
+        log_every: Steps between lines of metrics.jsonl.
+        precision: Number format of the forward and backward passes.
+        matmul_precision: Precision of float32 matrix products on a GPU (high: TF32); by default torch's.
+        compile: Compile the model: slow start, faster steps, last digits differ. Of the activation methods
+            that save memory, only `compress` at fixed levels supports it.
+        device: Device to train on; by default a GPU if there is one.
+        num_workers: Processes that prepare batches; results do not depend on it.
+        offline: Use no network, only what `prepare` downloaded.
+        overwrite: Start anew if the folder holds a run.
+        sharding: With several processes, copy the model to each (none: DDP) or split its parameters (fsdp:
+            FSDP2).
+        tracker: Also send logged steps and evaluations to this tracker.
         adaptation: Which parameters train.
-        activation: How saved tensors are kept until backward.
-        gradient: What is done to gradients before the step.
+        activation: How saved tensors are kept until the backward pass.
+        gradient: What is done to gradients before the optimizer's step.
         optimizer: How the update is computed.
-        monitor: What else is recorded.
+        monitor: What else is recorded during training.
 
     Examples:
         >>> RunConfig(task="rte", model="bert-base-uncased", output_dir="runs/rte", seed=41).epochs
@@ -195,7 +197,7 @@ class RunConfig:
         if self.head_lr is not None:
             check_number("head_lr", self.head_lr, at_least=0)
         if self.early_stopping_delta and self.early_stopping is None:
-            raise ConfigurationError("early_stopping_delta without early_stopping does nothing: give both")
+            raise ConfigurationError("early_stopping_delta has no effect without early_stopping: give both")
         if self.matmul_precision is not None:
             check_choice("matmul_precision", self.matmul_precision, ("highest", "high", "medium"))
         if self.device is not None:
@@ -225,35 +227,34 @@ class RunConfig:
         """Whether it is a run of several tasks."""
         return len(self.tasks) > 1
 
-    def of(self, task: str) -> RunConfig:
-        """Return the configuration of one of several tasks: only its rows, the same settings."""
-        from_files = self.own and task not in TASKS
+    def for_task(self, task: str) -> RunConfig:
+        """Return the configuration of a run of only this task: its rows, and all other settings."""
+        from_files = self.has_own_rows and task not in TASKS
         left_out = ("data_dir",) if from_files else (*FILES, *DATASET, *CHOICES)
         plain = {f.name: f.default for f in fields(self) if f.name in left_out}
         return replace(self, task=task, task_sampling=None, **plain)
 
-    def one_of_its_tasks(self, task: str | None, folder: Path) -> str:
-        """Return the requested one of several tasks; empty if the run in this folder has only one.
+    def chosen_task(self, task: str | None, folder: Path) -> str:
+        """Return the task to use, of several; empty if the run in this folder learned only one.
 
         Raises:
-            ConfigurationError: The run did not learn the task, or none of several was named.
+            ConfigurationError: The run did not learn the task, or learned several and none was named.
         """
         if task not in self.tasks and (self.several or task is not None):
-            complaint = f"no task {task!r}" if task else "one of its tasks is meant"
+            complaint = f"it did not learn {task!r}" if task else "it learned several tasks"
             raise ConfigurationError(
-                f"{folder}: {complaint}: it learned {', '.join(self.tasks)}: say which, as --task "
-                f"{self.tasks[0]}"
+                f"{folder}: {complaint}: choose from {', '.join(self.tasks)}, e.g. --task {self.tasks[0]}"
             )
         return task or "" if self.several else ""
 
     @property
-    def of_own_rows(self) -> RunConfig:
-        """The configuration of the task with the user's rows."""
-        return self.of(own_name(self)) if self.several else self
+    def for_own_rows(self) -> RunConfig:
+        """The configuration of a run of only the task with the user's rows."""
+        return self.for_task(task_of_own_rows(self)) if self.several else self
 
     @property
-    def own(self) -> bool:
-        """Whether the rows are the user's, from files or a dataset, instead of a known task's."""
+    def has_own_rows(self) -> bool:
+        """Whether the rows come from the user's files or a dataset, not from a known task."""
         return self.train_file is not None or self.dataset is not None
 
     def as_dict(self) -> dict[str, Any]:
@@ -263,10 +264,10 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that affect the numbers; two runs with equal identity are the same run.
 
-        For the user's files and a dataset's folder it has the content of the rows, so that they are read.
+        For the user's files and a dataset's folder it includes a hash of the rows, which are read for it.
         """
         settings = self.as_dict()
-        rows = {"rows": digest_of(self.of_own_rows.as_dict())} if by_content(settings) else {}
+        rows = {"rows": digest_of(self.for_own_rows.as_dict())} if by_content(settings) else {}
         return identity_of(settings) | rows
 
     @property
@@ -276,17 +277,17 @@ class RunConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-LEFT_ALONE = {f.name: None if f.default is MISSING else f.default for f in fields(RunConfig)}
+DEFAULTS = {f.name: None if f.default is MISSING else f.default for f in fields(RunConfig)}
 """Field → its default; None if it is required or a collection."""
 
 
 def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that affect the numbers, without optional ones that are unused.
 
-    The place of rows and the way the user's files are read are left out: only the rows count.
+    Where rows are and how the user's files are read is left out: only the rows count.
     """
-    unused = [key for key in OPTIONAL if settings.get(key) in (LEFT_ALONE[key], {}, [], "")]
-    left_out = [*ELSEWHERE, *unused, *FILES]
+    unused = [key for key in OPTIONAL if settings.get(key) in (DEFAULTS[key], {}, [], "")]
+    left_out = [*WITHOUT_EFFECT, *unused, *FILES]
     if by_content(settings):
         left_out += [*CHOICES, *DATASET]
     kept = {key: value for key, value in settings.items() if key not in left_out}

@@ -1,4 +1,4 @@
-"""Options of a configuration that take rows out of training to evaluate on them."""
+"""The options `hold_out` and `evaluate_on`, which take rows out of training to evaluate on them."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def read_hold_out(
     for name, rows in parts.items():
         if not re.fullmatch(r"[a-z][a-z_]*", name) or name.startswith(OFFICIAL):
             raise ConfigurationError(
-                f"--hold-out {name}={rows}: {name!r} is no name of a part: use small letters, and none that "
-                f"begins with {', '.join(OFFICIAL)}"
+                f"--hold-out {name}={rows}: {name!r} cannot name a part: use lower-case letters, and begin "
+                f"with none of {', '.join(OFFICIAL)}"
             )
         check_number(f"hold_out.{name}", rows, at_least=1)
     for name in names:
@@ -52,7 +52,7 @@ def read_hold_out(
                 "task's own set (validation) after one of them"
             )
         if names.count(name) > 1:
-            raise ConfigurationError(f"--evaluate-on {','.join(names)}: {name} stands there twice")
+            raise ConfigurationError(f"--evaluate-on {','.join(names)}: {name} is named twice")
     return parts, names or None
 
 
@@ -62,7 +62,8 @@ def _parts(text: str) -> dict[str, int]:
         name, _, rows = part.partition("=")
         if not rows.strip().isdecimal() or name.strip() in parts:
             raise ConfigurationError(
-                f"--hold-out {text}: {part.strip()!r} is no new part: write choose=5000,score=10000"
+                f"--hold-out {text}: {part.strip()!r} is not NAME=ROWS, or its name is used twice: write "
+                "choose=5000,score=10000"
             )
         parts[name.strip()] = int(rows)
     return parts

@@ -2,9 +2,9 @@
 
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES
 
-__all__ = ["ELSEWHERE", "OPTIONAL"]
+__all__ = ["OPTIONAL", "WITHOUT_EFFECT"]
 
-ELSEWHERE = ("output_dir", "device", "num_workers", "offline", "overwrite", "sharding", "tracker")
+WITHOUT_EFFECT = ("output_dir", "device", "num_workers", "offline", "overwrite", "sharding", "tracker")
 """Fields that say where and how a run happens, and do not change its numbers."""
 
 OPTIONAL = (

@@ -23,11 +23,11 @@ def _readable(message: str) -> str:
     """Say in words which type was expected: `Expected a <class 'int'>. Got value: many`."""
     single = re.fullmatch(r"Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", message)
     any_of = re.fullmatch(r".*Subtypes: \[(?P<types>.*)\] Errors:.*Given value: (?P<value>.*)", message)
-    if not (found := single or any_of):
+    if not (parsed := single or any_of):
         return message
-    types = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), found["types"])
+    types = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), parsed["types"])
     types = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", types)
-    return f"{found['value']} cannot be used: give {types.replace(', null', ' or null')}"
+    return f"{parsed['value']} cannot be used: give {types.replace(', null', ' or null')}"
 
 
 def _unknown_option(option: str, choices: Mapping[str, list[dict[str, Any]]], known: Sequence[str]) -> str:
@@ -36,11 +36,12 @@ def _unknown_option(option: str, choices: Mapping[str, list[dict[str, Any]]], kn
         return f"{option} is no option: {did_you_mean(option, [name for name in known if '.' not in name])}"
     if len(choices[slot]) != 1:
         return (
-            f"{option}: options on the line need exactly one method: give --{slot} NAME, or use a YAML file"
+            f"{option}: its slot needs exactly one method: give --{slot} NAME, or write several methods with "
+            "their options in a YAML file"
         )
     options = [other.removeprefix(f"--{slot}.") for other in known if other.startswith(f"--{slot}.")]
     options.remove("name")
-    remedy = did_you_mean(name, options) if options else "it has none, leave it out"
+    remedy = did_you_mean(name, options) if options else "it has no options: leave this out"
     return f"{option} is no option of {slot} {choices[slot][0]['name']!r}: {remedy}"
 
 
@@ -52,7 +53,7 @@ def one_line(message: str, choices: Mapping[str, list[dict[str, Any]]], known: S
     ):
         return _unknown_option(wrong[1] or f"--{wrong[2]}".replace("_", "-"), choices, known)
     if wrong := re.match(r"[Uu]nrecognized arguments: (.*)", message):
-        return f"{wrong[1]!r} belongs to no option; see 'glue-harness run --help'"
+        return f"{wrong[1]!r} is not the value of any option; see 'glue-harness run --help'"
     if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
         return f"--{wrong[1].replace('_', '-')}: {_readable(wrong[2])}"
     return message

@@ -13,7 +13,7 @@ __all__ = ["join_model_fields", "take_model_fields"]
 
 
 def join_model_fields(content: Mapping[str, Any], on_line: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the model's fields from the file and from the line; the line wins."""
+    """Join the model's fields from the file and from the command line, which wins."""
     in_file = content.get("model_config") or {}
     if not isinstance(in_file, Mapping):
         raise ConfigurationError(
@@ -24,10 +24,10 @@ def join_model_fields(content: Mapping[str, Any], on_line: Mapping[str, Any]) ->
 
 
 def take_model_fields(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take `--model.<field> VALUE` from a line; values are read as YAML.
+    """Take `--model.<field> VALUE` from a command line; values are read as YAML.
 
     Returns:
-        The fields, and the rest of the line.
+        The fields, and the rest of the command line.
 
     Examples:
         >>> take_model_fields(["--model", "demo", "--model.num_hidden_layers", "4", "--epochs=1"])
@@ -45,5 +45,5 @@ def take_model_fields(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         try:
             fields[option.removeprefix("--model.").replace("-", "_")] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigurationError(f"{option} {text}: not a value") from None
+            raise ConfigurationError(f"{option} {shown(text)} is not valid YAML: give a value") from None
     return fields, rest

@@ -59,7 +59,7 @@ def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
     given = [name for name in sources if settings[name] is not None]
     if len(given) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
-        raise ConfigurationError(f"{first} and {second} are two sources of rows: give one of them")
+        raise ConfigurationError(f"{first} and {second} are two sources of rows: give only one of them")
     choices = choices_of(settings)
     if settings["dataset_config"] is not None and settings["dataset"] is None:
         raise ConfigurationError("--dataset-config without --dataset: give both")
@@ -69,21 +69,22 @@ def check_sources(settings: Mapping[str, Any], several: bool = False) -> None:
                 raise ConfigurationError(f"--{name.replace('_', '-')} without --train-file: give both")
     elif (settings["validation_file"] is None) == (choices.validation_share is None):
         raise ConfigurationError(
-            "--train-file without --validation-file: give both, or --validation-share 0.1 for a part of it"
+            "--train-file without --validation-file: give both, or --validation-share 0.1 to evaluate on a "
+            "tenth of the training rows"
             if choices.validation_share is None
-            else "--validation-file and --validation-share are two sources of rows: give one of them"
+            else "--validation-file and --validation-share are two sources of rows: give only one of them"
         )
     if settings["train_file"] is None and settings["dataset"] is None:
         for name in CHOICES:
             if settings[name]:
                 option = f"--{name.replace('_', '-')}"
                 raise ConfigurationError(
-                    f"{option} is for rows of one's own: give --train-file or --dataset too"
+                    f"{option} only applies to your own rows: give --train-file or --dataset too"
                 )
 
 
 def by_content(settings: Mapping[str, Any]) -> bool:
-    """Say whether rows are identified by their content: true for files and a dataset's folder.
+    """Say whether rows are identified by their content: those of files and of a dataset's folder.
 
     A dataset of the hub is identified by its name.
     """
@@ -92,12 +93,12 @@ def by_content(settings: Mapping[str, Any]) -> bool:
 
 
 def own_rows(settings: Mapping[str, Any]) -> OwnRows:
-    """Read the user's rows that a run's settings name; ambiguity is refused.
+    """Read the user's rows that a run's settings name; ambiguous files are refused.
 
-    The same process does not read unchanged files again.
+    A process reads unchanged files only once.
 
     Raises:
-        ConfigurationError: One line that says what cannot be read or must be decided.
+        ConfigurationError: Something cannot be read, or the user must choose how to read it.
     """
     files = tuple(settings[name] for name in FILES)
     dataset = Path(settings["dataset"] or "")
@@ -110,10 +111,10 @@ def own_rows(settings: Mapping[str, Any]) -> OwnRows:
 
 def _state(file: str | None) -> tuple[int, int] | None:
     try:
-        found = Path(file).stat() if file is not None else None
+        status = Path(file).stat() if file is not None else None
     except (OSError, ValueError):
         return None
-    return (found.st_mtime_ns, found.st_size) if found is not None else None
+    return (status.st_mtime_ns, status.st_size) if status is not None else None
 
 
 @lru_cache(maxsize=2)
@@ -134,11 +135,11 @@ def _read(
     tables = read_dataset(dataset, config)
     if "validation" not in tables and choices.validation_share is None:
         raise ConfigurationError(
-            f"--dataset {dataset}: has no rows to choose by, only {' and '.join(tables)}: "
-            "--validation-share 0.1 takes a part of train"
+            f"--dataset {dataset} has no validation split, only {' and '.join(tables)}: give "
+            "--validation-share 0.1 to evaluate on a tenth of train"
         )
     if "validation" in tables and choices.validation_share is not None:
-        raise ConfigurationError(f"--dataset {dataset}: has a validation split: leave --validation-share out")
+        raise ConfigurationError(f"--dataset {dataset} has a validation split: leave --validation-share out")
     return read_own_tables(task, tables, choices, strict=True)
 
 

@@ -1,8 +1,8 @@
 """Command lines and YAML files to a `RunConfig`, through jsonargparse.
 
 A slot's options depend on its method, so parsing takes two passes: the first finds the methods named on the
-line and in the file, the second knows every option. The line wins over the file; if the line names another
-method than the file, the file's options for that slot are dropped.
+command line and in the file, the second knows every option. The command line wins over the file; if it names
+another method than the file, the file's options for that slot are dropped.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from finetune_common.slots import available, find
 from glue_harness.config.fields import DESCRIBED, LIST_SLOTS, SLOTS, RunConfig
+from glue_harness.config.help_texts import HelpFormatter, described_arguments, placeholder
 from glue_harness.config.messages import one_line
 from glue_harness.config.model_fields import join_model_fields, take_model_fields
 from glue_harness.config.specification import read_yaml
@@ -30,11 +30,6 @@ from glue_harness.config.specification import read_yaml
 __all__ = ["parse_line", "parse_mapping"]
 
 Choice = dict[str, Any]
-
-
-def _help_of(options: type) -> dict[str, str]:
-    parameters = parse_docstring(options.__doc__ or "").params
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parameters}
 
 
 def _as_choice(slot: str, value: object) -> Choice:
@@ -68,7 +63,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 class _Parser(ArgumentParser):
     def format_help(self) -> str:
-        """Show a slot's method in its typed form: `--optimizer`."""
+        """Show the option of a slot's method as users type it: `--optimizer`, not `--optimizer.name`."""
         return re.sub(rf"--({'|'.join(SLOTS)})\.name\b", r"--\1", super().format_help())
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -77,7 +72,7 @@ class _Parser(ArgumentParser):
 
 def _add_options(group: Any, slot: str, method: str) -> None:
     options = find(slot, method).Options
-    hints, described = get_type_hints(options), _help_of(options)
+    hints, described = get_type_hints(options), described_arguments(options)
     for option in dataclasses.fields(options):
         default = option.default if option.default is not dataclasses.MISSING else option.default_factory()  # type: ignore[misc]
         group.add_argument(
@@ -85,6 +80,7 @@ def _add_options(group: Any, slot: str, method: str) -> None:
             type=hints[option.name],
             default=default,
             help=described.get(option.name, ""),
+            metavar=placeholder(hints[option.name]),
         )
 
 
@@ -93,37 +89,40 @@ def _parser(chosen: tuple[tuple[str, ...], ...], prog: str) -> ArgumentParser:
     """Return a parser of all options, including those of the methods chosen for each slot."""
     parser = _Parser(
         prog=prog,
-        description="Fine-tune a model on a task; the result is written to the run's folder.",
-        epilog="A slot's options are listed once its method is chosen: 'run --optimizer adamw --help'. "
+        usage=f"{prog} --task TASK --model MODEL --output-dir FOLDER [--OPTION VALUE ...]",
+        description="Fine-tune a model on a task, and write the result to the run's folder.",
+        epilog="A method's options are listed once it is chosen: 'run --optimizer sgd --help'. "
         "--model.FIELD VALUE changes a field of the model's configuration: '--model.classifier_dropout 0.2'.",
+        formatter_class=HelpFormatter,
         exit_on_error=False,
         default_env=False,
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with any of these options; the line wins."
+        "--config", metavar="FILE", help="YAML file with any of these options; the command line wins."
     )
     parser.add_argument("--print-config", action="store_true", help="Print the whole configuration and stop.")
-    hints, described = get_type_hints(RunConfig), _help_of(RunConfig)
+    hints, described = get_type_hints(RunConfig), described_arguments(RunConfig)
     for option in DESCRIBED:
-        flag = {"action": "store_true"} if option.type == "bool" else {"type": hints[option.name]}
+        hint, flag = hints[option.name], {"action": "store_true"}
         default = None if option.default is dataclasses.MISSING else option.default
-        if default is None and "type" in flag:
-            flag["type"] = hints[option.name] | None
+        if option.type != "bool":
+            flag = {"type": hint if default is not None else hint | None, "metavar": placeholder(hint)}
         parser.add_argument(
             f"--{option.name.replace('_', '-')}", default=default, help=described[option.name], **flag
         )
     for slot, given in zip(SLOTS, chosen, strict=True):
         names = ", ".join(available(slot)) or "none is installed"
         group = parser.add_argument_group(slot, f"{described[slot]} Installed: {names}.")
-        one = given[0] if len(given) == 1 else None
-        group.add_argument(f"--{slot}.name", metavar="NAME", type=str | None, default=one)
-        if one:
-            _add_options(group, slot, one)
+        method = given[0] if len(given) == 1 else None
+        text = "Names of methods, separated by commas." if slot in LIST_SLOTS else "Name of a method."
+        group.add_argument(f"--{slot}.name", metavar="NAME", type=str | None, default=method, help=text)
+        if method:
+            _add_options(group, slot, method)
     return parser
 
 
 def _first_look(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Find the configuration file's content and the methods named on the line."""
+    """Return the configuration file's content and the methods named on the command line."""
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     look.add_argument("--config", nargs="?")
     for slot in SLOTS:
@@ -159,7 +158,8 @@ def _merge(content: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, li
                 on_line = _as_choices(slot, yaml.safe_load(named[slot]))
             except yaml.YAMLError:
                 raise ConfigurationError(
-                    f"--{slot} {named[slot]}: neither a name nor a YAML mapping"
+                    f"--{slot} {shown(named[slot])} is neither a name nor YAML: give a name, or "
+                    "{name: …, option: value}"
                 ) from None
             if [c["name"] for c in on_line] != [c["name"] for c in choices[slot]] or any(
                 len(c) > 1 for c in on_line
@@ -193,7 +193,7 @@ def _guarded(parser: ArgumentParser, choices: Mapping[str, list[Choice]], action
 
 
 def _slot_value(parsed: Namespace, slot: str) -> Choice:
-    """Construct the options, so that they check themselves, and return them with their name."""
+    """Construct the options, so that they check themselves; return them with the method's name."""
     values = parsed[slot].as_dict()
     name = values.pop("name")
     options = find(slot, name).Options
@@ -206,7 +206,7 @@ def _slot_value(parsed: Namespace, slot: str) -> Choice:
 def _parse(content: Mapping[str, Any], named: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
     choices = _merge(content, named)
     names = tuple(tuple(choice["name"] for choice in choices[slot]) for slot in SLOTS)
-    # a command line changes the parser's defaults: cached only without one
+    # parsing a command line changes the parser's defaults, so such a parser must not be cached
     parser = _parser.__wrapped__(names, prog) if argv else _parser(names, prog)
     apart = (*SLOTS, "model_config")
     rest = {str(key).replace("-", "_"): value for key, value in content.items() if key not in apart}
@@ -245,7 +245,7 @@ def _config(parsed: Namespace, model_config: dict[str, Any]) -> RunConfig:
     for required in ("task", "model", "output_dir"):
         if values[required] is None:
             raise ConfigurationError(
-                f"--{required.replace('_', '-')} is missing: give it on the line or in --config"
+                f"--{required.replace('_', '-')} is missing: give it on the command line or in --config"
             )
     return RunConfig(**values)
 

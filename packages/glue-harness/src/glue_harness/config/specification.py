@@ -18,9 +18,9 @@ KINDS = {dict: "mapping", list: "list", str: "word"}
 
 OF_THE_COMMAND = {
     "offline": "set HF_HUB_OFFLINE=1 and HF_DATASETS_OFFLINE=1 in the environment",
-    "overwrite": "runs are continued; remove the folder of one that is to be done anew",
+    "overwrite": "to repeat a run, remove its folder",
 }
-"""Options of a single run that a specification cannot have, and what to do."""
+"""Options that only `run` has → what to do instead in a specification."""
 
 
 def read_yaml(path: Path, option: str, remedy: str) -> Any:
@@ -28,7 +28,7 @@ def read_yaml(path: Path, option: str, remedy: str) -> Any:
 
     Args:
         path: The file.
-        option: Put before the path in an error: the option that named it, or nothing.
+        option: Begins an error message: the option that named the file, or nothing.
         remedy: What to give instead of an unreadable file.
 
     Raises:
@@ -52,7 +52,7 @@ def _expand_variables(value: Any, path: Path) -> Any:
         for name in re.findall(r"\$\{(\w+)\}", value):
             if name not in os.environ:
                 raise ConfigurationError(
-                    f"{path}: {shown(value)}: the environment has no {name}: set it and try again"
+                    f"{path}: {shown(value)}: the environment variable {name} is not set: set it first"
                 )
         return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
     return value
@@ -66,7 +66,7 @@ def read_specification(
     Args:
         path: A YAML file; `${NAME}` in it is read from the environment.
         parts: Key → whether it is a `dict`, a `list` or a `str`.
-        choose: Changes the specification before variables are read; parts that it removes need none.
+        choose: Changes the specification before variables are read; those in removed parts need not be set.
 
     Raises:
         ConfigurationError: Names the file and the key.
@@ -80,12 +80,12 @@ def read_specification(
         )
     for key, kind in parts.items():
         if not isinstance(spec.get(key) or kind(), kind):
-            raise ConfigurationError(f"{path}: {key} has to be a {KINDS[kind]}")
+            raise ConfigurationError(f"{path}: {key}={shown(spec[key])} has to be a {KINDS[kind]}")
     spec = choose(spec)
     expanded = {key: _expand_variables(spec.get(key) or kind(), path) for key, kind in parts.items()}
     for key, part in expanded.items():
         for options in part if isinstance(part, list) else [part] if isinstance(part, dict) else []:
             for option, remedy in OF_THE_COMMAND.items():
                 if option in options:
-                    raise ConfigurationError(f"{path}: {key}: {option} is an option of run alone: {remedy}")
+                    raise ConfigurationError(f"{path}: {key}: {option} only works in run: {remedy}")
     return expanded

@@ -11,20 +11,23 @@ from finetune_common.tasks import TASKS, get_task
 if TYPE_CHECKING:
     from glue_harness.config.fields import RunConfig
 
-__all__ = ["check_sharded", "check_tasks", "own_name"]
+__all__ = ["check_sharded", "check_tasks", "task_of_own_rows"]
 
 
-def own_name(config: RunConfig) -> str:
+def task_of_own_rows(config: RunConfig) -> str:
     """Return which of several tasks has the user's rows: the one with an unknown name.
 
     Raises:
-        ConfigurationError: None of them, or more than one.
+        ConfigurationError: No task has an unknown name, or more than one has.
     """
     unknown = [task for task in config.tasks if task not in TASKS]
-    if len(unknown) != 1:
-        answer = f"{', '.join(unknown)} are unknown" if unknown else "all are known"
+    if not unknown:
         raise ConfigurationError(
-            f"--task {config.task}: {answer}, and rows of one's own are one task's: give it a new name"
+            f"--task {config.task}: all are known tasks: add a new name for your own rows"
+        )
+    if len(unknown) > 1:
+        raise ConfigurationError(
+            f"--task {config.task}: {', '.join(unknown)} are unknown: only one task can have your own rows"
         )
     return unknown[0]
 
@@ -40,35 +43,35 @@ def check_tasks(config: RunConfig) -> None:
             raise ConfigurationError(
                 "--task-sampling is for several tasks: give --task rte,mrpc, or leave it out"
             )
-        if not config.own:
+        if not config.has_own_rows:
             get_task(config.task)
         return
     object.__setattr__(config, "task", ",".join(name.strip() for name in config.tasks))
     for name in config.tasks:
         if config.tasks.count(name) > 1:
-            raise ConfigurationError(f"--task {config.task}: {name or 'nothing'} stands there twice")
+            raise ConfigurationError(f"--task {config.task}: {name or 'nothing'} is named twice")
         if not re.fullmatch(r"[\w-]+", name):
             raise ConfigurationError(
-                f"--task {config.task}: {name!r} is no name among several: use letters, digits, - and _"
+                f"--task {config.task}: {name!r} cannot name one of several tasks: use letters, digits, -, _"
             )
-        if not config.own:
+        if not config.has_own_rows:
             get_task(name)
-    if config.own:
-        own_name(config)
+    if config.has_own_rows:
+        task_of_own_rows(config)
     if config.metric is not None:
         raise ConfigurationError(
-            f"--metric {config.metric}: of several tasks each has its own, and their mean is the primary "
-            "one: leave it out"
+            f"--metric {config.metric}: several tasks are scored by their own metrics, and the mean is the "
+            "primary one: leave --metric out"
         )
 
 
 def check_sharded(config: RunConfig) -> None:
-    """Refuse several tasks if parameters are spread over processes.
+    """Refuse several tasks if parameters are sharded over processes.
 
     Raises:
         ConfigurationError: There are several tasks and shards.
     """
     if config.several:
         raise ConfigurationError(
-            f"--task {config.task}: several tasks train replicas of the model: leave --sharding out"
+            f"--task {config.task}: a model of several tasks cannot be sharded: leave --sharding out"
         )

@@ -52,12 +52,12 @@ GiB, or a GPU: T4, L4, A10, A100-40, H100, H200
     """
     if text.strip().upper() in GPUS:
         return usable_bytes(text.strip())
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in UNITS:
+    amount = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not amount or amount[2].upper() not in UNITS:
         raise ConfigurationError(
             f"--budget {text!r}: give a number with MB, GB, MiB or GiB, or a GPU: {', '.join(GPUS)}"
         )
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(float(amount[1]) * UNITS[amount[2].upper()])
 
 
 def largest(cost: Callable[[int], float], budget: float, first: int = 1) -> int:
@@ -76,20 +76,20 @@ def largest(cost: Callable[[int], float], budget: float, first: int = 1) -> int:
         30
     """
     low, low_cost, n = 0, 0.0, first
-    while (found := cost(n)) <= budget:
+    while (needed := cost(n)) <= budget:
         if n >= TOO_MANY:
             return n
-        rate = (found - low_cost) / (n - low)
-        ahead = n + int((budget - found) / rate) + 1 if low and rate > 0 else 2 * n
-        low, low_cost, n = n, found, min(max(n + 1, ahead), TOO_MANY)
-    high, high_cost = n, found
+        rate = (needed - low_cost) / (n - low)
+        ahead = n + int((budget - needed) / rate) + 1 if low and rate > 0 else 2 * n
+        low, low_cost, n = n, needed, min(max(n + 1, ahead), TOO_MANY)
+    high, high_cost = n, needed
     while high - low > 1:
         straight = low + int((budget - low_cost) / (high_cost - low_cost) * (high - low)) if low else 0
         n = min(max(straight, low + 1), high - 1)
-        if (found := cost(n)) <= budget:
-            low, low_cost = n, found
+        if (needed := cost(n)) <= budget:
+            low, low_cost = n, needed
         else:
-            high, high_cost = n, found
+            high, high_cost = n, needed
     return low
 
 
@@ -158,8 +158,8 @@ def capacity(
         known: dict[int, float] = {}
 
         def cost(n: int, choice: dict[str, Any] = choice, known: dict[int, float] = known) -> float:
-            one = dataclasses.replace(resized(config, what, n * step), activation=choice)
-            known[n] = METHODS[by](one, device, attention)
+            resized_config = dataclasses.replace(resized(config, what, n * step), activation=choice)
+            known[n] = METHODS[by](resized_config, device, attention)
             return known[n]
 
         began = time.perf_counter()

@@ -43,6 +43,6 @@ def read_choices(text: str) -> dict[str, dict[str, Any]]:
         choices[part] = {"name": name, **asdict(options)}
     if not choices:
         raise ConfigurationError(
-            "no activation method is named: give a list such as none,checkpoint,compress:L1"
+            "--compare names no activation method: give a list, e.g. none,checkpoint,compress:L1"
         )
     return choices

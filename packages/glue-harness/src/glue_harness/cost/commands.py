@@ -17,26 +17,28 @@ def _steps_parser(command: str, description: str, compare: str) -> CommandParser
     parser = parser_of(command, description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
-        "further options are those of run: --model (presets such as bert-large-cased need no network),\n"
-        "--model.FIELD VALUE, --batch-size, --max-length, --precision, --accumulate, and all slots"
+        "Options of run also apply: --model (presets such as bert-large-cased need no network),\n"
+        "--model.FIELD VALUE, --batch-size, --max-length, --precision, --accumulate, and all slots."
     )
     parser.add_argument(
         "--compare",
         metavar="LIST",
-        help=f"activation methods, with levels behind a colon (the --activation given, or {compare})",
+        help=f"activation methods, each with a level after a colon if it has levels (default: the given "
+        f"--activation, else {compare})",
     )
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="where, or for which (cpu)",
+        help="device to measure on, or to predict for (default: cpu)",
     )
     parser.add_argument(
         "--attention",
         choices=("eager", "sdpa", "flash"),
-        help="written out, the kernel that torch takes, FlashAttention (the model's own: mostly sdpa)",
+        help="plain operations, the kernel that torch chooses, or FlashAttention (default: the model's own "
+        "choice, mostly sdpa)",
     )
-    parser.add_argument("--output-dir", type=Path, help="receives the JSON file, the table and figures")
+    parser.add_argument("--output-dir", type=Path, help="folder for the JSON file, the table and figures")
     return parser
 
 
@@ -56,10 +58,14 @@ def _steps_config(rest: Sequence[str], compare: str | None, default: str, prog: 
 def profile_command(argv: Sequence[str]) -> None:
     """Measure training steps."""
     default = "none"
-    parser = _steps_parser("profile", "Measure memory and speed of training steps on made-up rows.", default)
-    parser.add_argument("--batch-sizes", metavar="LIST", help="several batch sizes, with a figure: 8,16,32")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps, after two that warm up (5)")
-    parser.add_argument("--predict", action="store_true", help="memory alone, from fake tensors, no time")
+    parser = _steps_parser("profile", "Measure memory and speed of training steps on random rows.", default)
+    parser.add_argument("--batch-sizes", metavar="LIST", help="several batch sizes, also drawn: 8,16,32")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed steps, after two warm-up steps (default: 5)"
+    )
+    parser.add_argument(
+        "--predict", action="store_true", help="predict memory from fake tensors instead; measures no time"
+    )
     options, rest = parser.parse_known_args(argv)
     config, choices = _steps_config(rest, options.compare, default, "glue-harness profile")
     try:
@@ -82,8 +88,8 @@ def profile_command(argv: Sequence[str]) -> None:
         by="prediction" if options.predict else "measurement",
         attention=options.attention,
     )
-    made = table(report)
-    _keep(options.output_dir, "speed_results.md", made)
+    text = table(report)
+    _keep(options.output_dir, "speed_results.md", text)
 
 
 def capacity_command(argv: Sequence[str]) -> None:
@@ -91,7 +97,7 @@ def capacity_command(argv: Sequence[str]) -> None:
     default = "none,checkpoint,compress:L1,compress:L2.2,compress+checkpoint"
     parser = _steps_parser(
         "capacity",
-        "Find the largest batch, depth or width that a memory budget allows, without allocating it.",
+        "Find the largest batch, depth or width within a memory budget, without allocating it.",
         default,
     )
     parser.add_argument(
@@ -104,10 +110,13 @@ def capacity_command(argv: Sequence[str]) -> None:
         "--search",
         choices=("batch-size", "layers", "hidden", "intermediate"),
         default="batch-size",
-        help="what grows (batch-size)",
+        help="what to increase (default: batch-size)",
     )
     parser.add_argument(
-        "--by", choices=("prediction", "measurement"), default="prediction", help="fake tensors or real steps"
+        "--by",
+        choices=("prediction", "measurement"),
+        default="prediction",
+        help="use fake tensors or real steps (default: prediction)",
     )
     options, rest = parser.parse_known_args(argv)
     config, choices = _steps_config(rest, options.compare, default, "glue-harness capacity")
@@ -115,7 +124,7 @@ def capacity_command(argv: Sequence[str]) -> None:
     from glue_harness.cost.capacity import capacity, read_bytes, table
 
     budget = read_bytes(options.budget)
-    found = capacity(
+    report = capacity(
         config,
         options.search,
         budget,
@@ -125,7 +134,7 @@ def capacity_command(argv: Sequence[str]) -> None:
         attention=options.attention,
         output_dir=options.output_dir,
     )
-    _keep(options.output_dir, f"max_{options.search.replace('-', '_')}_results.md", table(found))
+    _keep(options.output_dir, f"max_{options.search.replace('-', '_')}_results.md", table(report))
 
 
 def _keep(folder: Path | None, name: str, table: str) -> None:

@@ -1,4 +1,4 @@
-"""CUDA's choices, imposed on CPU tensors, so that its memory can be predicted on any machine.
+"""CUDA's choices of kernels, imposed on CPU tensors, so that its memory can be predicted on any machine.
 
 Three choices decide what a training step keeps on a GPU and not on a CPU: dropout keeps a mask of bools,
 attention runs in a fused kernel that keeps a log-sum-exp instead of probabilities, and CUDA's autocast table
@@ -78,12 +78,12 @@ def check_device(device: str, by: str, attention: str | None = None) -> None:
     """
     if by == "measurement" and device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(
-            "--device cuda: torch finds no CUDA device to measure on: predict (profile --predict, capacity "
-            "--by prediction), or run where one is"
+            "--device cuda: torch finds no CUDA device to measure on: predict instead (profile --predict, "
+            "capacity --by prediction), or use a machine with a GPU"
         )
     if attention == "flash" and (by, device) != ("prediction", "cuda"):
         raise ConfigurationError(
-            "--attention flash: only predicted, for --device cuda: sdpa leaves the choice to torch"
+            "--attention flash can only be predicted, for --device cuda: use sdpa, which lets torch choose"
         )
 
 
@@ -109,12 +109,12 @@ def cuda_kernels(attention: str = "sdpa") -> Iterator[None]:
 def _like(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function look like another, also to hooks on torch functions."""
 
-    def passing(own: Callable[..., Any]) -> Callable[..., Any]:
+    def passing(replacement: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def called(first: Tensor, *args: Any, **kwargs: Any) -> Any:
             if has_torch_function_unary(first):
                 return handle_torch_function(called, (first,), first, *args, **kwargs)
-            return own(first, *args, **kwargs)
+            return replacement(first, *args, **kwargs)
 
         return called
 
@@ -155,20 +155,20 @@ def _attention_by(attention: str) -> Callable[..., Tensor]:
         is_half = query.dtype in (torch.bfloat16, torch.float16)
         if attention == "flash" and is_half and width > 256:
             raise ConfigurationError(
-                f"--attention flash: its kernels take heads up to 256 wide, not {width}: use --attention sdpa"
+                f"--attention flash: heads are {width} wide, and its kernels take up to 256: use sdpa"
             )
         if is_half and width <= 256 and (attention == "flash" or attn_mask is None):
             scale = scale or width**-0.5
             query, key, value = (F.pad(t, (0, -width % 8)) for t in (query, key, value))
-            found = torch.ops.aten._scaled_dot_product_flash_attention(
+            outputs = torch.ops.aten._scaled_dot_product_flash_attention(
                 query, key, value, dropout_p, is_causal, scale=scale
             )
-            return found[0][..., :width]
+            return outputs[0][..., :width]
         if enable_gqa or width % (16 // query.element_size()):
-            found = torch.ops.aten._scaled_dot_product_attention_math(
+            outputs = torch.ops.aten._scaled_dot_product_attention_math(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-            return found[0]
+            return outputs[0]
         bias = None if attn_mask is None else _bias(attn_mask, query, key)
         needed = any(tensor.requires_grad for tensor in (query, key, value))
         return torch.ops.aten._scaled_dot_product_efficient_attention(

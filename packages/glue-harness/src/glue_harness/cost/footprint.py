@@ -115,7 +115,7 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
     """
     if attention == "flash" and config.precision == "fp32":
         raise ConfigurationError(
-            "--attention flash: its kernels take half precision: use --precision bf16, or --attention sdpa"
+            "--attention flash needs half precision: use --precision bf16, or --attention sdpa"
         )
     state = optimizer_bytes(config)
     with imposed(device, attention) as live:

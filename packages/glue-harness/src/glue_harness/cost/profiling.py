@@ -88,13 +88,13 @@ def profile_steps(
     rows = []
     for name, choice in choices.items():
         for size in batch_sizes:
-            one = dataclasses.replace(config, activation=choice, batch_size=size)
+            step_config = dataclasses.replace(config, activation=choice, batch_size=size)
             row: dict[str, Any] = {"activation": name, "batch_size": size}
             try:
                 if by == "prediction":
-                    row["bytes"] = dataclasses.asdict(predict(one, device, attention))
+                    row["bytes"] = dataclasses.asdict(predict(step_config, device, attention))
                 else:
-                    row |= profile_step(one, device, repeats, attention)
+                    row |= profile_step(step_config, device, repeats, attention)
             except (ConfigurationError, torch.OutOfMemoryError) as error:
                 row["error"] = " ".join(str(error).split())
             gc.collect()
@@ -145,7 +145,7 @@ def table(report: Mapping[str, Any]) -> str:
             cells += [f"{step:,.0f}", f"{passes:,.0f}", f"{row['rows_per_second']:.1f}"]
         lines.append(f"{start}{' | '.join(cells)} |")
     if report["by"] == "prediction":
-        lines += ["", f"By prediction for {report['device']}; the peak has room for all of a step's tensors."]
+        lines += ["", f"Predicted for {report['device']}; the peak counts all tensors of a step."]
     return "\n".join(lines) + "\n"
 
 
@@ -158,11 +158,11 @@ def throughput_figure(report: Mapping[str, Any], path: Path) -> None:
 
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for number, name in enumerate(dict.fromkeys(row["activation"] for row in report["rows"])):
-        own = [row for row in report["rows"] if row["activation"] == name and "error" not in row]
+        rows = [row for row in report["rows"] if row["activation"] == name and "error" not in row]
         marker = "osD^v<>Xp*"[number % 10]
         ax.plot(
-            [row["batch_size"] for row in own],
-            [row["rows_per_second"] for row in own],
+            [row["batch_size"] for row in rows],
+            [row["rows_per_second"] for row in rows],
             marker=marker,
             label=name,
         )

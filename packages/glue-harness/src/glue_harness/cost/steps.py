@@ -88,10 +88,10 @@ class Steps:
 
     def state_bytes(self) -> dict[str, int]:
         """Return the current bytes of parameters, gradients and optimizer state."""
-        own: list[Any] = [*self.model.parameters(), *self.model.buffers()]
+        tensors: list[Any] = [*self.model.parameters(), *self.model.buffers()]
         states = self.optimizer.state.values() if self.optimizer is not None else ()
         return {
-            "parameters": sum(t.nbytes for t in own),
+            "parameters": sum(t.nbytes for t in tensors),
             "gradients": sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None),
             "optimizer": sum(t.nbytes for state in states for t in state.values() if isinstance(t, Tensor)),
         }

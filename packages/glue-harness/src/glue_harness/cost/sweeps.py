@@ -18,7 +18,7 @@ from glue_harness.config.fields import RunConfig
 from glue_harness.cost.footprint import predict
 from glue_harness.run.models import build_model
 
-__all__ = ["CORE", "FILLED", "GPU", "foreseen", "operations", "passed", "run_seconds"]
+__all__ = ["CORE", "FILLED", "GPU", "forecast", "operations", "passed", "run_seconds"]
 
 FILLED = 0.5
 """Length of a padded row as a share of `max_length`."""
@@ -97,8 +97,8 @@ def run_seconds(configs: Sequence[RunConfig], speed: float) -> float:
     sizes: dict[str, int] = {}
     seconds = 0.0
     for config in configs:
-        if config.own or not set(config.tasks) <= TASKS.keys():
-            raise ConfigurationError(f"the rows of {config.task} are not read for it")
+        if config.has_own_rows or not set(config.tasks) <= TASKS.keys():
+            raise ConfigurationError(f"the number of rows of {config.task} is unknown before a run")
         shape = json.dumps([config.model, config.model_config], sort_keys=True)
         if shape not in sizes:
             sizes[shape] = passed(config.model, config.model_config)
@@ -121,13 +121,13 @@ def _memory(configs: Sequence[RunConfig]) -> str:
             # the model is not here, or reads its rows' values, which fake rows lack
             unknown.append(config.model)
     if not peaks:
-        return "memory: not known"
+        return "memory: unknown"
     most = max(peaks, key=lambda model: peaks[model])
-    without = f"; not known: {', '.join(unknown)}" if unknown else ""
+    without = f"; unknown: {', '.join(unknown)}" if unknown else ""
     return f"about {peaks[most] / 1e9:.1f} GB of memory for a step of {most}{without}"
 
 
-def foreseen(configs: Sequence[RunConfig], jobs: int) -> str:
+def forecast(configs: Sequence[RunConfig], jobs: int) -> str:
     """Say what runs will need: hours of one GPU and of one core, and the memory of a step.
 
     Args:
@@ -136,8 +136,8 @@ def foreseen(configs: Sequence[RunConfig], jobs: int) -> str:
     """
     try:
         gpu, core = (run_seconds(configs, speed) / 3600 for speed in (GPU, CORE))
-        shared = f", {jobs} at a time in a share of it" if jobs > 1 else ""
+        shared = f", shared by {jobs} runs at a time" if jobs > 1 else ""
         hours = f"about {gpu:,.1f} h of one GPU or {core:,.0f} h of one core{shared}"
     except ConfigurationError as error:
-        hours = f"hours: not known ({error})"
+        hours = f"hours: unknown ({error})"
     return f"{hours}; {_memory(configs)}"

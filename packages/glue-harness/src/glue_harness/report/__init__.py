@@ -120,7 +120,7 @@ def report(
         if published:
             found = measured(contents.results, evaluation)
             lines, _ = compare(published, found, protocol, published_runs)
-            beside["published"] = table_of(lines, (PROTOCOLS[protocol].said, EVALUATIONS[evaluation]))
+            beside["published"] = table_of(lines, (PROTOCOLS[protocol].meaning, EVALUATIONS[evaluation]))
             print_table(beside["published"], console, "published.md")
             files.append(output_dir / "published.md")
             write_whole(files[-1], as_markdown(beside["published"]))

@@ -22,7 +22,7 @@ Result = Mapping[str, Any]
 Value = tuple[float, float | None]
 """A number, and its standard deviation over seeds if there are several."""
 
-Told = tuple[float, float | None, tuple[float, float] | None]
+Estimate = tuple[float, float | None, tuple[float, float] | None]
 """A mean, its standard deviation over seeds, and an interval of it."""
 
 PLAIN = {"adaptation": "full", "activation": "none"}
@@ -66,7 +66,7 @@ class Row:
     peak_memory_bytes: int
     trainable: int
     runs: tuple[str, ...]
-    beside: dict[str, Told] = field(default_factory=dict)
+    beside: dict[str, Estimate] = field(default_factory=dict)
 
     def score(self, evaluation: str) -> Value:
         """Return the primary metric at the `last` or the `best` evaluation."""
@@ -118,7 +118,7 @@ def varying_options(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         return by_method
 
     names = sorted({name for flat in settings for name in flat})
-    return [name for name in names if any(len(found) > 1 for found in values(name).values())]
+    return [name for name in names if any(len(different) > 1 for different in values(name).values())]
 
 
 def label(settings: Mapping[str, Any], varying: Sequence[str]) -> str:
@@ -173,14 +173,14 @@ def _values(by_seed: Mapping[int, Mapping[str, float]], primary: str, protocol: 
     }
 
 
-def _beside(runs: Sequence[Result]) -> dict[str, Told]:
-    found: dict[str, list[float]] = {}
-    for run in sorted(runs, key=lambda one: one["seed"]):
+def _beside(runs: Sequence[Result]) -> dict[str, Estimate]:
+    scores: dict[str, list[float]] = {}
+    for run in sorted(runs, key=lambda run: run["seed"]):
         for split, metrics in run.get("beside", {}).items():
             for metric, value in metrics.items():
-                found.setdefault(f"{split} {metric}", []).append(value)
+                scores.setdefault(f"{split} {metric}", []).append(value)
     return {
-        name: (fmean(values), _deviation(values), mean_interval(values)) for name, values in found.items()
+        name: (fmean(values), _deviation(values), mean_interval(values)) for name, values in scores.items()
     }
 
 

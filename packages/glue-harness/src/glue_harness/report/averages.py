@@ -57,7 +57,7 @@ def averages(rows: Sequence[Row], evaluation: str = "last") -> list[Average]:
             key = row.model, json.dumps(row.options, sort_keys=True)
             together.setdefault(key, []).append(row)
     varying = varying_options([of_setting[0].options for of_setting in together.values()])
-    found = []
+    averaged = []
     for (model, _), of_setting in together.items():
         scores = {
             row.task: {
@@ -73,5 +73,5 @@ def averages(rows: Sequence[Row], evaluation: str = "last") -> list[Average]:
         eleven = [scores[task][metric] for task, metric in ELEVEN if metric in scores.get(task, {})]
         average = fmean(eleven) if len(eleven) == len(ELEVEN) else None
         if average is not None or glue is not None:
-            found.append(Average(model, label(of_setting[0].options, varying), glue, average))
-    return sorted(found, key=lambda a: -(a.glue if a.glue is not None else a.eleven or 0.0))
+            averaged.append(Average(model, label(of_setting[0].options, varying), glue, average))
+    return sorted(averaged, key=lambda a: -(a.glue if a.glue is not None else a.eleven or 0.0))

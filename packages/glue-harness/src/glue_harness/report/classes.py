@@ -13,13 +13,15 @@ import numpy as np
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
-from glue_harness.run.parts import is_own
+from glue_harness.run.parts import has_own_rows
 from glue_harness.run.records import write_whole
 
 __all__ = ["class_tables", "narrow", "write_class_tables"]
 
 SHOWN = 12
 """With more classes, only the csv file has the confusion matrix: the table would be too wide."""
+
+SCORES = ("precision", "recall", "f1")
 
 
 def class_tables(contents: Contents) -> dict[str, Table]:
@@ -35,38 +37,38 @@ def class_tables(contents: Contents) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for row in contents.rows:  # the best setting of a task comes first
         name = f"classes-{''.join(c if c.isalnum() or c in '-_' else '-' for c in row.task)}"
-        found = [_of(by_folder[folder]) for folder in row.runs]
-        if name not in tables and found and all(found):
-            tables[name] = _table(row, [one for one in found if one])
+        reports = [_class_report(by_folder[folder]) for folder in row.runs]
+        if name not in tables and reports and all(reports):
+            tables[name] = _table(row, [report for report in reports if report])
     return tables
 
 
-def _of(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    return next(iter((result.get("classes") or {}).values()), None) if is_own(result) else None
+def _class_report(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    return next(iter((result.get("classes") or {}).values()), None) if has_own_rows(result) else None
 
 
-def _table(row: Row, found: Sequence[Mapping[str, Any]]) -> Table:
-    names = list(found[0]["classes"])
+def _table(row: Row, reports: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(reports[0]["classes"])
     means = {
-        name: [np.mean([one["classes"][name][key] for one in found]) for key in ("precision", "recall", "f1")]
+        name: [np.mean([report["classes"][name][score] for report in reports]) for score in SCORES]
         for name in names
     }
-    counts = {name: sum(one["classes"][name]["rows"] for one in found) for name in names}
+    counts = {name: sum(report["classes"][name]["rows"] for report in reports) for name in names}
     columns = {"true": False}
     matrix = None
-    if all("confusion" in one for one in found):
-        matrix = np.sum([one["confusion"] for one in found], axis=0)
+    if all("confusion" in report for report in reports):
+        matrix = np.sum([report["confusion"] for report in reports], axis=0)
         columns |= {f"as {name}": True for name in names}
     columns |= {"precision": True, "recall": True, "F1": True, "rows": True}
     rows = []
-    for at, name in enumerate(names):
+    for place, name in enumerate(names):
         cells = [Cell(name)]
         if matrix is not None:
-            cells += [Cell(f"{count:,}", bold=at == other) for other, count in enumerate(matrix[at])]
+            cells += [Cell(f"{count:,}", bold=place == other) for other, count in enumerate(matrix[place])]
         cells += [Cell(f"{value:.3f}") for value in means[name]] + [Cell(f"{counts[name]:,}")]
         rows.append(cells)
-    seeds = f"{len(found)} runs together" if len(found) > 1 else "one run"
-    return Table(f"{row.task}: what became of each class ({row.setting}, {seeds})", columns, rows)
+    seeds = f"{len(reports)} runs together" if len(reports) > 1 else "one run"
+    return Table(f"{row.task}: predictions of each class ({row.setting}, {seeds})", columns, rows)
 
 
 def narrow(table: Table) -> Table:

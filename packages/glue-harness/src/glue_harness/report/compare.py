@@ -1,4 +1,4 @@
-"""Settings against a baseline, paired by seed, with a verdict in one of four words."""
+"""Settings compared with a baseline, paired by seed; the verdict is one of four."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]
         key = row.task, "" if "model" in condition else row.model
         if key in chosen:
             raise ConfigurationError(
-                f"--baseline: both '{chosen[key].setting}' and '{row.setting}' on {row.task} are meant: "
-                "say more, e.g. optimizer=adamw,optimizer.lr=2e-5"
+                f"--baseline: both '{chosen[key].setting}' and '{row.setting}' match on {row.task}: add a "
+                "condition, e.g. optimizer=adamw,optimizer.lr=2e-5"
             )
         chosen[key] = row
     pairs = [(row, chosen.get((row.task, "" if "model" in condition else row.model))) for row in rows]
@@ -107,7 +107,7 @@ def _holm_within(p_values: Sequence[float], families: Sequence[bool | None]) -> 
     """Return p-values corrected within each family."""
     corrected = list(p_values)
     for family in set(families):
-        places = [place for place, own in enumerate(families) if own is family]
+        places = [place for place, of_place in enumerate(families) if of_place is family]
         for place, p in zip(places, holm([p_values[place] for place in places]), strict=True):
             corrected[place] = p
     return corrected
@@ -145,13 +145,13 @@ def compare(
     p_values = _p_values(differences, test)
     equals = [equivalence_test(values, margin) if values and margin else 1.0 for values in differences]
     corrected = zip(_holm_within(p_values, families), _holm_within(equals, families), strict=True)
-    found = []
+    comparisons = []
     for number, ((row, baseline), values, (different, equal)) in enumerate(
         zip(pairs, differences, corrected, strict=True)
     ):
         mean = sum(values) / len(values) if values else None
         ours, theirs = (list(r.seed_scores(evaluation).values()) for r in (row, baseline))
-        found.append(
+        comparisons.append(
             Comparison(
                 row=row,
                 baseline=baseline,
@@ -167,7 +167,7 @@ def compare(
                 primary=families[number],
             )
         )
-    return found
+    return comparisons
 
 
 def against_best(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation") -> dict[int, str]:

@@ -71,8 +71,8 @@ def gather(
         ConfigurationError: A condition or option that no run has, or a baseline that is not one setting.
     """
     if where:
-        found = select("--where", parse_condition("--where", where), [flatten(r) for r in results])
-        results = [results[number] for number in found]
+        chosen = select("--where", parse_condition("--where", where), [flatten(r) for r in results])
+        results = [results[number] for number in chosen]
     rows = summarise(results, protocol, group_by, evaluation)
     condition = parse_condition("--baseline", baseline) if baseline else None
     if condition is None and (margin is not None or primary is not None):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtr
 
-from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.errors import ConfigurationError, check_number, shown
 
 __all__ = ["UNDECIDED", "equivalence_test", "verdict_of"]
 
@@ -43,7 +43,7 @@ def equivalence_test(differences: Sequence[float] | np.ndarray, margin: float) -
     values = np.asarray(differences, dtype=float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ConfigurationError(
-            f"differences: give at least one finite number, not {list(differences)!r:.80}"
+            f"differences: give at least one finite number, not {shown(list(differences))}"
         )
     if len(values) < 2:
         return 1.0

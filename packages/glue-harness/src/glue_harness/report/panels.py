@@ -40,7 +40,7 @@ class Panel:
         """The primary metric, in words."""
         return self.rows[0].primary.replace("_", " ")
 
-    def of(self, row: Row) -> list[Mapping[str, Any]]:
+    def runs_of(self, row: Row) -> list[Mapping[str, Any]]:
         """Return the runs of a row."""
         return [self.runs[folder] for folder in row.runs]
 

@@ -89,7 +89,7 @@ def _curve(runs: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float],
 def _curves(axes: Axes, panel: Panel) -> str | None:
     drawn = 0
     for row, name, looks in panel.numbered():
-        epochs, scores = _curve(panel.of(row), row.primary)
+        epochs, scores = _curve(panel.runs_of(row), row.primary)
         if len(epochs) < 2:
             continue
         drawn += 1
@@ -142,8 +142,8 @@ def _rates(axes: Axes, panel: Panel) -> str | None:
         if row.options.get("optimizer.lr"):
             rest = {"model": row.model} | {k: v for k, v in row.options.items() if k != "optimizer.lr"}
             alike.setdefault(json.dumps(rest, sort_keys=True), {})[row.options["optimizer.lr"]] = row
-    found = [dict(sorted(rows.items())) for rows in alike.values() if len(rows) > 1]
-    for number, rows in enumerate(found):
+    series = [dict(sorted(rows.items())) for rows in alike.values() if len(rows) > 1]
+    for number, rows in enumerate(series):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         scores = [row.score(panel.evaluation)[0] for row in rows.values()]
         name = panel.names[panel.rows.index(next(iter(rows.values())))]
@@ -157,15 +157,15 @@ def _rates(axes: Axes, panel: Panel) -> str | None:
             label=", ".join(part for part in name.split(", ") if not part.startswith("lr ")),
         )
     axes.set(xscale="log", xlabel="learning rate", ylabel=panel.metric)
-    rates = sorted({rate for rows in found for rate in rows})
+    rates = sorted({rate for rows in series for rate in rows})
     axes.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
     axes.minorticks_off()
-    if not found:
+    if not series:
         return None
     _line_without_skill(axes, panel, axes.axhline)
     axes.legend(fontsize="x-small")
-    best = [max(rows, key=lambda rate: rows[rate].score(panel.evaluation)[0]) for rows in found]
-    return f"{len(found)} settings, best rates {', '.join(f'{rate:g}' for rate in best)}"
+    best = [max(rows, key=lambda rate: rows[rate].score(panel.evaluation)[0]) for rows in series]
+    return f"{len(series)} settings, best rates {', '.join(f'{rate:g}' for rate in best)}"
 
 
 PARTS = ("data", "forward", "backward", "gradient", "optimizer")
@@ -176,7 +176,7 @@ def _times(axes: Axes, panel: Panel) -> str | None:
     for part, colour, hatch in zip(PARTS, COLOURS, ("", "//", "..", "xx", "--"), strict=False):
         widths = np.array(
             [
-                1000 * np.mean([run["seconds"].get(part, 0.0) / run["steps"] for run in panel.of(row)])
+                1000 * np.mean([run["seconds"].get(part, 0.0) / run["steps"] for run in panel.runs_of(row)])
                 for row in panel.rows
             ]
         )
@@ -264,8 +264,8 @@ def _draw(name: str, panels: Sequence[Panel], folder: Path) -> Figure | None:
     if texts:
         wrapped = textwrap.fill(title, round(9 * figure.get_figwidth()))
         figure.suptitle(wrapped, fontsize="large", y=1 - 0.15 / figure.get_figheight())
-        told = {"Date": None, "Title": title, "Description": made.text}
-        for file, options in ((made.png, {"dpi": 110}), (made.svg, {"metadata": told})):
+        metadata = {"Date": None, "Title": title, "Description": made.text}
+        for file, options in ((made.png, {"dpi": 110}), (made.svg, {"metadata": metadata})):
             with whole(file) as beside:
                 figure.savefig(beside, **options)
     plt.close(figure)

@@ -36,14 +36,14 @@ class Protocol:
     """How the runs of a setting become one number.
 
     Attributes:
-        said: The number's meaning, in words.
+        meaning: The number's meaning, in words.
         within: Several runs of one seed → one run.
         over: One run per seed → the number.
         drops: Options that do not distinguish settings, because `within` chooses among their values.
         used_by: The work whose published numbers were made this way; empty for none.
     """
 
-    said: str
+    meaning: str
     within: Callable[[Sequence[Scores], str], Scores]
     over: Callable[[Sequence[Scores], str], Scores]
     drops: tuple[str, ...] = ()

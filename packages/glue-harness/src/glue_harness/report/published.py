@@ -1,4 +1,4 @@
-"""Published numbers, ours, and whether ours reproduce them: `verdict` has the rules."""
+"""Published numbers beside ours, and whether ours reproduce them (the rules are in `verdict`)."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def compare(
     Returns:
         A line for each number, and the folders of the runs compared with one.
     """
-    lines, told = [], set()
+    lines, folders = [], set()
     for target in targets:
         pattern = dict(target.run)
         if not as_published:
@@ -230,14 +230,14 @@ def compare(
         matched = [one for one in found if target.key in one.metrics and covers(pattern, one.settings)]
         if not target.key or not (matched or as_published):
             continue
-        told |= {one.folder for one in matched}
+        folders |= {one.folder for one in matched}
         ours, values = _number(matched, target.key, protocol)
         around, published = None, target.value if target.verified else None
         if ours is not None:
             ours, values = ours * target.times, [value * target.times for value in values]
             runs = published_runs if as_published else math.inf
             around = interval(values, ours, runs, protocol == "median")
-        said = verdict(
+        judged = verdict(
             published,
             ours,
             around,
@@ -247,8 +247,8 @@ def compare(
         )
         setting = f"{target.method}, layer {target.layer}" if target.layer else target.method
         shown = (target.task, _model(target, matched), setting, target.metric)
-        lines.append(Line(*shown, published, ours, around, said))
-    return lines, told
+        lines.append(Line(*shown, published, ours, around, judged))
+    return lines, folders
 
 
 def _shown(value: float | None) -> str:
@@ -262,7 +262,7 @@ def table_of(lines: Sequence[Line], notes: Sequence[str] = ()) -> Table:
         gap = None if line.ours is None or line.published is None else line.ours - line.published
         around = "–" if line.interval is None else " to ".join(map(_shown, line.interval))
         difference = "–" if gap is None or line.verdict.startswith("not comp") else f"{gap:+.4f}"
-        told = (line.task, line.model, line.setting, line.metric)
+        names = (line.task, line.model, line.setting, line.metric)
         numbers = (_shown(line.published), _shown(line.ours), difference, around)
-        rows.append([Cell(text) for text in (*told, *numbers, line.verdict)])
+        rows.append([Cell(text) for text in (*names, *numbers, line.verdict)])
     return Table("published and ours", COLUMNS, rows, notes)

@@ -53,8 +53,8 @@ def flatten(result: Result) -> dict[str, Any]:
             flat[key] = "+".join(names)
             for place, (name, choice) in enumerate(zip(names, choices, strict=True), start=1):
                 apart = f"{key}.{name}{place}" if names.count(name) > 1 else f"{key}.{name}"
-                own = {option: v for option, v in choice.items() if option != "name"}
-                flat |= _options(apart if len(choices) > 1 else key, own)
+                options = {option: v for option, v in choice.items() if option != "name"}
+                flat |= _options(apart if len(choices) > 1 else key, options)
         else:
             flat[key] = value
     return flat
@@ -139,8 +139,8 @@ def select(option: str, condition: Condition, runs: Sequence[Mapping[str, Any]])
                 raise ConfigurationError(
                     f"{option}: no run has {key}={typed}: {did_you_mean(typed, names or ['none'])}"
                 )
-    found = [number for number, flat in enumerate(runs) if matches(flat, condition)]
-    if not found:
-        said = " and ".join(f"{key}={'|'.join(allowed)}" for key, allowed in condition.items())
-        raise ConfigurationError(f"{option}: no run has {said}: leave one of them out")
-    return found
+    matching = [number for number, flat in enumerate(runs) if matches(flat, condition)]
+    if not matching:
+        wanted = " and ".join(f"{key}={'|'.join(allowed)}" for key, allowed in condition.items())
+        raise ConfigurationError(f"{option}: no run has {wanted}: leave one of them out")
+    return matching

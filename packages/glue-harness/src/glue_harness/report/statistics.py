@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
-from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.errors import ConfigurationError, check_number, shown
 
 __all__ = [
     "TESTS",
@@ -35,7 +35,7 @@ RESAMPLED_FROM = 10
 def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
-        raise ConfigurationError(f"{name}: give at least one finite number, not {list(values)!r:.80}")
+        raise ConfigurationError(f"{name}: give at least one finite number, not {shown(list(values))}")
     return array
 
 

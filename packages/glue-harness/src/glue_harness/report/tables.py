@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_harness.console import console_for_reading
-from glue_harness.report.aggregate import Row, Told, model_name
+from glue_harness.report.aggregate import Estimate, Row, model_name
 from glue_harness.report.averages import Average
 from glue_harness.report.compare import ALPHA, BEST, Comparison
 from glue_harness.report.contents import Contents
@@ -20,7 +20,7 @@ from glue_harness.run.records import write_whole
 
 __all__ = ["about_intervals", "markdown", "print_run", "summary_table", "tables_of", "write_tables"]
 
-KINDS = {None: "rows", True: "named before", False: "exploratory"}
+KINDS = {None: "rows", True: "planned", False: "exploratory"}
 """Words for comparisons that were named before the runs, and for others."""
 
 BESIDE = "beside"
@@ -37,14 +37,14 @@ def _with_spread(value: tuple[float, float | None]) -> str:
     return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
 
 
-def _with_interval(value: Told) -> str:
+def _with_interval(value: Estimate) -> str:
     mean, spread, interval = value
     around = "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})"
     return _with_spread((mean, spread)) + around
 
 
 def _cells(row: Row) -> dict[str, str]:
-    beside = {BESIDE: ", ".join(f"{name} {_with_interval(told)}" for name, told in row.beside.items())}
+    beside = {BESIDE: ", ".join(f"{name} {_with_interval(mean)}" for name, mean in row.beside.items())}
     return {
         "task": row.task,
         "model": model_name(row.model),
@@ -72,7 +72,7 @@ def _too_few(seeds: int, comparisons: int = 1) -> str:
 
 
 def _about_best(rows: Sequence[Row], compared: bool) -> list[str]:
-    """Say how settings were compared with the best; also that seeds are too few, if nothing else does."""
+    """Say how settings were compared with the best, or that there are too few seeds for a comparison."""
     most = max(len(set(row.seeds)) for row in rows)
     if most >= pairs_needed(ALPHA):
         return [f"{AGAINST_BEST}: paired by seed, corrected by Holm, at {ALPHA:.0%}"]
@@ -113,9 +113,9 @@ def summary_table(
     made = PROTOCOLS[protocol]
     also = f" (as {made.used_by})" if made.used_by else ""
     notes = [
-        f"numbers: {made.said}{also}; ±: sd over seeds",
-        *(f"{name}: {said}" for name, said in EVALUATIONS.items()),
-        *([f"{BESIDE}: scored once, at the end; in brackets 95 % over seeds"] if told_beside else []),
+        f"numbers: {made.meaning}{also}; ±: standard deviation over seeds",
+        *(f"{name}: {meaning}" for name, meaning in EVALUATIONS.items()),
+        *([f"{BESIDE}: scored once, at the end; in brackets: 95 % interval of the mean"] * told_beside),
         *(_about_best(rows, compared) if several else []),
     ]
     return Table("Settings", {name: name in NUMBERS for name in wanted}, drawn, notes, _sections(rows))
@@ -144,20 +144,20 @@ def _comparison_table(contents: Contents) -> Table:
         "p (equal)": [f"{c.equal:.3g}" if c.pairs else "" for c in comparisons],
         "P(better)": [f"{c.improvement:.2f}" for c in comparisons],
         "verdict": [c.verdict for c in comparisons],
-        "named before": ["yes" if c.primary else "no: exploratory" for c in comparisons],
+        "planned": ["yes" if c.primary else "no: exploratory" for c in comparisons],
     }
     if contents.margin is None:
         del columns["p (equal)"]
     if all(c.primary is None for c in comparisons):
-        del columns["named before"]
+        del columns["planned"]
     title = "Against the baseline"
     if len(set(columns["against"])) == 1:
         title = f"Against '{columns.pop('against')[0]}'"
     if len(set(columns["model"])) == 1:
         del columns["model"]
-    told = [c.verdict != UNDECIDED for c in comparisons]
+    decided = [c.verdict != UNDECIDED for c in comparisons]
     drawn = [
-        [Cell(texts[n], told[n] and name == "verdict") for name, texts in columns.items()]
+        [Cell(texts[n], decided[n] and name == "verdict") for name, texts in columns.items()]
         for n in range(len(comparisons))
     ]
     numbers = ("pairs", "difference", "95 % interval", "p (Holm)", "p (equal)", "P(better)")
@@ -171,10 +171,11 @@ def _comparison_table(contents: Contents) -> Table:
 
 
 def about_intervals(comparisons: Sequence[Comparison]) -> str:
-    """Say how the intervals of comparisons were made."""
+    """Say how the intervals of comparisons were computed."""
     kinds = {c.pairs >= RESAMPLED_FROM for c in comparisons if c.interval is not None}
-    said = " or ".join("bootstrap (BCa)" if many else "Student's t" for many in sorted(kinds or {False}))
-    return f"interval of the mean difference: {said}{f' from {RESAMPLED_FROM} pairs on' * (len(kinds) == 2)}"
+    methods = " or ".join("bootstrap (BCa)" if many else "Student's t" for many in sorted(kinds or {False}))
+    limit = f" from {RESAMPLED_FROM} pairs on" if len(kinds) == 2 else ""
+    return f"interval of the mean difference: {methods}{limit}"
 
 
 def _about_comparisons(contents: Contents) -> list[str]:
@@ -198,7 +199,7 @@ def _about_comparisons(contents: Contents) -> list[str]:
     ]
     if beyond := [c.family for c in all_agree if c.verdict == UNDECIDED]:
         notes.append(
-            f"so many comparisons need {pairs_needed(ALPHA, max(beyond))} seeds; --where makes them fewer"
+            f"so many comparisons need {pairs_needed(ALPHA, max(beyond))} seeds; --where selects fewer"
         )
     return notes
 
@@ -285,8 +286,8 @@ def print_run(result: Mapping[str, Any], folder: Path, finished_before: bool) ->
     """Print a run's result and its place."""
     console = console_for_reading()
     if finished_before:
-        said = f"{folder}: this run is finished, nothing was done; --overwrite starts anew"
-        console.print(said, soft_wrap=True)
+        message = f"{folder}: this run was finished before; --overwrite starts it anew"
+        console.print(message, soft_wrap=True)
     last, best = result["metrics"]["last"], result["metrics"]["best"]
     scores = ", ".join(f"{name} [bold]{value:.4f}[/bold]" for name, value in last.items())
     seconds = sum(result["seconds"].values())

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.errors import ConfigurationError, did_you_mean, shown
 
 __all__ = ["Target", "read_targets"]
 
@@ -78,20 +78,20 @@ def read_targets(path: Path) -> tuple[Target, ...]:
     for name in REQUIRED:
         if name not in columns:
             raise ConfigurationError(f"--targets {path}: no column {name!r}: {did_you_mean(name, columns)}")
-    found = []
+    targets = []
     for number, row in enumerate(rows, 2):
         try:
-            found.append(_target({**dict.fromkeys(OPTIONAL, ""), **row}))
+            targets.append(_target({**dict.fromkeys(OPTIONAL, ""), **row}))
         except (ValueError, TypeError, yaml.YAMLError) as error:
-            told = " ".join(str(error).split())
-            raise ConfigurationError(f"--targets {path}: line {number}: {told}") from None
-    return tuple(found)
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(f"--targets {path}: line {number}: {reason}") from None
+    return tuple(targets)
 
 
 def _target(row: Mapping[str, str]) -> Target:
     run = yaml.safe_load(row["run"] or "{}") or {}
     if not isinstance(run, dict):
-        raise ValueError(f"run {row['run']!r} has to be settings: {{model: …, optimizer: {{lr: …}}}}")
+        raise ValueError(f"run {shown(row['run'])} is no mapping: give {{model: …, optimizer: {{lr: …}}}}")
     return Target(
         **{key: row[key] for key in ("table", "method", "model", "task", "layer", "metric", "source")},
         value=float(row["value"]) if row["value"] else None,

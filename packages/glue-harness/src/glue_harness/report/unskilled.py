@@ -43,7 +43,7 @@ def without_skill(metric: str, result: Mapping[str, Any]) -> tuple[float, str] |
     for counted in (result.get("classes") or {}).values():
         if "confusion" not in counted:  # rows have several labels
             return None
-        rows = [told["rows"] for told in counted["classes"].values()]
+        rows = [counts["rows"] for counts in counted["classes"].values()]
         return (max(rows) / sum(rows), "always the largest class") if sum(rows) else None
     task = TASKS.get(result["task"])
     return (1 / len(task.labels), "guessing") if task and task.kind == "classes" else None

@@ -105,7 +105,7 @@ def find_config(model: str) -> transformers.PretrainedConfig:
         model: A preset (`bert-large-cased`), `demo`, a model's or a run's folder, or a hub name.
 
     Raises:
-        ConfigurationError: Nothing of that name.
+        ConfigurationError: No model has this name.
 
     Examples:
         >>> find_config("bert-large-cased").hidden_size
@@ -122,7 +122,7 @@ def find_config(model: str) -> transformers.PretrainedConfig:
         return transformers.AutoConfig.from_pretrained(files)
     except (OSError, ValueError, KeyError):
         raise ConfigurationError(
-            f"--model {model}: no preset, no model folder, and nothing that the hub gives: "
+            f"--model {model} is no preset, no model folder, and not found on the hub: "
             f"{did_you_mean(model, ['demo', *PRESETS])}"
         ) from None
 

@@ -38,7 +38,7 @@ from glue_harness.run.parameters import parameter_groups
 from glue_harness.run.pooler import renew_pooler
 from glue_harness.run.predictor import Predictor
 from glue_harness.run.records import ADAPTER, MODEL, read_result
-from glue_harness.run.tasks import task_left, task_of, task_told
+from glue_harness.run.tasks import task_of, task_of_finished_run, task_of_model
 
 __all__ = [
     "Run",
@@ -96,10 +96,11 @@ class Run:
         for number, monitor in enumerate(methods.monitor):
             self.handles[f"monitor.{number}"] = monitor.attach(self.model, optimizer)
 
-    def of(self, task: str) -> Run:
+    def for_task(self, task: str) -> Run:
         """Return a run of several tasks as a run of this task, with the task's head in its classifier."""
         heads: Any = self.model
-        return replace(self, config=self.config.of(task), model=heads.become(task), task=heads.tasks[task])
+        config = self.config.for_task(task)
+        return replace(self, config=config, model=heads.become(task), task=heads.tasks[task])
 
     @property
     def predictor(self) -> Predictor:
@@ -156,7 +157,7 @@ def create(
     methods = methods or build_methods(config)
     tokenizer = tokenizer or load_tokenizer(config.model, config.model_config.get("pad_token_id"))
     if config.several:
-        tasks = tasks or {name: task_of(config.of(name)) for name in config.tasks}
+        tasks = tasks or {name: task_of(config.for_task(name)) for name in config.tasks}
         run = Run(config, methods, torch.nn.Module(), task_of_several(tasks), tokenizer)
         bases = {name: partial(base_model, replace(run, task=task)) for name, task in tasks.items()}
         run.model = with_heads(bases, tasks, methods.adaptation)
@@ -217,7 +218,7 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
         `predict(texts)`, `config`.
 
     Raises:
-        ConfigurationError: No run, or one that kept no weights, or did not learn the task.
+        ConfigurationError: The folder holds no run, or the run has no weights or did not learn the task.
 
     Examples:
         >>> import tempfile
@@ -227,31 +228,30 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
         >>> _ = run(parse_mapping(settings))
         demo-acceptability: classes, demo-acceptability is known
         ...
-        >>> [said] = open_run(folder).predict(["The old dog sleeps."])
-        >>> sorted(said["scores"])
+        >>> [answer] = open_run(folder).predict(["The old dog sleeps."])
+        >>> sorted(answer["scores"])
         ['acceptable', 'unacceptable']
     """
     folder = Path(folder)
     config_of_run = read_config(folder)
-    name = config_of_run.one_of_its_tasks(task, folder)
-    config = config_of_run.of(name) if name else config_of_run
+    name = config_of_run.chosen_task(task, folder)
+    config = config_of_run.for_task(name) if name else config_of_run
     finished = (folder / "result.json").exists() and (folder / MODEL).is_dir()
     result = read_result(folder, name) if finished else {}
     place = str(folder / MODEL / name if name else folder)
     if finished and has_weights(folder / MODEL / name):
         model = load_classifier(place)
-        left = task_left(config, result, model.config)
-        return Run(
-            config, build_methods(config), model, left, load_tokenizer(str(folder), task=name), attached=False
-        )
+        learned = task_of_finished_run(config, result, model.config)
+        tokenizer = load_tokenizer(str(folder), task=name)
+        return Run(config, build_methods(config), model, learned, tokenizer, attached=False)
     if finished and (folder / ADAPTER / name).is_dir():
-        left = task_left(config, result, find_config(place))
+        learned = task_of_finished_run(config, result, find_config(place))
         with quiet_about_heads():
             tokenizer = load_tokenizer(str(folder), task=name)
-            opened = create(config, task=left, tokenizer=tokenizer, adapter=folder / ADAPTER / name)
+            opened = create(config, task=learned, tokenizer=tokenizer, adapter=folder / ADAPTER / name)
     else:
         opened = reopen(folder)
-        opened = opened.of(name) if name else opened
+        opened = opened.for_task(name) if name else opened
     opened.model.eval()
     return opened
 
@@ -261,8 +261,8 @@ def reopen(folder: Path) -> Run:
     newest = checkpoint.sound(folder / "checkpoint", checkpoint.WEIGHTS)
     if newest is None:
         raise ConfigurationError(
-            f"{folder}: this run has neither a model nor a checkpoint (a sweep keeps those that its "
-            "specification's 'keep' says): run it again with --overwrite, or give another run"
+            f"{folder}: this run has neither a model nor a checkpoint (in a sweep, 'keep' decides which runs "
+            "keep their models): run it again with --overwrite, or give another run"
         )
     with quiet_about_heads():
         opened = create(read_config(folder))
@@ -279,7 +279,7 @@ def open_model(model: str, task: str | None = None) -> Predictor:
         task: Which of its tasks, where a run learned several.
 
     Raises:
-        ConfigurationError: Nothing that can be loaded, or a model without a trained head.
+        ConfigurationError: The model cannot be loaded, or has no trained head.
     """
     if (Path(model) / "config.yaml").is_file() and not (Path(model) / "config.json").exists():
         return open_run(model, task).predictor
@@ -287,7 +287,7 @@ def open_model(model: str, task: str | None = None) -> Predictor:
         raise ConfigurationError(f"--task {task}: {model} is no run of several tasks: leave it out")
     loaded, tokenizer = load_classifier(model), load_tokenizer(model)
     check_tokens(model, loaded, tokenizer, pair=False)
-    return Predictor(loaded, tokenizer, task_told(model, loaded.config), tokenizer.model_max_length)
+    return Predictor(loaded, tokenizer, task_of_model(model, loaded.config), tokenizer.model_max_length)
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -296,5 +296,5 @@ def read_config(folder: Path) -> RunConfig:
     try:
         written = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"{file}: {error.strerror}: give the folders of whole runs") from None
+        raise ConfigurationError(f"{file}: {error.strerror}: give the folder of a run") from None
     return parse_mapping({**written, "output_dir": str(folder)})

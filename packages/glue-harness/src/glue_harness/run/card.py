@@ -11,13 +11,15 @@ import yaml
 
 from finetune_common.data.schema import Schema
 from finetune_common.tasks import GLUE_TASKS, Task
-from glue_harness.run.parts import is_own
+from glue_harness.run.parts import has_own_rows
 from glue_harness.run.records import ADAPTER
 
 __all__ = ["card_of"]
 
-TOLD = ("epochs", "batch_size", "accumulate", "max_length", "schedule", "warmup", "weight_decay", "precision")
-"""Settings that a card shows; paths of the machine are not among them."""
+SHOWN_SETTINGS = (
+    *("epochs", "batch_size", "accumulate", "max_length", "schedule", "warmup", "weight_decay", "precision"),
+)
+"""Settings that a card shows: none of them is a path of the machine."""
 
 CARD = """---
 {front}---
@@ -34,8 +36,8 @@ CARD = """---
 
 {results}
 
-One run with one seed. Settings may have been chosen on the rows that it is evaluated on. On other kinds of
-text it can do worse; it has the biases of the base model and of the rows.
+One run with one seed. Settings may have been chosen on the evaluation rows. On other kinds of text the model
+can do worse. It has the biases of the base model and of the training rows.
 
 {data}## Training
 
@@ -53,11 +55,11 @@ classify({example}, truncation=True, max_length={max_length}, top_k=None)
 
 CODE = """
 
-A file of this folder puts what was trained onto the base model: read it before you trust it. It calls the
-package of the adaptation `{method}`, which has to be installed."""
+A code file in this folder applies the adaptation to the base model: read it before you trust it. It needs the
+package of the adaptation `{method}`."""
 
-APART = """What was trained cannot become part of the model's own weights, so that this folder has none. It
-needs the base model `{base}`, and the folder `{adapter}` beside this one.
+APART = """The adaptation cannot be merged into the model's weights, so this folder has none. It needs the
+base model `{base}`, and the folder `{adapter}` beside this one.
 
 ```python
 from glue_harness import open_run
@@ -66,7 +68,7 @@ run = open_run('FOLDER OF THE RUN')
 run.predict([{example}])
 ```
 
-`glue-harness export` makes one folder of it that transformers loads."""
+`glue-harness export` writes one folder that transformers loads."""
 
 
 def _named(model: str) -> str:
@@ -88,10 +90,10 @@ def _front(result: Mapping[str, Any], task: Task, base: str) -> dict[str, Any]:
     front["metrics"] = list(scores)
     if base == result["model"] != "demo":
         front["base_model"] = base
-    if task.name in GLUE_TASKS and not is_own(result):
+    if task.name in GLUE_TASKS and not has_own_rows(result):
         data = {"type": "nyu-mll/glue", "name": "GLUE", "config": task.name, "split": _split(task)}
-        told = [{"type": name, "value": value} for name, value in scores.items()]
-        evaluated = {"task": {"type": "text-classification"}, "dataset": data, "metrics": told}
+        metrics = [{"type": name, "value": value} for name, value in scores.items()]
+        evaluated = {"task": {"type": "text-classification"}, "dataset": data, "metrics": metrics}
         front |= {
             "datasets": ["nyu-mll/glue"],
             "model-index": [{"name": f"{base}-{task.name}", "results": [evaluated]}],
@@ -107,11 +109,11 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 def _methods(chosen: Any) -> str:
     """Return the methods of a slot with their options, in words."""
-    told = []
+    words = []
     for method in chosen if isinstance(chosen, list) else [chosen]:
         options = (f" {key}={json.dumps(value)}" for key, value in method.items() if key != "name")
-        told.append(method["name"] + "".join(options))
-    return ", ".join(told) or "none"
+        words.append(method["name"] + "".join(options))
+    return ", ".join(words) or "none"
 
 
 def _data(result: Mapping[str, Any]) -> str:
@@ -142,7 +144,7 @@ def card_of(result: Mapping[str, Any], task: Task, form: Literal["whole", "apart
         **({"trained together with": ", ".join(others)} if others else {}),
         "rows": ", ".join(f"{count:,} {split}" for split, count in result.get("rows", {}).items()),
         **{name: result[name] for name in ("steps", "seed")},
-        **{name: settings[name] for name in TOLD if name in settings},
+        **{name: settings[name] for name in SHOWN_SETTINGS if name in settings},
         **{slot: _methods(chosen) for slot, chosen in slots.items()},
         "parameters trained": f"{parameters['trainable']:,} of {parameters['total']:,}",
         **result["versions"],

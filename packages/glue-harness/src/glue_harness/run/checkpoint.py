@@ -25,7 +25,7 @@ from torch import Tensor
 from finetune_common.errors import ConfigurationError
 from glue_harness.files import whole
 from glue_harness.run.digests import damage, digest_of, write_digests
-from glue_harness.run.sharding import gathered, is_spread, own_part
+from glue_harness.run.sharding import gathered, is_sharded, part_here
 
 __all__ = [
     "adopt",
@@ -260,7 +260,7 @@ def load_weights(checkpoint: Path, model: torch.nn.Module, device: torch.device)
     """
     file = checkpoint / WEIGHTS
     with _readable(checkpoint):
-        if any(map(is_spread, model.parameters())):
+        if any(map(is_sharded, model.parameters())):
             _load_parts(file, model)
         else:
             _load_whole(file, model, "cpu" if device.type == "cpu" else str(device))
@@ -297,4 +297,4 @@ def _load_parts(file: Path, model: torch.nn.Module) -> None:
     if differs := sorted(weights.keys() ^ current.keys()):
         raise KeyError(f"{differs[0]} is on one side only")
     for name, tensor in current.items():
-        tensor.copy_(own_part(weights[name], tensor))
+        tensor.copy_(part_here(weights[name], tensor))

@@ -30,13 +30,13 @@ def write_digests(folder: Path, also: dict[str, str] | None = None) -> None:
         also: Name → another digest that is accepted for this file.
     """
     files = [file for file in folder.iterdir() if file.name != DIGESTS]
-    told = {file.name: [digest_of(file), *(also or {}).get(file.name, "").split()] for file in files}
+    digests = {file.name: [digest_of(file), *(also or {}).get(file.name, "").split()] for file in files}
     with whole(folder / DIGESTS) as beside:
-        beside.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
 
 
 def damage(folder: Path, names: Iterable[str]) -> str:
-    """Return which file is damaged and how, "" if none is; earlier versions wrote no digests."""
+    """Return which file is damaged and how, or "". Checkpoints of earlier versions have no digests."""
     try:
         known = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         for name in names:
@@ -46,5 +46,5 @@ def damage(folder: Path, names: Iterable[str]) -> str:
         missing = Path(error.filename).name
         return "" if missing == DIGESTS else f"{missing} is missing"
     except (ValueError, LookupError, TypeError, OSError) as error:
-        return f"{DIGESTS} or what it tells of cannot be read: {' '.join(str(error).split())[:100]}"
+        return f"{DIGESTS} or a file that it lists cannot be read: {' '.join(str(error).split())[:100]}"
     return ""

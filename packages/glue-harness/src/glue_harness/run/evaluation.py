@@ -68,7 +68,7 @@ class Evaluations:
 
     Attributes:
         metrics: `mean` of the tasks' primary metrics, and `task.metric` of each.
-        parts: Task → its own evaluation.
+        parts: Task → its evaluation.
     """
 
     metrics: dict[str, float]
@@ -84,8 +84,8 @@ def by_task(
         yield "", evaluation, data
     else:
         assert isinstance(data, Mixture)
-        for name, own in evaluation.parts.items():
-            yield name, own, data.parts[name]
+        for name, part in evaluation.parts.items():
+            yield name, part, data.parts[name]
 
 
 def _named(task: Task, chosen: Any) -> str:
@@ -232,12 +232,12 @@ def evaluate_test(
     """Score a model on the run's test rows, if there are any; see `evaluate`."""
     if isinstance(data, Mixture):
         each = {name: evaluate_test(model, part, batch_size, processes) for name, part in data.parts.items()}
-        told = {
+        metrics = {
             f"{name}.{metric}": value
-            for name, metrics in each.items()
-            for metric, value in (metrics or {}).items()
+            for name, of_task in each.items()
+            for metric, value in (of_task or {}).items()
         }
-        return told or None
+        return metrics or None
     return _of_split(model, data, "test", batch_size, processes) if "test" in data.datasets else None
 
 

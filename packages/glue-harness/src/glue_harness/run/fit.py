@@ -44,20 +44,20 @@ def check_tokens(model: str, loaded: Any, tokenizer: Any, pair: bool) -> None:
     embeddings = loaded.get_input_embeddings()
     if len(tokenizer) > embeddings.num_embeddings:
         raise ConfigurationError(
-            f"--model {model}: its tokenizer has {len(tokenizer):,} tokens and the model embeddings for "
-            f"{embeddings.num_embeddings:,}: give a folder whose tokenizer belongs to the model, or one with "
-            "resized embeddings (resize_token_embeddings)"
+            f"--model {model}: its tokenizer has {len(tokenizer):,} tokens, and the model has embeddings for "
+            f"{embeddings.num_embeddings:,}: give a folder whose tokenizer belongs to the model, or resize "
+            "the embeddings first (resize_token_embeddings)"
         )
-    given = tokenizer("a", "a") if pair else tokenizer("a")
+    encoded = tokenizer("a", "a") if pair else tokenizer("a")
     end = loaded.config.eos_token_id
-    if loaded.config.is_encoder_decoder and end not in given["input_ids"]:
+    if loaded.config.is_encoder_decoder and end not in encoded["input_ids"]:
         raise ConfigurationError(
-            f"--model {model}: a {type(loaded).__name__} reads the end of a text, eos_token_id {end}, which "
-            "its tokenizer does not write: give a folder whose tokenizer belongs to the model"
+            f"--model {model}: a {type(loaded).__name__} needs eos_token_id {end} at the end of a text, and "
+            "its tokenizer does not add it: give a folder whose tokenizer belongs to the model"
         )
     kinds = getattr(loaded.config, "type_vocab_size", 0)
-    if 0 < kinds <= max(given.get("token_type_ids", [0])):
+    if 0 < kinds <= max(encoded.get("token_type_ids", [0])):
         raise ConfigurationError(
-            f"--model {model}: its tokenizer numbers the texts of a pair and the model has {kinds} token "
-            "type: leave token_type_ids out of model_input_names in tokenizer_config.json"
+            f"--model {model}: its tokenizer numbers the texts of a pair, and the model has only {kinds} "
+            "token type: remove token_type_ids from model_input_names in tokenizer_config.json"
         )

@@ -32,8 +32,8 @@ def head_of(model: Any) -> dict[str, nn.Parameter]:
     head = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in body}
     if base is model or not head:
         raise ConfigurationError(
-            f"--task: no head can be told from the rest of a {type(model).__name__}, which several tasks "
-            "need: train one task, or another model"
+            f"--task: several tasks need a separate head each, and a {type(model).__name__} has no head: "
+            "train one task, or use another model"
         )
     return head
 
@@ -59,10 +59,10 @@ class Heads(nn.Module):
         names = list(next(iter(heads.values())))
         if gone := [name for name in names if name not in places]:
             raise ConfigurationError(
-                f"--task: the adaptation has no {gone[0]} any more, where each of several tasks has its own: "
-                "use one that leaves the head in its place"
+                f"--task: the adaptation replaced {gone[0]}, of which each of several tasks needs its own: "
+                "use an adaptation that keeps the head"
             )
-        self._first = {name: places[name] for name in names}  # the classifier has them: not registered twice
+        self._first = {name: places[name] for name in names}  # a dict: the classifier registers them already
         for head in heads.values():
             for name, parameter in head.items():
                 parameter.requires_grad_(places[name].requires_grad)

@@ -37,7 +37,7 @@ def hold_out(config: RunConfig, task: Task, raw: Any, datasets: Any) -> tuple[Ta
     for name in judges:
         if name not in parts and name not in task.evaluation:
             raise ConfigurationError(
-                f"--evaluate-on {','.join(judges)}: {task.name} has no {name!r}: its own are "
+                f"--evaluate-on {','.join(judges)}: {task.name} has no {name!r}: its evaluation sets are "
                 f"{', '.join(task.evaluation)}"
             )
     for splits in (raw, datasets):

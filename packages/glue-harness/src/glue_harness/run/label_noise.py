@@ -1,4 +1,4 @@
-"""Training labels made false on purpose, to test how well a method tolerates them."""
+"""Wrong training labels, to test how well a method tolerates them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def with_false_labels(rows: Any, task: Task, share: float, seed: int) -> Any:
         ConfigurationError: A task of scores, or of several labels per row.
     """
     if task.regression or task.several:
-        raise ConfigurationError(f"label_noise={share}: {task.name} has no single class a row: leave it out")
+        raise ConfigurationError(
+            f"label_noise={share}: {task.name} has no single class per row: leave it out"
+        )
     labels = np.asarray(rows["labels"])
     drawn = np.random.default_rng(seed)
     false = drawn.permutation(len(labels))[: round(share * len(labels))]

@@ -107,7 +107,7 @@ class Training:
     def _attach(self) -> None:
         """Attach the methods that act during training to the model."""
         processes, config = self.processes, self.config
-        self.run.prepare(config.accumulate * self.plan.shares(processes.world), self.watch.switch)
+        self.run.prepare(config.accumulate * self.plan.parts_per_process(processes.world), self.watch.switch)
         assert self.run.optimizer is not None
         self.optimizer = self.run.optimizer
         if processes.rank:
@@ -181,7 +181,7 @@ class Training:
             self.scheduler.step()
         watch.switch(None)
         observed = {
-            key: value for told in tell(self.parts, "on_step", self.step) for key, value in told.items()
+            key: value for metrics in tell(self.parts, "on_step", self.step) for key, value in metrics.items()
         }
         self.scaled.zero_grad()
         return total, observed
@@ -234,8 +234,8 @@ class Training:
         self.evaluation = self._evaluate()
         self.history.add(self.step, self.step / self.plan.per_epoch, self.evaluation.metrics)
         self.progress.evaluated(self.history.last)
-        told = {f"validation/{name}": value for name, value in self.evaluation.metrics.items()}
-        self.processes.accelerator.log(told, self.step)
+        metrics = {f"validation/{name}": value for name, value in self.evaluation.metrics.items()}
+        self.processes.accelerator.log(metrics, self.step)
         if self.config.load_best and self.history.best is self.history.last:
             snapshot.keep_best(self)
 

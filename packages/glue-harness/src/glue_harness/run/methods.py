@@ -40,8 +40,8 @@ class Methods:
         level = getattr(self.optimizer, "clips_at", None)
         if level is not None and 0 < max_grad_norm <= level and not self.gradient:
             warnings.warn(
-                f"--max-grad-norm {max_grad_norm:g} comes first, so that {self.optimizer.name}, which clips "
-                f"at {level:g}, never clips: give --max-grad-norm 0, or a lower level",
+                f"--max-grad-norm {max_grad_norm:g} acts first, so {self.optimizer.name}'s clipping at "
+                f"{level:g} has no effect: give --max-grad-norm 0, or a lower level",
                 stacklevel=2,
             )
 

@@ -25,7 +25,7 @@ def load_data(config: RunConfig, tokenizer: Any) -> Data | Mixture:
     """Return the tokenised rows of a run's task, or of each of its tasks."""
     if not config.several:
         return Data.load(config, tokenizer)
-    parts = {name: Data.load(config.of(name), tokenizer) for name in config.tasks}
+    parts = {name: Data.load(config.for_task(name), tokenizer) for name in config.tasks}
     for name, part in parts.items():
         part.marks = {"task": name}
     return Mixture(parts)
@@ -46,15 +46,15 @@ def task_of_several(tasks: Mapping[str, Task]) -> Task:
 
 def content_of(config: RunConfig) -> dict[str, Any] | None:
     """Return the identity of a run's rows as they are in files now; None without files."""
-    if not config.own and config.data_dir is None:
+    if not config.has_own_rows and config.data_dir is None:
         return None
     if not config.several:
         return _content(config)
-    return joined({name: _content(config.of(name)) for name in config.tasks})
+    return joined({name: _content(config.for_task(name)) for name in config.tasks})
 
 
 def _content(config: RunConfig) -> dict[str, Any]:
-    return own_rows(config.as_dict()).content() if config.own else fingerprint(*load_rows(config))
+    return own_rows(config.as_dict()).content() if config.has_own_rows else fingerprint(*load_rows(config))
 
 
 def joined(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -135,7 +135,8 @@ class Mixture:
     @property
     def record(self) -> dict[str, Any]:
         """A run's description of its rows, as plain data."""
-        return {"content": self.content, "schema": None, "own": any(part.own for part in self.parts.values())}
+        own = any(part.has_own_rows for part in self.parts.values())
+        return {"content": self.content, "schema": None, "own": own}
 
     def loader(self, split: str, batches: list[list[int]], num_workers: int = 0) -> Iterator[dict[str, Any]]:
         """Yield these batches, each with rows of one task and that task's name.

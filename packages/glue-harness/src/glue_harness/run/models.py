@@ -59,8 +59,8 @@ def _check_folder(model: str, task: str = "") -> None:
         raise ConfigurationError(f"--model {model}: no config.json in this folder; is it a model folder?")
     if not has_weights(folder) and files != model:
         raise ConfigurationError(
-            f"--model {model}: what this run trained cannot become part of a model's weights: give the model "
-            "that it began with"
+            f"--model {model}: this run's adaptation cannot be merged, so it has no full weights: give the "
+            "model that it began with"
         )
     if not has_weights(folder):
         raise ConfigurationError(
@@ -94,7 +94,7 @@ def load_tokenizer(
 
         return demo_tokenizer()
     files = model_files(model, task)
-    if files == model:  # a run's folder has a tokenizer even without weights
+    if files == model:  # not for a run's folder, which may have a tokenizer without weights
         _check_folder(model)
     folder = Path(files)
     try:
@@ -111,8 +111,8 @@ def load_tokenizer(
         tokenizer.pad_token = named or tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise ConfigurationError(
-            f"--model {model}: its tokenizer has neither a padding token nor one that ends a text: "
-            "--model.pad_token_id 0 pads with token 0, for instance"
+            f"--model {model}: its tokenizer has neither a padding nor an end-of-text token: choose one, "
+            "e.g. --model.pad_token_id 0"
         )
     return tokenizer
 
@@ -125,11 +125,12 @@ def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: Mapp
         if name in expected_names:
             raise ConfigurationError(
                 f"--model {model}: its weights do not fit its config.json: {name} has shape {tuple(shape)}, "
-                f"expected is {tuple(expected)}"
+                f"expected {tuple(expected)}"
             )
     if expected_names and expected_names <= set(report["missing_keys"]):
         raise ConfigurationError(
-            f"--model {model}: its weights have other names than a {type(loaded).__name__}'s, none fits"
+            f"--model {model}: its weights have other names than those of a {type(loaded).__name__}: give a "
+            "folder whose config.json belongs to its weights"
         )
 
 

@@ -26,16 +26,14 @@ def parameter_groups(
     if isinstance(pooler := getattr(base, "pooler", None), torch.nn.Module):
         body -= {id(parameter) for parameter in pooler.parameters()}
     if head_lr is not None and not body:
-        raise ConfigurationError(
-            f"head_lr={head_lr}: no head can be told from the rest of this model; leave it out"
-        )
+        raise ConfigurationError(f"head_lr={head_lr}: this model has no separate head: leave it out")
     groups: dict[tuple[bool, bool], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             own_rate = head_lr is not None and id(parameter) not in body
             groups.setdefault((own_rate, decay_all or parameter.ndim >= 2), []).append((name, parameter))
     if not groups:
-        raise ConfigurationError("nothing trains: the adaptation froze every parameter")
+        raise ConfigurationError("the adaptation froze every parameter: choose another --adaptation")
     return [
         {"params": params, "weight_decay": weight_decay if decays else 0.0}
         | ({"lr": head_lr} if own_rate else {})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["is_own", "result_of_task"]
+__all__ = ["has_own_rows", "result_of_task"]
 
 
-def is_own(result: Mapping[str, Any]) -> bool:
+def has_own_rows(result: Mapping[str, Any]) -> bool:
     """Say whether a result is from the user's rows; earlier versions described only these."""
     data = result.get("data") or {}
     return bool(data.get("own", data.get("schema")))

@@ -43,7 +43,7 @@ __all__ = ["Data", "MicroBatch", "Plan", "load_rows"]
 def load_rows(config: RunConfig) -> tuple[Task, Any]:
     """Return a run's task and its splits, from the run's files or from the task's source."""
     task = task_of(config)
-    if config.own:
+    if config.has_own_rows:
         return task, own_rows(config.as_dict()).datasets()
     return task, load_task(task, data_dir=config.data_dir)
 
@@ -60,7 +60,7 @@ class Data:
         texts: Split → text columns, for scored splits.
         content: The identity of the rows (`finetune_common.data.fingerprint`).
         schema: How the rows were read.
-        own: Whether they are the user's rows.
+        has_own_rows: Whether they are the user's rows.
         beside: Additional splits, scored once at the end.
         marks: Added to each batch: its task, if a run has several.
     """
@@ -72,7 +72,7 @@ class Data:
     texts: dict[str, Any] = field(default_factory=dict)
     content: dict[str, Any] = field(default_factory=dict)
     schema: Schema | None = None
-    own: bool = False
+    has_own_rows: bool = False
     beside: tuple[str, ...] = ()
     marks: dict[str, str] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class Data:
         content = fingerprint(task, raw)
         schema = (
             own_rows(config.as_dict()).with_scores_of_no_model()
-            if config.own
+            if config.has_own_rows
             else known_schema(task, raw, config.data_dir)
         )
         schema = schema.with_tokens(token_facts(raw["train"], tokenizer, task, config.max_length))
@@ -106,13 +106,13 @@ class Data:
         lengths = {str(split): token_lengths(rows) for split, rows in datasets.items()}
         pad_to = 8 if torch.cuda.is_available() else None
         collator = Collator(tokenizer, task, pad_to_multiple_of=pad_to)
-        return cls(task, datasets, lengths, collator, texts, content, schema, config.own, beside)
+        return cls(task, datasets, lengths, collator, texts, content, schema, config.has_own_rows, beside)
 
     @property
     def record(self) -> dict[str, Any]:
         """A run's description of its rows, as plain data."""
         schema = self.schema.as_dict() if self.schema else None
-        return {"content": self.content, "schema": schema, "own": self.own}
+        return {"content": self.content, "schema": schema, "own": self.has_own_rows}
 
     @property
     def schemas(self) -> list[Schema]:
@@ -194,8 +194,8 @@ class Plan:
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """Return the learning-rate schedule: warm-up, then the run's `schedule`."""
-        asked, total = self.config.warmup, self.config.schedule_steps or self.total
-        warmup = math.ceil(asked * total) if asked < 1 else int(asked)
+        warmup, total = self.config.warmup, self.config.schedule_steps or self.total
+        warmup = math.ceil(warmup * total) if warmup < 1 else int(warmup)
         if self.config.schedule == "warmup-linear":
             return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warmup_linear, warmup, total))
         name = "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule
@@ -217,7 +217,7 @@ class Plan:
             device; a process without rows uses one row with weight 0.
         """
         rank, world = processes.rank, processes.world
-        windows = [(window, self.shared_out(window, world)) for window in self.windows(step)]
+        windows = [(window, self.micro_batches(window, world)) for window in self.windows(step)]
         filled = [shares[rank] or window[0][:1] for window, parts in windows for shares in parts]
         loader = iter(data.loader("train", filled, num_workers))
         for window, parts in windows:
@@ -231,25 +231,28 @@ class Plan:
         """Say whether `step` ends an epoch or the run."""
         return step % self.per_epoch == 0 or step == self.total
 
-    def shares(self, present: int) -> int:
-        """Return into how many micro-batches each current process divides its part of a batch."""
-        return math.ceil(self.processes / present)
+    def parts_per_process(self, processes_now: int) -> int:
+        """Return into how many micro-batches each process now divides its part of a batch."""
+        return math.ceil(self.processes / processes_now)
 
-    def shared_out(self, window: list[list[int]], present: int) -> list[tuple[list[int], ...]]:
-        """Return the micro-batches of a window, each as the rows of every process."""
-        rows_of_processes = [
-            [self.own(batch, process, present) for process in range(present)] for batch in window
+    def micro_batches(self, window: list[list[int]], processes_now: int) -> list[tuple[list[int], ...]]:
+        """Return the micro-batches of a window; each lists the rows of every process."""
+        ranks = range(processes_now)
+        by_process = [
+            [self.rows_of_process(batch, rank, processes_now) for rank in ranks] for batch in window
         ]
-        return [shares for batch in rows_of_processes for shares in zip(*batch, strict=True)]
+        return [shares for batch in by_process for shares in zip(*batch, strict=True)]
 
-    def own(self, batch: list[int], process: int, present: int) -> list[list[int]]:
+    def rows_of_process(self, batch: list[int], rank: int, processes_now: int) -> list[list[int]]:
         """Return the micro-batches of one process: its rows of a batch over all processes; some may be empty.
 
         Examples:
             >>> from types import SimpleNamespace
             >>> plan = Plan(SimpleNamespace(batch_size=2, accumulate=1, max_steps=1), np.ones(4), processes=2)
-            >>> plan.own([5, 6, 7, 8], process=1, present=2), plan.own([5, 6, 7, 8], process=0, present=1)
-            ([[6, 8]], [[5, 7], [6, 8]])
+            >>> plan.rows_of_process([5, 6, 7, 8], rank=1, processes_now=2)
+            [[6, 8]]
+            >>> plan.rows_of_process([5, 6, 7, 8], rank=0, processes_now=1)
+            [[5, 7], [6, 8]]
         """
-        parts = present * self.shares(present)
-        return [batch[part::parts] for part in range(process, parts, present)]
+        parts = processes_now * self.parts_per_process(processes_now)
+        return [batch[part::parts] for part in range(rank, parts, processes_now)]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from finetune_common.data import Collator, evaluation_batches, to_row_order
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import Task
 from glue_harness.run.fit import check_positions
 
@@ -83,7 +83,7 @@ class Predictor:
         several = kind == "multi_label_classification"
         return (outputs.sigmoid() if several else outputs.softmax(-1)).numpy()
 
-    def said(self, scores: np.ndarray) -> list[Any]:
+    def answers(self, scores: np.ndarray) -> list[Any]:
         """Return the answer for each row of scores: a label, the labels above ½, or a number."""
         if self.task.regression:
             return [float(row[0]) for row in scores]
@@ -111,13 +111,13 @@ class Predictor:
         for row in rows:
             if len(row) != wanted or not all(isinstance(part, str) for part in row):
                 expected = "pairs of texts" if wanted == 2 else "one text each"
-                raise ConfigurationError(f"predict: {str(row)[:80]} is not what it takes: give {expected}")
+                raise ConfigurationError(f"predict: {shown(row)} does not fit the task: give {expected}")
         if not rows:
             return []
         scores = self.scores(self.logits(*zip(*rows, strict=True), batch_size=batch_size))
         if self.task.regression:
-            return [{"score": value} for value in self.said(scores)]
+            return [{"score": value} for value in self.answers(scores)]
         return [
             {"label": answer, "scores": dict(zip(self.labels, map(float, row), strict=True))}
-            for answer, row in zip(self.said(scores), scores, strict=True)
+            for answer, row in zip(self.answers(scores), scores, strict=True)
         ]

@@ -37,7 +37,7 @@ __all__ = ["Processes", "join", "leave"]
 
 T = TypeVar("T")
 
-NOT_HERE = {
+UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
@@ -66,7 +66,7 @@ class Processes:
         self.leads, self.device = accelerator.is_main_process, accelerator.device
         self._hosts = torch.distributed.new_group(backend="gloo") if self.world > 1 else None
 
-    # What all of them say
+    # Exchange of values
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, in order; every process must call it."""
@@ -109,7 +109,7 @@ class Processes:
                     made.append(make())
         return made[0]
 
-    # How they end
+    # A common end
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -145,11 +145,11 @@ class Processes:
             ):
                 raise
             raise ConfigurationError(
-                f"another process of this run is gone or does not answer ({text[:120]}): see what it said; "
+                f"another process of this run has died or does not answer ({text[:120]}): see its output; "
                 "the same command continues from the last checkpoint"
             ) from None
 
-    # A step of training over all of them
+    # A training step
 
     def replicate(self, model: nn.Module, some_unused: bool) -> nn.Module:
         """Return the model for forward passes; a sharded one is returned unchanged.
@@ -190,7 +190,7 @@ def join(config: RunConfig) -> Processes:
         ConfigurationError: The launcher asks for an unsupported feature, or processes do not meet.
     """
     _check(config)
-    AcceleratorState._reset_state()  # else an earlier run's precision would stay
+    AcceleratorState._reset_state()  # otherwise an earlier run's precision would remain
     launched = "LOCAL_RANK" in os.environ
     with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="1"):
         accelerator = Accelerator(
@@ -226,9 +226,9 @@ def _check(config: RunConfig) -> None:
         raise ConfigurationError("--device cuda: torch finds no CUDA device here: leave it out, or give cpu")
     if config.precision == "fp16" and not has_gpu:
         raise ConfigurationError("--precision fp16 needs a GPU, and this run is on the CPU: use fp32 or bf16")
-    for variable, what in NOT_HERE.items():
+    for variable, what in UNSUPPORTED.items():
         if parse_flag_from_env(variable):
-            raise ConfigurationError(f"accelerate launch asks for {what}: a run has DDP and FSDP2 only")
+            raise ConfigurationError(f"accelerate launch asks for {what}: only DDP and FSDP2 are supported")
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", config.precision):
         raise ConfigurationError(
@@ -238,13 +238,13 @@ def _check(config: RunConfig) -> None:
     if not _is_sharded(config):
         return
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
-        raise ConfigurationError("accelerate launch asks for FSDP 1, a run shards by FSDP2: --fsdp_version 2")
+        raise ConfigurationError("accelerate launch asks for FSDP 1, not supported: give --fsdp_version 2")
     if parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
-        raise ConfigurationError("--fsdp_offload_params: a run keeps its shards on the device; leave it out")
+        raise ConfigurationError("--fsdp_offload_params: shards must stay on the device: leave it out")
     if parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
-        raise ConfigurationError("--fsdp_activation_checkpointing: use the run's own --activation checkpoint")
+        raise ConfigurationError("--fsdp_activation_checkpointing: use --activation checkpoint instead")
     if config.precision == "fp16":
-        raise ConfigurationError("--precision fp16 has a loss scale, which shards do not share: use bf16")
+        raise ConfigurationError("--precision fp16: shards cannot share its loss scale: use bf16")
 
 
 def leave() -> None:

@@ -37,7 +37,7 @@ class Progress:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -64,12 +64,12 @@ class Progress:
         """Time of the first step's end, its number, and the examples until then."""
         self._next_line = self._began + FIRST
         name = f"{config.task} {config.optimizer['name']}"
-        self._task = self._bar.add_task(name, total=total, completed=step, said="")
+        self._task = self._bar.add_task(name, total=total, completed=step, state="")
         methods = [config.adaptation, config.activation, *config.gradient, config.optimizer, *config.monitor]
         self._say(
             f"{config.task}: {training.data.training_rows:,} rows, model {config.model}, "
             f"{' + '.join(method['name'] for method in methods)} (lr {training.scheduler.base_lrs[0]:g}), "
-            + (f"goes on after step {step:,} of {total:,}" if step else f"{total:,} steps")
+            + (f"continues after step {step:,} of {total:,}" if step else f"{total:,} steps")
         )
 
     def _say(self, text: str) -> None:
@@ -100,7 +100,7 @@ class Progress:
             seconds, pause = now - since, PAUSE
             line = f"{self._logged}{(examples - had) / seconds:.0f} ex/s"
             left = f"  {timedelta(seconds=round((self._total - step) * seconds / (step - first)))} left"
-        self._bar.update(self._task, completed=step, said=f"{line}  {self._score}")
+        self._bar.update(self._task, completed=step, state=f"{line}  {self._score}")
         if now >= self._next_line:
             self._next_line = now + pause
             self._say(f"step {step:,}/{self._total:,}: {line}{left}")

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -37,6 +37,8 @@ __all__ = [
     "write_report",
     "write_whole",
 ]
+
+T = TypeVar("T")
 
 SCHEMA = 1
 """Version of `result.json`."""
@@ -75,15 +77,15 @@ def model_files(model: str, task: str = "") -> str:
     if not (run / "config.yaml").is_file() or (run / "config.json").exists():
         return model
     if not (run / "result.json").exists():
-        raise ConfigurationError(f"--model {model}: this run is not finished: let it end first")
+        raise ConfigurationError(f"--model {model}: this run is not finished: continue it first")
     if not (run / MODEL).is_dir():
         raise ConfigurationError(
-            f"--model {model}: this run kept no model (a sweep keeps those that its specification's 'keep' "
-            "says): do it again with --overwrite, or give another"
+            f"--model {model}: this run kept no model (in a sweep, 'keep' decides which runs keep theirs): "
+            "run it again with --overwrite, or give another model"
         )
     if (run / MODEL / "config.json").exists():
         return str(run / MODEL)
-    learned = str(_whole(run / "config.yaml", yaml.safe_load)["task"]).split(",")
+    learned = str(_read_file(run / "config.yaml", yaml.safe_load)["task"]).split(",")
     return str(run / MODEL / (task if task in learned else learned[0]))
 
 
@@ -133,7 +135,7 @@ class RunFolder:
                 self._lock.acquire(timeout=0)
         except Timeout:
             raise RunInUse(
-                f"--output-dir {self.path}: another process works on this run; wait for it, "
+                f"--output-dir {self.path}: another process works on this run: wait for it, "
                 "or choose another folder"
             ) from None
         try:
@@ -149,21 +151,19 @@ class RunFolder:
     def _claim(self) -> None:
         file = self.path / "config.yaml"
         if self._config.overwrite:
-            for kept in (self.checkpoints, self.path / MODEL, self.path / ADAPTER):
-                shutil.rmtree(kept, ignore_errors=True)
+            for folder in (self.checkpoints, self.path / MODEL, self.path / ADAPTER):
+                shutil.rmtree(folder, ignore_errors=True)
             written = ("result.json", "config.yaml", "data.json", "metrics.jsonl", TRACKER)
             names = (*written, predictions_of(""), *(f.name for f in self.path.glob(predictions_of("*"))))
             for name in names:
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
-            there, here = (
-                _whole(file, lambda text: dict(yaml.safe_load(text).items())),
-                self._config.as_dict(),
-            )
-            moved = {key: here[key] for key in DATASET if by_content(here)}
-            if differs := difference(identity_of(here), identity_of(there | moved)):
+            old = _read_file(file, lambda text: dict(yaml.safe_load(text).items()))
+            new = self._config.as_dict()
+            moved = {key: new[key] for key in DATASET if by_content(new)}  # only the rows' content counts
+            if differs := difference(identity_of(new), identity_of(old | moved)):
                 raise ConfigurationError(
-                    f"--output-dir {self.path} holds a different run: {differs}; "
+                    f"--output-dir {self.path} holds a different run: {differs}: "
                     "choose another folder or --overwrite"
                 )
         else:  # nothing here to continue from
@@ -186,7 +186,7 @@ class RunFolder:
                 print(schema, flush=True)
 
     def _check_rows(self, content: Mapping[str, Any]) -> None:
-        before = _whole(self.path / "data.json", json.loads)
+        before = _read_file(self.path / "data.json", json.loads)
         if differs := changed_rows(before["content"], content):
             sources = before["schema"]["sources"] if before["schema"] and before.get("own", True) else {}
             split, _, rest = differs.partition(" ")
@@ -210,7 +210,7 @@ class RunFolder:
             return None
         if (self.path / "data.json").exists() and (now := content_of(self._config)) is not None:
             self._check_rows(now)
-        return _whole(file, _result)
+        return _read_file(file, _result)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, which marks the run as finished."""
@@ -236,11 +236,11 @@ class RunFolder:
         """Drop the lines of `metrics.jsonl` after a step: the run continues from there."""
         file = self.path / "metrics.jsonl"
 
-        def kept(text: str) -> str:
+        def earlier_lines(text: str) -> str:
             complete = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
             return "".join(line for line in complete if json.loads(line)["step"] <= last_step)
 
-        write_whole(file, _whole(file, kept) if file.exists() else "")
+        write_whole(file, _read_file(file, earlier_lines) if file.exists() else "")
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
@@ -255,10 +255,10 @@ class RunFolder:
                 raise
 
 
-def _whole(file: Path, read: Callable[[str], Any]) -> Any:
-    """Parse the text of a run's file with `read`; a failure means that the file is damaged."""
+def _read_file(file: Path, parse: Callable[[str], T]) -> T:
+    """Parse the text of a run's file; a failure means that the file is damaged."""
     try:
-        return read(file.read_text(encoding="utf-8"))
+        return parse(file.read_text(encoding="utf-8"))
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(repr(error).split())[:120]
         raise ConfigurationError(
@@ -278,7 +278,7 @@ def _result(text: str) -> dict[str, Any]:
 
 def read_result(folder: Path, task: str = "") -> dict[str, Any]:
     """Return the content of a finished run's `result.json`, of one of several tasks if named."""
-    result = _whole(folder / "result.json", _result)
+    result = _read_file(folder / "result.json", _result)
     return result_of_task(result, task) if task else result
 
 
@@ -290,5 +290,5 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     """
     files = sorted(folder.rglob("result.json"))
     if not files:
-        raise ConfigurationError(f"{folder}: no result.json below it: give the folder of a run or of several")
-    return [_whole(file, _result) | {"folder": str(file.parent.relative_to(folder))} for file in files]
+        raise ConfigurationError(f"{folder}: no result.json in or below it: give a folder of finished runs")
+    return [_read_file(file, _result) | {"folder": str(file.parent.relative_to(folder))} for file in files]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from finetune_common.errors import ConfigurationError
 
-__all__ = ["gathered", "is_spread", "own_part", "own_state", "shard"]
+__all__ = ["gathered", "is_sharded", "part_here", "shard", "state_here"]
 
 
-def is_spread(tensor: Any) -> bool:
+def is_sharded(tensor: Any) -> bool:
     """Say whether each process holds only a part of a tensor (a DTensor)."""
     return hasattr(tensor, "placements")
 
@@ -61,9 +61,9 @@ def gathered(tree: Any) -> Any:
     return tree
 
 
-def own_part(tensor: Tensor, like: Tensor) -> Tensor:
+def part_here(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a whole tensor sharded like a parameter; unchanged if the parameter is not sharded."""
-    if not is_spread(like):
+    if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -73,7 +73,7 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def own_state(state: Mapping[str, Any], parameters: Iterable[Tensor]) -> dict[str, Any]:
+def state_here(state: Mapping[str, Any], parameters: Iterable[Tensor]) -> dict[str, Any]:
     """Return an optimizer's whole state with only this process's part for sharded parameters.
 
     Args:
@@ -83,7 +83,7 @@ def own_state(state: Mapping[str, Any], parameters: Iterable[Tensor]) -> dict[st
     states = dict(state["state"])
     for index, parameter in enumerate(parameters):
         states[index] = {
-            name: own_part(value, parameter) if _shaped_like(value, parameter) else value
+            name: part_here(value, parameter) if _shaped_like(value, parameter) else value
             for name, value in states.get(index, {}).items()
         }
     return {**state, "state": {key: value for key, value in states.items() if value}}

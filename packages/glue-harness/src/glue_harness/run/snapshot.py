@@ -10,7 +10,7 @@ import torch
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.run import checkpoint
-from glue_harness.run.sharding import gathered, own_state
+from glue_harness.run.sharding import gathered, state_here
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
@@ -69,7 +69,7 @@ def find(processes: Processes, folder: RunFolder) -> Path | None:
     with processes.together():
         if newest is not None and not newest.exists():
             raise ConfigurationError(
-                f"--output-dir {folder.path}: processes find different checkpoints there: give a folder that "
+                f"--output-dir {folder.path}: processes see different checkpoints there: give a folder that "
                 "all machines share"
             )
     return newest
@@ -92,7 +92,7 @@ def _load(training: Training, newest: Path) -> Mapping[str, Any]:
     if processes.sharded:
         groups = training.optimizer.param_groups
         parameters = [parameter for group in groups for parameter in group["params"]]
-        state["optimizer"] = own_state(state["optimizer"], parameters)
+        state["optimizer"] = state_here(state["optimizer"], parameters)
     for name, part in stateful.items():
         part.load_state_dict(state[name])
     training.step, training.examples = state["step"], state["examples"]

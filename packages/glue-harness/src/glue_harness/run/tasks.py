@@ -13,25 +13,25 @@ from finetune_common.tasks import TASKS, Task, get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
 
-__all__ = ["task_left", "task_of", "task_told"]
+__all__ = ["task_of", "task_of_finished_run", "task_of_model"]
 
 
 def task_of(config: RunConfig) -> Task:
     """Return a run's task; for the user's rows it is found from them."""
-    if config.own:
+    if config.has_own_rows:
         return own_rows(config.as_dict()).task
     task = get_task(config.task)
     if config.metric is None or config.metric == task.primary:
         return task
     if len(task.evaluation) > 1:
         raise ConfigurationError(
-            f"--metric {config.metric}: {task.name} is evaluated on {len(task.evaluation)} sets, by its "
-            "own metrics"
+            f"--metric {config.metric}: {task.name} is evaluated on {len(task.evaluation)} sets, with fixed "
+            "metrics: leave --metric out"
         )
     return replace(task, metrics=metrics_of(task, config.metric), primary=config.metric)
 
 
-def task_left(config: RunConfig, result: Mapping[str, Any], described: Any) -> Task:
+def task_of_finished_run(config: RunConfig, result: Mapping[str, Any], described: Any) -> Task:
     """Return a finished run's task from its files, without reading its rows.
 
     Args:
@@ -39,7 +39,7 @@ def task_left(config: RunConfig, result: Mapping[str, Any], described: Any) -> T
         result: The part of its `result.json` for this task.
         described: The configuration of its model, with the labels' names.
     """
-    if not config.own and config.metric is None:
+    if not config.has_own_rows and config.metric is None:
         return get_task(config.task)
     judged: Any = {"metrics": tuple(result["metrics"]["last"]), "primary": result["primary"]}
     if config.task in TASKS:
@@ -58,7 +58,7 @@ def task_left(config: RunConfig, result: Mapping[str, Any], described: Any) -> T
     )
 
 
-def task_told(name: str, described: Any) -> Task:
+def task_of_model(name: str, described: Any) -> Task:
     """Return the task of a model from only its configuration.
 
     Args:
@@ -69,6 +69,6 @@ def task_told(name: str, described: Any) -> Task:
     if described.problem_type == "regression" or (described.num_labels == 1 and not several):
         return Task(name, (), (), ("pearson", "spearmanr"), "pearson", {}, label_range=(-math.inf, math.inf))
     labels = tuple(str(label) for _, label in sorted(described.id2label.items()))
-    told = Task(name, (), labels, (), "", {}, several=several)
-    metrics = metrics_of(told)
-    return replace(told, metrics=metrics, primary=metrics[0])
+    task = Task(name, (), labels, (), "", {}, several=several)
+    metrics = metrics_of(task)
+    return replace(task, metrics=metrics, primary=metrics[0])

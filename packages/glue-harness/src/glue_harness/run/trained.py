@@ -86,12 +86,12 @@ def leave_model(run: Run, folder: Path, result: Mapping[str, Any]) -> None:
         with whole_folder(folder / ADAPTER) as unfinished:
             for name in tasks:
                 (unfinished / name).mkdir(exist_ok=True)
-                save((run.of(name) if name else run).model, unfinished / name)
-    classifier = run.of(tasks[0]) if tasks[0] else run
+                save((run.for_task(name) if name else run).model, unfinished / name)
+    classifier = run.for_task(tasks[0]) if tasks[0] else run
     model = plain(classifier)  # its adaptation is folded in once, for all heads
     with whole_folder(folder / MODEL) as unfinished:
         for name in tasks:
-            part = run.of(name) if name else run
+            part = run.for_task(name) if name else run
             assert part.task is not None
             part_result = result_of_task(result, name) if name else result
             card = card_of(part_result, part.task, "apart" if model is None else "whole")

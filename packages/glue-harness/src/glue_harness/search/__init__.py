@@ -73,46 +73,48 @@ def search(
     check_number("jobs", jobs, at_least=1)
     if scheduler == "pbt" and sampler == "tpe":
         raise ConfigurationError(
-            "--sampler tpe with --scheduler pbt: population based training changes options itself: "
+            "--sampler tpe does not work with --scheduler pbt, which changes options itself: "
             "use --sampler random, or --scheduler asha"
         )
-    read = read_search(spec)
-    if scheduler == "pbt" and not read.mutations:
+    search_spec = read_search(spec)
+    if scheduler == "pbt" and not search_spec.mutations:
         raise ConfigurationError(
-            f"{spec}: nothing that can change while a model trains: use --scheduler asha"
+            f"{spec}: no option in space can change during training, as pbt needs: use --scheduler asha"
         )
     need("search", "ray", "optuna")
     folder = output_dir.resolve()
-    asked = {"scheduler": scheduler, "sampler": sampler, "trials": trials}
+    options = {"scheduler": scheduler, "sampler": sampler, "trials": trials}
     with writing(f"--output-dir {output_dir}"):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            _claim(folder, read.as_dict() | asked, output_dir)
-            made = folder / "search.json"
-            if not made.exists() or (retry_failed and (folder / "tune").exists()):
-                _searched(read, folder, jobs, asked, retry_failed)
-            report = json.loads(made.read_text(encoding="utf-8"))
+            _claim(folder, search_spec.as_dict() | options, output_dir)
+            file = folder / "search.json"
+            if not file.exists() or (retry_failed and (folder / "tune").exists()):
+                _run_trials(search_spec, folder, jobs, options, retry_failed)
+            report = json.loads(file.read_text(encoding="utf-8"))
     except Timeout:
         raise ConfigurationError(
-            f"--output-dir {output_dir}: another process searches there; wait for it, "
-            "or choose another folder"
+            f"--output-dir {output_dir}: another search is running in this folder: wait for it, or choose "
+            "another folder"
         ) from None
     return report
 
 
-def _claim(folder: Path, ours: dict[str, Any], shown: Path) -> None:
-    """Refuse a folder that holds another search."""
+def _claim(folder: Path, settings: dict[str, Any], output_dir: Path) -> None:
+    """Refuse a folder that holds another search; note the settings in a new one."""
     file = folder / "search.yaml"
     if not file.exists():
-        write_whole(file, yaml.safe_dump(ours, sort_keys=False))
-    elif differs := difference(ours, yaml.safe_load(file.read_text(encoding="utf-8"))):
+        write_whole(file, yaml.safe_dump(settings, sort_keys=False))
+    elif differs := difference(settings, yaml.safe_load(file.read_text(encoding="utf-8"))):
         raise ConfigurationError(
-            f"--output-dir {shown} holds a different search: {differs}; choose another folder"
+            f"--output-dir {output_dir} holds a different search: {differs}: choose another folder"
         )
 
 
-def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], retry_failed: bool) -> None:
+def _run_trials(
+    spec: SearchSpec, folder: Path, jobs: int, options: dict[str, Any], retry_failed: bool
+) -> None:
     """Run the trials with Tune, keep the best one, and write `search.json`."""
     from glue_harness.search.lineage import draw_lineage
     from glue_harness.search.trial import STOP, stop_trials
@@ -123,9 +125,9 @@ def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], 
         for error in folder.glob(f"{TRIALS}/*/{ERROR}"):
             error.unlink()
     with connected(jobs) as share, stop_on_signals() as request:
-        begun = tuner(spec, folder, share, **asked, retry_failed=retry_failed)
+        search_run = tuner(spec, folder, share, **options, retry_failed=retry_failed)
         try:
-            grid = begun.fit()
+            grid = search_run.fit()
         except BaseException as error:
             if not request.number and not isinstance(error, KeyboardInterrupt):
                 raise
@@ -138,9 +140,9 @@ def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], 
         if best is None:
             errors = sorted(folder.glob(f"{TRIALS}/*/{ERROR}"))
             reason = errors[0].read_text(encoding="utf-8").strip() if errors else "their processes died"
-            raise ConfigurationError(f"all trials failed ({reason}): --retry-failed tries again")
+            raise ConfigurationError(f"all trials failed ({reason}): --retry-failed tries them again")
         report = _report(spec, folder, results, keep_best(best, folder))
-        report |= {"scheduler": asked["scheduler"], "sampler": asked["sampler"]}
+        report |= {"scheduler": options["scheduler"], "sampler": options["sampler"]}
     draw_lineage(report, folder)
     write_whole(folder / "search.json", json.dumps(report, indent=1) + "\n")
     if not any(trial["error"] for trial in report["trials"]):
@@ -149,8 +151,8 @@ def _searched(spec: SearchSpec, folder: Path, jobs: int, asked: dict[str, Any], 
 
 def _best(results: Sequence[Result], metric: str) -> Path | None:
     """Return the folder of the checkpoint with the highest score."""
-    kept = [pair for result in results for pair in result.best_checkpoints or [] if metric in pair[1]]
-    return Path(max(kept, key=lambda pair: pair[1][metric])[0].path) if kept else None
+    checkpoints = [pair for result in results for pair in result.best_checkpoints or [] if metric in pair[1]]
+    return Path(max(checkpoints, key=lambda pair: pair[1][metric])[0].path) if checkpoints else None
 
 
 def _report(spec: SearchSpec, folder: Path, results: Sequence[Result], best: Path) -> dict[str, Any]:

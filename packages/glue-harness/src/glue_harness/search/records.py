@@ -1,4 +1,4 @@
-"""What a search writes down: a file for each evaluation, and the tree they form.
+"""The records of a search: a file for each evaluation, and the tree that evaluations form.
 
 An evaluation's name is made from its parent evaluation, the trial, the configuration and the step. Repeated
 after an interruption, it has the same name and the same scores.
@@ -71,8 +71,8 @@ class Evaluation:
     ) -> Evaluation:
         """Name an entry of a run's history."""
         origin = parent.id if parent else None
-        told = json.dumps([origin, trial, entry["step"], configuration], sort_keys=True)
-        name = hashlib.sha256(told.encode()).hexdigest()[:12]
+        key = json.dumps([origin, trial, entry["step"], configuration], sort_keys=True)
+        name = hashlib.sha256(key.encode()).hexdigest()[:12]
         return cls(name, origin, trial, entry["epoch"], entry["step"], entry["metrics"], dict(configuration))
 
     def write(self, search: Path, run: Path) -> None:
@@ -104,7 +104,7 @@ def read_evaluations(search: Path) -> dict[str, Evaluation]:
     evaluations = [read_evaluation(file) for file in sorted((search / EVALUATIONS).glob("*.json"))]
     return {
         evaluation.id: evaluation
-        for evaluation in sorted(evaluations, key=lambda one: (one.epoch, one.trial, one.id))
+        for evaluation in sorted(evaluations, key=lambda e: (e.epoch, e.trial, e.id))
     }
 
 

@@ -36,7 +36,7 @@ class Range:
     values: tuple[Any, ...]
 
     def examples(self) -> tuple[Any, ...]:
-        """Return the ends, or all values of a list: if these are legal, the whole range is."""
+        """Return the ends, or all values of a list. If these are legal, every value in the range is."""
         if self.kind == "randint":
             return self.values[0], self.values[1] - 1
         return self.values
@@ -60,8 +60,8 @@ def _range(name: str, described: Any) -> Range:
     """Read `{loguniform: [1.0e-5, 1.0e-4]}`."""
     if not isinstance(described, dict) or len(described) != 1:
         raise ConfigurationError(
-            f"{name}={shown(described)} is no range: give one of {', '.join(KINDS)} and its values, "
-            f"as {name.partition('.')[2]}: {{uniform: [0, 0.3]}}"
+            f"{name}={shown(described)} is no range: give one of {', '.join(KINDS)} and its values, e.g. "
+            f"{name.partition('.')[2]}: {{uniform: [0, 0.3]}}"
         )
     [(kind, values)] = described.items()
     if kind not in KINDS:
@@ -161,20 +161,20 @@ class SearchSpec:
         for option in (*self.space, *self.mutations):
             if option in FIXED:
                 raise ConfigurationError(
-                    f"{option} is the same for all trials: give it in base, or not at all"
+                    f"{option} is the same for all trials: move it from space to base, or leave it out"
                 )
         for option in self.mutations:
             if option not in self.space:
                 raise ConfigurationError(
-                    f"mutations.{option} is not in the space: say there how it begins, "
-                    f"as {option}: {{choice: [16]}}"
+                    f"mutations.{option} is not in space: add its first values there, e.g. "
+                    f"{option}: {{choice: [16]}}"
                 )
             if not _grows(option):
                 raise ConfigurationError(
-                    f"mutations.{option}: a trained model cannot change it: leave it to the space"
+                    f"mutations.{option} cannot change during training: name it in space only"
                 )
         if "task" not in self.base:
-            raise ConfigurationError("base has no task")
+            raise ConfigurationError("base has no task: name one, e.g. task: rte")
         for point in self._corners():
             self.configure(point, Path("trial"))
 
@@ -199,7 +199,7 @@ def read_search(path: Path) -> SearchSpec:
     parts = read_specification(path, PARTS)
     try:
         if not parts["space"]:
-            raise ConfigurationError("space is empty: name an option and its values")
+            raise ConfigurationError("space is empty: name options and their values")
         space = _ranges("space", parts["space"])
         mutations = _ranges("mutations", parts["mutations"])
         if not mutations:

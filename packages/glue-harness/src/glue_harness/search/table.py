@@ -30,7 +30,7 @@ def print_search(report: Mapping[str, Any], folder: Path) -> None:
     options = list(dict.fromkeys(option for trial in report["trials"] for option in trial["configuration"]))
     table = Table("trial", report["metric"], "epochs", *options, "took weights from", title=title)
     ids = {evaluation["id"]: evaluation["trial"] for evaluation in report["evaluations"]}
-    for trial in sorted(report["trials"], key=lambda one: (one["score"] is None, -(one["score"] or 0))):
+    for trial in sorted(report["trials"], key=lambda trial: (trial["score"] is None, -(trial["score"] or 0))):
         of_trial = [other for other in report["evaluations"] if other["trial"] == trial["number"]]
         donors = [ids[other["parent"]] for other in of_trial if other["parent"]]
         taken = ", ".join(str(number) for number in donors if number != trial["number"])

@@ -103,10 +103,10 @@ class _Reporter:
     def goes_on(self, folder: Path) -> bool:
         """Say whether the trial was stopped at this point: its checkpoint is ahead."""
         file = folder / STOPPED
-        told = file.read_text(encoding="utf-8") if file.exists() else ""
+        stopped_at = file.read_text(encoding="utf-8") if file.exists() else ""
         for stale in (file, folder / WAITS):
             stale.unlink(missing_ok=True)
-        return told == self.position
+        return stopped_at == self.position
 
     def __call__(self, training: Training) -> None:
         entry, folder = training.history.last, training.folder.path

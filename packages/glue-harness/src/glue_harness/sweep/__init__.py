@@ -11,7 +11,7 @@ from typing import Any
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from glue_harness.config.fields import RunConfig
 from glue_harness.console import console_for_reading
-from glue_harness.cost.sweeps import foreseen
+from glue_harness.cost.sweeps import forecast
 from glue_harness.extras import need
 from glue_harness.run.records import MODEL
 from glue_harness.sweep.keeping import check_disk, keep_models
@@ -60,13 +60,13 @@ def sweep(
     check_number("jobs", jobs, at_least=1)
     check_choice("launcher", launcher, LAUNCHERS)
     if slurm and launcher != "slurm":
-        raise ConfigurationError(f"--slurm {slurm}: these options are for --launcher slurm")
+        raise ConfigurationError(f"--slurm {slurm} needs --launcher slurm: give both, or leave it out")
     if launcher == "local" and not dry_run:
         warm_up()
     console = console_for_reading()
     planned, keep = read_spec(spec, output_dir, scale), read_keep(spec, scale)
     left = [run for run in planned if state_of(run) != FINISHED]
-    console.print(f"{len(planned)} runs, {len(planned) - len(left)} of them finished")
+    console.print(f"{len(planned)} runs, {len(planned) - len(left)} of them are finished")
     try:
         disk = check_disk(output_dir, [run.config for run in left], keep, jobs) if left else ""
     except ConfigurationError as error:
@@ -76,13 +76,15 @@ def sweep(
     if dry_run:
         console.print(disk, soft_wrap=True)
         if left:
-            console.print(foreseen([run.config for run in left], jobs), soft_wrap=True)
+            console.print(forecast([run.config for run in left], jobs), soft_wrap=True)
         for run in left:
             console.print(f"  {run.name}{' (failed)' * (state_of(run) == FAILED)}", soft_wrap=True)
         took = [seconds_of(run) for run in planned if state_of(run) == FINISHED]
         if took and left:
             hours = mean(took) * len(left) / jobs / 3600
-            console.print(f"finished runs took {mean(took):.0f} s each: about {hours:.1f} h with {jobs} jobs")
+            console.print(
+                f"finished runs took {mean(took):.0f} s each: about {hours:.1f} h are left with --jobs {jobs}"
+            )
         return
     if retry_failed:
         for run in left:
@@ -99,13 +101,13 @@ def sweep(
     if failed:
         earlier = f", {len(before)} of them in an earlier sweep" if before else ""
         raise ConfigurationError(
-            f"{len(failed)} of {len(left)} runs failed{earlier}, the first is {output_dir / failed[0].name}: "
-            f"its {ERROR} says why; --retry-failed tries again"
+            f"{len(failed)} of {len(left)} runs failed{earlier}: read {output_dir / failed[0].name / ERROR}; "
+            "--retry-failed tries them again"
         )
 
 
 def _settle(planned: Sequence[PlannedRun], keep: str) -> None:
-    """Finish the clean-up of runs whose worker ended before it."""
+    """Finish the clean-up of runs whose workers ended before they could."""
     for folder in (Path(run.config.output_dir) for run in planned if state_of(run) == FINISHED):
         if (folder / MODEL).is_dir():
             keep_models(folder, keep)

@@ -63,6 +63,6 @@ def attempted(config: RunConfig, keep: str = "best") -> bool:
     return True
 
 
-def write_error(config: RunConfig, said: str, details: str = "") -> None:
+def write_error(config: RunConfig, reason: str, details: str = "") -> None:
     """Write a failure into the run's folder."""
-    write_whole(Path(config.output_dir) / ERROR, f"{said}\n\n{details}")
+    write_whole(Path(config.output_dir) / ERROR, f"{reason}\n\n{details}")

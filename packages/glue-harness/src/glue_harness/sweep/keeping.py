@@ -28,7 +28,7 @@ of the optimizer, and the best weights."""
 
 
 def keep_models(folder: Path, keep: str) -> None:
-    """Remove files that a finished run no longer needs, and models of runs that another run beats.
+    """Remove files that a finished run no longer needs, and the models of runs that are not the best.
 
     Args:
         folder: The run's folder, beside those of the sweep's other runs.
@@ -45,9 +45,10 @@ def keep_models(folder: Path, keep: str) -> None:
     task, _ = _standing(folder)
     with FileLock(folder.parent / ".keep.lock"):
         beside = [place.parent for place in folder.parent.glob(f"*/{MODEL}") if _is_of_a_sweep(place.parent)]
-        own = {run: score for run in {*beside, folder} for of, score in [_standing(run)] if of == task}
-        leader = min(own, key=lambda run: (-own[run], run.name))
-        for run in own:
+        standings = {run: _standing(run) for run in {*beside, folder}}
+        scores = {run: score for run, (learned, score) in standings.items() if learned == task}
+        leader = min(scores, key=lambda run: (-scores[run], run.name))
+        for run in scores:
             if keep == "none" or run != leader:
                 _make_small(run)
 
@@ -124,13 +125,13 @@ def check_disk(folder: Path, configs: Sequence[RunConfig], keep: str, jobs: int)
     try:
         needed = disk_needed(configs, keep, jobs)
     except ConfigurationError as error:
-        return f"disk: not known ({error})"
+        return f"disk: unknown ({error})"
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
-    said = f"about {needed / 1e9:,.1f} GB of disk are needed (keep: {keep}), {free / 1e9:,.1f} GB are free"
+    sizes = f"needs about {needed / 1e9:,.1f} GB of disk (keep: {keep}), {free / 1e9:,.1f} GB are free"
     if needed > free:
         raise ConfigurationError(
-            f"{folder}: {said}: make space, or keep fewer models with 'keep: best' or 'keep: none' in the "
+            f"{folder}: {sizes}: make room, or keep fewer models with 'keep: best' or 'keep: none' in the "
             "specification"
         )
-    return said
+    return sizes

@@ -72,8 +72,8 @@ class RayTasks:
                 if not ray.get(task):
                     self._waiting.append((time.monotonic() + PAUSE, config))
             except RayError as error:
-                said = str(error).strip().splitlines()[-1]
-                write_error(config, f"Ray gave its task up: {said}", str(error))
+                reason = str(error).strip().splitlines()[-1]
+                write_error(config, f"Ray gave up on this run: {reason}", str(error))
         for _ in range(len(self._waiting)):
             since, config = self._waiting.popleft()
             if done(config):

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from finetune_common.errors import ConfigurationError
-from glue_harness.cluster import Share, fair_share, own_cores, use_cores
+from glue_harness.cluster import Share, available_cores, fair_share, use_cores
 from glue_harness.config.fields import RunConfig
 from glue_harness.stopping import Stopped
 from glue_harness.sweep.claiming import do_runs
@@ -37,7 +37,7 @@ def read_options(text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals:
             raise ConfigurationError(
-                f"--slurm {part!r}: give NAME=VALUE,..., as partition=gpu,timeout_min=240"
+                f"--slurm {part!r}: give NAME=VALUE,..., for example partition=gpu,timeout_min=240"
             )
         options[name if name in SHARED else f"slurm_{name}"] = yaml.safe_load(value)
     return options
@@ -45,8 +45,8 @@ def read_options(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Worker:
-    """The work of an array element. Shortly before the time limit SLURM sends a signal, as submitit asks: the
-    current run is saved, and the element is queued again.
+    """The work of an array element. Shortly before the time limit SLURM sends a signal, as submitit requests:
+    the current run is saved, and the element is queued again.
 
     Attributes:
         configs: The runs, in order.
@@ -101,16 +101,16 @@ class SlurmArray:
     ) -> None:
         import submitit
 
-        asked = {"cluster": "slurm", **options}
+        resources = {"cluster": "slurm", **options}
         try:
-            self._executor = submitit.AutoExecutor(folder / LOGS, cluster=asked.pop("cluster"))
-            self._executor.update_parameters(name="glue-harness", slurm_array_parallelism=jobs, **asked)
+            self._executor = submitit.AutoExecutor(folder / LOGS, cluster=resources.pop("cluster"))
+            self._executor.update_parameters(name="glue-harness", slurm_array_parallelism=jobs, **resources)
         except (RuntimeError, ValueError, TypeError, NameError, AssertionError) as error:
-            said = " ".join(str(error).split()).partition(" Known executors")[0]
+            reason = " ".join(str(error).split()).partition(" Known executors")[0]
             raise ConfigurationError(
-                f"--launcher slurm: {said} (submit from a machine of the cluster, with options that it has)"
+                f"--launcher slurm: {reason} (run this on a machine of the cluster, with options it supports)"
             ) from None
-        self._worker = Worker(tuple(configs), fair_share([own_cores()], [], jobs).cpus, keep)
+        self._worker = Worker(tuple(configs), fair_share([available_cores()], [], jobs).cpus, keep)
         self._jobs, self._logs = jobs, folder / LOGS
         self._deaths_left = len(configs) + jobs
         self._submitted: list[Any] = []
@@ -130,10 +130,10 @@ class SlurmArray:
         for number, job in enumerate(self._submitted):
             if job.done() and (error := job.exception()) is not None:
                 if not self._deaths_left:
-                    said = " ".join(str(error).split())[:300]
+                    reason = " ".join(str(error).split())[:300]
                     raise ConfigurationError(
-                        f"workers die again and again, the last one with: {said}; {self._logs} has what they "
-                        "said; the same command continues"
+                        f"workers keep dying, the last one with: {reason}; see their output in {self._logs}; "
+                        "the same command continues"
                     )
                 self._deaths_left -= 1
                 self._submitted[number] = self._executor.submit(self._worker)

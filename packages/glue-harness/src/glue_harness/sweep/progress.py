@@ -48,7 +48,7 @@ class SweepProgress:
         """Note that a run is finished or has failed."""
         failed = state_of(run) == FAILED
         self._ended, self._failed = self._ended + 1, self._failed + failed
-        said = reason_of(run) if failed else "done"
-        self._lines.print(f"{self._ended}/{self._total} {run.name}: {said}", soft_wrap=True)
+        outcome = reason_of(run) if failed else "done"
+        self._lines.print(f"{self._ended}/{self._total} {run.name}: {outcome}", soft_wrap=True)
         described = f"runs ({self._failed} failed)" if self._failed else "runs"
         self._bar.update(self._task, completed=self._ended, description=described)

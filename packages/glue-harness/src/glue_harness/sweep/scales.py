@@ -42,16 +42,16 @@ def at_scale(spec: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
         >>> at_scale(spec, "cpu"), at_scale(spec, None)
         ({'base': {'epochs': 1}}, {'base': {'epochs': 3}})
     """
-    own = spec.get("scales") or {}
+    scales = spec.get("scales") or {}
     written = {key: value for key, value in spec.items() if key != "scales" and value}
     if scale == "smoke":
-        mine = own.get(scale) or {}
-        return changed(written, {**SMOKE, **mine, "base": {**SMOKE["base"], **(mine.get("base") or {})}})
-    if scale in own:
-        return changed(written, own[scale])
+        smoke = scales.get(scale) or {}
+        return changed(written, {**SMOKE, **smoke, "base": {**SMOKE["base"], **(smoke.get("base") or {})}})
+    if scale in scales:
+        return changed(written, scales[scale])
     if scale in (None, WRITTEN):
         return written
-    known = [*own, "smoke", WRITTEN]
+    known = [*scales, "smoke", WRITTEN]
     raise ConfigurationError(f"--scale {scale} is unknown: {did_you_mean(str(scale), known)}")
 
 
@@ -93,20 +93,22 @@ def changed(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
         {'base': {'epochs': 3, 'task': 'sst2'}, 'grid': {'seed': [1]}}
     """
     if unknown := [key for key in change if key not in CHANGES]:
-        raise ConfigurationError(f"a scale's {unknown[0]!r} is unknown: {did_you_mean(unknown[0], CHANGES)}")
+        raise ConfigurationError(
+            f"scales: key {unknown[0]!r} is unknown: {did_you_mean(unknown[0], CHANGES)}"
+        )
     fixed = change.get("base") or {}
-    one = change.get("one_of_each")
+    single = change.get("one_of_each")
 
     def left(axes: Mapping[str, Any] | None) -> dict[str, Any]:
         kept = {axis: values for axis, values in (axes or {}).items() if axis.partition(".")[0] not in fixed}
-        return {axis: _one_of_each(axis, values) if one else values for axis, values in kept.items()}
+        return {axis: _one_of_each(axis, values) if single else values for axis, values in kept.items()}
 
     grid = left(spec.get("grid"))
     cases = [
         {key: left(value) if key == "grid" else value for key, value in case.items() if key not in fixed}
         for case in spec.get("cases") or []
     ]
-    if one:
+    if single:
         cases = _one_case_of_each(cases)
     new = {
         "base": {**(spec.get("base") or {}), **(change.get("defaults") or {}), **fixed},

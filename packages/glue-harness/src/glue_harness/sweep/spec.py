@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
@@ -43,23 +43,27 @@ def _read(path: Path, scale: str | None) -> dict[str, Any]:
     def chosen(written: Mapping[str, Any]) -> dict[str, Any]:
         scales, cases = written.get("scales") or {}, written.get("cases") or []
         for part, mappings in {"cases": cases, "scales": scales.values()}.items():
-            if wrong := [one for one in mappings if not isinstance(one, dict)]:
-                raise ConfigurationError(f"{path}: {part}: {wrong[0]!r}: give options and their values")
+            if wrong := [entry for entry in mappings if not isinstance(entry, dict)]:
+                raise ConfigurationError(
+                    f"{path}: {part}: {shown(wrong[0])} is no mapping: give options and their values"
+                )
         for rule in written.get("where") or []:
             if not isinstance(rule, dict) or {"if", "then"} != set(rule):
-                raise ConfigurationError(f"{path}: where: {rule!r}: give 'if' and 'then', each with options")
+                raise ConfigurationError(
+                    f"{path}: where: {shown(rule)} is no rule: give 'if' and 'then', each with options"
+                )
         return at_scale(written, scale)
 
     spec = read_specification(path, PARTS, chosen)
     for grid in (spec["grid"], *(case.get("grid") or {} for case in spec["cases"])):
         for axis, values in grid.items():
             if not isinstance(values, list) or not values:
-                raise ConfigurationError(f"{path}: grid.{axis} has to be a list of values, not {values!r}")
+                raise ConfigurationError(f"{path}: grid.{axis}={shown(values)} is no list: give [value, …]")
     return spec
 
 
 def _covers(pattern: Any, value: Any) -> bool:
-    """Say whether an exclusion describes a value; a name alone matches any options."""
+    """Say whether a pattern matches a value; a method's name alone matches any of its options."""
     if isinstance(value, dict) and isinstance(pattern, str):
         return value.get("name") == pattern
     if isinstance(value, dict) and isinstance(pattern, dict):
@@ -102,14 +106,16 @@ def points(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _set(point: dict[str, Any], base: Mapping[str, Any], option: str, value: Any) -> None:
     """Set an option; a dotted one belongs to the method that a case or the base chose for the slot."""
-    slot, dot, own = option.partition(".")
+    slot, dot, setting = option.partition(".")
     if not dot:
         point[option] = value
         return
     chosen = point.get(slot, base.get(slot))
     if not isinstance(chosen, str | dict):
-        raise ConfigurationError(f"grid.{option}: nothing chooses the {slot} that has this option: give one")
-    point[slot] = {**({"name": chosen} if isinstance(chosen, str) else chosen), own: value}
+        raise ConfigurationError(
+            f"grid.{option}: nothing chooses the {slot} method: name it in base, in a case, or as grid.{slot}"
+        )
+    point[slot] = {**({"name": chosen} if isinstance(chosen, str) else chosen), setting: value}
 
 
 def _describes(pattern: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
@@ -148,7 +154,7 @@ def read_keep(path: Path, scale: str | None = None) -> str:
     """Return which finished runs keep their models: "none", "best" (the default) or "all"."""
     keep = _read(path, scale)["keep"] or "best"
     if keep not in KEEPS:
-        raise ConfigurationError(f"{path}: keep: {did_you_mean(keep, KEEPS)}")
+        raise ConfigurationError(f"{path}: keep: {shown(keep)} is unknown: {did_you_mean(keep, KEEPS)}")
     return keep
 
 
@@ -181,5 +187,5 @@ def read_spec(path: Path, output_dir: Path, scale: str | None = None) -> list[Pl
         name = present.get(digits) or (f"{words[:120]}-{digits}" if words else digits)
         runs[digits] = PlannedRun(name, replace(config, output_dir=str(output_dir / name)))
     if not runs:
-        raise ConfigurationError(f"{path}: nothing to run: every combination is excluded")
+        raise ConfigurationError(f"{path}: nothing to run: 'exclude' leaves out every combination")
     return list(runs.values())

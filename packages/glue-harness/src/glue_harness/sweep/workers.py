@@ -62,7 +62,7 @@ class Workers:
         self._configs, self._jobs, self._keep = list(configs), jobs, keep
         self._context = get_context("forkserver")
         self._processes: list[BaseProcess] = []
-        self._at = [self._context.Value("i", NO_RUN) for _ in range(jobs)]
+        self._current_runs = [self._context.Value("i", NO_RUN) for _ in range(jobs)]
         self._deaths: Counter[int] = Counter()
 
     def __enter__(self) -> Workers:
@@ -85,38 +85,38 @@ class Workers:
         for number, process in enumerate(self._processes):
             if process.exitcode not in (None, 0):
                 if process.exitcode not in ASKED:
-                    self._count_death(self._at[number].value, process.exitcode)
+                    self._count_death(self._current_runs[number].value, process.exitcode)
                 self._processes[number] = self._started(number)
 
     def _count_death(self, run: int, code: int | None) -> None:
         self._deaths[run] += 1
         if self._deaths[run] < DEATHS:
             return
-        said = f"{DEATHS} processes died, the last one with exit code {code} (-9 often is a lack of memory)"
+        reason = f"{DEATHS} processes died, the last one with exit code {code} (-9 often means out of memory)"
         if run == NO_RUN:
             raise ConfigurationError(
-                f"{said}, before they began a run: use fewer --jobs; the same command continues"
+                f"{reason} before they began a run: use fewer --jobs; the same command continues"
             )
         if not done(self._configs[run]):
-            write_error(self._configs[run], f"{said}: use fewer --jobs or smaller batches")
+            write_error(self._configs[run], f"{reason}: use fewer --jobs or smaller batches")
 
     def _started(self, number: int) -> BaseProcess:
-        at = self._at[number]
-        at.value = NO_RUN
+        current_run = self._current_runs[number]
+        current_run.value = NO_RUN
         process = self._context.Process(
-            target=_work, args=(self._configs, number, self._jobs, at, self._keep)
+            target=_work, args=(self._configs, number, self._jobs, current_run, self._keep)
         )
         process.start()
         return process
 
 
-def _work(configs: list[RunConfig], number: int, jobs: int, at: Any, keep: str) -> None:
-    """Work as one of this machine's workers, and write the current run's number into `at`."""
+def _work(configs: list[RunConfig], number: int, jobs: int, current_run: Any, keep: str) -> None:
+    """Work as one of this machine's workers, and write the current run's number into `current_run`."""
     _end_with_the_launcher()
     _share_the_machine(number, jobs)
 
     def begin(run: int) -> None:
-        at.value = run
+        current_run.value = run
 
     try:
         with stop_on_signals():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -55,6 +55,9 @@ from finetune_common.testing.optimizers.protocols import (
 )
 from finetune_common.testing.optimizers.schedules import follows_schedulers
 from finetune_common.testing.optimizers.state import resumes_exactly, state_survives
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet  # what pytest.param returns
 
 __all__ = ["CONTRACTS", "COSTLY_CONTRACTS", "OptimizerCase", "check_optimizer"]
 
@@ -100,7 +103,7 @@ COSTLY_CONTRACTS = (
 
 def check_optimizer(
     cls: Factory, cases: Sequence[OptimizerCase], contracts: Sequence[Contract] = CONTRACTS
-) -> list[Any]:
+) -> list[ParameterSet]:
     """Return the checks of an optimizer, for `pytest.mark.parametrize`; each is called without arguments.
 
     Of torch's own suite (`test/test_optim.py`) they repeat, for every case:

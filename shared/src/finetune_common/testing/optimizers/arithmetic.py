@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from finetune_common.aliases import StateDict
 from finetune_common.testing.optimizers.case import Factory, OptimizerCase
 from finetune_common.testing.optimizers.training import (
     TOLERANCE,
@@ -24,7 +25,8 @@ def agrees_with_reference(cls: Factory, case: OptimizerCase) -> None:
     for dtype, steps, tolerance in ((torch.float64, 30, 1e-12), (torch.float32, 10, 1e-5)):
         params = parameters(dtype)
         expected = [param.detach().double().clone().numpy() for param in params]
-        optimizer, state = cls(params, **case.settings), {}
+        optimizer = cls(params, **case.settings)
+        state: StateDict = {}
         for step in range(steps):
             grads = gradients(params, step)
             for param, grad in zip(params, grads, strict=True):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+# torch's backward has no types:
+# pyright: reportUnknownMemberType=false
 import pytest
 import torch
 from torch import Tensor, nn
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError
 from finetune_common.testing.optimizers.case import Factory, OptimizerCase
 from finetune_common.testing.optimizers.training import assert_equal, gradients, parameters, trained
@@ -24,7 +27,7 @@ __all__ = [
 
 def takes_a_tensor_learning_rate(cls: Factory, case: OptimizerCase) -> None:
     """A learning rate in a tensor acts like the number."""
-    settings = {**case.settings, "lr": torch.tensor(case.settings["lr"], dtype=torch.float64)}
+    settings: Settings = {**case.settings, "lr": torch.tensor(case.settings["lr"], dtype=torch.float64)}
     assert_equal(trained(cls, 5, **settings), trained(cls, 5, **case.settings))
 
 
@@ -51,10 +54,9 @@ def leaves_what_has_no_gradient(cls: Factory, case: OptimizerCase) -> None:
     late, early = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = cls([late], **case.settings)
     optimizer.step()
+    reference = cls([early], **case.settings)
     for step in range(4):
         late.grad, early.grad = torch.full((3,), 1.0 + step), torch.full((3,), 1.0 + step)
-        if step == 0:
-            reference = cls([early], **case.settings)
         optimizer.step()
         reference.step()
     assert_equal([late], [early])
@@ -62,18 +64,18 @@ def leaves_what_has_no_gradient(cls: Factory, case: OptimizerCase) -> None:
 
 def evaluates_a_closure_once(cls: Factory, case: OptimizerCase) -> None:
     """A closure is called once, with gradients enabled, and its loss is returned."""
-    param, calls = nn.Parameter(torch.ones(3)), []
+    param, losses = nn.Parameter(torch.ones(3)), list[Tensor]()
     optimizer = cls([param], **case.settings)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = (param**2).sum()
         loss.backward()
-        calls.append(loss)
+        losses.append(loss)
         return loss
 
     assert optimizer.step(closure).item() == 3.0
-    assert len(calls) == 1
+    assert len(losses) == 1
     assert param.grad is not None
 
 

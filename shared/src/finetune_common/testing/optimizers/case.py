@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from finetune_common.aliases import Settings, StateDict
+
 __all__ = ["Contract", "Factory", "OptimizerCase", "Reference"]
 
-Factory = Callable[..., Any]  # a torch optimizer; torch annotates closures differently from how it calls them
-Reference = Callable[[list[np.ndarray], list[np.ndarray], dict[str, Any], int], list[np.ndarray]]
+Factory: TypeAlias = Callable[..., Any]  # of a torch optimizer, whose annotations do not fit all closures
+Reference: TypeAlias = Callable[[list[np.ndarray], list[np.ndarray], StateDict, int], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class OptimizerCase:
     """
 
     name: str
-    settings: Mapping[str, Any]
+    settings: Settings
     reference: Reference
-    convergent: Mapping[str, Any] = field(default_factory=dict)
+    convergent: Settings = field(default_factory=dict[str, Any])
     costly: bool = False
     moves_zeros: bool = True
 
 
-Contract = Callable[[Factory, OptimizerCase], None]
+Contract: TypeAlias = Callable[[Factory, OptimizerCase], None]

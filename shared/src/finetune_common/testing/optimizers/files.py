@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+# torch's seeding has no types:
+# pyright: reportUnknownMemberType=false
 import copy
 import json
 import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from finetune_common.aliases import Settings, StateDict
 from finetune_common.errors import ConfigurationError
 from finetune_common.testing.optimizers.case import Factory, OptimizerCase
 from finetune_common.testing.optimizers.training import assert_equal, pair, step, tensors
@@ -36,18 +38,21 @@ def loads_what_a_hook_returns(cls: Factory, case: OptimizerCase) -> None:
     first = cls([("a", a), ("b", b)], **case.settings)
     step(first, [a, b], [1.0, 5.0])
     second = cls([("b", b), ("a", a)], **case.settings)
-    seen = []
+    sizes: list[int] = []
 
-    def by_name(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    def note_size(optimizer: torch.optim.Optimizer) -> None:
+        sizes.append(len(optimizer.state))
+
+    def by_name(optimizer: torch.optim.Optimizer, state: StateDict) -> StateDict:
         names = state["param_groups"][0]["param_names"]
         param_names = optimizer.param_groups[0]["param_names"]
         sorted_state = {i: state["state"][names.index(name)] for i, name in enumerate(param_names)}
         return {**state, "state": sorted_state}
 
     second.register_load_state_dict_pre_hook(by_name)
-    second.register_load_state_dict_post_hook(lambda optimizer: seen.append(len(optimizer.state)))
+    second.register_load_state_dict_post_hook(note_size)
     second.load_state_dict(first.state_dict())
-    assert seen == [2]
+    assert sizes == [2]
     for param in (a, b):
         assert second.state[param].keys() == first.state[param].keys()
         assert_equal(
@@ -101,12 +106,12 @@ def survives_checkpoint_tools(cls: Factory, case: OptimizerCase) -> None:
         twin = copy.deepcopy(model)
         other = cls(twin.parameters(), **case.settings)
         set_optimizer_state_dict(twin, other, saved, options=options)
-        for network, its in ((model, optimizer), (twin, other)):
-            step(its, [*network.parameters()], [2.0, 1.0])
+        for network, trained_by in ((model, optimizer), (twin, other)):
+            step(trained_by, [*network.parameters()], [2.0, 1.0])
         assert_equal([*twin.parameters()], [*model.parameters()])
 
 
-FOREIGN = {
+FOREIGN: dict[str, Settings] = {
     "Adam": {},
     "AdamW": {},
     "Adamax": {},
@@ -156,7 +161,7 @@ def survives_other_files(cls: Factory, case: OptimizerCase) -> None:
     }
     text = json.dumps({"state": numbers, "param_groups": saved["param_groups"]})
     read = json.loads(text)
-    state: dict[int, dict[str, Any]] = {int(key): entries for key, entries in read["state"].items()}
+    state: dict[int, StateDict] = {int(key): entries for key, entries in read["state"].items()}
     for path, value in safetensors.load(safetensors.save(flat)).items():
         key, _, name = path.partition(".")
         state[int(key)][name] = value
@@ -167,12 +172,12 @@ def survives_other_files(cls: Factory, case: OptimizerCase) -> None:
         again = copy.deepcopy(model)
         reference = cls(again.parameters(), **case.settings)
         reference.load_state_dict(copy.deepcopy(saved))
-        for its, network in ((other, twin), (reference, again)):
-            step(its, [*network.parameters()], [3.0, 1.0])
+        for trained_by, network in ((other, twin), (reference, again)):
+            step(trained_by, [*network.parameters()], [3.0, 1.0])
         assert_equal([*twin.parameters()], [*again.parameters()])
 
 
-def _rekeyed(saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _rekeyed(saved: StateDict, model: nn.Module, optimizer: torch.optim.Optimizer) -> StateDict:
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
     from torch.distributed.fsdp import OptimStateKeyType as Keys
 
@@ -193,7 +198,7 @@ def begins_momentum_late(cls: Factory, case: OptimizerCase) -> None:
     params = pair()
     optimizer = cls(params, **settings)
     step(optimizer, params, [1.0, 1.0])
-    buffers = []
+    buffers: list[list[Tensor]] = []
     for momentum in (0.5, 0.5):
         optimizer.param_groups[0]["momentum"] = momentum
         step(optimizer, params, [0.1, -0.2])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
@@ -28,11 +27,14 @@ __all__ = [
 
 def has_torchs_registries(cls: Factory, case: OptimizerCase) -> None:
     """Hooks of step and state are called once each, a parameter is in one group only, repr shows settings."""
-    params, seen = pair(), []
+    params, seen = pair(), list[str]()
     optimizer = cls([("one", params[0]), ("two", params[1])], **case.settings)
 
-    def note(name: str) -> Any:
-        return lambda *_: seen.append(name)
+    def note(name: str) -> Callable[..., None]:
+        def noted(*_: object) -> None:
+            seen.append(name)
+
+        return noted
 
     optimizer.register_step_pre_hook(note("before step"))
     optimizer.register_step_post_hook(note("after step"))
@@ -50,9 +52,9 @@ def has_torchs_registries(cls: Factory, case: OptimizerCase) -> None:
 
 def steps_odd_parameters(cls: Factory, case: OptimizerCase) -> None:
     """A parameter with gaps in memory takes the steps of a dense one; one without elements does no harm."""
-    whole = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    results = []
-    for tensor in (whole.clone()[::2], whole[::2].clone()):
+    dense = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    results: list[list[nn.Parameter]] = []
+    for tensor in (dense.clone()[::2], dense[::2].clone()):
         params = [nn.Parameter(tensor), nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.tensor(1.0))]
         optimizer = cls(params, **case.settings)
         for seed in range(3):
@@ -114,8 +116,10 @@ FUSED_CALLS, FOREACH_CALLS = 40, 60
 
 
 def takes_few_calls(cls: Factory, case: OptimizerCase) -> None:
-    """On a GPU a step of a large BERT's 393 tensors is few calls, waits for no value, and brings one packed
-    tensor of numbers from the host at most."""
+    """On a GPU, a step of 393 tensors (a large BERT) takes few calls and never waits for a value.
+
+    It copies at most one packed tensor of numbers from the host.
+    """
     for path, most in (("fused", FUSED_CALLS), ("foreach", FOREACH_CALLS)):
         shapes = [(4, 4), (4,), (4, 8), (8,), (1, 2)]
         params = [nn.Parameter(torch.ones(shapes[i % 5])) for i in range(393)]
@@ -133,7 +137,7 @@ def takes_few_calls(cls: Factory, case: OptimizerCase) -> None:
 
 
 @contextmanager
-def _on_a_gpu() -> Iterator[Calls]:
+def _on_a_gpu() -> Generator[Calls, None, None]:
     calls = Calls()
     with as_on_a_gpu(lambda: calls):
         yield calls

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.optim import lr_scheduler as schedules
@@ -17,7 +16,7 @@ __all__ = ["SCHEDULES", "follows_schedulers"]
 CYCLED = ("lr", "betas", "momentum", "initial_lr")
 """Settings that schedulers change."""
 
-SCHEDULES: dict[str, Callable[[Any], Any]] = {
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], schedules.LRScheduler]] = {
     "LambdaLR": lambda o: schedules.LambdaLR(o, lambda step: 0.5**step),
     "MultiplicativeLR": lambda o: schedules.MultiplicativeLR(o, lambda step: 0.9),
     "StepLR": lambda o: schedules.StepLR(o, 2),
@@ -45,23 +44,26 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 def follows_schedulers(cls: Factory, case: OptimizerCase) -> None:
     """torch's schedulers change the same settings as in torch's optimizers, and the step uses them."""
     for name, make in SCHEDULES.items():
-        driven, told = pair(), pair()
-        optimizer, by_hand = cls(driven, **case.settings), cls(told, **case.settings)
-        model = _torchs_own(optimizer)
-        schedule, its = make(optimizer), make(model)
+        params, expected_params = pair(), pair()
+        optimizer, by_hand = cls(params, **case.settings), cls(expected_params, **case.settings)
+        torchs = _torchs_own(optimizer)
+        schedule, torchs_schedule = make(optimizer), make(torchs)
         for _ in range(4):
-            ours, theirs = optimizer.param_groups[0], model.param_groups[0]
+            ours, theirs = optimizer.param_groups[0], torchs.param_groups[0]
             expected = {
                 setting: theirs[setting] for setting in CYCLED if setting in ours and setting in theirs
             }
-            assert {each: ours[each] for each in expected} == expected, name
+            assert {setting: ours[setting] for setting in expected} == expected, name
             by_hand.param_groups[0].update(expected)
-            step(optimizer, driven, [1.0, -1.0])
-            step(by_hand, told, [1.0, -1.0])
-            model.step()
-            for scheduler in (schedule, its):
-                scheduler.step(*([1.0] if isinstance(scheduler, schedules.ReduceLROnPlateau) else []))
-        assert_equal(driven, told)
+            step(optimizer, params, [1.0, -1.0])
+            step(by_hand, expected_params, [1.0, -1.0])
+            torchs.step()
+            for scheduler in (schedule, torchs_schedule):
+                if isinstance(scheduler, schedules.ReduceLROnPlateau):
+                    scheduler.step(1.0)  # pyright: ignore[reportUnknownMemberType]  # torch's is half typed
+                else:
+                    scheduler.step()
+        assert_equal(params, expected_params)
 
 
 def _torchs_own(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

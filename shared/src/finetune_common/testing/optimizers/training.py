@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from finetune_common.aliases import StateDict
 from finetune_common.testing.optimizers.case import Factory
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "SHAPES",
@@ -28,6 +32,9 @@ __all__ = [
     "train",
     "trained",
 ]
+
+# torch.linalg has no types:
+_norm: Callable[[Tensor], Tensor] = torch.linalg.vector_norm  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 SHAPES = [(4, 3), (5,), (1,), (), (0, 2), (3, 7), (20_001,)]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -69,7 +76,7 @@ def train(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], step
 
 
 def trained(
-    cls: Factory, steps: int, dtype: torch.dtype = torch.float32, **settings: Any
+    cls: Factory, steps: int, dtype: torch.dtype = torch.float32, **settings: object
 ) -> list[nn.Parameter]:
     """Return parameters after some steps of a new optimizer."""
     params = parameters(dtype)
@@ -77,12 +84,12 @@ def trained(
     return params
 
 
-def assert_close(actual: Sequence[Tensor], expected: Sequence[Any], tolerance: float) -> None:
+def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor | np.ndarray], tolerance: float) -> None:
     """Fail if ‖a-b‖/‖b‖ is above the tolerance or a value is not finite."""
     for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
         a, b = a.detach().double(), torch.as_tensor(b).detach().double()
         assert torch.isfinite(a).all(), f"tensor {i} is not finite"
-        error = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b).clamp(min=1e-30)
+        error = _norm(a - b) / _norm(b).clamp(min=1e-30)
         assert error <= tolerance, f"tensor {i} of shape {tuple(a.shape)}: {error:.2e} > {tolerance:.2e}"
 
 
@@ -92,7 +99,7 @@ def assert_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         assert torch.equal(a, b), f"tensor {i} of shape {tuple(a.shape)} differs"
 
 
-def tensors(state: Mapping[str, Any]) -> Iterator[tuple[Any, str, Tensor]]:
+def tensors(state: StateDict) -> Iterator[tuple[int, str, Tensor]]:
     """Yield parameter, name and value of every tensor of an optimizer's state_dict."""
     for key, entries in state["state"].items():
         for name, value in entries.items():
@@ -100,7 +107,7 @@ def tensors(state: Mapping[str, Any]) -> Iterator[tuple[Any, str, Tensor]]:
                 yield key, name, value
 
 
-def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
+def saved_and_loaded(state: StateDict) -> StateDict:
     """Save to a file, load with `weights_only=True`, and return the result."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -109,7 +116,7 @@ def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def torch_may_deprecate_itself() -> Iterator[None]:
+def torch_may_deprecate_itself() -> Generator[None, None, None]:
     """Let torch's own DeprecationWarnings pass while it compiles."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

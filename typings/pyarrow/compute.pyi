@@ -1,0 +1,3 @@
+from pyarrow import ChunkedArray
+
+def list_value_length(lists: ChunkedArray) -> ChunkedArray: ...

@@ -1,0 +1,6 @@
+from pathlib import Path
+
+from pyarrow import NativeFile, Table
+
+def read_table(source: NativeFile) -> Table: ...
+def write_table(table: Table, where: str | Path) -> None: ...

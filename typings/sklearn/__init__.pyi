@@ -1,0 +1,2 @@
+from sklearn import base as base
+from sklearn import metrics as metrics
