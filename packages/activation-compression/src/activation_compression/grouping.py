@@ -31,7 +31,7 @@ class Grouping(Protocol):
     def read(
         self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
     ) -> Tensor:
-        """Decode codes, minima and steps into a block of `count` elements."""
+        """Return the block of `count` elements that codes, minima and steps stand for."""
         ...
 
     def sums(self, values: Tensor, bits: int) -> Tensor:
@@ -77,7 +77,7 @@ class Neighbours:
     def read(
         self, count: int, dtype: torch.dtype, codes: Tensor, low: Tensor, step: Tensor, bits: int
     ) -> Tensor:
-        """Decode codes, minima and steps into a block of `count` elements."""
+        """Return the block of `count` elements that codes, minima and steps stand for."""
         size, turn, mix = self._stored(bits), None, None
         if self._turns:
             turn, mix = _rotation(size, codes.device)

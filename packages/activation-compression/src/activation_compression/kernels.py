@@ -189,9 +189,9 @@ def _decode_columns(bits: int, first: bool) -> DirectByShape:
 
 
 def kernel_of(
-    function: Callable[..., None], name: str, options: dict[str, object] | None = None
+    function: Callable[..., object], name: str, options: dict[str, object] | None = None
 ) -> DirectByShape:
-    """Return a kernel that runs a function, which writes into its arguments; options are inductor's."""
+    """Return what runs a function of tensors, which it changes in place; options are inductor's."""
     return DirectByShape(function, WHAT, name, options)
 
 
@@ -229,7 +229,7 @@ def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Ten
         return
     if kernel.enters(x, codes, *tensors):
         return
-    from torch._dynamo import maybe_mark_dynamic
+    from torch._dynamo import maybe_mark_dynamic  # importing the compiler takes seconds
 
     for tensor, axes in ((x, (0, 3)), (codes, (0, 1 if on_gpu(x.device) else 2))):
         for axis in axes:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from clipped_adaptive import rules
 from clipped_adaptive.base import ClippedAdaptive, Update
 from clipped_adaptive.clipping import Level
-from finetune_common.types import Settings
+from finetune_common.aliases import Settings
 
 __all__ = ["ClippedAdaGrad"]
 

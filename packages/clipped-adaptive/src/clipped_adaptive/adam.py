@@ -10,9 +10,9 @@ from torch.optim.optimizer import ParamsT
 from clipped_adaptive import rules
 from clipped_adaptive.base import ClippedAdaptive, Update
 from clipped_adaptive.clipping import Level
+from finetune_common.aliases import Settings
 from finetune_common.errors import check_choice, check_number
 from finetune_common.optim.ops import Divisor
-from finetune_common.types import Settings
 
 __all__ = ["ClippedAdam"]
 

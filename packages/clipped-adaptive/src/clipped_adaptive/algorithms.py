@@ -9,9 +9,9 @@ from torch.optim.optimizer import ParamsT
 
 from clipped_adaptive.adagrad import ClippedAdaGrad
 from clipped_adaptive.adam import ClippedAdam
+from finetune_common.aliases import Settings
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import check_choice
-from finetune_common.types import Settings
 
 __all__ = ["ALGORITHMS", "from_paper"]
 

@@ -21,11 +21,11 @@ from clipped_adaptive.clipping import (
 )
 from clipped_adaptive.late import LateCoefficients
 from clipped_adaptive.replicated import first_of, refuse_a_part, replicate
+from finetune_common.aliases import ParamGroup, Settings, StateDict, is_sharded
 from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from finetune_common.optim import Batch, ElementwiseOptimizer, arithmetic_dtype, whole_norms
 from finetune_common.optim.ops import Value
 from finetune_common.optim.run import Late
-from finetune_common.types import ParamGroup, Settings, StateDict, is_sharded
 
 __all__ = ["ClippedAdaptive", "ClippedOptimizer", "Update"]
 

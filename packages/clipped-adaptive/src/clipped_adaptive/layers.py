@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from finetune_common.aliases import ParamGroup
 from finetune_common.arguments import explain_arguments
-from finetune_common.types import ParamGroup
 
 __all__ = ["NUMBERED", "layer_groups", "split_by_layer"]
 

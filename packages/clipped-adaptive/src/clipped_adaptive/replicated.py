@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from finetune_common.aliases import StateDict
 from finetune_common.errors import ConfigurationError
-from finetune_common.types import StateDict
 
 __all__ = ["first_of", "refuse_a_part", "replicate"]
 

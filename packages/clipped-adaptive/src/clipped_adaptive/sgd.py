@@ -10,8 +10,8 @@ from torch.optim.optimizer import ParamsT
 from clipped_adaptive import rules
 from clipped_adaptive.base import ClippedOptimizer, Update
 from clipped_adaptive.clipping import Level
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError, check_number
-from finetune_common.types import Settings
 
 __all__ = ["ClippedSGD"]
 

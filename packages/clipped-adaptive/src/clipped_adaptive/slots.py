@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from clipped_adaptive.clips import CLIPS
+from finetune_common.aliases import ParamGroup
 from finetune_common.errors import ConfigurationError, check_choice, check_number
-from finetune_common.types import ParamGroup
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from finetune_common.aliases import StateDict
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
-from finetune_common.types import StateDict
 from noise_injection.attachment import GradientNoise, Plan, Row, reach
 from noise_injection.microbatch import MicroBatchVariance
 from noise_injection.moments import EmaVariance, RunningVariance

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor
 
+from finetune_common.aliases import StateDict
 from finetune_common.errors import ConfigurationError, check_number, shown
-from finetune_common.types import StateDict
 from noise_injection.kernels import Kernel
 from noise_injection.lists import index, run_all, small_first, sums_of_all, unit_scale
 from noise_injection.shards import local, shard_groups, shard_index, sum_over_shards

@@ -16,8 +16,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.distributed import ProcessGroup
 from torch.utils.hooks import RemovableHandle
 
+from finetune_common.aliases import StateDict, is_sharded
 from finetune_common.errors import ConfigurationError
-from finetune_common.types import StateDict, is_sharded
 from noise_injection import kernels
 from noise_injection.attachment import Plan, Row
 from noise_injection.shards import add_over_processes, local

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from finetune_common.types import StateDict
+from finetune_common.aliases import StateDict
 from noise_injection import kernels
 from noise_injection.attachment import Plan, Row
 from noise_injection.shards import local, part_of, spread

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
-from finetune_common.types import JsonObject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

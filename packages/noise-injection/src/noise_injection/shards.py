@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from finetune_common.types import is_sharded
+from finetune_common.aliases import is_sharded
 
 __all__ = [
     "add_over_processes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from finetune_common.types import Settings
+from finetune_common.aliases import Settings
 from sensitivity_lr import rules
 from sensitivity_lr.base import SageAdam, Update, branches, sage_scalars
 

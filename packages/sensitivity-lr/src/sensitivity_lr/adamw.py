@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from finetune_common.aliases import Settings
 from finetune_common.optim.ops import Divisor
-from finetune_common.types import Settings
 from sensitivity_lr import rules
 from sensitivity_lr.base import SageAdam, Update, branches, sage_scalars
 

@@ -10,9 +10,9 @@ from typing import Any, TypedDict, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from finetune_common.aliases import StateDict
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_number
-from finetune_common.types import StateDict
 
 __all__ = ["SensitivityTracker", "pruned", "sensitivity", "sparsity_curve"]
 

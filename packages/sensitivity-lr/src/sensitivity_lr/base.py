@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from finetune_common.aliases import ParamGroup, Settings
 from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from finetune_common.optim import ElementwiseOptimizer
 from finetune_common.optim.ops import Value
-from finetune_common.types import ParamGroup, Settings
 from sensitivity_lr.forms import FORMS
 
 __all__ = ["SageAdam", "SageOptimizer", "Update", "branches", "check_sage", "sage_scalars"]

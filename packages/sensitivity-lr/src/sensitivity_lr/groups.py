@@ -6,9 +6,9 @@ import re
 
 from torch import nn
 
+from finetune_common.aliases import ParamGroup
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
-from finetune_common.types import ParamGroup
 
 __all__ = ["sage_names", "sage_param_groups"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError, check_number
-from finetune_common.types import Settings
 from sensitivity_lr import rules
 from sensitivity_lr.base import SageOptimizer, Update, branches, sage_scalars
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from finetune_common.aliases import ParamGroup, StateDict
 from finetune_common.errors import ConfigurationError, check_choice, check_number
-from finetune_common.types import ParamGroup, StateDict
 from sensitivity_lr.forms import FORMS
 
 if TYPE_CHECKING:

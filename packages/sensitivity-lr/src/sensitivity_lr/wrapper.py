@@ -16,8 +16,8 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
 )
 
+from finetune_common.aliases import ParamGroup, Settings, StateDict
 from finetune_common.optim import ElementwiseOptimizer, arithmetic_dtype
-from finetune_common.types import ParamGroup, Settings, StateDict
 from sensitivity_lr import rules
 from sensitivity_lr.base import Update, branches, check_sage, sage_scalars
 

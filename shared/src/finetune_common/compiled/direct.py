@@ -185,7 +185,8 @@ class _Noted:
     def __call__(self, graph: GraphModule, examples: list[Tensor]) -> Function:
         from torch._dynamo.backends.registry import lookup_backend  # loads the compiler
 
-        code: Function = lookup_backend("inductor")(graph, examples, config_patches=self._options)
+        inductor: Callable[..., Function] = lookup_backend("inductor")
+        code = inductor(graph, examples, config_patches=self._options)
 
         def entered(*arguments: object) -> object:
             self._call = code, arguments

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from clipped_adaptive.heavy_tails.noise import LossFunction, sample_gradient_noise
 from clipped_adaptive.heavy_tails.statistics import hill, outlier_ratios
+from finetune_common.aliases import StateDict
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import check_number
-from finetune_common.types import StateDict
 
 __all__ = ["TailMonitor"]
 
