@@ -58,7 +58,7 @@ def test_cuda_s_choices_at_every_level(way: list[str], monkeypatch: pytest.Monke
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
 
 
-@pytest.mark.parametrize(("length", "group"), [(51, 256), (37, 100)])
+@pytest.mark.parametrize(("length", "group"), [(51, 256), (37, 100), (45, 7)])
 def test_other_lengths_and_groups_that_divide_nothing(
     length: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,7 +152,7 @@ def _encode(bits: int, size: int, dtype: torch.dtype, rotated: bool, gpu: bool) 
         _copied((codes, low, step), rotation.encode(x, bits, size, keys, mix))
 
     # A GPU's compiler would find the range of a few elements apart from their codes: two passes over memory.
-    options = {"unroll_reductions_threshold": 1} if gpu and not rotated else None
+    options: dict[str, object] = {"unroll_reductions_threshold": 1} if gpu and not rotated else {}
     return kernel_of(turn if rotated else encode, name_of("encode", bits, size, dtype), options)
 
 
@@ -189,7 +189,7 @@ def _decode_columns(bits: int, first: bool) -> DirectByShape:
 
 
 def kernel_of(
-    function: Callable[..., object], name: str, options: dict[str, object] | None = None
+    function: Callable[..., None], name: str, options: dict[str, object] | None = None
 ) -> DirectByShape:
     """Return what runs a function of tensors, which it changes in place; options are inductor's."""
     return DirectByShape(function, WHAT, name, options)
