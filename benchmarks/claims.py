@@ -125,7 +125,7 @@ def table(found: Sequence[Claim]) -> str:
         "",
         f"Both p-values are corrected by Holm over the {every} primary comparisons, run or not. "
         f"Equal: two one-sided t-tests exclude a difference of {100 * margin:g} points or more; different: "
-        "exact sign-flip test.",
+        "sign-flip test, exact up to 16 seeds.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -50,12 +50,12 @@ def table(samples: Mapping[str, Mapping[str, Any]]) -> str:
 
 def figure_of(samples: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Return each sample's histogram, QQ plot and Hill plot in a row of its own."""
-    from clipped_adaptive.plots import hill_plot, histogram, qq_plot
+    from clipped_adaptive.plots import plot_hill, plot_histogram, plot_qq
 
     figure = Figure(figsize=(14, 3.2 * len(samples)), layout="constrained")
     rows = figure.subplots(len(samples), 3, squeeze=False)
     for row, (name, one) in zip(rows, samples.items(), strict=True):
-        for ax, plot in zip(row, (histogram, qq_plot, hill_plot), strict=True):
+        for ax, plot in zip(row, (plot_histogram, plot_qq, plot_hill), strict=True):
             plot(one["norms"], ax)
         row[0].set_ylabel(f"{name}\n{row[0].get_ylabel()}")
     return figure

@@ -138,9 +138,9 @@ def test_hill_needs_positive_values():
         ("hill_path", {"sample": [1.0]}, "x"),
         ("sample_gradient_noise", {"drop_out": "off"}, "dropout"),
         ("TailMonitor", {"evry": 10}, "every"),
-        ("hill_plot", {"x": [1.0], "axes": None}, "ax"),
-        ("qq_plot", {"x": [1.0], "axis": None}, "ax"),
-        ("histogram", {"sample": [1.0]}, "x"),
+        ("plot_hill", {"x": [1.0], "axes": None}, "ax"),
+        ("plot_qq", {"x": [1.0], "axis": None}, "ax"),
+        ("plot_histogram", {"sample": [1.0]}, "x"),
         ("tail_figure", {"norms": [1.0]}, "x"),
     ],
 )
@@ -155,23 +155,23 @@ def test_the_wrong_order_is_noticed_and_no_model_is_printed():
     model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(20)))
     with pytest.raises(ConfigurationError, match=r"wrong order: call sample_gradient_noise\(model, loss_fn"):
         sample_gradient_noise(lambda model, x: model(x).mean(), model, [torch.ones(1, 2)] * 2, 2)
-    with pytest.raises(ConfigurationError, match=r"^TailMonitor: model=3 is no Module$"):
+    with pytest.raises(ConfigurationError, match=r"^TailMonitor: model=3 is not of class Module$"):
         TailMonitor(3)
 
 
 def test_the_plots_draw_what_they_say():
     matplotlib.use("agg")
-    from clipped_adaptive.plots import hill_plot, histogram, qq_plot
+    from clipped_adaptive.plots import plot_hill, plot_histogram, plot_qq
 
     sample = np.random.default_rng(6).pareto(1.5, 2000) + 1
     figure, (left, middle, right) = plt.subplots(1, 3)
-    hill_plot(sample, left)
+    plot_hill(sample, left)
     np.testing.assert_allclose(left.lines[0].get_ydata(), hill_path(sample)[:999])
-    qq_plot(sample, middle)
+    plot_qq(sample, middle)
     np.testing.assert_allclose(middle.lines[0].get_ydata(), np.sort(sample))
     expected = stats.norm.ppf((np.arange(2000) + 0.5) / 2000, sample.mean(), sample.std(ddof=1))
     np.testing.assert_allclose(middle.lines[0].get_xdata(), expected)
-    histogram(sample, right)
+    plot_histogram(sample, right)
     normal, log_normal, tail = right.lines
     x = normal.get_xdata()
     np.testing.assert_allclose(

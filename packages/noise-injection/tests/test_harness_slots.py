@@ -95,8 +95,7 @@ def test_monitor_with_several_noises_and_with_none():
 def test_figures(tmp_path):
     lines = [{"step": t, "loss": 1.0, "effective_step_size": 1e-3 / t} for t in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    figure = plot_effective_step_size({"adamw": tmp_path})
-    [curve] = figure.axes[0].lines
+    [curve] = plot_effective_step_size({"adamw": tmp_path}).lines
     assert curve.get_ydata().tolist() == [1e-3, 5e-4, pytest.approx(1e-3 / 3)]
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}))
     with pytest.raises(ConfigurationError, match="--monitor gradient-noise"):
@@ -110,6 +109,6 @@ def test_figures(tmp_path):
         "evaluation": 9.0,
     }
     result = {"seconds": seconds, "steps": 2, "settings": {"accumulate": 4}}
-    figure = plot_time_per_batch({"adamw": result})
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [1.0]
-    figure.savefig(tmp_path / "time.png")
+    ax = plot_time_per_batch({"adamw": result})
+    assert [bar.get_width() for bar in ax.patches] == [1.0]
+    ax.figure.savefig(tmp_path / "time.png")

@@ -6,27 +6,31 @@
 from __future__ import annotations
 
 from math import log, pi
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from clipped_adaptive.heavy_tails import hill, hill_path, outlier_ratios
 from finetune_common.arguments import explain_arguments
+from finetune_common.plotting import axes_or_new
 
-__all__ = ["hill_plot", "histogram", "qq_plot", "tail_figure"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_hill", "plot_histogram", "plot_qq", "tail_figure"]
 
 
 @explain_arguments
-def hill_plot(x: object, ax: Axes) -> None:
+def plot_hill(x: object, ax: Axes | None = None) -> Axes:
     """Draw Hill's estimate against the number of values used, with its 95% band α(1 ± 1.96/√k).
 
     Args:
         x: A sample, as for `heavy_tails.hill`.
-        ax: Where to draw.
+        ax: Where to draw; None makes a figure.
     """
+    ax = axes_or_new(ax)
     path = hill_path(x)
     path = path[: max(2, len(path) // 2)]
     k = torch.arange(1, len(path) + 1)
@@ -37,16 +41,18 @@ def hill_plot(x: object, ax: Axes) -> None:
         xlabel="k largest values", ylabel="tail index α", title="Hill plot", ylim=(0, 2.5 * float(path[-1]))
     )
     ax.legend()
+    return ax
 
 
 @explain_arguments
-def qq_plot(x: object, ax: Axes) -> None:
+def plot_qq(x: object, ax: Axes | None = None) -> Axes:
     """Draw the sample's quantiles against those of a normal distribution with its mean and deviation.
 
     Args:
         x: A sample.
-        ax: Where to draw.
+        ax: Where to draw; None makes a figure.
     """
+    ax = axes_or_new(ax)
     values = _sorted(x)
     levels = (torch.arange(len(values), dtype=torch.float64) + 0.5) / len(values)
     quantiles = values.mean() + values.std() * torch.distributions.Normal(0.0, 1.0).icdf(levels)
@@ -54,16 +60,18 @@ def qq_plot(x: object, ax: Axes) -> None:
     ends = [float(quantiles[0]), float(quantiles[-1])]
     ax.plot(ends, ends, linewidth=1, color="black")
     ax.set(xlabel="normal quantile", ylabel="sample quantile", title="QQ plot against a normal")
+    return ax
 
 
 @explain_arguments
-def histogram(x: object, ax: Axes) -> None:
+def plot_histogram(x: object, ax: Axes | None = None) -> Axes:
     """Draw the sample's histogram with fitted densities: normal, log-normal, Pareto tail (top 5%).
 
     Args:
         x: A sample of positive values.
-        ax: Where to draw.
+        ax: Where to draw; None makes a figure.
     """
+    ax = axes_or_new(ax)
     values = _sorted(x)
     ax.hist(values, bins="fd", density=True, alpha=0.4, label="sample")
     points = torch.linspace(float(values[0]), float(values[-1]), 400, dtype=torch.float64)
@@ -79,6 +87,7 @@ def histogram(x: object, ax: Axes) -> None:
     mild, extreme = outlier_ratios(values)
     ax.set(xlabel="noise norm", ylabel="density", title=f"ρ mild {mild:.2f}, extreme {extreme:.0f}")
     ax.legend()
+    return ax
 
 
 @explain_arguments
@@ -95,8 +104,10 @@ def tail_figure(x: object) -> Figure:
         >>> [ax.get_title() for ax in figure.axes]
         ['ρ mild 0.00, extreme 0', 'QQ plot against a normal', 'Hill plot']
     """
+    from matplotlib import pyplot as plt
+
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for draw, ax in zip((histogram, qq_plot, hill_plot), axes, strict=True):
+    for draw, ax in zip((plot_histogram, plot_qq, plot_hill), axes, strict=True):
         draw(x, ax)
     return figure
 
