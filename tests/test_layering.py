@@ -288,8 +288,8 @@ def test_every_package_is_complete(package: str) -> None:
     if package not in ("finetune_common", "glue_harness"):
         assert (folder / "CHANGELOG.md").exists()
         needed = [re.split(r"[\[<>=~! ]", requirement)[0] for requirement in described["dependencies"]]
-        allowed = {"torch", "finetune-common"} | ({"peft"} if package == "parameter_efficient" else set())
-        assert set(needed) <= allowed
+        more = {"peft", "transformers"} if package == "parameter_efficient" else set()  # peft brings it
+        assert set(needed) <= {"torch", "finetune-common"} | more
 
 
 HELP = """

@@ -104,6 +104,20 @@ def test_bytes_and_sums_are_those_of_the_groups(grouping: Grouping, bits: int) -
     assert torch.allclose(sums.sum(), x.sum(), atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [1, 7, 12, 64, 256])
+@pytest.mark.parametrize("rows", [3, 8, 45, 315])
+def test_every_minimum_and_step_of_columns_belongs_to_a_group(size: int, rows: int) -> None:
+    grouping, x = Columns(size, 24), torch.randn(rows * 24)
+    taken, number = grouping.lengths(x.numel(), 4)
+    codes = torch.zeros(taken, dtype=torch.uint8)
+    low, step = torch.full((2, number), torch.nan, dtype=torch.bfloat16).unbind()
+    grouping.write(x, codes, low, step, 4, torch.tensor([1, 2], dtype=torch.int32))
+    assert step.isfinite().all()
+    assert low.isfinite().all()
+    read = grouping.read(x.numel(), x.dtype, codes, low, step, 4)
+    assert ((read - x).abs() <= 1.01 * grouping.each(step.float(), x.numel(), 4)).all()
+
+
 def test_compiled_columns_give_the_bits_of_written_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     x, grouping = torch.randn(256 * 600), Columns(256, 256)
     compiled = Codes.pack(x, 4, grouping, keys_of(0, 0, 1, x.device)[0])

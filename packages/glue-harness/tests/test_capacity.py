@@ -1,6 +1,7 @@
 """`capacity` and `profile`: what they say is what the allocator says, and the search finds the largest."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from glue_harness.config.parsing import parse_line
 from glue_harness.cost.capacity import capacity, largest, read_bytes
 from glue_harness.cost.footprint import LiveBytes, measured_peak, optimizer_bytes, predict
 from glue_harness.cost.steps import Steps
+
+
+def needs(package):
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
 
 
 def config(*line):
@@ -79,8 +84,8 @@ def test_the_prediction_is_what_the_allocator_measures(rows):
         (["sgd", "--optimizer.momentum", "0.9"], 1),
         (["adagrad"], 1),
         (["adamax"], 2),
-        (["sage-adamw"], 3),
-        (["sage-adamw", "--optimizer.pattern", "classifier"], 3),
+        pytest.param(["sage-adamw"], 3, marks=needs("sensitivity_lr")),
+        pytest.param(["sage-adamw", "--optimizer.pattern", "classifier"], 3, marks=needs("sensitivity_lr")),
     ],
 )
 def test_optimizer_state_is_counted_by_the_tensors_that_the_method_keeps(line, tensors):
@@ -148,6 +153,7 @@ def test_profile_writes_memory_and_speed(tmp_path, capsys):
     assert capsys.readouterr().out.count("| none |") == 2
 
 
+@needs("activation_compression")
 def test_profile_takes_the_activation_method_from_a_file(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text("model: demo\nmax_length: 16\nactivation: {name: checkpoint}\n")
@@ -155,6 +161,7 @@ def test_profile_takes_the_activation_method_from_a_file(tmp_path, capsys):
     assert "| checkpoint |" in capsys.readouterr().out
 
 
+@needs("activation_compression")  # the methods that are compared by default
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -22,6 +22,8 @@ __all__ = ["IMAGES", "WAYS", "chosen", "grouping_of", "ways_of"]
 WAYS = ("columns", "rotated", "neighbours")
 """The groups that automatic precision chooses from."""
 
+LEAST = 8
+"""Elements of a group below which its minimum and step take as much memory as exact values."""
 LEAST_ROTATED = 32
 """Smallest group to rotate: smaller ones cost more in minima and steps than they gain."""
 FAR = 4
@@ -66,7 +68,8 @@ def chosen(groups: str, columns: int, count: int, size: int, image: bool) -> Col
     """
     if groups == "rotated":
         fitting = math.gcd(size // 4, columns) if columns else 0
-        return Neighbours(fitting if fitting >= LEAST_ROTATED else max(1, size // 4), rotated=True)
+        few = max(min(size, LEAST), size // 4)
+        return Neighbours(fitting if fitting >= LEAST_ROTATED else few, rotated=True)
     if groups == "columns" and columns > 1 and count // columns >= size // 2 and not image:
         return Columns(size, columns)
     return Neighbours(size)

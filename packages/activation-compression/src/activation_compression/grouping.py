@@ -211,8 +211,8 @@ class Columns:
         Numbers may be a compiler's symbols.
         """
         rows = count // self.columns
-        groups = _larger(1, (2 * rows + self.size) // (2 * self.size))
-        each = rows // groups // PIECES * PIECES
+        groups = _smaller(_larger(1, (2 * rows + self.size) // (2 * self.size)), rows // PIECES)
+        each = rows // _larger(1, groups) // PIECES * PIECES  # a word at least, where there is a group
         rest = rows - groups * each
         return groups, each, (rest + PIECES - 1) // PIECES * PIECES
 
