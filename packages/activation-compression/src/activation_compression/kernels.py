@@ -152,7 +152,7 @@ def _encode(bits: int, size: int, dtype: torch.dtype, rotated: bool, gpu: bool) 
         _copied((codes, low, step), rotation.encode(x, bits, size, keys, mix))
 
     # Otherwise a GPU's compiler computes the range of small groups in a pass of its own over memory.
-    options: dict[str, object] | None = {"unroll_reductions_threshold": 1} if gpu and not rotated else None
+    options: dict[str, object] = {"unroll_reductions_threshold": 1} if gpu else {}
     return kernel_of(turn if rotated else encode, name_of("encode", bits, size, dtype), options)
 
 

@@ -98,14 +98,13 @@ def _butterflies(pieces: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _mixed(piece: Tensor, mix: Tensor) -> Tensor:
-    """Return Σ_k piece[:, k] mix[k, :], as a sum of short sums: the compiler fuses only those."""
-    terms = zip(torch.split(piece, FEW, dim=1), torch.split(mix, FEW), strict=True)
-    first, *more = [(signs.unsqueeze(2) * rows).sum(dim=1) for signs, rows in terms]
-    return reduce(torch.add, more, first)
+    """Return Σ_k piece[:, k] mix[k, :], written out, so that it becomes part of the kernel around it."""
+    terms = [piece[:, k : k + 1] * row for k, row in enumerate(mix.unbind())]
+    return reduce(torch.add, (reduce(torch.add, terms[k : k + FEW]) for k in range(0, len(terms), FEW)))
 
 
 FEW = 4
-"""Most terms of a sum that the compiler fuses into the kernel around it."""
+"""Terms that are added up before their sums are."""
 
 
 def mixing(size: int, device: torch.device | None = None) -> Tensor:
