@@ -48,6 +48,11 @@ BAD_RUNS = {
         ("--task", "demo-entailmnt", "--model", "demo", "--output-dir", "x"),
         ["'demo-entailmnt'", "did you mean 'demo-entailment'"],
     ),
+    "no option is like it": ((*DEMO, "--zzz", "4"), ["--zzz is no option", "glue-harness run --help"]),
+    "no such slot": (
+        (*DEMO, "--model_config.hidden_size", "4"),
+        ["--model_config.hidden_size is no option", "--model.FIELD", "--SLOT.OPTION", "optimizer"],
+    ),
     "unknown option": ((*DEMO, "--batchsize", "4"), ["--batchsize", "did you mean '--batch-size'"]),
     "unknown word": ((*DEMO, "fast"), ["'fast'", "--help"]),
     "unknown optimizer": ((*DEMO, "--optimizer", "adamww"), ["'adamww'", "'adamw'"]),

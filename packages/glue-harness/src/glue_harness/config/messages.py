@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
 from finetune_common.errors import did_you_mean
 from glue_harness.plain_data import Settings
@@ -32,8 +33,17 @@ def _readable(message: str) -> str:
 
 def _unknown_option(option: str, choices: Mapping[str, list[Settings]], known: Sequence[str]) -> str:
     slot, dot, name = option.removeprefix("--").partition(".")
-    if not dot or slot not in choices:
-        return f"{option} is no option: {did_you_mean(option, [name for name in known if '.' not in name])}"
+    if dot and slot not in choices:
+        return (
+            f"{option} is no option: give --model.FIELD for a field of the model's configuration, or "
+            f"--SLOT.OPTION with SLOT one of {', '.join(choices)}"
+        )
+    if not dot:
+        close = get_close_matches(option, [name for name in known if "." not in name], n=2, cutoff=0.7)
+        remedy = (
+            f"did you mean {' or '.join(map(repr, close))}?" if close else "see 'glue-harness run --help'"
+        )
+        return f"{option} is no option: {remedy}"
     if len(choices[slot]) != 1:
         return (
             f"{option}: its slot needs exactly one method: give --{slot} NAME, or write several methods with "
