@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from activation_compression import ActivationCompressor, checkpoint_blocks
-from activation_compression.plots import plot_widths
+from activation_compression.plots import plot_sensitivities, plot_widths
 from activation_compression.trainer import CompressActivations
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import find
@@ -112,7 +112,12 @@ def test_a_resumed_method_rounds_as_the_one_that_went_on():
     resumed.load_state_dict(states[-1])
     assert step(resumed, model, 4).equal(last)
     assert not step(kind(options), model, 4).equal(last)
-    assert len(plot_widths(method.compressor.log).axes) == 2
+    log = method.compressor.log
+    tensors = len(log[-1]["sensitivities"])
+    assert [len(line.get_xdata()) for line in plot_widths(log).lines] == [tensors] * len(log)
+    assert [bar.get_width() for bar in plot_sensitivities(log).patches] == [
+        *log[-1]["sensitivities"].values()
+    ]
 
 
 @pytest.mark.parametrize(
