@@ -45,7 +45,7 @@ class Batch:
 class Turn(NamedTuple):
     """A parameter that has a gradient at this step.
 
-    Args:
+    Attributes:
         group: The position of its group.
         place: Its position among all parameters of the optimizer.
         param: The parameter.
