@@ -31,7 +31,7 @@ def install_all(session: nox.Session, *requirements: str) -> None:
 
 COMMON = (
     "--task demo-similarity --model demo --model.hidden_dropout_prob 0 "
-    "--model.attention_probs_dropout_prob 0 --epochs 6 --batch-size 16 --warmup 0.1 --seed 42"
+    "--model.attention_probs_dropout_prob 0 --epochs 10 --batch-size 16 --warmup 0.1 --seed 42"
 )
 QUICKSTART = {
     "AdamW": "--optimizer adamw --optimizer.lr 2e-3",

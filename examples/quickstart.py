@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from glue_harness import open_run, parse_mapping, run
 from glue_harness.cost.profiling import profile_step
 
-EPOCHS = 6
+EPOCHS = 10
 COMMON = {
     "task": "demo-similarity",
     "model": "demo",

@@ -56,9 +56,9 @@ def test_list_shows_the_methods_of_installed_packages() -> None:
 def test_help_shows_the_options_of_chosen_methods() -> None:
     words = " ".join(command("run", "--optimizer", "sophia", "--adaptation", "lisa", "--help").split())
     for expected in (
-        "--optimizer.lr LR Largest step of a coordinate, at least 0. (type: float, default: 5e-05)",
-        "--optimizer.every EVERY Steps between two estimates of the curvature (k in the paper), at least 1.",
-        "--adaptation.layers LAYERS Layers that train at a time (γ in the paper), at least 1.",
+        "--optimizer.lr X Largest step of a coordinate, at least 0. (default: 5e-05)",
+        "--optimizer.every N Steps between two estimates of the curvature (k in the paper), at least 1.",
+        "--adaptation.layers N Layers that train at a time (γ in the paper), at least 1.",
         "--optimizer NAME",
     ):
         assert expected in words

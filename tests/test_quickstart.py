@@ -55,3 +55,11 @@ def test_the_session_s_commands_are_the_runs_of_the_script(root: Path) -> None:
         line = [*session["COMMON"].split(), *options.split(), "--output-dir", "x"]
         settings = {**script["COMMON"], **script["METHODS"][name], "output_dir": "x"}
         assert parse_line(line)[0].hash == parse_mapping(settings).hash, name
+
+
+def test_the_picture_shows_what_the_notebook_printed(root: Path) -> None:
+    figure = runpy.run_path(str(root / "docs/figures/quickstart.py"))
+    drawn = (root / "docs/figures/quickstart.svg").read_text(encoding="utf-8")
+    assert drawn == figure["picture"](figure["printed"]())
+    assert len(drawn) < 200_000
+    assert all(name in drawn for name in ("AdamW, lossless", "AdamW, LoRA", "kept for backward"))

@@ -19,6 +19,7 @@ from activation_compression.rules import PIECES, WORDS
 
 COLUMNS = 768
 ROWS = 256
+LARGE = (3, 3, 3, 3)
 
 
 def empty(*shape: Any, dtype: torch.dtype) -> Tensor:
@@ -69,11 +70,11 @@ def columns(bits: int, dtype: torch.dtype, groups: Any) -> list[Tensor]:
 
 def quantise_columns(bits: int, dtype: torch.dtype) -> Any:
     make_args = lambda groups: (*columns(bits, dtype, groups), empty(2, dtype=torch.int32))  # noqa: E731
-    return kernels._encode_columns(bits, True), make_args
+    return kernels._encode_columns(bits, LARGE, True), make_args
 
 
 def dequantise_columns(bits: int, dtype: torch.dtype) -> Any:
-    return kernels._decode_columns(bits, True), lambda groups: (*columns(bits, dtype, groups),)
+    return kernels._decode_columns(bits, LARGE, True), lambda groups: (*columns(bits, dtype, groups),)
 
 
 def flags(dtype: torch.dtype) -> Any:

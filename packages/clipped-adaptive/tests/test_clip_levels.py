@@ -121,9 +121,9 @@ class Schedule:
         (lambda: 1.0, "cannot be called with the step alone"),
         (lambda step, epoch: 1.0, "cannot be called with the step alone"),
         (lambda *, step: 1.0, "cannot be called with the step alone"),
-        ("1.0", "max_norm='1.0' is no number"),
-        (None, "max_norm=None is no number"),
-        (torch.optim.SGD(zeros(1), lr=0.1), "is no number"),
+        ("1.0", "max_norm='1.0' is not a number"),
+        (None, "max_norm=None is not a number"),
+        (torch.optim.SGD(zeros(1), lr=0.1), "is not a number"),
     ],
 )
 def test_what_is_no_level_is_refused_at_construction(build, value, fault):

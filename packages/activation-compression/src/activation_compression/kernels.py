@@ -107,7 +107,7 @@ def dequantize_rotated(
 
     It returns a new tensor: writing into a given one would copy the parts of a group once more.
     """
-    rows = codes.view(rules.WORDS[bits]).view(len(low), -1), low, step
+    rows = _without_bases(codes.view(rules.WORDS[bits]).view(len(low), -1), low, step)
     decode = _decode_rotated(bits, size, dtype)
     if len(low) * size < COMPILE_FROM:
         return decode.function(*rows, mix).view(-1)
@@ -125,12 +125,21 @@ def quantize_columns_into(
     x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor
 ) -> None:
     """Write `rules.encode_columns`; arguments and results have its shapes."""
-    _call_columns(_encode_columns(bits, on_gpu(x.device)), x, codes, low, step, keys)
+    _call_columns(_encode_columns(bits, _small(x), on_gpu(x.device)), x, codes, low, step, keys)
 
 
 def dequantize_columns_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
     """Write `rules.decode_columns`; arguments and result have its shapes."""
-    _call_columns(_decode_columns(bits, on_gpu(out.device)), out, codes, low, step)
+    _call_columns(_decode_columns(bits, _small(out), on_gpu(out.device)), out, codes, low, step)
+
+
+def _small(x: Tensor) -> tuple[int, ...]:
+    """Return a block's sizes below 3, and 3 for all others.
+
+    Torch compiles sizes below 3 in. Each such block has a kernel of its own, since torch makes no function
+    anew more than eight times.
+    """
+    return tuple(min(size, 3) for size in x.shape)
 
 
 def name_of(*parts: object) -> str:
@@ -173,19 +182,19 @@ def _decode_rotated(bits: int, size: int, dtype: torch.dtype) -> Compiled:
 
 
 @cache
-def _encode_columns(bits: int, first: bool) -> DirectByShape:
+def _encode_columns(bits: int, small: tuple[int, ...], first: bool) -> DirectByShape:
     def encode(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor) -> None:
         _copied((codes, low, step), rules.encode_columns(x, bits, keys, first))
 
-    return kernel_of(encode, name_of("encode_columns", bits))
+    return kernel_of(encode, name_of("encode_columns", bits, *small))
 
 
 @cache
-def _decode_columns(bits: int, first: bool) -> DirectByShape:
+def _decode_columns(bits: int, small: tuple[int, ...], first: bool) -> DirectByShape:
     def decode(out: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> None:
         out.copy_(rules.decode_columns(codes, low, step, bits, out.dtype, first))
 
-    return kernel_of(decode, name_of("decode_columns", bits))
+    return kernel_of(decode, name_of("decode_columns", bits, *small))
 
 
 def kernel_of(
@@ -205,8 +214,14 @@ def call(kernel: DirectByShape, *tensors: Tensor) -> None:
         return
     if kernel.enters(*tensors):
         return
+    tensors = _without_bases(*tensors)
     _any_number(*tensors)
     kernel(*tensors)
+
+
+def _without_bases(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors that are no views, on the same memory: code for views is made anew for other bases."""
+    return tuple(tensor.data for tensor in tensors)
 
 
 def _any_number(*tensors: Tensor) -> None:
@@ -229,10 +244,11 @@ def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Ten
         return
     if kernel.enters(x, codes, *tensors):
         return
+    x, codes, *others = _without_bases(x, codes, *tensors)
     from torch._dynamo import maybe_mark_dynamic
 
     for tensor, axes in ((x, (0, 3)), (codes, (0, 1 if on_gpu(x.device) else 2))):
         for axis in axes:
             if tensor.shape[axis] > 2:
                 maybe_mark_dynamic(tensor, axis)
-    kernel(x, codes, *tensors)
+    kernel(x, codes, *others)
