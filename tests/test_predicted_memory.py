@@ -1,14 +1,21 @@
 """What `capacity` predicts for compressed activations is what a real step allocates, in BERT-base's shape."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+
+Allocated = Callable[[Any], tuple[int, int]]
 
 pytest.importorskip("activation_compression", reason="activation-compression is not installed")
 
 
 @pytest.mark.parametrize(("rows", "level"), [(1, "L1"), (2, "L1.2"), (3, "L2.1"), (4, "L1")])
-def test_saved_bytes_exactly_and_the_peak_within_five_percent(rows: int, level: str) -> None:
+def test_saved_bytes_exactly_and_the_peak_within_five_percent(
+    rows: int, level: str, allocated: Allocated
+) -> None:
     from glue_harness.config.parsing import parse_line
-    from glue_harness.cost.footprint import measured_peak, predict
+    from glue_harness.cost.footprint import predict
     from glue_harness.cost.steps import Steps
 
     line = ["--task", "sst2", "--output-dir", "-", "--model", "bert-base-uncased", "--max-length", "48"]
@@ -18,11 +25,8 @@ def test_saved_bytes_exactly_and_the_peak_within_five_percent(rows: int, level: 
     predicted = predict(config)
     steps = Steps(config)
     steps.forward_backward()  # compiles
-    steps.model.zero_grad()
-    loss, stored = steps.metered_forward()
+    stored, measured = allocated(steps)
     assert predicted.activations == stored
-    del loss
-    measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.05)
 
 
@@ -34,11 +38,13 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way[-1])
-def test_cuda_s_choices_at_every_level(way: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_s_choices_at_every_level(
+    way: list[str], monkeypatch: pytest.MonkeyPatch, allocated: Allocated
+) -> None:
     """Imposed on real tensors of a CPU: the saved bytes exactly, the peak within 2 % of the allocator's."""
     from glue_harness.config.parsing import parse_line
     from glue_harness.cost.cuda import cuda_kernels
-    from glue_harness.cost.footprint import measured_peak, predict
+    from glue_harness.cost.footprint import predict
     from glue_harness.cost.steps import Steps
 
     monkeypatch.setattr("glue_harness.cost.footprint.WORKSPACE", 0)
@@ -50,22 +56,19 @@ def test_cuda_s_choices_at_every_level(way: list[str], monkeypatch: pytest.Monke
     with cuda_kernels():
         steps = Steps(config, attention="eager")
         steps.forward_backward()  # compiles
-        steps.model.zero_grad()
-        loss, stored = steps.metered_forward()
-        del loss
-        measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
+        stored, measured = allocated(steps)
     assert predicted.activations == stored
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize(("length", "group"), [(51, 256), (37, 100), (45, 7)])
 def test_other_lengths_and_groups_that_divide_nothing(
-    length: int, group: int, monkeypatch: pytest.MonkeyPatch
+    length: int, group: int, monkeypatch: pytest.MonkeyPatch, allocated: Allocated
 ) -> None:
     """As above, of a batch that comes after one of another length."""
     from glue_harness.config.parsing import parse_line
     from glue_harness.cost.cuda import cuda_kernels
-    from glue_harness.cost.footprint import measured_peak, predict
+    from glue_harness.cost.footprint import predict
     from glue_harness.cost.steps import Steps
 
     monkeypatch.setattr("glue_harness.cost.footprint.WORKSPACE", 0)
@@ -80,10 +83,7 @@ def test_other_lengths_and_groups_that_divide_nothing(
         steps.forward_backward()
         steps.batch["input_ids"] = steps.batch["input_ids"][:, :length].clone()
         steps.forward_backward()  # compiles for any length
-        steps.model.zero_grad()
-        loss, stored = steps.metered_forward()
-        del loss
-        measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
+        stored, measured = allocated(steps)
     assert predicted.activations == stored
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
 

@@ -14,7 +14,7 @@ from glue_harness.cli import main
 from glue_harness.config.parsing import parse_line
 from glue_harness.cost import cuda
 from glue_harness.cost.capacity import read_bytes
-from glue_harness.cost.footprint import measured_peak, predict
+from glue_harness.cost.footprint import predict
 from glue_harness.cost.steps import Steps
 
 
@@ -114,7 +114,7 @@ def test_nothing_of_it_is_left_afterwards():
 
 
 @pytest.mark.parametrize("line", [[], ["--activation", "none", "--model.num_hidden_layers", "4"]])
-def test_written_out_attention_is_what_the_allocator_measures(line, monkeypatch):
+def test_written_out_attention_is_what_the_allocator_measures(line, monkeypatch, allocated):
     """With CUDA's choices imposed on real tensors: saved bytes exactly, the peak within 2 %."""
     monkeypatch.setattr("glue_harness.cost.footprint.WORKSPACE", 0)
     monkeypatch.setattr("glue_harness.cost.footprint.ROUNDING", 1)
@@ -123,10 +123,7 @@ def test_written_out_attention_is_what_the_allocator_measures(line, monkeypatch)
     with cuda.cuda_kernels():
         steps = Steps(one, attention="eager")
         steps.forward_backward()
-        steps.model.zero_grad()
-        loss, stored = steps.metered_forward()
-        del loss
-        measured = measured_peak(steps.forward_backward) + steps.state_bytes()["parameters"]
+        stored, measured = allocated(steps)
     assert predicted.activations == stored
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
 
