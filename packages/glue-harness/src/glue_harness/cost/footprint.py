@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -192,6 +193,8 @@ def measured_peak(step: Callable[[], object], device: str = "cpu") -> int:
 
 def running_bytes(call: Callable[[], object]) -> list[int]:
     """Return the additional bytes after each event of the CPU's allocator during a call."""
+    # Torch's profiler writes lines about its own start and end into the terminal, amid tables.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     assert profiler.profiler is not None
