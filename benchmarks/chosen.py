@@ -35,12 +35,12 @@ Point = dict[str, Any]
 
 def _settings_of(point: Point) -> dict[str, Any]:
     """Return the options of a run's methods, each by its slot and name."""
-    found = {}
+    options = {}
     for slot in SLOTS:
         several = point.get(slot) or []
         for place, chosen in enumerate(several if isinstance(several, list) else [several]):
-            found |= {f"{slot}.{place}.{key}": value for key, value in dict(chosen).items()}
-    return found
+            options |= {f"{slot}.{place}.{key}": value for key, value in dict(chosen).items()}
+    return options
 
 
 def same_method(one: Point, other: Point) -> bool:
@@ -49,7 +49,7 @@ def same_method(one: Point, other: Point) -> bool:
     A number that only one of them gives is a default of the other; where both give one that the other has
     not, they are two methods.
     """
-    ours, theirs = _settings_of(one), _settings_of(other)
+    options, other_options = _settings_of(one), _settings_of(other)
 
     def named(settings: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -58,16 +58,16 @@ def same_method(one: Point, other: Point) -> bool:
             if isinstance(value, bool) or not isinstance(value, int | float)
         }
 
-    nested = ours.keys() <= theirs.keys() or theirs.keys() <= ours.keys()
-    return nested and named(ours) == named(theirs)
+    nested = options.keys() <= other_options.keys() or other_options.keys() <= options.keys()
+    return nested and named(options) == named(other_options)
 
 
 def _is_of(result: dict[str, Any], point: Point) -> bool:
     """Say whether a result is of a run with these options."""
     whole = settings(point)
-    own = {**result["settings"], **result["slots"]}
+    run_settings = {**result["settings"], **result["slots"]}
     places = ("model", "data_dir", "monitor")
-    return all(own.get(key, value) == value for key, value in whole.items() if key not in places)
+    return all(run_settings.get(key, value) == value for key, value in whole.items() if key not in places)
 
 
 def best_trials(spec: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[Point]:
@@ -79,16 +79,18 @@ def best_trials(spec: dict[str, Any], results: Sequence[dict[str, Any]]) -> list
     best: list[tuple[float, Point]] = []
     base = spec["base"]
     for point in points(spec):
-        found = [result for result in results if _is_of(result, point)]
-        own = {key: value for key, value in point.items() if base.get(key) != value}
-        if len(found) != 1:
-            raise ConfigurationError(f"{own}: {len(found)} results for this trial: run the trials first")
-        score = found[0]["metrics"]["last"][found[0]["primary"]]
-        place = next((n for n, (_, first) in enumerate(best) if same_method(first, own)), None)
+        matching = [result for result in results if _is_of(result, point)]
+        options = {key: value for key, value in point.items() if base.get(key) != value}
+        if len(matching) != 1:
+            raise ConfigurationError(
+                f"{options}: {len(matching)} results for this trial: run the trials first"
+            )
+        score = matching[0]["metrics"]["last"][matching[0]["primary"]]
+        place = next((n for n, (_, first) in enumerate(best) if same_method(first, options)), None)
         if place is None:
-            best.append((score, own))
+            best.append((score, options))
         elif score > best[place][0]:
-            best[place] = score, own
+            best[place] = score, options
     return [point for _, point in best]
 
 

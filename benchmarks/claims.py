@@ -35,16 +35,16 @@ class Claim:
     """A primary comparison and what came out.
 
     Attributes:
-        said: Its entry in `claims.yaml`.
-        found: The comparison by itself, uncorrected.
+        entry: Its entry in `claims.yaml`.
+        comparison: The comparison by itself, uncorrected.
         official: Mean difference on the official dev set and its interval.
         different: p-value of "no difference", corrected over all primary comparisons.
         equal: p-value of "a difference of the margin or more", corrected alike.
         verdict: What may be said.
     """
 
-    said: Mapping[str, str]
-    found: Comparison
+    entry: Mapping[str, str]
+    comparison: Comparison
     official: tuple[float, tuple[float, float] | None]
     different: float
     equal: float
@@ -56,41 +56,45 @@ def planned() -> dict[str, Any]:
     return yaml.safe_load((BENCHMARKS / "claims.yaml").read_text(encoding="utf-8"))
 
 
-def _comparison(said: Mapping[str, str], results: Sequence[dict[str, Any]], margin: float) -> Comparison:
+def _comparison(entry: Mapping[str, str], results: Sequence[dict[str, Any]], margin: float) -> Comparison:
     """Return the one comparison of a setting with its baseline."""
-    contents = gather(results, baseline=said["baseline"], margin=margin, primary=said["setting"])
-    (found,) = [comparison for comparison in contents.comparisons if comparison.primary]
-    return found
+    contents = gather(results, baseline=entry["baseline"], margin=margin, primary=entry["setting"])
+    (primary,) = [comparison for comparison in contents.comparisons if comparison.primary]
+    return primary
 
 
-def _official(said: Mapping[str, str], results: Sequence[dict[str, Any]]) -> list[float]:
+def _official(entry: Mapping[str, str], results: Sequence[dict[str, Any]]) -> list[float]:
     """Return the difference on the official dev set for every seed that both have."""
     flat = [flatten(result) for result in results]
-    ours, theirs = (
+    scores, baseline_scores = (
         {
             results[n]["seed"]: results[n]["beside"]["validation"][results[n]["primary"]]
-            for n in select(f"--{which}", parse_condition(f"--{which}", said[which]), flat)
+            for n in select(f"--{which}", parse_condition(f"--{which}", entry[which]), flat)
         }
         for which in ("setting", "baseline")
     )
-    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    return [scores[seed] - baseline_scores[seed] for seed in scores if seed in baseline_scores]
 
 
 def claims() -> list[Claim]:
     """Return the primary comparisons that were run, in the order in which they are named."""
     written = planned()
     margin, every = written["margin"], written["comparisons"]
-    there = [one for one in every if (BENCHMARKS / one["results"].replace(".json", "-trials.json")).exists()]
-    results = [json.loads((BENCHMARKS / one["results"]).read_text(encoding="utf-8")) for one in there]
-    run = [_comparison(one, own, margin) for one, own in zip(there, results, strict=True)]
-    nothing = [1.0] * (len(every) - len(run))
-    different, equal = (holm([*p, *nothing]) for p in ([c.p for c in run], [c.equal for c in run]))
+    there = [
+        entry for entry in every if (BENCHMARKS / entry["results"].replace(".json", "-trials.json")).exists()
+    ]
+    results = [json.loads((BENCHMARKS / entry["results"]).read_text(encoding="utf-8")) for entry in there]
+    comparisons = [_comparison(entry, runs, margin) for entry, runs in zip(there, results, strict=True)]
+    nothing = [1.0] * (len(every) - len(comparisons))
+    different, equal = (
+        holm([*p, *nothing]) for p in ([c.p for c in comparisons], [c.equal for c in comparisons])
+    )
     made = []
-    for number, (one, own, found) in enumerate(zip(there, results, run, strict=True)):
-        dev = _official(one, own)
-        verdict = verdict_of(found.difference, different[number], equal[number], margin, ALPHA)
+    for number, (entry, runs, comparison) in enumerate(zip(there, results, comparisons, strict=True)):
+        dev = _official(entry, runs)
+        verdict = verdict_of(comparison.difference, different[number], equal[number], margin, ALPHA)
         official = (sum(dev) / len(dev), mean_interval(dev))
-        made.append(Claim(one, found, official, different[number], equal[number], verdict))
+        made.append(Claim(entry, comparison, official, different[number], equal[number], verdict))
     return made
 
 
@@ -101,7 +105,7 @@ def _points(mean: float | None, interval: tuple[float, float] | None) -> str:
     return f"{100 * mean:+.2f} ({100 * interval[0]:+.2f} to {100 * interval[1]:+.2f})"
 
 
-def table(found: Sequence[Claim]) -> str:
+def table(judged: Sequence[Claim]) -> str:
     """Return the comparisons as a markdown table."""
     written = planned()
     margin, every = written["margin"], len(written["comparisons"])
@@ -110,15 +114,15 @@ def table(found: Sequence[Claim]) -> str:
         "(95 %) | p different, equal | where to see it |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
-    for claim in found:
+    for claim in judged:
         cells = (
-            claim.said["claim"],
+            claim.entry["claim"],
             f"**{claim.verdict.replace(f'{margin:g}', f'{100 * margin:g} points')}**",
-            f"{claim.said['against']}, {claim.found.pairs} seeds",
-            _points(claim.found.difference, claim.found.interval),
+            f"{claim.entry['against']}, {claim.comparison.pairs} seeds",
+            _points(claim.comparison.difference, claim.comparison.interval),
             _points(*claim.official),
             f"{claim.different:.2g}, {claim.equal:.2g}",
-            claim.said["see"],
+            claim.entry["see"],
         )
         lines.append(f"| {' | '.join(cells)} |")
     lines += [

@@ -38,8 +38,8 @@ COLUMNS = ("task", "setting", "runs", "last")
 
 def sweep_results() -> list[Path]:
     """Return the committed results of sweeps; `speed/` has a form of its own."""
-    found = sorted(BENCHMARKS.glob("*/results/*.json"))
-    return [path for path in found if path.parent.parent.name != "speed"]
+    paths = sorted(BENCHMARKS.glob("*/results/*.json"))
+    return [path for path in paths if path.parent.parent.name != "speed"]
 
 
 def kept_name(model: str) -> str:
@@ -49,12 +49,12 @@ def kept_name(model: str) -> str:
 
 def kept(runs: Path) -> list[dict[str, Any]]:
     """Return the results of a sweep's folder as they are kept: models by name, no data folder."""
-    found = []
+    kept_results = []
     for result in read_results(runs):
         named = {"model": kept_name(result["model"])}
         settings = {key: value for key, value in result["settings"].items() if key != "data_dir"}
-        found.append(result | named | {"settings": settings | named})
-    return found
+        kept_results.append(result | named | {"settings": settings | named})
+    return kept_results
 
 
 def keep(runs: Path, file: Path) -> None:
@@ -85,8 +85,8 @@ def paired_table(results: list[dict[str, Any]], benchmark: Benchmark) -> str:
     protocol = PROTOCOLS[benchmark.protocol]
     how = {"protocol": benchmark.protocol, "evaluation": benchmark.evaluation}
     drawn = drawn_tables(gather(results, baseline=benchmark.baseline, **how))["comparison"]
-    said = (*drawn.notes, *[protocol.meaning] * bool(protocol.drops))
-    notes = [note[0].upper() + note[1:] for note in said]
+    sentences = (*drawn.notes, *[protocol.meaning] * bool(protocol.drops))
+    notes = [note[0].upper() + note[1:] for note in sentences]
     return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join(notes)}.\n"
 
 

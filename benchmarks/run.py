@@ -34,13 +34,13 @@ def chosen(names: Sequence[str], scale: str) -> list[Benchmark]:
     Raises:
         ConfigurationError: A name of none, or of one without the scale.
     """
-    found: list[Benchmark] = []
+    benchmarks: list[Benchmark] = []
     for name in names:
         several = [b for b in catalogue().values() if name in ("all", b.work) and scale in b.scales]
-        found += several or [find(name)]
-    for benchmark in found:
+        benchmarks += several or [find(name)]
+    for benchmark in benchmarks:
         benchmark.at(scale)
-    return list({benchmark.name: benchmark for benchmark in found}.values())
+    return list({benchmark.name: benchmark for benchmark in benchmarks}.values())
 
 
 def perform_all(benchmarks: Sequence[Benchmark], scale: str, output: Path, jobs: int) -> bool:

@@ -20,10 +20,10 @@ def test_the_committed_table_is_made_from_the_committed_results() -> None:
 
 def test_one_comparison_a_claim_paired_over_every_seed_of_its_specification() -> None:
     for claim in claims.claims():
-        results = claims.BENCHMARKS / claim.said["results"]
+        results = claims.BENCHMARKS / claim.entry["results"]
         spec = (results.parents[1] / results.name).with_suffix(".yaml")
         seeds = yaml.safe_load(spec.read_text(encoding="utf-8"))["grid"]["seed"]
-        assert claim.found.pairs == len(seeds) == len(set(seeds)) >= 8
+        assert claim.comparison.pairs == len(seeds) == len(set(seeds)) >= 8
         assert claim.verdict.startswith(WORDS)
 
 
@@ -45,26 +45,26 @@ def test_p_values_are_those_of_scipy_times_holms_factor() -> None:
     written = claims.planned()
     raw = []
     for claim in claims.claims():
-        results = json.loads((claims.BENCHMARKS / claim.said["results"]).read_text(encoding="utf-8"))
+        results = json.loads((claims.BENCHMARKS / claim.entry["results"]).read_text(encoding="utf-8"))
         scores: dict[str, dict[int, float]] = {}
         for result in results:
             key = json.dumps(result["slots"], sort_keys=True)
             scores.setdefault(key, {})[result["seed"]] = result["metrics"]["last"]["accuracy"]
         means = {round(float(np.mean(list(own.values()))), 9): own for own in scores.values()}
-        rows = claim.found.row, claim.found.baseline
+        rows = claim.comparison.row, claim.comparison.baseline
         ours, theirs = (means[round(row.score("last")[0], 9)] for row in rows)
         differences = np.array([ours[seed] - theirs[seed] for seed in sorted(ours)])
         rows_apart = np.round(10_000 * differences)  # whole numbers: equal means are then equal
         exact = sign_flips([int(apart) for apart in rows_apart])
         drawn = len(rows_apart) > 16  # too many to go through: 9,999 are drawn
-        assert claim.found.p == pytest.approx(
+        assert claim.comparison.p == pytest.approx(
             exact, abs=4 * (exact / 9_999) ** 0.5 + 1e-4 if drawn else 1e-12
         )
         above = scipy.stats.ttest_1samp(differences, -written["margin"], alternative="greater").pvalue
         below = scipy.stats.ttest_1samp(differences, written["margin"], alternative="less").pvalue
-        assert claim.found.equal == pytest.approx(np.nan_to_num(max(above, below)))
-        raw.append(claim.found.p)
-        assert claim.different >= claim.found.p
+        assert claim.comparison.equal == pytest.approx(np.nan_to_num(max(above, below)))
+        raw.append(claim.comparison.p)
+        assert claim.different >= claim.comparison.p
     smallest = min(raw, default=1.0)
     corrected = min((claim.different for claim in claims.claims()), default=1.0)
     assert corrected == pytest.approx(min(1.0, len(written["comparisons"]) * smallest))

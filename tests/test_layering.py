@@ -177,7 +177,7 @@ LEVELS = {
         "run",
         "config",
         "baselines console extras hardware",
-        "baseline_options files plain_data stopping",
+        "baseline_options files stopping",
     ),
     "finetune_common": (
         "__init__ testing",

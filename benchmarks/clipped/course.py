@@ -33,27 +33,27 @@ def measured(folder: Path) -> dict[int, dict[str, float]]:
 
 def course(sweep: Path) -> list[dict[str, Any]]:
     """Return each setting at each step, with a list of numbers, one a seed."""
-    found = []
+    points = []
     for row in summarise(read_results(sweep)):
         runs = [measured(sweep / folder) for folder in row.runs]
         for step in sorted(set.intersection(*map(set, runs))):
             numbers = {name: [run[step][name] for run in runs] for name in NUMBERS}
-            found.append({"setting": row.setting, "step": step, "runs": len(runs), **numbers})
-    return found
+            points.append({"setting": row.setting, "step": step, "runs": len(runs), **numbers})
+    return points
 
 
 def curves(sweep: Path) -> dict[str, dict[str, dict[int, list[float]]]]:
     """Return task and metric → setting → step → the score of each seed; one run is a sweep of one."""
     results = read_results(sweep)
     by_folder = {result["folder"]: result for result in results}
-    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    by_title: dict[str, dict[str, dict[int, list[float]]]] = {}
     for row in summarise(results):
         title = f"{row.task}, {row.primary.replace('_', ' ')}"
-        scores = found.setdefault(title, {}).setdefault(row.setting, {})
+        scores = by_title.setdefault(title, {}).setdefault(row.setting, {})
         for folder in row.runs:
             for entry in by_folder[folder]["history"]:
                 scores.setdefault(entry["step"], []).append(entry["metrics"][row.primary])
-    return found
+    return by_title
 
 
 def table(report: dict[str, Any]) -> str:

@@ -72,16 +72,16 @@ class Images:
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
 
-            found = load_digits()
-            split = train_test_split(found.images, found.target, test_size=360, random_state=0)
+            digits = load_digits()
+            split = train_test_split(digits.images, digits.target, test_size=360, random_state=0)
             x, test_x, y, test_y = (torch.as_tensor(values) for values in split)
             x, test_x = (values.float()[:, None] / 16 for values in (x, test_x))
         else:
             from datasets import load_dataset
 
             folder = Path(name).is_dir()
-            found = load_dataset("imagefolder", data_dir=name) if folder else load_dataset(name)
-            (x, y), (test_x, test_y) = (self._decoded(found[split]) for split in ("train", "test"))
+            dataset = load_dataset("imagefolder", data_dir=name) if folder else load_dataset(name)
+            (x, y), (test_x, test_y) = (self._decoded(dataset[split]) for split in ("train", "test"))
         center, spread = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
         if normalisation:
             center, spread = (torch.tensor(normalisation[key])[:, None, None] for key in ("mean", "std"))

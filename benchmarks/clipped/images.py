@@ -75,8 +75,8 @@ def accuracy(model: nn.Module, images: Images, size: int) -> tuple[float, float]
     x, y = images.test
     with torch.inference_mode():
         hits = [
-            (model(part).logits.argmax(-1) == own).float()
-            for part, own in zip(x.split(size), y.split(size), strict=True)
+            (model(part).logits.argmax(-1) == labels).float()
+            for part, labels in zip(x.split(size), y.split(size), strict=True)
         ]
     model.train()
     return torch.cat(hits).mean().item(), mean(part.mean().item() for part in hits)
@@ -99,13 +99,13 @@ def expanded(ways: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         >>> list(expanded({"adam": {"lr": 0.1}, "clip": {"max_norm": [0.5, 1.0]}}))
         ['adam', 'clip, max_norm 0.5', 'clip, max_norm 1']
     """
-    found = {}
+    expanded_ways = {}
     for way, settings in ways.items():
         lists = [key for key in ("lr", "max_norm") if isinstance(settings.get(key), list)]
         for values in product(*(settings[key] for key in lists)):
             told = "".join(f", {key} {value:g}" for key, value in zip(lists, values, strict=True))
-            found[way + told] = {**settings, **dict(zip(lists, values, strict=True))}
-    return found
+            expanded_ways[way + told] = {**settings, **dict(zip(lists, values, strict=True))}
+    return expanded_ways
 
 
 def redrawing(new: list[nn.Module], passes: int) -> Callable[[nn.Module, Batch], Tensor]:
@@ -151,20 +151,20 @@ def train(spec: Mapping[str, Any], images: Images, way: str, seed: int) -> dict[
     order = torch.Generator().manual_seed(seed)
     measured = way in spec["tails"]["ways"] and seed == tails_seed(spec)
     wanted = spec["tails"]["epochs"] if measured else []
-    found: dict[str, Any] = {"accuracy": [], "accuracy_of_batches": [], "tails": {}}
+    numbers: dict[str, Any] = {"accuracy": [], "accuracy_of_batches": [], "tails": {}}
     if 0 in wanted:
-        found["tails"]["0"] = sampled(model, images, spec["tails"], start=True)
+        numbers["tails"]["0"] = sampled(model, images, spec["tails"], start=True)
     for epoch in range(spec["epochs"]):
         for batch in images.epoch(spec["batch_size"], order):
             optimizer.zero_grad()
             loss_fn(model, batch).backward()
             optimizer.step()
         whole, of_batches = accuracy(model, images, spec["batch_size"])
-        found["accuracy"].append(whole)
-        found["accuracy_of_batches"].append(of_batches)
+        numbers["accuracy"].append(whole)
+        numbers["accuracy_of_batches"].append(of_batches)
         if epoch and epoch in wanted:
-            found["tails"][str(epoch)] = sampled(model, images, spec["tails"], start=False)
-    return found
+            numbers["tails"][str(epoch)] = sampled(model, images, spec["tails"], start=False)
+    return numbers
 
 
 def tails_seed(spec: Mapping[str, Any]) -> int:

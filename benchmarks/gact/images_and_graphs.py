@@ -39,8 +39,8 @@ class GraphConvolution(nn.Module):
     def __init__(self, data: Data, layers: int, hidden: int, dropout: float) -> None:
         super().__init__()
         assert data.edges is not None
-        nodes, own = len(data.x), torch.arange(len(data.x))
-        places = torch.cat([data.edges, data.edges.flip(0), torch.stack([own, own])], dim=1)
+        nodes, loops = len(data.x), torch.arange(len(data.x))
+        places = torch.cat([data.edges, data.edges.flip(0), torch.stack([loops, loops])], dim=1)
         once = torch.ones(places.shape[1])
         adjacency = torch.sparse_coo_tensor(places, once, (nodes, nodes), check_invariants=True).coalesce()
         scale = torch.sparse.sum(adjacency, 1).to_dense().rsqrt()
@@ -120,13 +120,13 @@ def trained(entry: Mapping[str, Any], level: str, seed: int) -> dict[str, Any]:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
     stats = compressor.stats
-    found = {"saved_bytes": stats.stored_bytes, "plain_bytes": stats.original_bytes, "loss": loss.item()}
-    found["step_seconds"] = median(seconds[1:] or seconds)
+    numbers = {"saved_bytes": stats.stored_bytes, "plain_bytes": stats.original_bytes, "loss": loss.item()}
+    numbers["step_seconds"] = median(seconds[1:] or seconds)
     if len(data.test):
         with torch.inference_mode():
             hits = logits(model.eval(), data, data.test).argmax(-1).cpu() == data.y[data.test]
-        found["accuracy"] = hits.float().mean().item()
-    return found
+        numbers["accuracy"] = hits.float().mean().item()
+    return numbers
 
 
 def measure(spec: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:

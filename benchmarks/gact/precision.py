@@ -49,7 +49,7 @@ class Rounded:
         compressor = ActivationCompressor(self.model, level)
         compressor.adapt(lambda: self.model(**self.batch).loss, PROBES)
         self.average = compressor.level.bits
-        [self.found] = compressor.log
+        [self.measurement] = compressor.log
 
     def squared_error(self, widths: Mapping[str, int]) -> float:
         """Return ‖ĝ - g‖² / ‖g‖² with these widths, the mean of a few draws."""
@@ -62,7 +62,7 @@ class Rounded:
 
     def foretold(self, widths: Mapping[str, int]) -> float:
         """Return what the first order says: Σ c_l S(b_l) / ‖g‖²."""
-        sensitivities = self.found["sensitivities"]
+        sensitivities = self.measurement["sensitivities"]
         return sum(c * noise(widths[key]) for key, c in sensitivities.items()) / self.whole
 
 
@@ -74,8 +74,8 @@ def sensitivities(draws: int) -> dict[str, Any]:
     tokens = torch.randint(VOCABULARY, (BATCH, LENGTH))
     rounded = Rounded(model, {"input_ids": tokens, "labels": torch.arange(BATCH) % 2}, "L2", draws)
     tensors = {}
-    for key in rounded.found["sensitivities"]:
-        alone = {other: BITS if other == key else KEPT for other in rounded.found["elements"]}
+    for key in rounded.measurement["sensitivities"]:
+        alone = {other: BITS if other == key else KEPT for other in rounded.measurement["elements"]}
         tensors[key] = {"foretold": rounded.foretold(alone), "measured": rounded.squared_error(alone)}
     columns = [[row[name] for row in tensors.values()] for name in ("foretold", "measured")]
     return {"tensors": tensors, "rank_correlation": float(spearmanr(*columns).statistic)}
@@ -96,12 +96,12 @@ def allocations(options: argparse.Namespace) -> dict[str, Any]:
     rows = [list(range(options.rows))]
     [batch] = data.loader("train", rows)
     rounded = Rounded(run.model, batch, "L2.2", options.draws)
-    found, average = rounded.found, rounded.average
-    measured = found["sensitivities"], found["elements"], average
+    measurement, average = rounded.measurement, rounded.average
+    measured = measurement["sensitivities"], measurement["elements"], average
     ways = {
         "optimum of the first order": allocate(*measured),
-        "the same, 2 bits at least where not linear": allocate(*measured, found["least"]),
-        "2 bits for all": dict.fromkeys(found["elements"], int(average)),
+        "the same, 2 bits at least where not linear": allocate(*measured, measurement["least"]),
+        "2 bits for all": dict.fromkeys(measurement["elements"], int(average)),
     }
     return {
         "average_bits": average,
@@ -109,7 +109,7 @@ def allocations(options: argparse.Namespace) -> dict[str, Any]:
             name: {
                 "foretold": math.sqrt(rounded.foretold(widths)),
                 "measured": math.sqrt(rounded.squared_error(widths)),
-                "chosen": widths == found["widths"],
+                "chosen": widths == measurement["widths"],
             }
             for name, widths in ways.items()
         },
@@ -125,8 +125,8 @@ def _ratios(tensors: Mapping[str, Mapping[str, float]], norms: bool) -> str:
 
 def table(report: dict[str, Any]) -> str:
     """Return both comparisons as markdown."""
-    ours, ways = report["sensitivities"], report["allocations"]["ways"]
-    tensors = ours["tensors"]
+    comparison, ways = report["sensitivities"], report["allocations"]["ways"]
+    tensors = comparison["tensors"]
     lines = ["| 2 bits on average | error foretold | error measured | |", "| --- | ---: | ---: | --- |"]
     for name, row in ways.items():
         chosen = "taken" if row["chosen"] else ""
@@ -136,7 +136,7 @@ def table(report: dict[str, Any]) -> str:
         f"\n\nErrors relative to the gradient's norm: {settings['model']}, {settings['rows']} rows of "
         f"{settings['task']}. In a BERT of 2 layers each of {len(tensors)} tensors was rounded alone to "
         f"{BITS} bits: foretold / measured squared error is {_ratios(tensors, False)}, for inputs of "
-        f"normalisations {_ratios(tensors, True)}; rank correlation {ours['rank_correlation']:.3f} "
+        f"normalisations {_ratios(tensors, True)}; rank correlation {comparison['rank_correlation']:.3f} "
         f"({PROBES} probes; means of {settings['draws']} draws).\n"
     )
 

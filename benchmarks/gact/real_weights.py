@@ -48,12 +48,12 @@ def measure(way: str, draws: int, model: nn.Module, batch: dict[str, Any], exact
     compressor = ActivationCompressor(model, **WAYS[way])
     if compressor.level.automatic:
         compressor.adapt(lambda: model(**batch).loss)
-    found = torch.stack([gradient(model, batch, compressor) for _ in range(draws)])
-    errors = (found - exact).norm(dim=1) / exact.norm()
+    gradients = torch.stack([gradient(model, batch, compressor) for _ in range(draws)])
+    errors = (gradients - exact).norm(dim=1) / exact.norm()
     return {
         "ratio": compressor.stats.ratio,
         "error": float(errors.square().mean().sqrt()),
-        "error_of_mean": float((found.mean(0) - exact).norm() / exact.norm()),
+        "error_of_mean": float((gradients.mean(0) - exact).norm() / exact.norm()),
     }
 
 

@@ -28,7 +28,7 @@ def curves(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
         value = result["metrics"]["last"][result["primary"]]
         values.setdefault(curve, {}).setdefault(layer, []).append(value)
     return {
-        curve: {layer: sum(own) / len(own) for layer, own in sorted(layers.items())}
+        curve: {layer: sum(scores) / len(scores) for layer, scores in sorted(layers.items())}
         for curve, layers in values.items()
     }
 

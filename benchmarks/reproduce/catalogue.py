@@ -126,8 +126,8 @@ def _benchmark(folder: Path, name: str, described: Mapping[str, Any]) -> Benchma
     options = {key: value for key, value in described.items() if key not in SCALES}
     options |= {key: folder / options[key] for key in ("script", "analysis") if key in options}
     made = {
-        scale: _scale(folder, f"{name}-{scale}", said, scale == "smoke" and "script" not in described)
-        for scale, said in scales.items()
+        scale: _scale(folder, f"{name}-{scale}", entry, scale == "smoke" and "script" not in described)
+        for scale, entry in scales.items()
     }
     return Benchmark(name=f"{folder.name}.{name}", scales=made, **options)
 
@@ -135,12 +135,12 @@ def _benchmark(folder: Path, name: str, described: Mapping[str, Any]) -> Benchma
 @cache
 def catalogue() -> Mapping[str, Benchmark]:
     """Return all benchmarks by name."""
-    found = [
+    benchmarks = [
         _benchmark(path.parent, name, described)
         for path in sorted(BENCHMARKS.glob("*/catalogue.yaml"))
         for name, described in read(path).items()
     ]
-    return {benchmark.name: benchmark for benchmark in found}
+    return {benchmark.name: benchmark for benchmark in benchmarks}
 
 
 def find(name: str) -> Benchmark:

@@ -116,7 +116,7 @@ def differences(benchmark: Benchmark) -> Mapping[str, tuple[str, str]]:
         return {}
     every, some, axes = (known.get(part) or {} for part in ("every", "some", "axes"))
     runs = _runs(benchmark)
-    found = {
+    differing = {
         name: ("one of the runs", "no such run")
         for name, run in some.items()
         if not any(covers(run, r) for r in runs)
@@ -124,12 +124,12 @@ def differences(benchmark: Benchmark) -> Mapping[str, tuple[str, str]]:
     repeated = [run for run in runs if not some or any(covers(pattern, run) for pattern in some.values())]
     for path, value in _leaves(every):
         if others := [_at(run, path) for run in repeated if _at(run, path) != value]:
-            found[".".join(path)] = _shown([value]), _shown(others)
+            differing[".".join(path)] = _shown([value]), _shown(others)
     for axis, values in axes.items():
-        ours = [_at(run, axis.split(".")) for run in repeated]
-        if missing := [value for value in values if value not in ours]:
-            found[axis] = _shown(missing), "not among them"
-    return found | {name: (said, "") for name, said in (known.get("other") or {}).items()}
+        present = [_at(run, axis.split(".")) for run in repeated]
+        if missing := [value for value in values if value not in present]:
+            differing[axis] = _shown(missing), "not among them"
+    return differing | {name: (text, "") for name, text in (known.get("other") or {}).items()}
 
 
 def _shown(values: Sequence[Any]) -> str:
@@ -146,9 +146,9 @@ def hindrance(benchmark: Benchmark, run: Mapping[str, Any]) -> str:
     if undeclared := sorted(differences(benchmark).keys() - benchmark.differs.keys()):
         return f"{undeclared[0]} differs, and nobody says why"
     reasons = (
-        said["matters"]
-        for said in benchmark.differs.values()
-        if isinstance(said, Mapping) and covers(said.get("of") or {}, run)
+        declared["matters"]
+        for declared in benchmark.differs.values()
+        if isinstance(declared, Mapping) and covers(declared.get("of") or {}, run)
     )
     return next(reasons, "")
 
@@ -165,10 +165,12 @@ def table(judged: Mapping[str, Counter[str]]) -> str:
     ]
     repeated = [benchmark for benchmark in catalogue().values() if released(benchmark) is not None]
     for benchmark in repeated:
-        own = judged.get(benchmark.name, Counter())
+        counts = judged.get(benchmark.name, Counter())
         names = ", ".join(differences(benchmark)) or "nothing"
         why = "; ".join(dict.fromkeys(_forbidding(benchmark)))
-        lines.append(f"| `{benchmark.name}` | {own['']} | {own.total() - own['']} | {names} | {why} |")
+        lines.append(
+            f"| `{benchmark.name}` | {counts['']} | {counts.total() - counts['']} | {names} | {why} |"
+        )
     reasons = sum(judged.values(), Counter())
     yes, told = reasons.pop(""), reasons.total()
     why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
@@ -185,7 +187,7 @@ def table(judged: Mapping[str, Counter[str]]) -> str:
 
 def _forbidding(benchmark: Benchmark) -> list[str]:
     """Return why numbers cannot be compared, a reason a difference that matters."""
-    return [said["matters"] for said in benchmark.differs.values() if isinstance(said, Mapping)]
+    return [declared["matters"] for declared in benchmark.differs.values() if isinstance(declared, Mapping)]
 
 
 def method_table(work: str) -> str:
@@ -197,10 +199,10 @@ def method_table(work: str) -> str:
         rows[name, differs["released"], differs["here"]] = ["the method"]
     for benchmark in catalogue().values():
         if benchmark.work == work and released(benchmark) is not None:
-            for name, (theirs, ours) in differences(benchmark).items():
-                said = benchmark.differs.get(name, "**not declared**")
-                why = said if isinstance(said, str) else f"**not comparable**: {said['matters']}"
-                told = name, theirs, f"{ours}: {why}" if ours else why
+            for name, (there, here) in differences(benchmark).items():
+                declared = benchmark.differs.get(name, "**not declared**")
+                why = declared if isinstance(declared, str) else f"**not comparable**: {declared['matters']}"
+                told = name, there, f"{here}: {why}" if here else why
                 rows.setdefault(told, []).append(f"`{benchmark.name.partition('.')[2]}`")
     lines = ["| what | paper or released code | here | in |", "| --- | --- | --- | --- |"]
     for told, places in rows.items():

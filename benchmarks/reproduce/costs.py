@@ -42,16 +42,16 @@ def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any
     run_of = {row.runs: next(r for r in results if r["folder"] == row.runs[0]) for row in rows}
     plain = {row.runs: base for row, base in baselines(rows, condition)}
     comparisons = compare(rows, condition)
-    against = {found.row.runs: found for found in comparisons}
+    against = {comparison.row.runs: comparison for comparison in comparisons}
     steps = {_key(step): step for step in timed}
     lines = [
         "| task | methods | score | against AdamW | verdict | parameters | saved activations | a step |",
         "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for row in rows:
-        own, base = (steps.get(_key(run_of[one.runs]), {}) for one in (row, plain.get(row.runs, row)))
-        size = own.get("saved_bytes")
-        seconds = [step["seconds"]["step"] for step in (own, base) if step]
+        timing, base = (steps.get(_key(run_of[one.runs]), {}) for one in (row, plain.get(row.runs, row)))
+        size = timing.get("saved_bytes")
+        seconds = [step["seconds"]["step"] for step in (timing, base) if step]
         step = f"{1000 * seconds[0]:.0f} ms, {seconds[0] / seconds[1]:.2f}x" if len(seconds) == 2 else "–"
         lines.append(
             f"| {row.task} | {methods_in_words(run_of[row.runs]['slots'])} | {row.score('last')[0]:.4f} "

@@ -93,7 +93,10 @@ def listing() -> str:
         lines.append(f"| `{benchmark.name}` | {benchmark.title} | {published} | {times} |")
         if "cpu" in benchmark.scales:
             works.setdefault(benchmark.work, []).append(estimate(benchmark, "cpu"))
-    sums = {work: (sum(s for s, _ in own), all(m for _, m in own)) for work, own in works.items()}
-    told = ", ".join(f"{work} {shown(*own)}" for work, own in sums.items())
+    sums = {
+        work: (sum(s for s, _ in estimates), all(m for _, m in estimates))
+        for work, estimates in works.items()
+    }
+    told = ", ".join(f"{work} {shown(*total)}" for work, total in sums.items())
     told = f"All of a work at the cpu scale: {told}; `--jobs 2` runs a sweep on two cores in half the time."
     return "\n".join([*lines, "", told, "", NOTE, ""])

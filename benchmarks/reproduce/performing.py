@@ -66,11 +66,11 @@ def _run_sweep(benchmark: Benchmark, scale: str, folder: Path, jobs: int) -> Non
         command(benchmark.analysis, folder / "runs", "--output-dir", folder / "analysis")
 
 
-def _same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+def _same_run(result: dict[str, Any], other: dict[str, Any]) -> bool:
     """Say whether two results are of one run; options that came later are in one of them only."""
-    both = ours["settings"].keys() & theirs["settings"].keys()
-    same_settings = all(ours["settings"][key] == theirs["settings"][key] for key in both)
-    return same_settings and all(ours[key] == theirs[key] for key in ("task", "seed", "slots"))
+    both = result["settings"].keys() & other["settings"].keys()
+    same_settings = all(result["settings"][key] == other["settings"][key] for key in both)
+    return same_settings and all(result[key] == other[key] for key in ("task", "seed", "slots"))
 
 
 def same_numbers(results: Sequence[dict[str, Any]], committed: Path) -> str:

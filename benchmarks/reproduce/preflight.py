@@ -33,8 +33,10 @@ def _gpu(gigabytes: int) -> str:
         return ""
     if not torch.cuda.is_available():
         return f"no CUDA device: {gigabytes} GB of GPU memory are needed"
-    found = torch.cuda.get_device_properties(0).total_memory / 1e9
-    return "" if found >= ROUNDED * gigabytes else f"{found:.0f} GB of GPU memory: {gigabytes} are needed"
+    available = torch.cuda.get_device_properties(0).total_memory / 1e9
+    if available >= ROUNDED * gigabytes:
+        return ""
+    return f"{available:.0f} GB of GPU memory: {gigabytes} are needed"
 
 
 def _tried(load: Callable[..., Any], *args: Any) -> str:
@@ -94,5 +96,5 @@ def _missing(benchmark: Benchmark, output: Path) -> Iterator[str]:
 
 def preflight(benchmark: Benchmark, output: Path) -> None:
     """Refuse the paper scale where GPU, memory, model, data or disk are missing: all of them in one line."""
-    if missing := [found for found in _missing(benchmark, output) if found]:
+    if missing := [fault for fault in _missing(benchmark, output) if fault]:
         raise ConfigurationError(f"--scale paper: {'; '.join(missing)}")

@@ -26,13 +26,17 @@ def targets(work: str) -> tuple[Target, ...]:
 
 def judged() -> dict[str, Counter[str]]:
     """Return for each benchmark why the paper scale does not judge published numbers; empty: it does."""
-    found = {}
+    counts = {}
     for benchmark in catalogue().values():
-        own = [t for t in targets(benchmark.work) if t.benchmark == benchmark.name and t.value is not None]
-        told = ("" if t.verified else "not verified at its source" for t in own)
-        reasons = (why or t.note or hindrance(benchmark, t.run) for why, t in zip(told, own, strict=True))
-        found[benchmark.name] = Counter(reason.partition(";")[0] for reason in reasons)
-    return found
+        published = [
+            t for t in targets(benchmark.work) if t.benchmark == benchmark.name and t.value is not None
+        ]
+        told = ("" if t.verified else "not verified at its source" for t in published)
+        reasons = (
+            why or t.note or hindrance(benchmark, t.run) for why, t in zip(told, published, strict=True)
+        )
+        counts[benchmark.name] = Counter(reason.partition(";")[0] for reason in reasons)
+    return counts
 
 
 def _quadratic(result: Any) -> Iterator[Measurement]:
@@ -81,17 +85,17 @@ def _as_published(benchmark: Benchmark, scale: str) -> bool:
 
 def comparison(benchmark: Benchmark, scale: str, results: Any) -> list[Line]:
     """Compare what the kept JSON of a scale holds with what was published."""
-    own = [target for target in targets(benchmark.work) if target.benchmark == benchmark.name]
-    if not own:
+    published = [target for target in targets(benchmark.work) if target.benchmark == benchmark.name]
+    if not published:
         return []
     if benchmark.script:
         read, _ = SCRIPTS.get(benchmark.script.stem, (lambda result: iter(()), ""))
-        found = list(read(results))
+        measurements = list(read(results))
     else:
-        found = measured(results, benchmark.evaluation)
+        measurements = measured(results, benchmark.evaluation)
     lines, _ = compare(
-        own,
-        found,
+        published,
+        measurements,
         benchmark.protocol,
         benchmark.published_runs,
         as_published=_as_published(benchmark, scale),
@@ -104,15 +108,15 @@ def _footnote(lines: list[Line], benchmark: Benchmark, scale: str) -> str:
     """Return how the numbers of a comparison, and their intervals, are made."""
     several = any(line.interval for line in lines)
     _, once = SCRIPTS.get(benchmark.script.stem if benchmark.script else "", (None, ""))
-    said = [once or (PROTOCOLS[benchmark.protocol].meaning if several else "one run each")]
+    sentences = [once or (PROTOCOLS[benchmark.protocol].meaning if several else "one run each")]
     if not benchmark.script:
-        said.append(EVALUATIONS[benchmark.evaluation])
+        sentences.append(EVALUATIONS[benchmark.evaluation])
     if several and _as_published(benchmark, scale):
         runs = f"as many runs as are behind the published number ({benchmark.published_runs})"
-        said.append(f"95 % interval of a repetition with {runs}")
+        sentences.append(f"95 % interval of a repetition with {runs}")
     elif several:
-        said.append("95 % interval of our number")
-    told = f"Ours: {'; '.join(said)}."
+        sentences.append("95 % interval of our number")
+    told = f"Ours: {'; '.join(sentences)}."
     if scale == "paper" and (names := ", ".join(differences(benchmark))):
         told += f" Differs from the released code in: {names}; the page of benchmarks says why."
     return told

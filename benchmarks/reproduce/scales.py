@@ -56,12 +56,12 @@ def settings(point: Mapping[str, Any]) -> dict[str, Any]:
         >>> run["optimizer"]["momentum"], run["epochs"], run["gradient"]
         (0.9, 3.0, [])
     """
-    found = {**DEFAULTS, "model_config": {}, **point}
+    options = {**DEFAULTS, "model_config": {}, **point}
     for slot, default in SLOTS.items():
         value = point.get(slot, default)
         if slot in LIST_SLOTS:
             several = value if isinstance(value, list) else [value] * (value not in (None, "none"))
-            found[slot] = [_choice(slot, one) for one in several]
+            options[slot] = [_choice(slot, one) for one in several]
         else:
-            found[slot] = _choice(slot, value)
-    return json.loads(json.dumps(found))
+            options[slot] = _choice(slot, value)
+    return json.loads(json.dumps(options))

@@ -59,7 +59,7 @@ def looked_at(folder: Path) -> dict[str, Any]:
     loader = data.loader("train", parts)
     batches = ({key: value.to(DEVICE) for key, value in batch.items()} for batch in loader)
     chosen = set(sage_names(model))
-    found = {name: value for name, value in sensitivity(model, batches).items() if name in chosen}
+    sensitivities = {name: value for name, value in sensitivity(model, batches).items() if name in chosen}
     processes = join(config)
 
     def score(pruned: nn.Module) -> float:
@@ -71,8 +71,8 @@ def looked_at(folder: Path) -> dict[str, Any]:
         "lr": config.optimizer["lr"],
         "seed": config.seed,
         "metric": task.primary,
-        "histogram": histogram(found),
-        "pruned": sparsity_curve(model, found, score, SPARSITIES),
+        "histogram": histogram(sensitivities),
+        "pruned": sparsity_curve(model, sensitivities, score, SPARSITIES),
     }
 
 
@@ -88,13 +88,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         + " |",
         "| --- | --- | ---: | ---: | ---: |" + " ---: |" * len(shares),
     ]
-    for (task, optimizer, lr), own in groups.items():
+    for (task, optimizer, lr), runs in groups.items():
         middle, low, high = (
-            fmean(row["histogram"]["quantiles"][q] for row in own) for q in ("0.5", "0.05", "0.95")
+            fmean(row["histogram"]["quantiles"][q] for row in runs) for q in ("0.5", "0.05", "0.95")
         )
-        scores = (fmean(row["pruned"][place][1] for row in own) for place in range(len(shares)))
+        scores = (fmean(row["pruned"][place][1] for row in runs) for place in range(len(shares)))
         lines.append(
-            f"| {task} | {optimizer}, lr {lr:g} | {len(own)} | {middle:.2f} | {low:.2f} to {high:.2f} | "
+            f"| {task} | {optimizer}, lr {lr:g} | {len(runs)} | {middle:.2f} | {low:.2f} to {high:.2f} | "
             + " | ".join(f"{score:.4f}" for score in scores)
             + " |"
         )

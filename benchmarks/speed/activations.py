@@ -82,15 +82,15 @@ def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     plain = median(seconds[PLAIN])
     return {
         name: {
-            "seconds": median(own),
-            "all_seconds": own,
-            "ratio": median(own) / plain,
+            "seconds": median(times),
+            "all_seconds": times,
+            "ratio": median(times) / plain,
             "target": TARGETS.get(name),
             "adapt_seconds": adapting.get(name),
             "stored_bytes": methods[name].stats().get("stored_bytes"),
             "original_bytes": methods[name].stats().get("original_bytes"),
         }
-        for name, own in seconds.items()
+        for name, times in seconds.items()
     }
 
 
@@ -113,7 +113,7 @@ def kernel_speeds(options: argparse.Namespace) -> dict[str, float]:
     calls["pack mask"] = lambda: flag_kernels.flags_into(mask, *flags.tensors)
     calls["unpack mask"] = lambda: flag_kernels.unflag_into(out, *flags.tensors)
     seconds = in_turns({name: partial(timed, call) for name, call in calls.items()}, 9)
-    return {name: x.nbytes / 1e9 / median(own) for name, own in seconds.items()}
+    return {name: x.nbytes / 1e9 / median(times) for name, times in seconds.items()}
 
 
 def peak(name: str, options: argparse.Namespace) -> int:

@@ -64,22 +64,22 @@ class Way:
     target: str = ""
 
 
-def ours(config: Any) -> Callable[[], nn.Module]:
+def adapted(config: Any) -> Callable[[], nn.Module]:
     return lambda: adapt(model(), config)
 
 
 WAYS = [
     Way(FULL, model, ""),
-    Way(HEAD, ours(HeadOnly())),
-    Way("adapter in layer 5 (the last)", ours(BottleneckAdapter(layers=[5], bottleneck=1))),
-    Way("adapter in layer 0", ours(BottleneckAdapter(layers=[0], bottleneck=1))),
-    Way("adapters in all layers", ours(BottleneckAdapter(bottleneck=16))),
-    Way("prefix in layer 5", ours(PrefixTuning(layers=[5]))),
-    Way("prefixes in all layers", ours(PrefixTuning())),
-    Way("biases of all layers", ours(BitFit())),
-    Way("feed-forward block of layer 5", ours(FFNTuning(layers=[5]))),
+    Way(HEAD, adapted(HeadOnly())),
+    Way("adapter in layer 5 (the last)", adapted(BottleneckAdapter(layers=[5], bottleneck=1))),
+    Way("adapter in layer 0", adapted(BottleneckAdapter(layers=[0], bottleneck=1))),
+    Way("adapters in all layers", adapted(BottleneckAdapter(bottleneck=16))),
+    Way("prefix in layer 5", adapted(PrefixTuning(layers=[5]))),
+    Way("prefixes in all layers", adapted(PrefixTuning())),
+    Way("biases of all layers", adapted(BitFit())),
+    Way("feed-forward block of layer 5", adapted(FFNTuning(layers=[5]))),
     Way(PEFT, peft_model),
-    Way("LoRA, rank 8, q and v", ours(LoRA()), PEFT, "≤ 1.05x"),
+    Way("LoRA, rank 8, q and v", adapted(LoRA()), PEFT, "≤ 1.05x"),
 ]
 
 

@@ -238,9 +238,9 @@ def begun(options: argparse.Namespace) -> dict[str, Any]:
         "hardware": hardware(torch.device("cpu")),
     }
     if options.output and options.output.exists():
-        found = json.loads(options.output.read_text(encoding="utf-8"))
-        if all(found[name] == report[name] for name in ("settings", "versions")):
-            return found
+        earlier = json.loads(options.output.read_text(encoding="utf-8"))
+        if all(earlier[name] == report[name] for name in ("settings", "versions")):
+            return earlier
     return {"ways": {}, "checks": {}, **report}
 
 

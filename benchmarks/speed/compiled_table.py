@@ -49,24 +49,24 @@ def table(report: dict[str, Any]) -> str:
 
 def _asked(report: dict[str, Any], plain: dict[str, Any]) -> list[str]:
     """Return the table of what compiled L1 is asked to be."""
-    own, checks = report["ways"].get("compiled L1"), report["checks"]
+    row, checks = report["ways"].get("compiled L1"), report["checks"]
     facts: list[tuple[str, str, str]] = []
-    if own:
+    if row:
         for label, key, most in BOUNDS:
-            facts.append((f"{label} against compiled", f"{own[key] / plain[key]:.2f}x", f"≤ {most}x"))
-    if found := checks.get("error"):
+            facts.append((f"{label} against compiled", f"{row[key] / plain[key]:.2f}x", f"≤ {most}x"))
+    if error := checks.get("error"):
         facts += [
-            ("error of one gradient", f"{found['error']:.3f}", ""),
+            ("error of one gradient", f"{error['error']:.3f}", ""),
             (
-                f"mean error of {found['draws']}, against its noise",
-                f"{found['mean_against_noise']:.2f}x",
+                f"mean error of {error['draws']}, against its noise",
+                f"{error['mean_against_noise']:.2f}x",
                 f"≤ {NOISE}x",
             ),
-            ("losses equal those of compiled, so dropout masks do", str(found["losses_equal"]), "True"),
+            ("losses equal those of compiled, so dropout masks do", str(error["losses_equal"]), "True"),
         ]
-    if found := checks.get("shapes"):
+    if shapes := checks.get("shapes"):
         facts.append(
-            (f"graphs compiled after two of {found['shapes']} shapes", str(found["graphs_after_two"]), "0")
+            (f"graphs compiled after two of {shapes['shapes']} shapes", str(shapes["graphs_after_two"]), "0")
         )
     if not facts:
         return []
@@ -78,6 +78,6 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
     """Return the names of points that no other one beats in both numbers."""
     return [
         name
-        for name, own in points.items()
-        if not any(a <= own[0] and b <= own[1] and (a, b) != own for a, b in points.values())
+        for name, point in points.items()
+        if not any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in points.values())
     ]

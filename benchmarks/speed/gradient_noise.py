@@ -73,7 +73,7 @@ class Job:
     def own_bytes(self) -> int:
         """Return the bytes of the parameter-sized state that the noise keeps between steps."""
         moments = self.noise.state_dict().get("moments", {}) if hasattr(self.noise, "state_dict") else {}
-        return sum(t.nbytes for own in moments.values() for t in own.values())
+        return sum(t.nbytes for by_name in moments.values() for t in by_name.values())
 
 
 def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         seconds = in_turns({job.name: partial(job.step, 1, 8) for job in jobs}, options.short_rounds)
         plain = median(in_turns({PLAIN: full[PLAIN]}, options.rounds)[PLAIN])
-    added = {name: median(own) - median(seconds[PLAIN]) for name, own in seconds.items()}
+    added = {name: median(times) - median(seconds[PLAIN]) for name, times in seconds.items()}
     return [
         {
             "way": job.name,

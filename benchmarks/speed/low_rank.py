@@ -43,17 +43,17 @@ def peft_model() -> nn.Module:
     return peft.get_peft_model(base(), config)  # type: ignore[arg-type,return-value]
 
 
-def with_the_same_values(theirs: nn.Module) -> nn.Module:
+def with_the_same_values(of_peft: nn.Module) -> nn.Module:
     """Return our model with peft's A, and both with the same B, which is not 0."""
     model = adapt(base(), LoRA(rank=RANK))
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for name, parameter in of_peft.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
             if "lora" in name:
-                own[name.removeprefix("base_model.model.")].copy_(parameter)
+                parameters[name.removeprefix("base_model.model.")].copy_(parameter)
     return model
 
 
@@ -129,8 +129,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_flush_denormal(True)
 
-    theirs = peft_model()
-    trainers = {OURS: Trainer(with_the_same_values(theirs)), PEFT: Trainer(theirs)}
+    of_peft = peft_model()
+    trainers = {OURS: Trainer(with_the_same_values(of_peft)), PEFT: Trainer(of_peft)}
     difference = (trainers[OURS].logits() - trainers[PEFT].logits()).abs().max().item()
     saved = {name: trainer.saved_bytes() for name, trainer in trainers.items()}
     seconds = in_turns({n: partial(timed, trainer.step) for n, trainer in trainers.items()}, options.repeats)

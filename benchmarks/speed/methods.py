@@ -84,7 +84,8 @@ def measure(shape: str, name: str, repeats: int, quick: bool) -> dict[str, Any]:
         seconds = {steps: steps.timed(number)[1] for steps in turn}
         taken.append([seconds[plain], seconds[method]])
     of_plain, of_method = map(median, zip(*taken[WARM_UP:], strict=True))
-    ratio = median(theirs / ours for ours, theirs in taken[WARM_UP:])  # by turns: the machine's pace drifts
+    # By turns: the machine's pace drifts.
+    ratio = median(of_method / of_plain for of_plain, of_method in taken[WARM_UP:])
     loss, saved = method.metered_forward()
     del loss, plain
     gc.collect()
@@ -135,9 +136,9 @@ def main() -> None:
         report = json.loads(options.output.read_text(encoding="utf-8"))
     report |= {"repeats": options.repeats, "versions": versions(), "hardware": hardware(torch.device("cpu"))}
     for shape in options.shapes:
-        found = report["shapes"].setdefault(shape, {})
-        for name in [name for name in METHODS if name not in found]:
-            found[name] = measure(shape, name, options.repeats, options.quick)
+        measured = report["shapes"].setdefault(shape, {})
+        for name in [name for name in METHODS if name not in measured]:
+            measured[name] = measure(shape, name, options.repeats, options.quick)
             if options.output:
                 write_whole(options.output, json.dumps(report, indent=1) + "\n")
     write(report, table(report), options.output)

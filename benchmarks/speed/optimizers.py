@@ -131,8 +131,8 @@ def measure(ways: list[Way], repeats: int) -> tuple[dict[str, list[float]], dict
         for name, optimizer in optimizers.items()
     }
 
-    def step(optimizer: torch.optim.Optimizer, own: Iterator[list[Tensor]]) -> float:
-        set_gradients(params, next(own))
+    def step(optimizer: torch.optim.Optimizer, gradient_sets: Iterator[list[Tensor]]) -> float:
+        set_gradients(params, next(gradient_sets))
         return timed(optimizer.step)
 
     turns = {name: partial(step, optimizer, cycle(sets)) for name, optimizer in optimizers.items()}

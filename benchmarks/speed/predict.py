@@ -85,9 +85,11 @@ def main() -> None:
     ask = partial(classify, batch_size=32, truncation=True, max_length=MAX_LENGTH)
     texts = made_up(options.rows)
     first = texts[:200]
-    said = [{one["label"]: one["score"] for one in row} for row in ask(first)]
-    pairs = zip(run.predict(first), said, strict=True)
-    differences = [abs(ours["scores"][name] - score) for ours, row in pairs for name, score in row.items()]
+    scores = [{one["label"]: one["score"] for one in row} for row in ask(first)]
+    pairs = zip(run.predict(first), scores, strict=True)
+    differences = [
+        abs(prediction["scores"][name] - score) for prediction, row in pairs for name, score in row.items()
+    ]
     ways = {
         "glue-harness": lambda: timed(lambda: run.predict(texts)),
         "pipeline": lambda: timed(lambda: ask(texts)),

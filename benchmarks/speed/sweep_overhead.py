@@ -44,13 +44,13 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     seconds = time.time() - began
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
     first = min(path.stat().st_mtime for path in folder.glob("*/config.yaml"))
-    own = [sum(result["seconds"].values()) for result in results]
+    run_seconds = [sum(result["seconds"].values()) for result in results]
     return {
         "settings": {**base, "runs": options.runs, "jobs": options.jobs},
         "sweep_seconds": seconds,
         "start_seconds": first - began,
-        "run_seconds": own,
-        "overhead": seconds / (sum(own) / options.jobs),
+        "run_seconds": run_seconds,
+        "overhead": seconds / (sum(run_seconds) / options.jobs),
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),
     }
@@ -58,13 +58,13 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """Return the markdown of a report."""
-    settings, own = report["settings"], report["run_seconds"]
+    settings, run_seconds = report["settings"], report["run_seconds"]
     return (
         "| runs | workers | a run's own time | first begins | sweep | sum of runs / workers | overhead |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
-        f"| {settings['runs']} | {settings['jobs']} | {mean(own):.1f} s | {report['start_seconds']:.1f} s "
-        f"| {report['sweep_seconds']:.1f} s | "
-        f"{sum(own) / settings['jobs']:.1f} s | {report['overhead']:.3f}x |\n"
+        f"| {settings['runs']} | {settings['jobs']} | {mean(run_seconds):.1f} s "
+        f"| {report['start_seconds']:.1f} s | {report['sweep_seconds']:.1f} s | "
+        f"{sum(run_seconds) / settings['jobs']:.1f} s | {report['overhead']:.3f}x |\n"
     )
 
 

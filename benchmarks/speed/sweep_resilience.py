@@ -109,7 +109,7 @@ def logged_twice(folder: Path) -> int:
         [json.loads(line)["step"] for line in path.read_text().splitlines()]
         for path in folder.glob("*/metrics.jsonl")
     ]
-    return sum(sorted(set(own)) != own for own in steps)
+    return sum(sorted(set(logged)) != logged for logged in steps)
 
 
 def main() -> None:
@@ -134,7 +134,9 @@ def main() -> None:
             "results": len(last),
             "finished_runs_done_again": redone,
             "runs_with_a_step_logged_twice": logged_twice(cut),
-            "runs_with_other_numbers": sum(numbers(cut)[name] != own for name, own in numbers(whole).items()),
+            "runs_with_other_numbers": sum(
+                numbers(cut)[name] != expected for name, expected in numbers(whole).items()
+            ),
             "versions": versions(),
             "hardware": hardware(torch.device("cpu")),
         }
@@ -145,7 +147,7 @@ def table(report: dict[str, Any]) -> str:
     """Return the markdown of a report."""
     lines = ["| killed with kill -9 | finished before | runs in flight |", "| --- | --- | --- |"]
     lines += [
-        f"| {own['killed']} | {own['finished_before']} | {own['in_flight']} |" for own in report["kills"]
+        f"| {kill['killed']} | {kill['finished_before']} | {kill['in_flight']} |" for kill in report["kills"]
     ]
     settings = report["settings"]
     return (

@@ -1,10 +1,12 @@
 """Batches: each row once, an order that only the seed decides, padding that the longest row decides."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, LargeList, List, Value, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from finetune_common.data import (
 )
 from finetune_common.demo import demo_tokenizer
 from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import Task
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,42 @@ def test_a_selection_is_batched_by_its_own_rows(encoded):
     (batch,) = make_loader(chosen, [[2, 0]], Collator(demo_tokenizer(), "demo-entailment"))
     ids = batch["input_ids"][0][batch["attention_mask"][0] == 1].tolist()
     assert ids == encoded[7]["input_ids"]
+
+
+LISTS = {"list": List, "large list": LargeList, "list of fixed size": partial(List, length=3)}
+
+
+@pytest.mark.parametrize("number", ["int16", "uint32", "int64"])
+@pytest.mark.parametrize("kind", LISTS.values(), ids=LISTS)
+def test_tokens_and_several_labels_are_lists_of_any_of_arrow_s_types(kind, number):
+    rows = {
+        "input_ids": [[2, 7, 3], [2, 8, 3], [2, 9, 3], [2, 10, 3]],
+        "attention_mask": [[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]],
+        "labels": [[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 1]],
+    }
+    features = Features({name: kind(Value(number)) for name in rows})
+    halves = [Dataset.from_dict(rows, features).select(part) for part in (range(2), range(2, 4))]
+    dataset = concatenate_datasets(halves)
+    assert token_lengths(dataset).tolist() == [3] * 4
+    collator = Collator(
+        demo_tokenizer(), Task("topics", ("text",), tuple("abc"), ("f1",), "f1", {}, several=True)
+    )
+    (batch,) = make_loader(dataset, [[3, 0, 2]], collator)
+    assert {name: column.tolist() for name, column in batch.items()} == {
+        name: [column[row] for row in (3, 0, 2)] for name, column in rows.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["2 7 3"], [2], [[2.0, 7.0]], [["[CLS]"]], [[2, None]], [None]],
+    ids=["text", "number", "fractions", "words", "a gap in a row", "no row"],
+)
+def test_other_columns_than_lists_of_whole_numbers_are_refused_in_one_line(column):
+    dataset = Dataset.from_dict({"input_ids": column, "labels": [0]})
+    for use in (token_lengths, lambda d: make_loader(d, [[0]], Collator(demo_tokenizer(), "rte"))):
+        with pytest.raises(ConfigurationError, match=r"column input_ids of type .* list of whole numbers$"):
+            use(dataset)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from known_gradients import contribute, explicit_variance, standard_normal
+from torch.utils.weak import TensorWeakRef
 
 from finetune_common.errors import ConfigurationError
 from noise_injection import AdaptiveGradientNoise
@@ -182,6 +183,21 @@ def test_a_skipped_step_ends_its_window(set_to_none):
     deviation = explicit_variance(contributions).sqrt() * gradient.norm() * ETA**0.5
     torch.testing.assert_close(noise, deviation * standard_normal(param.detach(), 3), rtol=1e-6, atol=1e-6)
     assert idle.grad is None or not idle.grad.any()
+
+
+@pytest.mark.parametrize("variance", ["microbatch", "running", "ema"])
+def test_zero_grad_frees_the_gradients_of_a_step(variance):
+    param = torch.nn.Parameter(torch.zeros(500))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    AdaptiveGradientNoise(optimizer, 1.0, variance)
+    for _ in range(3):
+        for c in draw(2, torch.float32):
+            contribute(param, c)
+        optimizer.step()
+        assert param.grad is not None
+        gradient = TensorWeakRef(param.grad)
+        optimizer.zero_grad()
+        assert gradient() is None
 
 
 def test_each_backward_pass_is_a_micro_batch():

@@ -17,10 +17,10 @@ ParamGroup: TypeAlias = dict[str, Any]
 """A parameter group of an optimizer: `params` and settings by name."""
 
 Settings: TypeAlias = Mapping[str, Any]
-"""Values of settings or keyword arguments by name; each has a type of its own."""
+"""Values of settings or keyword arguments by name; each has a type of its own. They are only read."""
 
 JsonObject: TypeAlias = dict[str, Any]
-"""Plain data that a JSON file holds; the writer defines its keys."""
+"""Plain data by name, as JSON and YAML files hold it: a result, a report, options that are filled in."""
 
 Rows: TypeAlias = dict[str, list[Any]]
 """Rows of data as column → values: text, numbers, lists, or None where a file holds nothing."""

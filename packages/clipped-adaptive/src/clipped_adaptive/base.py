@@ -15,7 +15,6 @@ from clipped_adaptive.clipping import (
     RunningQuantile,
     check_clipping,
     coefficients,
-    euclidean_norm,
     level_at,
     norms_by_unit,
 )
@@ -24,6 +23,7 @@ from clipped_adaptive.replicated import first_of, refuse_a_part, replicate
 from finetune_common.aliases import ParamGroup, Settings, StateDict, is_sharded
 from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from finetune_common.optim import Batch, ElementwiseOptimizer, arithmetic_dtype, whole_norms
+from finetune_common.optim.norms import euclidean_norm
 from finetune_common.optim.ops import Value
 from finetune_common.optim.run import Late
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clipped_adaptive.clips import CLIPS
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
+from finetune_common.optim.norms import euclidean_norm
 
 __all__ = [
     "ClipReport",
@@ -20,7 +21,6 @@ __all__ = [
     "RunningQuantile",
     "check_clipping",
     "coefficients",
-    "euclidean_norm",
     "level_at",
     "norms_by_unit",
 ]
@@ -170,12 +170,6 @@ def level_at(max_norm: float | Callable[[int], float], step: int) -> float:
         ) from None
     check_number(f"max_norm at step {step}", level, above=0)
     return level
-
-
-def euclidean_norm(values: Tensor, dim: int | None = None) -> Tensor:
-    """Return the Euclidean norm of all values, or along a dimension."""
-    # torch gives its linear algebra no types.
-    return torch.linalg.vector_norm(values, dim=dim)  # pyright: ignore
 
 
 def norms_by_unit(norms: Tensor, labels: Sequence[Hashable]) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from finetune_common.aliases import JsonObject
+from finetune_common.aliases import JsonObject, ParamGroup, Settings
 from finetune_common.errors import ConfigurationError
 from glue_harness.baseline_options import (
     AdadeltaOptions,
@@ -20,13 +20,12 @@ from glue_harness.baseline_options import (
     RMSpropOptions,
     SGDOptions,
 )
-from glue_harness.plain_data import Settings
 
 if TYPE_CHECKING:
     import torch
 
 
-ParamGroups = list[dict[str, Any]]
+ParamGroups = list[ParamGroup]
 
 
 @dataclass(frozen=True)

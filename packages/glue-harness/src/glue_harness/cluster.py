@@ -87,8 +87,8 @@ def connected(jobs: int) -> Iterator[Share]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    ours = not ray.is_initialized()
-    if ours:
+    starts_ray = not ray.is_initialized()
+    if starts_ray:
         _open(fair_share([available_cores()], [], jobs).cpus * jobs)
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -96,7 +96,7 @@ def connected(jobs: int) -> Iterator[Share]:
         with stop_on_signals():  # Ray has replaced the handler of SIGTERM
             yield fair_share(cpus, gpus, jobs)
     finally:
-        if ours:
+        if starts_ray:
             ray.shutdown()
 
 

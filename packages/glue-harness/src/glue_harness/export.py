@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import Portable, available
 from glue_harness.files import atomic_folder
-from glue_harness.plain_data import Record
 from glue_harness.run.assembly import Run, base_model, open_run, read_config
 from glue_harness.run.card import card_of
 from glue_harness.run.records import ADAPTER, read_result
@@ -125,7 +125,7 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     return repository.repo_id
 
 
-def _card(run: Run, result: Record | None, form: Literal["whole", "code"]) -> str:
+def _card(run: Run, result: JsonObject | None, form: Literal["whole", "code"]) -> str:
     assert run.task is not None
     if result is None:
         return f"# {run.config.model}, fine-tuned on {run.task.name}\n\nThe run has not ended.\n"

@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from finetune_common.aliases import Settings
 from finetune_common.data.choices import Choices
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.commands import CommandParser, parser_of
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.help_texts import described_arguments
 from glue_harness.config.own_rows import CHOICES, choices_of
-from glue_harness.plain_data import Settings
 
 if TYPE_CHECKING:
     from finetune_common.data import Schema

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.distributed import ProcessGroup
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import TensorWeakRef
 
 from finetune_common.aliases import StateDict, is_sharded
 from finetune_common.errors import ConfigurationError
@@ -53,7 +54,7 @@ class _Watch:
         self.parameter = parameter
         self.clock = clock
         self.count = self.last = self.began = 0
-        self.seen: tuple[Tensor, int] | None = None
+        self.seen: tuple[TensorWeakRef, int] | None = None  # weak: `zero_grad` frees the gradient
         self.mean = self.deviations = parameter.new_empty(0)
         self.node = get_gradient_edge(parameter).node
         self.handle = self.node.register_prehook(self._observe)
@@ -62,7 +63,7 @@ class _Watch:
         def record_version(parameter: Tensor) -> None:
             watch = weak_self()
             if watch is not None and parameter.grad is not None:
-                watch.seen = parameter.grad, parameter.grad._version
+                watch.seen = TensorWeakRef(parameter.grad), parameter.grad._version
 
         # torch gives this method no types.
         register = parameter.register_post_accumulate_grad_hook  # pyright: ignore
@@ -96,7 +97,7 @@ class _Watch:
         gradient = self.parameter.grad
         if gradient is None:
             return True
-        if self.seen is not None and self.seen[0] is gradient and self.seen[1] == gradient._version:
+        if self.seen is not None and self.seen[0]() is gradient and self.seen[1] == gradient._version:
             return False
         return not bool(local(gradient).any())
 

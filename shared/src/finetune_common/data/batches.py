@@ -12,6 +12,7 @@ from finetune_common.tasks import Task, get_task
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Collator", "epoch_batches", "evaluation_batches", "make_loader", "to_row_order", "token_lengths"]
@@ -20,11 +21,31 @@ _BATCHES_SORTED_TOGETHER = 50
 
 
 def token_lengths(dataset: "datasets.Dataset") -> np.ndarray:
-    """Return the number of tokens of each row of a tokenised split, shape (rows,)."""
+    """Return the number of tokens of each row of a tokenised split, shape (rows,).
+
+    Raises:
+        ConfigurationError: `input_ids` is no column of lists of whole numbers.
+    """
+    table = dataset.select_columns(["input_ids"]).with_format("arrow")[:]
+    return _token_lists(table, "input_ids")[1].to_numpy()
+
+
+def _token_lists(table: "pa.Table", name: str) -> tuple["pa.ChunkedArray", "pa.ChunkedArray"]:
+    """Return a column's tokens, row after row, and the number of tokens of each row."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = dataset.select_columns(["input_ids"]).with_format("arrow")[:]
-    return pc.list_value_length(table["input_ids"]).to_numpy()
+    column = table[name]
+    refusal = ConfigurationError(
+        f"column {name} of type {column.type} holds no tokens: each row has to be a list of whole numbers"
+    )
+    try:  # arrow says what is a list: it has several types of lists
+        tokens, lengths = pc.list_flatten(column), pc.list_value_length(column)
+    except NotImplementedError:
+        raise refusal from None
+    if not pa.types.is_integer(tokens.type) or tokens.null_count + column.null_count:
+        raise refusal
+    return tokens, lengths
 
 
 def epoch_batches(
@@ -158,19 +179,20 @@ class _Rows(Dataset[dict[str, np.ndarray]]):
 
     def __init__(self, dataset: "datasets.Dataset") -> None:
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         table = dataset.with_format("arrow")[:]
-        labels = table["labels"].combine_chunks()
-        if isinstance(labels, pa.ListArray):  # zeros and ones, equally many in every row
-            self.labels = labels.flatten().to_numpy().reshape(len(labels), -1)
+        labels = table["labels"]
+        if pa.types.is_nested(labels.type):  # zeros and ones, equally many in every row
+            self.labels = pc.list_flatten(labels).to_numpy().reshape(table.num_rows, -1)
         else:
-            self.labels = labels.to_numpy()
+            self.labels = labels.combine_chunks().to_numpy()
         self.flat: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name in ("input_ids", "attention_mask", "token_type_ids"):
             if name in table.column_names:
-                column = table[name].combine_chunks()
-                assert isinstance(column, pa.ListArray)
-                self.flat[name] = (column.values.to_numpy(), column.offsets.to_numpy())
+                tokens, lengths = _token_lists(table, name)
+                ends = np.concatenate([[0], np.cumsum(lengths.to_numpy(), dtype=np.int64)])
+                self.flat[name] = (tokens.to_numpy(), ends)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -196,6 +218,9 @@ def make_loader(
         collator: Pads.
         num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
         pin_memory: Use pinned memory, so that copies to CUDA run in parallel with computation.
+
+    Raises:
+        ConfigurationError: A column of tokens holds something else than lists of whole numbers.
     """
     return DataLoader(
         _Rows(dataset),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,13 +15,28 @@ from finetune_common.compiled import calls_decide
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["multiplies", "norm_of", "whole_norms"]
+__all__ = ["euclidean_norm", "multiplies", "norm_of", "whole_norms"]
 
 BLOCK = 2**19
 """Elements whose squares are summed in their dtype: with 23 million, float32 is off by 3e-4."""
 
-# torch.linalg has no types:
-_norm: Callable[..., Tensor] = torch.linalg.vector_norm  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+def euclidean_norm(values: Tensor, dim: int | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the Euclidean norm of all values, or along a dimension.
+
+    This is torch's own reduction; `whole_norms` is for sharded tensors, and for squares that overflow.
+
+    Args:
+        values: A plain tensor.
+        dim: The dimension that is reduced; all by default.
+        dtype: In which squares are summed, and of the result; by default that of the values.
+
+    Examples:
+        >>> euclidean_norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), dim=1)
+        tensor([5., 2.])
+    """
+    # torch.linalg has no types.
+    return torch.linalg.vector_norm(values, dim=dim, dtype=dtype)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def whole_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -85,9 +100,9 @@ def _by_products(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _scaled(tensor: Tensor) -> Tensor:
     """The norm of numbers whose squares overflow their dtype."""
     if tensor.dtype != torch.float64:
-        return _norm(tensor, dtype=torch.float64)
+        return euclidean_norm(tensor, dtype=torch.float64)
     largest = tensor.abs().max()
-    return _norm(tensor / largest) * largest
+    return euclidean_norm(tensor / largest) * largest
 
 
 def _over_lists(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from finetune_common.tasks import TASKS
@@ -15,7 +16,6 @@ from glue_harness.config.hold_out import read_hold_out
 from glue_harness.config.identity import OPTIONAL, WITHOUT_EFFECT
 from glue_harness.config.own_rows import CHOICES, DATASET, FILES, by_content, check_sources, digest_of
 from glue_harness.config.tasks import check_tasks, task_of_own_rows
-from glue_harness.plain_data import Settings
 
 __all__ = ["LIST_SLOTS", "SLOTS", "RunConfig"]
 
@@ -112,7 +112,7 @@ class RunConfig:
     task: str
     model: str
     output_dir: str
-    model_config: Settings = field(default_factory=dict)
+    model_config: JsonObject = field(default_factory=dict)
     data_dir: str | None = None
     train_file: str | None = None
     validation_file: str | None = None
@@ -166,11 +166,11 @@ class RunConfig:
     overwrite: bool = False
     sharding: Literal["none", "fsdp"] = "none"
     tracker: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
-    adaptation: Settings = field(default_factory=lambda: {"name": SLOTS["adaptation"]})
-    activation: Settings = field(default_factory=lambda: {"name": SLOTS["activation"]})
-    gradient: list[Settings] = field(default_factory=list)
-    optimizer: Settings = field(default_factory=lambda: {"name": SLOTS["optimizer"]})
-    monitor: list[Settings] = field(default_factory=list)
+    adaptation: JsonObject = field(default_factory=lambda: {"name": SLOTS["adaptation"]})
+    activation: JsonObject = field(default_factory=lambda: {"name": SLOTS["activation"]})
+    gradient: list[JsonObject] = field(default_factory=list)
+    optimizer: JsonObject = field(default_factory=lambda: {"name": SLOTS["optimizer"]})
+    monitor: list[JsonObject] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._check_data()
@@ -258,11 +258,11 @@ class RunConfig:
         """Whether the rows come from the user's files or a dataset, not from a known task."""
         return self.train_file is not None or self.dataset is not None
 
-    def as_dict(self) -> Settings:
+    def as_dict(self) -> JsonObject:
         """Return plain data: the content of `config.yaml`."""
         return json.loads(json.dumps(asdict(self)))
 
-    def identity(self) -> Settings:
+    def identity(self) -> JsonObject:
         """Return the settings that affect the numbers; two runs with equal identity are the same run.
 
         For the user's files and a dataset's folder it includes a hash of the rows, which are read for it.
@@ -282,7 +282,7 @@ DEFAULTS = {f.name: None if f.default is MISSING else f.default for f in fields(
 """Field → its default; None if it is required or a collection."""
 
 
-def identity_of(settings: Settings) -> Settings:
+def identity_of(settings: Settings) -> JsonObject:
     """Return the settings that affect the numbers, without optional ones that are unused.
 
     Where rows are and how the user's files are read is left out: only the rows count.

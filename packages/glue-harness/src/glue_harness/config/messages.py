@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import did_you_mean
-from glue_harness.plain_data import Settings
 
 __all__ = ["one_line"]
 
@@ -31,7 +31,7 @@ def _readable(message: str) -> str:
     return f"{parsed['value']} cannot be used: give {types.replace(', null', ' or null')}"
 
 
-def _unknown_option(option: str, choices: Mapping[str, list[Settings]], known: Sequence[str]) -> str:
+def _unknown_option(option: str, choices: Mapping[str, Sequence[Settings]], known: Sequence[str]) -> str:
     slot, dot, name = option.removeprefix("--").partition(".")
     if dot and slot not in choices:
         return (
@@ -55,7 +55,7 @@ def _unknown_option(option: str, choices: Mapping[str, list[Settings]], known: S
     return f"{option} is no option of {slot} {choices[slot][0]['name']!r}: {remedy}"
 
 
-def one_line(message: str, choices: Mapping[str, list[Settings]], known: Sequence[str]) -> str:
+def one_line(message: str, choices: Mapping[str, Sequence[Settings]], known: Sequence[str]) -> str:
     """Rewrite a parser's message as one line with a remedy."""
     message = " ".join(message.split())
     if wrong := re.match(

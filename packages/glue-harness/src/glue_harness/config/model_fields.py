@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, shown
-from glue_harness.plain_data import Record, Settings
 
 __all__ = ["join_model_fields", "take_model_fields"]
 
 
-def join_model_fields(content: Record, on_line: Record) -> Settings:
+def join_model_fields(content: Settings, on_line: Settings) -> JsonObject:
     """Join the model's fields from the file and from the command line, which wins."""
     in_file = content.get("model_config") or {}
     if not isinstance(in_file, Mapping):
@@ -23,7 +23,7 @@ def join_model_fields(content: Record, on_line: Record) -> Settings:
     return {str(name): value for name, value in {**in_file, **on_line}.items()}
 
 
-def take_model_fields(argv: Sequence[str]) -> tuple[Settings, list[str]]:
+def take_model_fields(argv: Sequence[str]) -> tuple[JsonObject, list[str]]:
     """Take `--model.<field> VALUE` from a command line; values are read as YAML.
 
     Returns:

@@ -8,9 +8,9 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_common.aliases import Settings
 from finetune_common.data.choices import Choices
 from finetune_common.errors import ConfigurationError
-from glue_harness.plain_data import Record
 
 if TYPE_CHECKING:
     from finetune_common.data.own_files import OwnRows
@@ -39,13 +39,13 @@ DATASET = ("dataset", "dataset_config")
 """Options that name rows of the hub."""
 
 
-def choices_of(settings: Record) -> Choices:
+def choices_of(settings: Settings) -> Choices:
     """Return how a run's settings say to read the user's rows."""
     options = {name: settings[name] for name in (*CHOICES, "metric") if settings.get(name)}
     return Choices(**options)
 
 
-def check_sources(settings: Record, several: bool = False) -> None:
+def check_sources(settings: Settings, several: bool = False) -> None:
     """Refuse contradicting options about rows, before anything is read.
 
     Args:
@@ -83,7 +83,7 @@ def check_sources(settings: Record, several: bool = False) -> None:
                 )
 
 
-def by_content(settings: Record) -> bool:
+def by_content(settings: Settings) -> bool:
     """Say whether rows are identified by their content: those of files and of a dataset's folder.
 
     A dataset of the hub is identified by its name.
@@ -92,7 +92,7 @@ def by_content(settings: Record) -> bool:
     return bool(settings.get("train_file")) or (dataset is not None and Path(dataset).is_dir())
 
 
-def own_rows(settings: Record) -> OwnRows:
+def own_rows(settings: Settings) -> OwnRows:
     """Read the user's rows that a run's settings name; ambiguous files are refused.
 
     A process reads unchanged files only once.
@@ -148,6 +148,6 @@ def _digest(rows: OwnRows) -> str:
     return sha256(dumps(rows.content(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def digest_of(settings: Record) -> str:
+def digest_of(settings: Settings) -> str:
     """Return twelve hexadecimal digits of a hash of the rows that a run's settings name."""
     return _digest(own_rows(settings))

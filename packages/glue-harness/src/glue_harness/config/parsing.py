@@ -18,6 +18,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from finetune_common.slots import available, find
@@ -26,11 +27,10 @@ from glue_harness.config.help_texts import HelpFormatter, described_arguments, p
 from glue_harness.config.messages import one_line
 from glue_harness.config.model_fields import join_model_fields, take_model_fields
 from glue_harness.config.specification import read_yaml
-from glue_harness.plain_data import Record, Settings
 
 __all__ = ["parse_line", "parse_mapping"]
 
-Choice = Settings
+Choice = JsonObject
 """A slot's method: its `name` and its options."""
 
 
@@ -56,7 +56,7 @@ def _as_choices(slot: str, value: object) -> list[Choice]:
     return [_as_choice(slot, value)]
 
 
-def _read_config(path: str) -> Settings:
+def _read_config(path: str) -> JsonObject:
     content = read_yaml(Path(path), "--config ", "give a readable YAML file")
     if not isinstance(content, dict):
         raise ConfigurationError(f"--config {path}: expected 'option: value' lines, found {shown(content)}")
@@ -123,7 +123,7 @@ def _parser(chosen: tuple[tuple[str, ...], ...], prog: str) -> ArgumentParser:
     return parser
 
 
-def _first_look(argv: Sequence[str]) -> tuple[Settings, dict[str, str]]:
+def _first_look(argv: Sequence[str]) -> tuple[JsonObject, dict[str, str]]:
     """Return the configuration file's content and the methods named on the command line."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", nargs="?")
@@ -151,7 +151,7 @@ def _drop_slots(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _merge(content: Record, line_methods: Mapping[str, str]) -> dict[str, list[Choice]]:
+def _merge(content: Settings, line_methods: Mapping[str, str]) -> dict[str, list[Choice]]:
     choices = {}
     for slot, default in SLOTS.items():
         choices[slot] = _as_choices(slot, content.get(slot, default))
@@ -209,7 +209,7 @@ def _slot_value(parsed: Namespace, slot: str) -> Choice:
     return {"name": name, **dataclasses.asdict(options(**values))}
 
 
-def _parse(content: Record, line_methods: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
+def _parse(content: Settings, line_methods: Mapping[str, str], argv: Sequence[str], prog: str) -> Namespace:
     choices = _merge(content, line_methods)
     names = tuple(tuple(choice["name"] for choice in choices[slot]) for slot in SLOTS)
     # parsing a command line changes the parser's defaults, so such a parser must not be cached
@@ -245,7 +245,7 @@ def _parse(content: Record, line_methods: Mapping[str, str], argv: Sequence[str]
     return parsed
 
 
-def _config(parsed: Namespace, model_config: Settings) -> RunConfig:
+def _config(parsed: Namespace, model_config: JsonObject) -> RunConfig:
     values = {f.name: parsed[f.name] for f in dataclasses.fields(RunConfig) if f.name != "model_config"}
     values["model_config"] = model_config
     for required in ("task", "model", "output_dir"):
@@ -276,7 +276,7 @@ def parse_line(argv: Sequence[str], prog: str = "glue-harness run") -> tuple[Run
 
 
 @explain_arguments
-def parse_mapping(content: Record, options: Sequence[str] = ()) -> RunConfig:
+def parse_mapping(content: Settings, options: Sequence[str] = ()) -> RunConfig:
     """Read a mapping with a YAML file's keys, and command-line options, which win.
 
     Examples:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
-from glue_harness.plain_data import Record, Settings
 
 __all__ = ["read_specification", "read_yaml"]
 
@@ -59,8 +59,8 @@ def _expand_variables(value: object, path: Path) -> object:
 
 
 def read_specification(
-    path: Path, parts: Mapping[str, type], choose: Callable[[Record], Record] = dict
-) -> Settings:
+    path: Path, parts: Mapping[str, type], choose: Callable[[Settings], Settings] = dict
+) -> JsonObject:
     """Read a specification; missing parts are empty.
 
     Args:

@@ -18,7 +18,6 @@ from glue_harness.cost.cuda import GPUS, check_device, usable_bytes
 from glue_harness.cost.footprint import measured_peak, optimizer_bytes, predict
 from glue_harness.cost.steps import Steps
 from glue_harness.hardware import versions
-from glue_harness.plain_data import Record, Settings
 from glue_harness.run.architectures import changed, find_config
 from glue_harness.run.records import write_whole
 
@@ -128,7 +127,7 @@ def capacity(
     config: RunConfig,
     what: str,
     budget: int,
-    choices: Mapping[str, Settings],
+    choices: Mapping[str, JsonObject],
     *,
     by: str = "prediction",
     device: str = "cpu",
@@ -158,7 +157,7 @@ def capacity(
     for name, choice in choices.items():
         known: dict[int, float] = {}
 
-        def cost(n: int, choice: Settings = choice, known: dict[int, float] = known) -> float:
+        def cost(n: int, choice: JsonObject = choice, known: dict[int, float] = known) -> float:
             resized_config = dataclasses.replace(resized(config, what, n * step), activation=choice)
             known[n] = METHODS[by](resized_config, device, attention)
             return known[n]
@@ -195,7 +194,7 @@ def capacity(
     return report
 
 
-def table(report: Record) -> str:
+def table(report: JsonObject) -> str:
     """Return a report as a markdown table."""
     rows = report["results"]
     against = next(iter(rows.values()))["largest"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import find
-from glue_harness.plain_data import Settings
 
 __all__ = ["ALIASES", "read_choices"]
 
@@ -14,7 +14,7 @@ ALIASES = {"swap": "offload:swap", "compress+swap": "offload:L4bit-swap"}
 """Name in published tables → method and level."""
 
 
-def read_choices(text: str) -> dict[str, Settings]:
+def read_choices(text: str) -> dict[str, JsonObject]:
     """Read names of activation methods; a level follows after a colon if the method has levels.
 
     Args:

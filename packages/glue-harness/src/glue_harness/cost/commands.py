@@ -11,8 +11,8 @@ from finetune_common.errors import ConfigurationError, check_number
 from glue_harness.config.commands import CommandParser, parser_of
 
 if TYPE_CHECKING:
+    from finetune_common.aliases import JsonObject
     from glue_harness.config.fields import RunConfig
-    from glue_harness.plain_data import Settings
 
 __all__ = ["capacity_command", "profile_command"]
 
@@ -48,7 +48,7 @@ def _steps_parser(command: str, description: str, compare: str) -> CommandParser
 
 def _steps_config(
     rest: Sequence[str], compare: str | None, default: str, prog: str
-) -> tuple[RunConfig, dict[str, Settings]]:
+) -> tuple[RunConfig, dict[str, JsonObject]]:
     """Read the options shared with `run`, and the activation methods to compare."""
     from glue_harness.config.parsing import parse_line
     from glue_harness.cost.choices import read_choices

@@ -19,7 +19,6 @@ from glue_harness.cost.footprint import measured_peak, predict
 from glue_harness.cost.steps import Steps
 from glue_harness.files import atomic
 from glue_harness.hardware import hardware, versions
-from glue_harness.plain_data import Record, Settings
 from glue_harness.run.records import write_whole
 
 __all__ = ["profile_step", "profile_steps", "table", "throughput_figure"]
@@ -59,7 +58,7 @@ def profile_step(
 
 def profile_steps(
     config: RunConfig,
-    choices: Mapping[str, Settings],
+    choices: Mapping[str, JsonObject],
     batch_sizes: list[int],
     device: str,
     output_dir: Path | None = None,
@@ -125,7 +124,7 @@ def profile_steps(
     return report
 
 
-def table(report: Record) -> str:
+def table(report: JsonObject) -> str:
     """Return a report as a markdown table; memory in MB, times against the first row."""
     head = ("parameters", "gradients", "optimizer", "activations", "peak")
     titles = [f"{name}, MB" for name in head]
@@ -150,7 +149,7 @@ def table(report: Record) -> str:
     return "\n".join(lines) + "\n"
 
 
-def throughput_figure(report: Record, path: Path) -> None:
+def throughput_figure(report: JsonObject, path: Path) -> None:
     """Draw rows per second against the batch size, a line for each activation method."""
     import matplotlib
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import TASKS
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.footprint import predict
-from glue_harness.plain_data import Settings
 from glue_harness.run.models import build_model
 
 __all__ = ["CORE", "FILLED", "GPU", "forecast", "operations", "parameters_per_token", "run_seconds"]

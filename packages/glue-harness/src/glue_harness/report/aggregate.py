@@ -9,16 +9,15 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import SLOTS
-from glue_harness.plain_data import Record, Settings
 from glue_harness.report.protocols import PROTOCOLS, Protocol
 from glue_harness.report.select import flatten, known_key
 from glue_harness.report.statistics import mean_interval
 
 __all__ = ["Row", "label", "methods_in_words", "model_name", "summarise", "varying_options"]
 
-Result = Record
 Value = tuple[float, float | None]
 """A number, and its standard deviation over seeds if there are several."""
 
@@ -88,7 +87,7 @@ def model_name(model: str) -> str:
     return path.parent.name if path.is_absolute() and path.name == "model" else path.name
 
 
-def methods_in_words(slots: Record) -> str:
+def methods_in_words(slots: Settings) -> str:
     """Name a run's methods except the plain ones; an optimizer with how it clips.
 
     Examples:
@@ -105,7 +104,7 @@ def methods_in_words(slots: Record) -> str:
     return " + ".join(named)
 
 
-def varying_options(settings: Sequence[Record]) -> list[str]:
+def varying_options(settings: Sequence[Settings]) -> list[str]:
     """Return the options that distinguish settings; a method's options only if the method is shared."""
 
     def values(name: str) -> dict[str, set[str]]:
@@ -121,7 +120,7 @@ def varying_options(settings: Sequence[Record]) -> list[str]:
     return [name for name in names if any(len(different) > 1 for different in values(name).values())]
 
 
-def label(settings: Record, varying: Sequence[str]) -> str:
+def label(settings: Settings, varying: Sequence[str]) -> str:
     """Describe a setting in words: its optimizer, and the options that vary."""
     words = [settings["optimizer"]] if "optimizer" in settings else []
     for key in varying:
@@ -134,13 +133,13 @@ def label(settings: Record, varying: Sequence[str]) -> str:
     return ", ".join(words) or "all runs"
 
 
-def _shared_options(flat: Record, protocol: Protocol, group_by: Sequence[str]) -> Settings:
+def _shared_options(flat: Settings, protocol: Protocol, group_by: Sequence[str]) -> JsonObject:
     """Return the options that define a setting."""
     chosen = group_by or [key for key in flat if key not in IDENTIFIES_ROW]
     return {key: flat[key] for key in chosen if key in flat and key not in protocol.drops}
 
 
-def _check_groups(group_by: Sequence[str], name: str, runs: Sequence[Record]) -> None:
+def _check_groups(group_by: Sequence[str], name: str, runs: Sequence[Settings]) -> None:
     for key in group_by:
         known_key("--group-by", key, runs)
         if key in PROTOCOLS[name].drops:
@@ -149,7 +148,7 @@ def _check_groups(group_by: Sequence[str], name: str, runs: Sequence[Record]) ->
             )
 
 
-def _by_seed(runs: Sequence[Result], evaluation: str, protocol: Protocol) -> dict[int, dict[str, float]]:
+def _by_seed(runs: Sequence[JsonObject], evaluation: str, protocol: Protocol) -> dict[int, dict[str, float]]:
     seeds: dict[int, list[dict[str, float]]] = {}
     for run in runs:
         seeds.setdefault(run["seed"], []).append(run["metrics"][evaluation])
@@ -173,7 +172,7 @@ def _values(by_seed: Mapping[int, Mapping[str, float]], primary: str, protocol: 
     }
 
 
-def _beside(runs: Sequence[Result]) -> dict[str, Estimate]:
+def _beside(runs: Sequence[JsonObject]) -> dict[str, Estimate]:
     scores: dict[str, list[float]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         for split, metrics in run.get("beside", {}).items():
@@ -185,7 +184,7 @@ def _beside(runs: Sequence[Result]) -> dict[str, Estimate]:
 
 
 def summarise(
-    results: Iterable[Result],
+    results: Iterable[JsonObject],
     protocol: str = "mean",
     group_by: Sequence[str] = (),
     evaluation: str = "last",
@@ -209,14 +208,14 @@ def summarise(
     flattened = [flatten(result) for result in results]
     _check_groups(group_by, protocol, flattened)
     how = PROTOCOLS[protocol]
-    groups: dict[tuple[str, str, str], list[Result]] = {}
-    settings: dict[str, Settings] = {}
+    groups: dict[tuple[str, str, str], list[JsonObject]] = {}
+    settings: dict[str, JsonObject] = {}
     for result, flat in zip(results, flattened, strict=True):
         options = _shared_options(flat, how, group_by)
         key = json.dumps(options, sort_keys=True)
         settings[key] = options
         groups.setdefault((result["task"], result["model"], key), []).append(result)
-    by_task: dict[str, list[Settings]] = {}
+    by_task: dict[str, list[JsonObject]] = {}
     for task, _, key in groups:
         by_task.setdefault(task, []).append(settings[key])
     varying = {task: list(group_by) or varying_options(present) for task, present in by_task.items()}

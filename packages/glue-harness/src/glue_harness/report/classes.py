@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from finetune_common.aliases import JsonObject
-from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
@@ -44,11 +43,11 @@ def class_tables(contents: Contents) -> dict[str, Table]:
     return tables
 
 
-def _class_report(result: Record) -> JsonObject | None:
+def _class_report(result: JsonObject) -> JsonObject | None:
     return next(iter((result.get("classes") or {}).values()), None) if has_own_rows(result) else None
 
 
-def _table(row: Row, reports: Sequence[Record]) -> Table:
+def _table(row: Row, reports: Sequence[JsonObject]) -> Table:
     names = list(reports[0]["classes"])
     means = {
         name: [np.mean([report["classes"][name][score] for report in reports]) for score in SCORES]

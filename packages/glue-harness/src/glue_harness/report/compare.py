@@ -61,8 +61,8 @@ class Comparison:
 
 def _differences(row: Row, baseline: Row, evaluation: str) -> list[float]:
     """Return setting − baseline for every seed that both have."""
-    ours, theirs = row.seed_scores(evaluation), baseline.seed_scores(evaluation)
-    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    scores, baseline_scores = row.seed_scores(evaluation), baseline.seed_scores(evaluation)
+    return [scores[seed] - baseline_scores[seed] for seed in scores if seed in baseline_scores]
 
 
 def _p_values(differences: Sequence[Sequence[float]], test: str) -> list[float]:
@@ -150,7 +150,7 @@ def compare(
         zip(pairs, differences, corrected, strict=True)
     ):
         mean = sum(values) / len(values) if values else None
-        ours, theirs = (list(r.seed_scores(evaluation).values()) for r in (row, baseline))
+        scores, baseline_scores = (list(r.seed_scores(evaluation).values()) for r in (row, baseline))
         comparisons.append(
             Comparison(
                 row=row,
@@ -161,7 +161,7 @@ def compare(
                 p=p_values[number],
                 corrected=different,
                 equal=equal,
-                improvement=probability_of_improvement(ours, theirs),
+                improvement=probability_of_improvement(scores, baseline_scores),
                 verdict=verdict_of(mean, different, equal, margin, ALPHA),
                 family=families.count(families[number]),
                 primary=families[number],

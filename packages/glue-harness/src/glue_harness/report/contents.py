@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
-from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Row, summarise
 from glue_harness.report.averages import Average, averages
 from glue_harness.report.compare import Comparison, against_best, compare
@@ -31,7 +31,7 @@ class Contents:
         margin: Smallest difference that matters; None if not given.
     """
 
-    results: Sequence[Record]
+    results: Sequence[JsonObject]
     rows: Sequence[Row]
     marks: Mapping[int, str]
     comparisons: Sequence[Comparison]
@@ -43,7 +43,7 @@ class Contents:
 
 
 def gather(
-    results: Sequence[Record],
+    results: Sequence[JsonObject],
     *,
     protocol: str = "mean",
     evaluation: str = "last",

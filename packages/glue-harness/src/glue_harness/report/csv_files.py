@@ -7,7 +7,6 @@ import io
 from collections.abc import Sequence
 
 from finetune_common.aliases import JsonObject
-from glue_harness.plain_data import Record
 from glue_harness.report.contents import Contents
 
 __all__ = ["csv_of"]
@@ -20,7 +19,7 @@ def csv_of(table: str, contents: Contents) -> str:
         table: "summary", "comparison" or "averages".
         contents: The report.
     """
-    lines: Sequence[Record] = LINES[table](contents)
+    lines: Sequence[JsonObject] = LINES[table](contents)
     out = io.StringIO()
     writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
     writer.writeheader()

@@ -12,7 +12,6 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from finetune_common.aliases import JsonObject
-from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.compare import Comparison
 from glue_harness.report.contents import Contents
@@ -55,7 +54,7 @@ def _setting(row: Row, mark: str, comparison: Comparison | None, places: Mapping
     ]
 
 
-def _run(result: Record, row: int, config: int) -> list[object]:
+def _run(result: JsonObject, row: int, config: int) -> list[object]:
     metric = result["primary"]
     seconds = sum(result["seconds"].values())
     return [
@@ -112,7 +111,7 @@ def page_data(contents: Contents) -> JsonObject:
     }
 
 
-def _embedded(data: Record) -> str:
+def _embedded(data: JsonObject) -> str:
     """Return JSON without `<`, so that no text in it can end the script."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from glue_harness.plain_data import Record, Settings
+from finetune_common.aliases import JsonObject, Settings
 from glue_harness.report.aggregate import Row, model_name
 from glue_harness.report.contents import Contents
 from glue_harness.report.unskilled import without_skill
@@ -32,7 +32,7 @@ class Panel:
     rows: Sequence[Row]
     names: Sequence[str]
     evaluation: str
-    runs: Mapping[str, Record]
+    runs: Mapping[str, JsonObject]
     without_skill: tuple[float, str] | None = None
 
     @property
@@ -40,7 +40,7 @@ class Panel:
         """The primary metric, in words."""
         return self.rows[0].primary.replace("_", " ")
 
-    def runs_of(self, row: Row) -> list[Record]:
+    def runs_of(self, row: Row) -> list[JsonObject]:
         """Return the runs of a row."""
         return [self.runs[folder] for folder in row.runs]
 

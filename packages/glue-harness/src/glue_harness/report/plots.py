@@ -20,8 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from finetune_common.aliases import JsonObject, Settings
 from glue_harness.files import atomic
-from glue_harness.plain_data import Record, Settings
 from glue_harness.report.aggregate import Row
 from glue_harness.report.contents import Contents
 from glue_harness.report.panels import COLOURS, MARKERS, Panel, panels_of
@@ -80,7 +80,7 @@ def _reach(row: Row, evaluation: str) -> tuple[float, float]:
     return max(value - low, 0.0), max(high - value, 0.0)
 
 
-def _curve(runs: Sequence[Record], metric: str) -> tuple[list[float], np.ndarray]:
+def _curve(runs: Sequence[JsonObject], metric: str) -> tuple[list[float], np.ndarray]:
     """Return the first run's epochs, and the scores of all runs with as many evaluations."""
     epochs = [entry["epoch"] for entry in runs[0]["history"]]
     scores = [[entry["metrics"][metric] for entry in run["history"]] for run in runs]
@@ -94,8 +94,8 @@ def _curves(axes: Axes, panel: Panel) -> str | None:
         if len(epochs) < 2:
             continue
         drawn += 1
-        looks["marker"] = looks["marker"] if len(epochs) < 20 else None
-        axes.plot(epochs, scores.mean(axis=0), label=name, **looks)
+        marker = looks["marker"] if len(epochs) < 20 else None
+        axes.plot(epochs, scores.mean(axis=0), label=name, **{**looks, "marker": marker})
         bands = [_interval(column.tolist()) for column in scores.T]
         if None not in bands:
             low, high = zip(*(band for band in bands if band), strict=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from glue_harness.plain_data import Record
+from finetune_common.aliases import JsonObject, Settings
 from glue_harness.report.aggregate import model_name
 from glue_harness.report.protocols import PROTOCOLS
 from glue_harness.report.render import Cell, Table
@@ -47,14 +47,14 @@ class Measurement:
         folder: The folder of a run in its sweep; empty for a script's.
     """
 
-    settings: Record
+    settings: Settings
     seed: int | None
     metrics: Mapping[str, float]
     primary: str = ""
     folder: str = ""
 
 
-def measured(results: Iterable[Record], evaluation: str) -> list[Measurement]:
+def measured(results: Iterable[JsonObject], evaluation: str) -> list[Measurement]:
     """Return what runs of a sweep measured: metrics, `seconds_per_step` and `saved_activation_bytes`."""
     measurements = []
     for result in results:

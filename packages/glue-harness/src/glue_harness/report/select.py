@@ -8,20 +8,19 @@ from pathlib import Path
 
 import yaml
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, did_you_mean
 from glue_harness.config.own_rows import FILES
-from glue_harness.plain_data import Record, Settings
 
 __all__ = ["Condition", "flatten", "known_key", "parse_condition", "select"]
 
-Result = Record
 Condition = Mapping[str, Sequence[str]]
 """Key → the values that are allowed, as typed."""
 
 
-def _options(prefix: str, chosen: Record) -> Settings:
+def _options(prefix: str, chosen: Settings) -> JsonObject:
     """Return a method's options as one level of dotted names; a fusion's methods are below it."""
-    flat: Settings = {}
+    flat: JsonObject = {}
     for key, value in chosen.items():
         if isinstance(value, Mapping):
             flat |= _options(f"{prefix}.{key}", value)
@@ -30,7 +29,7 @@ def _options(prefix: str, chosen: Record) -> Settings:
     return flat
 
 
-def flatten(result: Result) -> Settings:
+def flatten(result: JsonObject) -> JsonObject:
     """Return a run's settings as one level of dotted names: `task`, `epochs`, `optimizer`, `optimizer.lr`, …
 
     If a slot has several methods, each option begins with its method's name: `gradient.agni.eta`.
@@ -40,7 +39,7 @@ def flatten(result: Result) -> Settings:
         >>> flatten({"settings": {"task": "rte"}, "slots": {"adaptation": fusion}})
         {'task': 'rte', 'adaptation': 'fusion', 'adaptation.lora.rank': 1, 'adaptation.ffn': None}
     """
-    flat: Settings = {}
+    flat: JsonObject = {}
     places = ("data_dir", *(FILES if "rows" in result["settings"] else ()))  # only the rows' content counts
     for key, value in {**result["settings"], **result["slots"]}.items():
         if key in places:
@@ -85,7 +84,7 @@ def parse_condition(option: str, text: str) -> Condition:
     return condition
 
 
-def known_key(option: str, key: str, runs: Iterable[Record]) -> None:
+def known_key(option: str, key: str, runs: Iterable[Settings]) -> None:
     """Refuse a key that no run has.
 
     Raises:
@@ -112,14 +111,14 @@ def _is(value: object, typed: str) -> bool:
     return yaml.safe_load(typed) == value
 
 
-def matches(flat: Record, condition: Condition) -> bool:
+def matches(flat: Settings, condition: Condition) -> bool:
     """Say whether a flattened run has one of the allowed values for every key."""
     return all(
         key in flat and any(_is(flat[key], typed) for typed in allowed) for key, allowed in condition.items()
     )
 
 
-def select(option: str, condition: Condition, runs: Sequence[Record]) -> list[int]:
+def select(option: str, condition: Condition, runs: Sequence[Settings]) -> list[int]:
     """Return the positions of the flattened runs that meet a condition.
 
     Args:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from finetune_common.aliases import JsonObject
 from glue_harness.console import console_for_reading
-from glue_harness.plain_data import Record
 from glue_harness.report.aggregate import Estimate, Row, model_name
 from glue_harness.report.averages import Average
 from glue_harness.report.compare import ALPHA, BEST, Comparison
@@ -282,7 +282,7 @@ def _narrow(table: Table) -> Table:
     )
 
 
-def print_run(result: Record, folder: Path, finished_before: bool) -> None:
+def print_run(result: JsonObject, folder: Path, finished_before: bool) -> None:
     """Print a run's result and its place."""
     console = console_for_reading()
     if finished_before:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
-from glue_harness.plain_data import Record
 
 __all__ = ["Target", "read_targets"]
 
@@ -48,7 +48,7 @@ class Target:
     source: str
     verified: bool
     benchmark: str
-    run: Record
+    run: Settings
     key: str
     times: float
     note: str

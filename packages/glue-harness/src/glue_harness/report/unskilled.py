@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from finetune_common.aliases import JsonObject
 from finetune_common.tasks import TASKS
-from glue_harness.plain_data import Record
 
 __all__ = ["without_skill"]
 
@@ -11,7 +11,7 @@ ZERO = ("matthews_correlation", "pearson", "spearmanr")
 """Metrics that are 0 if predictions do not depend on the labels."""
 
 
-def without_skill(metric: str, result: Record) -> tuple[float, str] | None:
+def without_skill(metric: str, result: JsonObject) -> tuple[float, str] | None:
     """Return the score of a model that has learned nothing, and its name.
 
     The share of the largest class if the classes of the evaluated rows were counted; the chance of a guess if

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import transformers
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError, did_you_mean
-from glue_harness.plain_data import Record, Settings
 from glue_harness.run.records import model_files
 
 __all__ = ["PRESETS", "changed", "demo_config", "find_config"]
@@ -126,7 +126,7 @@ def find_config(model: str) -> transformers.PretrainedConfig:
         ) from None
 
 
-def changed(config: transformers.PretrainedConfig, fields: Record) -> transformers.PretrainedConfig:
+def changed(config: transformers.PretrainedConfig, fields: Settings) -> transformers.PretrainedConfig:
     """Set fields of a configuration.
 
     Raises:

@@ -11,7 +11,6 @@ import yaml
 from finetune_common.aliases import JsonObject
 from finetune_common.data.schema import Schema
 from finetune_common.tasks import GLUE_TASKS, Task
-from glue_harness.plain_data import Record
 from glue_harness.run.parts import has_own_rows
 from glue_harness.run.records import ADAPTER
 
@@ -84,7 +83,7 @@ def _split(task: Task) -> str:
     return task.evaluation[0] if task.evaluation[0].startswith("validation") else "train"
 
 
-def _front(result: Record, task: Task, base: str) -> JsonObject:
+def _front(result: JsonObject, task: Task, base: str) -> JsonObject:
     """Return the metadata for a hub."""
     scores = result["metrics"]["last"]
     front: JsonObject = {"library_name": "transformers", "pipeline_tag": "text-classification"}
@@ -102,7 +101,7 @@ def _front(result: Record, task: Task, base: str) -> JsonObject:
     return front
 
 
-def _table(rows: Record) -> str:
+def _table(rows: JsonObject) -> str:
     return "\n".join(
         ["| | |", "| --- | --- |", *(f"| {k.replace('_', ' ')} | {v} |" for k, v in rows.items())]
     )
@@ -117,13 +116,13 @@ def _methods(chosen: JsonObject | list[JsonObject]) -> str:
     return ", ".join(words) or "none"
 
 
-def _data(result: Record) -> str:
+def _data(result: JsonObject) -> str:
     """Return how the rows were read."""
     schema = (result.get("data") or {}).get("schema")
     return f"## Data\n\n```text\n{Schema.from_dict(schema)}\n```\n\n" if schema else ""
 
 
-def card_of(result: Record, task: Task, form: Literal["whole", "apart", "code"]) -> str:
+def card_of(result: JsonObject, task: Task, form: Literal["whole", "apart", "code"]) -> str:
     """Return the card of a trained model, in Markdown.
 
     Args:

@@ -21,12 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
-from finetune_common.aliases import StateDict
+from finetune_common.aliases import StateDict, is_sharded
 from finetune_common.errors import ConfigurationError
 from glue_harness.files import atomic
-from glue_harness.plain_data import Record
 from glue_harness.run.digests import damage, digest_of, write_digests
-from glue_harness.run.sharding import gathered, is_sharded, part_here
+from glue_harness.run.sharding import gathered, part_here
 
 __all__ = [
     "adopt",
@@ -61,7 +60,7 @@ def random_states() -> StateDict:
     }
 
 
-def restore_random_states(states: Record) -> None:
+def restore_random_states(states: StateDict) -> None:
     """Set all generators to an earlier `random_states()`."""
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
@@ -157,7 +156,7 @@ Weights = torch.nn.Module | Mapping[str, Tensor]
 """A model, or its weights by name."""
 
 
-def _write(folder: Path, weights: Weights, state: Record | None = None) -> None:
+def _write(folder: Path, weights: Weights, state: StateDict | None = None) -> None:
     """Write a folder that appears whole or not at all."""
     with atomic(folder) as unfinished:
         unfinished.mkdir()
@@ -171,7 +170,7 @@ def _write(folder: Path, weights: Weights, state: Record | None = None) -> None:
         write_digests(unfinished)
 
 
-def save(folder: Path, step: int, weights: Weights, state: Record) -> None:
+def save(folder: Path, step: int, weights: Weights, state: StateDict) -> None:
     """Save a checkpoint and remove all but it and the one before.
 
     Args:

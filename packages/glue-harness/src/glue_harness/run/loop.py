@@ -20,7 +20,6 @@ from torch import Tensor
 from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from finetune_common.measure import SavedTensorMeter, Stopwatch
-from glue_harness.plain_data import Record
 from glue_harness.run import checkpoint, snapshot
 from glue_harness.run.assembly import Run, tell
 from glue_harness.run.evaluation import (
@@ -209,7 +208,7 @@ class Training:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 tell(acting, "after_backward", self.step, loss_fn)
 
-    def _after_step(self, loss: Tensor, rate: float, observed: Record) -> None:
+    def _after_step(self, loss: Tensor, rate: float, observed: JsonObject) -> None:
         """Log, evaluate and save if they are due."""
         config, step, last = self.config, self.step, self.step == self.plan.total
         reports = any(hasattr(part, "on_step") for part in self.parts)
@@ -250,7 +249,7 @@ class Training:
         self.watch.switch(None)
         return evaluation
 
-    def _log(self, loss: Tensor, rate: float, observed: Record) -> None:
+    def _log(self, loss: Tensor, rate: float, observed: JsonObject) -> None:
         value = self.processes.mean(loss)
         if not math.isfinite(value):
             raise ConfigurationError(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import Activation, Adaptation, Gradient, Monitor, Optimizer, available, find
 from glue_harness.config.fields import RunConfig
-from glue_harness.plain_data import Settings
 
 __all__ = ["Methods", "build_methods", "method_versions"]
 

@@ -14,7 +14,6 @@ from finetune_common.data import Schema, fingerprint
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
-from glue_harness.plain_data import Record
 from glue_harness.run.plan import Data, load_rows
 
 __all__ = ["MEAN", "Mixture", "content_of", "load_data", "mean_of", "task_of_several"]
@@ -59,7 +58,7 @@ def _content(config: RunConfig) -> JsonObject:
     return own_rows(config.as_dict()).content() if config.has_own_rows else fingerprint(*load_rows(config))
 
 
-def joined(contents: Mapping[str, Record]) -> JsonObject:
+def joined(contents: Mapping[str, JsonObject]) -> JsonObject:
     """Return the identity of the rows of several tasks, from the identity of each task's rows."""
     return {
         "labels": {name: content["labels"] for name, content in contents.items()},

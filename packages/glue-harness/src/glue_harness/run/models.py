@@ -13,9 +13,9 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
-from glue_harness.plain_data import Record, Settings
 from glue_harness.run.architectures import changed, demo_config, find_config
 from glue_harness.run.fit import check_positions, check_tokens
 from glue_harness.run.records import model_files
@@ -118,7 +118,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: Record) -> None:
+def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: JsonObject) -> None:
     """Refuse weights with other shapes or names than the architecture's: only a head may be new."""
     encoder = f"{loaded.base_model_prefix}."
     expected_names = {name for name, _ in loaded.named_parameters() if name.startswith(encoder)}
@@ -139,8 +139,8 @@ def load_model(
     model: str,
     task: Task,
     tokenizer: transformers.PreTrainedTokenizerBase,
-    load_kwargs: Record | None = None,
-    model_config: Record | None = None,
+    load_kwargs: Settings | None = None,
+    model_config: Settings | None = None,
 ) -> transformers.PreTrainedModel:
     """Return a sequence classifier for a task; a new head is drawn from torch's generator.
 
@@ -200,9 +200,9 @@ def _config_of(model: str, task: str = "", **fields: object) -> transformers.Pre
 def _loaded(
     model: str,
     config: transformers.PretrainedConfig,
-    load_kwargs: Record | None = None,
+    load_kwargs: Settings | None = None,
     task: str = "",
-) -> tuple[transformers.PreTrainedModel, Settings]:
+) -> tuple[transformers.PreTrainedModel, JsonObject]:
     """Return a classifier and transformers' report of its loading."""
     try:
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -227,7 +227,7 @@ def _has_other_labels(config: transformers.PretrainedConfig, task: Task) -> bool
 
 
 @torch.no_grad()
-def _draw_head_anew(model: transformers.PreTrainedModel, report: Record) -> bool:
+def _draw_head_anew(model: transformers.PreTrainedModel, report: JsonObject) -> bool:
     """Initialise the parameters outside the base model; say whether this replaced trained ones."""
     base = cast("torch.nn.Module", model.base_model)
     body = {id(parameter) for parameter in base.parameters()}
@@ -241,7 +241,7 @@ def _draw_head_anew(model: transformers.PreTrainedModel, report: Record) -> bool
     return bool(trained)
 
 
-def build_model(model: str, model_config: Record | None, max_length: int) -> transformers.PreTrainedModel:
+def build_model(model: str, model_config: Settings | None, max_length: int) -> transformers.PreTrainedModel:
     """Return a classifier of two labels with random weights; a preset of `architectures` needs no network.
 
     Args:

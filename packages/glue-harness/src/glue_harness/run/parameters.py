@@ -6,15 +6,15 @@ from typing import cast
 
 import torch
 
+from finetune_common.aliases import ParamGroup
 from finetune_common.errors import ConfigurationError
-from glue_harness.plain_data import Settings
 
 __all__ = ["parameter_groups"]
 
 
 def parameter_groups(
     model: torch.nn.Module, weight_decay: float, head_lr: float | None = None, decay_all: bool = False
-) -> list[Settings]:
+) -> list[ParamGroup]:
     """Group trained parameters: matrices decay, biases and norms on request; the head may have its own rate.
 
     The head is everything outside the base model, and the base model's pooler.

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from finetune_common.aliases import JsonObject
-from glue_harness.plain_data import Record
 
 __all__ = ["has_own_rows", "result_of_task"]
 
 
-def has_own_rows(result: Record) -> bool:
+def has_own_rows(result: JsonObject) -> bool:
     """Say whether a result is from the user's rows; earlier versions described only these."""
     data = result.get("data") or {}
     return bool(data.get("own", data.get("schema")))
 
 
-def result_of_task(result: Record, task: str) -> JsonObject:
+def result_of_task(result: JsonObject, task: str) -> JsonObject:
     """Return the result of one of several tasks in the form of a separate run."""
     return {**result, **result["tasks"][task], "task": task}

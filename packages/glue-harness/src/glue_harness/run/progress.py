@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from finetune_common.aliases import JsonObject
 from glue_harness.config.fields import RunConfig
-from glue_harness.plain_data import Record
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training
@@ -83,7 +83,7 @@ class Progress:
         """Note the newest loss and learning rate."""
         self._logged = f"loss {loss:.4f}  lr {rate:.2e}  "
 
-    def evaluated(self, entry: Record) -> None:
+    def evaluated(self, entry: JsonObject) -> None:
         """Note the newest scores."""
         self._score = "  ".join(f"{name} {value:.3f}" for name, value in entry["metrics"].items())
         self._say(f"step {entry['step']:,}/{self._total:,}, evaluation: {self._score}")

@@ -18,7 +18,6 @@ from glue_harness.config.difference import difference
 from glue_harness.config.fields import RunConfig, identity_of
 from glue_harness.config.own_rows import DATASET, by_content
 from glue_harness.files import atomic, writing
-from glue_harness.plain_data import Record
 from glue_harness.run.parts import result_of_task
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def model_files(model: str, task: str = "") -> str:
     return str(run / MODEL / (task if task in learned else learned[0]))
 
 
-def write_report(folder: Path, numbers: Record, table: str) -> None:
+def write_report(folder: Path, numbers: JsonObject, table: str) -> None:
     """Write and print a script's measurements, for programs (`result.json`) and people (`table.md`).
 
     Args:
@@ -214,7 +213,7 @@ class RunFolder:
             self._check_rows(now)
         return _read_file(file, _result)
 
-    def write_result(self, result: Record) -> None:
+    def write_result(self, result: JsonObject) -> None:
         """Write `result.json`, which marks the run as finished."""
         write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
@@ -244,7 +243,7 @@ class RunFolder:
 
         write_whole(file, _read_file(file, earlier_lines) if file.exists() else "")
 
-    def log(self, entry: Record) -> None:
+    def log(self, entry: JsonObject) -> None:
         """Append a line to `metrics.jsonl`."""
         file = self.path / "metrics.jsonl"
         with writing(file), file.open("ab", buffering=0) as end:

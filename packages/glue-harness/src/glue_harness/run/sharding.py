@@ -9,16 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune_common.aliases import StateDict
+from finetune_common.aliases import StateDict, is_sharded
 from finetune_common.errors import ConfigurationError
-from glue_harness.plain_data import Record
 
-__all__ = ["gathered", "is_sharded", "part_here", "shard", "state_here"]
-
-
-def is_sharded(tensor: object) -> bool:
-    """Say whether each process holds only a part of a tensor (a DTensor)."""
-    return hasattr(tensor, "placements")
+__all__ = ["gathered", "part_here", "shard", "state_here"]
 
 
 def shard(model: torch.nn.Module, device_type: str, processes: int) -> None:
@@ -69,13 +63,10 @@ def part_here(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    spread: Any = like
-    return distribute_tensor(
-        tensor.to(like.device), spread.device_mesh, spread.placements, src_data_rank=None
-    )
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def state_here(state: Record, parameters: Iterable[Tensor]) -> StateDict:
+def state_here(state: StateDict, parameters: Iterable[Tensor]) -> StateDict:
     """Return an optimizer's whole state with only this process's part for sharded parameters.
 
     Args:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from finetune_common.aliases import StateDict
 from finetune_common.errors import ConfigurationError
-from glue_harness.plain_data import Record
 from glue_harness.run import checkpoint
 from glue_harness.run.sharding import gathered, state_here
 
@@ -88,7 +88,7 @@ def restore(training: Training) -> None:
             training.folder.keep_metrics(training.step)
 
 
-def _load(training: Training, newest: Path) -> Record:
+def _load(training: Training, newest: Path) -> StateDict:
     """Load weights and all state of a checkpoint, and return the state."""
     processes, stateful = training.processes, _stateful(training)
     state = checkpoint.load(newest, training.model, processes.device, expected=stateful)

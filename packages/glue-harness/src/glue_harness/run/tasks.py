@@ -6,12 +6,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from finetune_common.metrics import metrics_of
 from finetune_common.tasks import TASKS, Task, get_task
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.own_rows import own_rows
-from glue_harness.plain_data import Record
 
 __all__ = ["task_of", "task_of_finished_run", "task_of_model"]
 
@@ -31,7 +31,7 @@ def task_of(config: RunConfig) -> Task:
     return replace(task, metrics=metrics_of(task, config.metric), primary=config.metric)
 
 
-def task_of_finished_run(config: RunConfig, result: Record, described: Any) -> Task:
+def task_of_finished_run(config: RunConfig, result: JsonObject, described: Any) -> Task:
     """Return a finished run's task from its files, without reading its rows.
 
     Args:

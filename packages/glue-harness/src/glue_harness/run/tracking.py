@@ -10,10 +10,9 @@ from uuid import uuid4
 
 from accelerate import Accelerator
 
-from finetune_common.aliases import JsonObject
+from finetune_common.aliases import JsonObject, Settings
 from glue_harness.config.fields import RunConfig
 from glue_harness.extras import need
-from glue_harness.plain_data import Record
 from glue_harness.run.records import TRACKER, write_whole
 
 __all__ = ["check_tracker", "flat", "numbers", "tracked"]
@@ -28,7 +27,7 @@ def check_tracker(config: RunConfig) -> None:
         need(config.tracker, config.tracker)
 
 
-def flat(settings: Record, prefix: str = "") -> JsonObject:
+def flat(settings: Settings, prefix: str = "") -> JsonObject:
     """Return nested settings as one level of text, numbers and truth values.
 
     Examples:
@@ -44,7 +43,7 @@ def flat(settings: Record, prefix: str = "") -> JsonObject:
     return level
 
 
-def numbers(values: Record) -> dict[str, float]:
+def numbers(values: JsonObject) -> dict[str, float]:
     """Return the values that a tracker can draw as curves."""
     return {name: value for name, value in flat(values).items() if isinstance(value, (int, float))}
 

@@ -10,7 +10,6 @@ import torch
 
 from finetune_common.aliases import JsonObject
 from glue_harness.files import atomic_folder
-from glue_harness.plain_data import Record
 from glue_harness.run import checkpoint
 from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.card import card_of
@@ -74,7 +73,7 @@ def write_output(training: Training) -> JsonObject:
     return result
 
 
-def write_models(run: Run, folder: Path, result: Record) -> None:
+def write_models(run: Run, folder: Path, result: JsonObject) -> None:
     """Write `model/` and `adapter/`.
 
     Args:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import yaml
 from filelock import FileLock, Timeout
 
-from finetune_common.aliases import JsonObject
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 from glue_harness.cluster import connected
 from glue_harness.config.difference import difference
 from glue_harness.extras import need
 from glue_harness.files import writing
-from glue_harness.plain_data import Settings
 from glue_harness.run.records import write_whole
 from glue_harness.search.records import (
     EVALUATION,

@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from finetune_common.aliases import JsonObject
 from glue_harness.files import atomic
-from glue_harness.plain_data import Record
 from glue_harness.report.panels import COLOURS
 from glue_harness.report.plots import STYLE
 
@@ -20,7 +20,7 @@ PANELS = 4
 """Of options, below that of the scores."""
 
 
-def _numeric(report: Record) -> list[str]:
+def _numeric(report: JsonObject) -> list[str]:
     """Return the options that a chart can show: numbers that differ between evaluations."""
     values: dict[str, set[float | None]] = {}
     for evaluation in report["evaluations"]:
@@ -29,7 +29,7 @@ def _numeric(report: Record) -> list[str]:
     return [option for option, seen in values.items() if len(seen) > 1 and None not in seen]
 
 
-def _draw(axes: Axes, report: Record, height: Mapping[str, float], label: str) -> None:
+def _draw(axes: Axes, report: JsonObject, height: Mapping[str, float], label: str) -> None:
     """Draw a quantity over epochs; each evaluation is joined to the one that gave its weights."""
     evaluations = {evaluation["id"]: evaluation for evaluation in report["evaluations"]}
     path = set(report["best"]["lineage"])
@@ -50,7 +50,7 @@ def _draw(axes: Axes, report: Record, height: Mapping[str, float], label: str) -
     axes.set_ylabel(label)
 
 
-def draw_lineage(report: Record, folder: Path) -> Sequence[Path]:
+def draw_lineage(report: JsonObject, folder: Path) -> Sequence[Path]:
     """Draw `lineage.png` and `lineage.svg`.
 
     Args:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from finetune_common.aliases import JsonObject, Settings
 from glue_harness.files import atomic
-from glue_harness.plain_data import Record, Settings
 from glue_harness.run import checkpoint
 from glue_harness.run.assembly import reopen
 from glue_harness.run.records import ADAPTER, MODEL, write_whole
@@ -59,15 +59,15 @@ class Evaluation:
     epoch: float
     step: int
     metrics: dict[str, float]
-    configuration: Settings
+    configuration: JsonObject
 
     @classmethod
     def make(
         cls,
         parent: Evaluation | None,
         trial: str,
-        entry: Record,
-        configuration: Record,
+        entry: JsonObject,
+        configuration: Settings,
     ) -> Evaluation:
         """Name an entry of a run's history."""
         origin = parent.id if parent else None

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from glue_harness.config.fields import SLOTS, RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
-from glue_harness.plain_data import Record, Settings
 
 __all__ = ["Range", "SearchSpec", "read_search"]
 
@@ -105,7 +105,7 @@ class SearchSpec:
     space: dict[str, Range]
     mutations: dict[str, Range]
 
-    def configure(self, point: Record, folder: Path) -> RunConfig:
+    def configure(self, point: Settings, folder: Path) -> RunConfig:
         """Return the configuration of a trial.
 
         Args:
@@ -138,9 +138,9 @@ class SearchSpec:
         """Seed for drawing configurations: the seed of the runs, if they have one."""
         return self.base.get("seed", 42)
 
-    def as_dict(self) -> Settings:
+    def as_dict(self) -> JsonObject:
         """Return plain data that is equal for equal searches."""
-        parts: Settings = {"base": self.base}
+        parts: JsonObject = {"base": self.base}
         for part, ranges in (("space", self.space), ("mutations", self.mutations)):
             parts[part] = {option: {drawn.kind: list(drawn.values)} for option, drawn in ranges.items()}
         return json.loads(json.dumps(parts))
@@ -180,7 +180,7 @@ class SearchSpec:
             self.configure(point, Path("trial"))
 
 
-def _ranges(part: str, described: Record) -> dict[str, Range]:
+def _ranges(part: str, described: Settings) -> dict[str, Range]:
     named = {str(option).replace("-", "_"): described_range for option, described_range in described.items()}
     return {option: _range(f"{part}.{option}", described_range) for option, described_range in named.items()}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from finetune_common.aliases import JsonObject
 from glue_harness.console import console_for_reading
-from glue_harness.plain_data import Record
 
 __all__ = ["print_search", "text_of"]
 
@@ -17,7 +17,7 @@ def text_of(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def print_search(report: Record, folder: Path) -> None:
+def print_search(report: JsonObject, folder: Path) -> None:
     """Print what `search.json` holds.
 
     Args:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from ray import tune
 
+from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, use_cores
-from glue_harness.plain_data import Record, Settings
 from glue_harness.run import checkpoint
 from glue_harness.run.evaluation import by_task
 from glue_harness.run.records import RunInUse, write_whole
@@ -35,7 +35,7 @@ STOPPED, WAITS = "stopped.json", ".waits"
 """Files in a trial's folder: the evaluation after which it was stopped; a mark while it waits for Tune."""
 
 
-def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Record) -> None:
+def do_trial(spec: SearchSpec, search: Path, share: Share, drawn: Settings) -> None:
     """Train with a drawn configuration, from Tune's checkpoint if there is one.
 
     The checkpoint is a run's folder: the trial's, if it was interrupted or had to wait, or a better trial's.

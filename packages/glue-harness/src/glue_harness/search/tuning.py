@@ -17,8 +17,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
+from finetune_common.aliases import JsonObject, Settings
 from glue_harness.cluster import Share
-from glue_harness.plain_data import Settings
 from glue_harness.search.records import EVALUATIONS, TRIALS
 from glue_harness.search.spec import Range, SearchSpec
 from glue_harness.search.table import text_of
@@ -55,7 +55,7 @@ def _mutation(allowed: Range) -> Any:
     return list(allowed.values) if allowed.kind == "choice" else _domain(allowed)
 
 
-def _kept_in_range(mutations: Mapping[str, Range], point: Settings) -> Settings:
+def _kept_in_range(mutations: Mapping[str, Range], point: Settings) -> JsonObject:
     return {
         option: mutations[option].nearest(value) if option in mutations else value
         for option, value in point.items()
@@ -103,7 +103,7 @@ class _Lines(tune.Callback):
         self._metric = metric
 
     def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: Settings, **_: object
+        self, iteration: int, trials: list[Trial], trial: Trial, result: JsonObject, **_: object
     ) -> None:
         """Print the score, and the trial that gave the weights if it is another."""
         numbers = {trial.trial_id: number for number, trial in enumerate(trials, start=1)}

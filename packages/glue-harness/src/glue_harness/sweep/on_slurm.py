@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError
 from glue_harness.cluster import Share, available_cores, fair_share, use_cores
 from glue_harness.config.fields import RunConfig
-from glue_harness.plain_data import Settings
 from glue_harness.stopping import Stopped
 from glue_harness.sweep.claiming import do_runs
 
@@ -30,14 +30,14 @@ SHARED = ("cluster", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
 LOGS = ".slurm"
 
 
-def read_options(text: str) -> Settings:
+def read_options(text: str) -> JsonObject:
     """Read what a job requests, in submitit's names.
 
     Examples:
         >>> read_options("partition=gpu,timeout_min=240,gpus_per_node=1")
         {'slurm_partition': 'gpu', 'timeout_min': 240, 'gpus_per_node': 1}
     """
-    options: Settings = {}
+    options: JsonObject = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = part.partition("=")
         if not equals:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, did_you_mean
 from glue_harness.config.fields import SLOTS
-from glue_harness.plain_data import Record, Settings
 
 __all__ = ["SMOKE", "at_scale", "changed"]
 
@@ -15,7 +15,7 @@ CHANGES = ("base", "defaults", "grid", "cases", "where", "exclude", "one_of_each
 WRITTEN = "paper"
 """The scale that leaves a specification as it is written."""
 
-SMOKE: Record = {
+SMOKE: Settings = {
     "one_of_each": True,
     "base": {
         **{"task": "demo-entailment", "model": "demo", "data_dir": None, "seed": 41, "epochs": 1},
@@ -26,7 +26,7 @@ SMOKE: Record = {
 """The change made by the scale `smoke`: one run of each method, four steps of a tiny model."""
 
 
-def at_scale(spec: Record, scale: str | None) -> Settings:
+def at_scale(spec: Settings, scale: str | None) -> JsonObject:
     """Return a specification at a scale.
 
     Args:
@@ -69,12 +69,12 @@ def _one_of_each(option: str, values: Sequence[object]) -> list[object]:
     return list({repr(_kind(option, value)): value for value in reversed(values)}.values())[::-1]
 
 
-def _one_case_of_each(cases: Sequence[Record]) -> list[Record]:
+def _one_case_of_each(cases: Sequence[Settings]) -> list[Settings]:
     kinds = {repr([_kind(*setting) for setting in case.items()]): case for case in reversed(cases)}
     return list(kinds.values())[::-1]
 
 
-def changed(spec: Record, change: Record) -> Settings:
+def changed(spec: Settings, change: Settings) -> JsonObject:
     """Return a sweep's specification as a scale changes it.
 
     Args:
@@ -99,7 +99,7 @@ def changed(spec: Record, change: Record) -> Settings:
     fixed = change.get("base") or {}
     single = change.get("one_of_each")
 
-    def left(axes: Record | None) -> Settings:
+    def left(axes: Settings | None) -> JsonObject:
         remaining = {axis: v for axis, v in (axes or {}).items() if axis.partition(".")[0] not in fixed}
         return {axis: _one_of_each(axis, values) if single else values for axis, values in remaining.items()}
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
-from glue_harness.plain_data import Record, Settings
 from glue_harness.sweep.keeping import KEEPS
 from glue_harness.sweep.scales import at_scale
 
@@ -39,8 +39,8 @@ class PlannedRun:
     config: RunConfig
 
 
-def _read(path: Path, scale: str | None) -> Settings:
-    def chosen(written: Record) -> Settings:
+def _read(path: Path, scale: str | None) -> JsonObject:
+    def chosen(written: Settings) -> JsonObject:
         scales, cases = written.get("scales") or {}, written.get("cases") or []
         for part, mappings in {"cases": cases, "scales": scales.values()}.items():
             if wrong := [entry for entry in mappings if not isinstance(entry, dict)]:
@@ -71,7 +71,7 @@ def _covers(pattern: object, value: object) -> bool:
     return pattern == value
 
 
-def points(spec: Record) -> Iterator[Settings]:
+def points(spec: Settings) -> Iterator[JsonObject]:
     """Yield the changes to the base: every case with every point of the grid, except the exclusions.
 
     An axis with a dot sets one option of a method; a case may add a `grid` to the common one. The rules of
@@ -104,7 +104,7 @@ def points(spec: Record) -> Iterator[Settings]:
                 yield point
 
 
-def _set(point: Settings, base: Record, option: str, value: object) -> None:
+def _set(point: JsonObject, base: Settings, option: str, value: object) -> None:
     """Set an option; a dotted one belongs to the method that a case or the base chose for the slot."""
     slot, dot, setting = option.partition(".")
     if not dot:
@@ -118,7 +118,7 @@ def _set(point: Settings, base: Record, option: str, value: object) -> None:
     point[slot] = {**({"name": chosen} if isinstance(chosen, str) else chosen), setting: value}
 
 
-def _describes(pattern: Record, run: Record) -> bool:
+def _describes(pattern: Settings, run: Settings) -> bool:
     return all(key in run and _covers(value, run[key]) for key, value in pattern.items())
 
 

@@ -49,11 +49,13 @@ def follows_schedulers(cls: Factory, case: OptimizerCase) -> None:
         torchs = _torchs_own(optimizer)
         schedule, torchs_schedule = make(optimizer), make(torchs)
         for _ in range(4):
-            ours, theirs = optimizer.param_groups[0], torchs.param_groups[0]
+            group, torchs_group = optimizer.param_groups[0], torchs.param_groups[0]
             expected = {
-                setting: theirs[setting] for setting in CYCLED if setting in ours and setting in theirs
+                setting: torchs_group[setting]
+                for setting in CYCLED
+                if setting in group and setting in torchs_group
             }
-            assert {setting: ours[setting] for setting in expected} == expected, name
+            assert {setting: group[setting] for setting in expected} == expected, name
             by_hand.param_groups[0].update(expected)
             step(optimizer, params, [1.0, -1.0])
             step(by_hand, expected_params, [1.0, -1.0])

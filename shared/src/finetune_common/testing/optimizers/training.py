@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_common.aliases import StateDict
+from finetune_common.optim.norms import euclidean_norm
 from finetune_common.testing.optimizers.case import Factory
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ __all__ = [
     "train",
     "trained",
 ]
-
-# torch.linalg has no types:
-_norm: Callable[[Tensor], Tensor] = torch.linalg.vector_norm  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 SHAPES = [(4, 3), (5,), (1,), (), (0, 2), (3, 7), (20_001,)]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -89,7 +87,7 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor | np.ndarra
     for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
         a, b = a.detach().double(), torch.as_tensor(b).detach().double()
         assert torch.isfinite(a).all(), f"tensor {i} is not finite"
-        error = _norm(a - b) / _norm(b).clamp(min=1e-30)
+        error = euclidean_norm(a - b) / euclidean_norm(b).clamp(min=1e-30)
         assert error <= tolerance, f"tensor {i} of shape {tuple(a.shape)}: {error:.2e} > {tolerance:.2e}"
 
 
