@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import nox
@@ -108,17 +109,19 @@ def tests(session: nox.Session) -> None:
 MEMBERS = ["shared", *(f"packages/{name}" for name in PACKAGES)]
 
 
-def lowest(member: str) -> list[str]:
-    """Return the oldest that users of a package may have: its lower bounds and those of the shared package.
+def requirements(member: str) -> dict[str, list[str]]:
+    """Return what a package needs, under "", and what each of its extras needs, but for those of tests."""
+    project = tomllib.loads((ROOT / member / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project.get("optional-dependencies", {})
+    used = {name: lines for name, lines in extras.items() if name not in ("test", "testing")}
+    return {"": project["dependencies"], **used}
 
-    Extras count too, but for those that tests alone need.
-    """
+
+def lowest(member: str) -> list[str]:
+    """Return the oldest that users of a package may have: its bounds and those of the shared package."""
     found: dict[str, tuple[int, ...]] = {}
     for folder in {"shared", member}:
-        project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        extras = project.get("optional-dependencies", {})
-        used = [line for name in extras if name not in ("test", "testing") for line in extras[name]]
-        for line in project["dependencies"] + used:
+        for line in chain.from_iterable(requirements(folder).values()):
             if bound := re.match(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)$", line):
                 version = tuple(map(int, bound[2].split(".")))
                 found[bound[1]] = max(version, found.get(bound[1], ()))
@@ -130,13 +133,16 @@ def lowest(member: str) -> list[str]:
 def floor(session: nox.Session, member: str) -> None:
     """Run a package's quick tests with the lowest versions that its pyproject.toml allows, torch first.
 
-    A method package is installed as its users have it: without datasets, without jsonargparse. Paths after --
-    stand for the package's tests.
+    A method package is installed as its users have it: without datasets, without jsonargparse. Its extras are
+    resolved, not installed. Paths after -- stand for the package's tests.
     """
     bounds = Path(session.create_tmp()) / "lowest.txt"
     bounds.write_text("\n".join(lowest(member)) + "\n", encoding="utf-8")
     own = ["./shared[data,test]"] if member == "shared" else ["./shared", f"./{member}[test]"]
     session.install("-c", str(bounds), *editable(own))
+    if extras := ",".join(filter(None, requirements(member))):
+        try_to = ("python", "-m", "pip", "install", "--quiet", "--dry-run")
+        session.run(*try_to, "-c", str(bounds), f"./{member}[{extras}]")
     quiet = ("-W", "ignore::DeprecationWarning")  # old libraries meet newer ones of others
     named = any(word.startswith(f"{member}/") for word in session.posargs)
     words = ("-m", "not slow and not real", *quiet, *session.posargs, *([] if named else [f"{member}/tests"]))
