@@ -21,18 +21,18 @@ import sys
 sys.modules |= dict.fromkeys({ABSENT})  # an import of one of them raises ModuleNotFoundError
 import importlib
 import pkgutil
-for name in {[*CORE, "glue_harness"]}:
-    package = importlib.import_module(name)
-    if name == "glue_harness":
-        continue  # which needs both, but not to be imported
-    for public in getattr(package, "__all__", ()):
-        getattr(package, public)
-    if name != "finetune_common":
-        for module in pkgutil.walk_packages(package.__path__, name + "."):
-            importlib.import_module(module.name)
 import pytest
 words = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not real"]
-sys.exit(pytest.main([*words, *{list(CORE.values())}]))
+result = pytest.main([*words, *{list(CORE.values())}])
+for name in {list(CORE)}:
+    package = importlib.import_module(name)
+    for public in getattr(package, "__all__", ()):
+        getattr(package, public)
+    if name != "finetune_common":  # which has modules for its extra [data]
+        for module in pkgutil.walk_packages(package.__path__, name + "."):
+            importlib.import_module(module.name)
+importlib.import_module("glue_harness")
+sys.exit(result)
 """
 
 
