@@ -78,7 +78,11 @@ def measure(shape: str, name: str, repeats: int, quick: bool) -> dict[str, Any]:
     plain, method = (Steps(configuration(shape, METHODS[way], quick)) for way in (PLAIN, name))
     for steps in (plain, method):
         steps.prepare_optimizer()
-    taken = [(plain.timed(number)[1], method.timed(number)[1]) for number in range(1, repeats + WARM_UP + 1)]
+    taken: list[list[float]] = []
+    for number in range(1, repeats + WARM_UP + 1):
+        turn = (plain, method) if number % 2 else (method, plain)  # none always comes second
+        seconds = {steps: steps.timed(number)[1] for steps in turn}
+        taken.append([seconds[plain], seconds[method]])
     of_plain, of_method = map(median, zip(*taken[WARM_UP:], strict=True))
     ratio = median(theirs / ours for ours, theirs in taken[WARM_UP:])  # by turns: the machine's pace drifts
     loss, saved = method.metered_forward()

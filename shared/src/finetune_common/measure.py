@@ -141,23 +141,27 @@ class SavedTensorMeter(saved_tensors_hooks):
         self._frozen = {(t.shape, t.dtype) for t in of_model if t.is_floating_point() and not t.requires_grad}
         self._seen: dict[int, StorageWeakRef] = {}
         self.bytes = 0
-        super().__init__(self._count, lambda tensor: tensor)
+        super().__init__(self._keep, lambda tensor: tensor)
 
     def __enter__(self) -> SavedTensorMeter:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: None
         super().__enter__()
         return self
 
-    def _count(self, tensor: Tensor) -> Tensor:
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._count(tensor)
+        # An output that held itself would keep its graph for ever where no backward pass follows.
+        return tensor if tensor.grad_fn is None else tensor.detach()
+
+    def _count(self, tensor: Tensor) -> None:
         if isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter):
-            return tensor  # gathered from the shards of FSDP for this pass
+            return  # gathered from the shards of FSDP for this pass
         if self._is_copy(tensor):
-            return tensor
+            return
         storage, key = tensor.untyped_storage(), _storage_id(tensor)
         if key not in self._of_model and key not in self._seen:
             # The weak reference keeps the address from being reused while the meter lives.
             self._seen[key] = StorageWeakRef(storage)
             self.bytes += storage.nbytes()
-        return tensor
 
     def _is_copy(self, tensor: Tensor) -> bool:
         """Say whether a tensor is a view of a weight in another dtype, by its history or its shape."""
