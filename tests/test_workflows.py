@@ -33,6 +33,12 @@ def test_each_package_is_tested_alone() -> None:
     assert workflow["jobs"]["isolation"]["strategy"]["matrix"]["package"] == PACKAGES
 
 
+def test_each_package_is_tried_with_its_lowest_versions() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ranges.yml").read_text())
+    members = ["shared", *(f"packages/{name}" for name in PACKAGES)]
+    assert workflow["jobs"]["floor"]["strategy"]["matrix"]["member"] == members
+
+
 def test_the_image_copies_what_there_is() -> None:
     lines = (ROOT / "docker/Dockerfile").read_text().splitlines()
     copied = [line.split()[1] for line in lines if line.startswith("COPY")]

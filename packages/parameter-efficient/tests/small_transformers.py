@@ -117,6 +117,11 @@ def logits(model: nn.Module) -> Tensor:
         return model(**batch()).logits
 
 
+def past_of(output: Any) -> dict[str, Any]:
+    """The cache in an output, by the name that this version of transformers has; the next call takes it."""
+    return {name: value for name, value in output.items() if hasattr(value, "get_seq_length")}
+
+
 def recompute_activations(model: Any) -> None:
     """Let a model keep its layers' inputs alone, by the name that this version of transformers has."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from small_transformers import disturb, recompute_activations
+from small_transformers import disturb, past_of, recompute_activations
 from torch import Tensor, nn
 from zoo import D, F
 
@@ -217,17 +217,11 @@ def test_generation_with_a_cache_is_that_without(kind: str, method: str) -> None
 def test_a_decoder_says_step_by_step_with_a_cache_what_it_says_at_once(kind: str, method: str) -> None:
     model = disturb(adapt(make(kind, SPEAKING[kind]), replace(METHODS[method], stack="decoder")))
     ids = torch.randint(5, 90, (2, 6), generator=torch.Generator().manual_seed(2))
-    past, said = None, []
+    past, said = {}, []
     with torch.no_grad():
         for token in ids.split(1, dim=1):
-            step = model(
-                **inputs(kind),
-                decoder_input_ids=token,
-                past_key_values=past,
-                use_cache=True,
-                return_dict=True,
-            )
-            past = step.past_key_values
+            step = model(**inputs(kind), **past, decoder_input_ids=token, use_cache=True, return_dict=True)
+            past = past_of(step)
             said.append(step.logits)
         at_once = model(**inputs(kind), decoder_input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(torch.cat(said, dim=1), at_once, atol=1e-4, rtol=1e-4)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from small_transformers import batch, classifier, disturb, logits
+from small_transformers import batch, classifier, disturb, logits, past_of
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError
@@ -66,11 +66,12 @@ def test_a_generated_text_changes_at_its_prompt_only() -> None:
     ids = torch.arange(5, 11)[None]
     with torch.no_grad():
         step = model(input_ids=ids, use_cache=True)
-        after = model(input_ids=ids[:, :1], past_key_values=copy.deepcopy(step.past_key_values)).logits
+        past = past_of(step)
+        after = model(input_ids=ids[:, :1], **copy.deepcopy(past)).logits
         for layer in model.model.layers:
             layer.loreft.source.weight.copy_(layer.loreft.rows())
             layer.loreft.source.bias.zero_()
-        unchanged = model(input_ids=ids[:, :1], past_key_values=step.past_key_values).logits
+        unchanged = model(input_ids=ids[:, :1], **past).logits
     torch.testing.assert_close(after, unchanged)
 
 

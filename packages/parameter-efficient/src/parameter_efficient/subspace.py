@@ -82,8 +82,9 @@ class Tokens:
         """Forward pre-hook of the base model: keep its mask, and whether it continues a text."""
         arguments = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
         self._mask = cast("Tensor | None", arguments.get(self._name))
-        past = cast("Past | None", arguments.get("past_key_values"))
-        self._continues = past is not None and past.get_seq_length() > 0
+        # Known by what it can do: transformers calls it past_key_values, and from 5.24 on cache.
+        caches = [cast(Past, value) for value in arguments.values() if hasattr(value, "get_seq_length")]
+        self._continues = any(cache.get_seq_length() > 0 for cache in caches)
 
     def chosen(self, h: Tensor) -> Tensor:
         """Return which tokens of hidden states (batch, tokens, d) to change, as booleans (batch, tokens).
