@@ -8,7 +8,7 @@ from finetune_common.errors import ConfigurationError
 from reproduce.catalogue import BENCHMARKS
 from reproduce.speed import figures, ratios, speed
 
-COUNTS = ("sweep_resilience",)
+COUNTS = ("sweep_resilience", "cuda_kernels")
 """Reports of what happened, without a figure of speed."""
 COMMITTED = [
     path for path in sorted((BENCHMARKS / "speed" / "results").glob("*.json")) if path.stem not in COUNTS

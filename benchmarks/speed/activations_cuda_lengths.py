@@ -2,7 +2,7 @@
 
 `CASES` as in `activations_cuda_cases.py`; a length is a symbol to the compiler, as in `kernels.call`. A group
 that is cut short at the end of a tensor is filled up first. Rotated groups have 64 elements at most unless
---activation.group_size is above 256; decoding such larger ones is two kernels that move 1.2 times as much.
+--activation.group_size is above 256.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def quantise(bits: int, size: int, dtype: torch.dtype, rotated: bool) -> Any:
 
 def dequantise(bits: int, size: int, dtype: torch.dtype, rotated: bool) -> Any:
     if rotated:
-        turn = kernels._decode_rotated(bits, size, dtype).function
+        turn = kernels._decode_rotated(bits, size, dtype)
         return turn, lambda groups: (*packed(bits, size, True, groups), *mixed(size, True))
 
     def make_args(groups: Any) -> tuple[Tensor, ...]:
@@ -70,11 +70,11 @@ def columns(bits: int, dtype: torch.dtype, groups: Any) -> list[Tensor]:
 
 def quantise_columns(bits: int, dtype: torch.dtype) -> Any:
     make_args = lambda groups: (*columns(bits, dtype, groups), empty(2, dtype=torch.int32))  # noqa: E731
-    return kernels._encode_columns(bits, LARGE, True), make_args
+    return kernels._encode_columns(bits, dtype, LARGE, True), make_args
 
 
 def dequantise_columns(bits: int, dtype: torch.dtype) -> Any:
-    return kernels._decode_columns(bits, LARGE, True), lambda groups: (*columns(bits, dtype, groups),)
+    return kernels._decode_columns(bits, dtype, LARGE, True), lambda groups: (*columns(bits, dtype, groups),)
 
 
 def flags(dtype: torch.dtype) -> Any:
@@ -114,7 +114,7 @@ def bits_of(kernel: Any, dtype: torch.dtype, unpack: bool = False) -> Any:
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(4, 256, False), (2, 256, False), (8, 256, False), (4, 64, False), (4, 100, False)]
 SHAPES += [(1, 96, False), (8, 5, False), (2, 12, False)]
-SHAPES += [(bits, size, True) for bits in (2, 4, 8) for size in (32, 64)]
+SHAPES += [(bits, size, True) for bits in (2, 4, 8) for size in (32, 64, 128)]
 """Bits, elements of a group, and whether groups are rotated."""
 
 CASES = (

@@ -1,9 +1,8 @@
 """The clipped rules with their norms, for a tool that lowers pure functions to CUDA kernels without a GPU.
 
-`CASES` maps a name to (function, make_args). A function takes the flat tensors of several parameters and does
-what a step does: the norms, the coefficients, the fused rule. Clipping by norm has to read the gradients
-twice: of Adam's 4 reads and 3 writes a parameter that makes 8/7 = 1.14 times the bytes of inputs and outputs;
-by element, 1.00.
+`CASES` maps a name to (function, make_args, twice). A function takes the flat tensors of several parameters
+and does what a step does: the norms, the coefficients, the fused rule. Clipping by norm has to read the
+gradients twice; `twice` says where they are among the arguments.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ def case_of(cls: type[Any], clip: str, dtype: torch.dtype = torch.float32, **set
         tensors = [torch.empty(size, dtype=kind, device="cuda") for kind in dtypes for size in SIZES]
         return *tensors, torch.empty(len(names), device="cuda")
 
-    return step, make_args
+    return step, make_args, slice(len(SIZES), 2 * len(SIZES)) if by_norm else None
 
 
-CASES: dict[str, tuple[Callable[..., None], Callable[[], tuple[Tensor, ...]]]] = {
+CASES: dict[str, tuple[Callable[..., None], Callable[[], tuple[Tensor, ...]], slice | None]] = {
     "clipped-adam none": case_of(ClippedAdam, "none"),
     "clipped-adam elementwise": case_of(ClippedAdam, "elementwise"),
     "clipped-adam local": case_of(ClippedAdam, "local"),

@@ -1,21 +1,23 @@
 """How many CUDA kernels torch.compile makes of our functions, and how many bytes they move, without a GPU.
 
-    python benchmarks/speed/cuda_kernels.py --output benchmarks/speed/results/cuda_kernels.md
+    python benchmarks/speed/cuda_kernels.py --output benchmarks/speed/results/cuda_kernels.json
+    python benchmarks/speed/cuda_kernels.py --output benchmarks/speed/results/cuda_kernels.json --resume
     python benchmarks/speed/cuda_kernels.py --cases lengths --only rotated
 
 Needs a CUDA build of torch with triton, in an environment of its own where there is no GPU. Each case is
 traced with fake CUDA tensors and lowered by inductor for an H100, whose figures steer inductor's choices.
 Nothing is run. *Needed* are the bytes of what a case reads and writes, in inductor's way of counting: 1.00
-times as many is a perfect fusion.
+times as many is a perfect fusion. What has to be read twice counts twice: gradients that are clipped by norm.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +35,10 @@ FILES = {
     "optimizers": "optimizers_cuda_cases",
     "clipped": "clipped_cuda_cases",
 }
-"""Short name → the module whose `CASES` are lowered: name → (function, what makes its arguments)."""
+"""Short name → the module whose `CASES` are lowered: name → (function, what makes its arguments).
+
+A third element says which of the arguments have to be read twice.
+"""
 H100 = {
     "name": "H100",
     "major": 9,
@@ -59,6 +64,7 @@ class Lowered(BaseException):
 def pretend() -> None:
     """Let torch and triton believe in an H100; must come before inductor is imported."""
     os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes wait for kernels to compile
     found, capability = SimpleNamespace(**H100), (H100["major"], H100["minor"])
     if torch.version.cuda is None:
         sys.exit("this torch is a CPU build: install a CUDA build in an environment of its own")
@@ -83,6 +89,7 @@ def pretend() -> None:
     for name in ("getDevice", "setDevice", "exchangeDevice", "maybeExchangeDevice"):
         setattr(torch._C, f"_cuda_{name}", lambda *args: 0)
     torch._C._ensureCUDADeviceGuardSet()
+    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device="cuda")` makes no real tensor there
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -97,12 +104,15 @@ def pretend() -> None:
     triton.runtime.driver.set_active(SimpleNamespace(**asked))
 
 
-def lower(function: Callable[..., Any], make_args: Callable[..., tuple[Any, ...]]) -> tuple[int, int, int]:
+def lower(
+    function: Callable[..., Any], make_args: Callable[..., tuple[Any, ...]], twice: slice | None = None
+) -> tuple[int, int, int]:
     """Return the kernels of a function, the bytes they move, and the bytes needed.
 
     Args:
         function: Of tensors; returns new ones, or changes its arguments. Or a `DirectByShape` of one.
         make_args: Makes them on "cuda"; those with an argument get a length that is a symbol to the compiler.
+        twice: Arguments that have to be read twice; by default none.
     """
     from torch._functorch.aot_autograd import aot_function
     from torch._inductor import config, metrics
@@ -135,6 +145,7 @@ def lower(function: Callable[..., Any], make_args: Callable[..., tuple[Any, ...]
         ):
             with enable_python_dispatcher():
                 args = make_args(*([symbol(shapes)] if takes_length(make_args) else []))
+            again = sum(map(hinted, args[twice])) if twice else 0
             aot_function(
                 getattr(function, "function", function),
                 fw_compiler=compiler,
@@ -147,7 +158,7 @@ def lower(function: Callable[..., Any], make_args: Callable[..., tuple[Any, ...]
         pass
     finally:
         GraphLowering.compile_to_module = kept
-    return metrics.generated_kernel_count, moved, needed
+    return metrics.generated_kernel_count, moved, needed + again
 
 
 LENGTH = 9_217
@@ -191,16 +202,13 @@ def hinted(value: Any) -> int:
     return value.element_size() * (count if isinstance(count, int) else count.node.hint)
 
 
-def rows(names: list[str], only: str) -> Iterator[dict[str, Any]]:
-    """Yield a row for each case of some files."""
-    for name in names:
-        cases = importlib.import_module(FILES[name]).CASES
-        for case, (function, make_args) in cases.items():
-            if only not in case:
-                continue
-            kernels, moved, needed = lower(function, make_args)
-            sizes = {"kernels": kernels, "bytes_moved": moved, "bytes_needed": needed}
-            yield {"file": name, "case": case, **sizes}
+def every_case() -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Return the cases of all files: file and case → what `lower` takes."""
+    return {
+        (name, case): parts
+        for name, module in FILES.items()
+        for case, parts in importlib.import_module(module).CASES.items()
+    }
 
 
 def line(row: dict[str, Any]) -> str:
@@ -211,22 +219,52 @@ def line(row: dict[str, Any]) -> str:
 HEADING = ["| file | case | kernels | MB needed | moved / needed |", "| --- | --- | ---: | ---: | ---: |"]
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the markdown table of a report."""
+    note = f"Lowered for an {report['device']} by torch {report['torch']}; nothing was run."
+    return "\n".join([*HEADING, *map(line, report["rows"]), "", note, ""])
+
+
+def begun(output: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the rows that a file has, by file and case; none if another version of torch made them."""
+    if output is None or not output.exists():
+        return {}
+    report = json.loads(output.read_text(encoding="utf-8"))
+    return {(row["file"], row["case"]): row for row in report["rows"] if report["torch"] == torch.__version__}
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file as a whole, or, if the script is stopped meanwhile, not at all."""
+    beside = path.with_suffix(".part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
 def main() -> None:
     """Lower, print, write."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--cases", nargs="+", choices=FILES, default=[*FILES])
     parser.add_argument("--only", default="", help="cases whose names have this text")
-    parser.add_argument("--output", type=Path, help="a file for the table")
+    parser.add_argument("--output", type=Path, help="JSON file, with the table (.md) beside it; rows join it")
+    parser.add_argument("--resume", action="store_true", help="lower only what the file does not have")
     options = parser.parse_args()
     pretend()
-    lowered = []
+    cases, found = every_case(), begun(options.output)
     print(*HEADING, sep="\n")
-    for row in rows(options.cases, options.only):
-        lowered.append(row)
-        print(line(row), flush=True)
+    for (name, case), parts in cases.items():
+        left_out = name not in options.cases or options.only not in case
+        if left_out or (options.resume and (name, case) in found):
+            continue
+        kernels, moved, needed = lower(*parts)
+        sizes = {"kernels": kernels, "bytes_moved": moved, "bytes_needed": needed}
+        found[name, case] = {"file": name, "case": case, **sizes}
+        print(line(found[name, case]), flush=True)
         if options.output:
-            options.output.write_text("\n".join([*HEADING, *map(line, lowered), ""]), encoding="utf-8")
+            ordered = [found[key] for key in cases if key in found]
+            report = {"torch": torch.__version__, "device": H100["name"], "rows": ordered}
+            replace(options.output.with_suffix(".md"), table(report))
+            replace(options.output, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

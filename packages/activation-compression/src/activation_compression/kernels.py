@@ -125,12 +125,13 @@ def quantize_columns_into(
     x: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int, keys: Tensor
 ) -> None:
     """Write `rules.encode_columns`; arguments and results have its shapes."""
-    _call_columns(_encode_columns(bits, _small(x), on_gpu(x.device)), x, codes, low, step, keys)
+    _call_columns(_encode_columns(bits, x.dtype, _small(x), on_gpu(x.device)), x, codes, low, step, keys)
 
 
 def dequantize_columns_into(out: Tensor, codes: Tensor, low: Tensor, step: Tensor, bits: int) -> None:
     """Write `rules.decode_columns`; arguments and result have its shapes."""
-    _call_columns(_decode_columns(bits, _small(out), on_gpu(out.device)), out, codes, low, step)
+    kernel = _decode_columns(bits, out.dtype, _small(out), on_gpu(out.device))
+    _call_columns(kernel, out, codes, low, step)
 
 
 def _small(x: Tensor) -> tuple[int, ...]:
@@ -178,23 +179,25 @@ def _decode_rotated(bits: int, size: int, dtype: torch.dtype) -> Compiled:
     def turn(codes: Tensor, low: Tensor, step: Tensor, mix: Tensor) -> Tensor:
         return rotation.decode(codes, low, step, bits, dtype, mix)
 
-    return Compiled(turn, WHAT, name=name_of("decode_rotated", bits, size, dtype))
+    # A GPU's compiler joins only nodes that are at most 64 apart: so each sum has to be one node.
+    options: dict[str, object] = {"realize_acc_reads_threshold": size, "realize_opcount_threshold": 4 * size}
+    return Compiled(turn, WHAT, name=name_of("decode_rotated", bits, size, dtype), options=options)
 
 
 @cache
-def _encode_columns(bits: int, small: tuple[int, ...], first: bool) -> DirectByShape:
+def _encode_columns(bits: int, dtype: torch.dtype, small: tuple[int, ...], first: bool) -> DirectByShape:
     def encode(x: Tensor, codes: Tensor, low: Tensor, step: Tensor, keys: Tensor) -> None:
         _copied((codes, low, step), rules.encode_columns(x, bits, keys, first))
 
-    return kernel_of(encode, name_of("encode_columns", bits, *small))
+    return kernel_of(encode, name_of("encode_columns", bits, dtype, *small))
 
 
 @cache
-def _decode_columns(bits: int, small: tuple[int, ...], first: bool) -> DirectByShape:
+def _decode_columns(bits: int, dtype: torch.dtype, small: tuple[int, ...], first: bool) -> DirectByShape:
     def decode(out: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> None:
-        out.copy_(rules.decode_columns(codes, low, step, bits, out.dtype, first))
+        out.copy_(rules.decode_columns(codes, low, step, bits, dtype, first))
 
-    return kernel_of(decode, name_of("decode_columns", bits, *small))
+    return kernel_of(decode, name_of("decode_columns", bits, dtype, *small))
 
 
 def kernel_of(
@@ -234,21 +237,23 @@ def _any_number(*tensors: Tensor) -> None:
             maybe_mark_dynamic(tensor, 0)
 
 
-def _call_columns(kernel: DirectByShape, x: Tensor, codes: Tensor, *tensors: Tensor) -> None:
+def _call_columns(kernel: DirectByShape, x: Tensor, *tensors: Tensor) -> None:
     """Run a kernel, compiled from `COMPILE_FROM` elements on, for any number of groups and columns.
 
-    The number of rows is compiled in, as a constant: a GPU then holds a group in registers.
+    Also for any number of rows on a CPU, so that no other shape is compiled. On a GPU the first number is a
+    constant, so that it holds a group in registers; when another comes, any number.
     """
     if x.numel() < COMPILE_FROM or not kernel.usable:
-        kernel.function(x, codes, *tensors)
+        kernel.function(x, *tensors)
         return
-    if kernel.enters(x, codes, *tensors):
+    if kernel.enters(x, *tensors):
         return
-    x, codes, *others = _without_bases(x, codes, *tensors)
+    given = _without_bases(x, *tensors)
     from torch._dynamo import maybe_mark_dynamic
 
-    for tensor, axes in ((x, (0, 3)), (codes, (0, 1 if on_gpu(x.device) else 2))):
+    varying = ((0, 3), (0, 1)) if on_gpu(x.device) else ((0, 2, 3), (0, 1, 2))
+    for tensor, axes in zip(given, (*varying, (0, 1), (0, 1)), strict=False):  # keys do not vary
         for axis in axes:
             if tensor.shape[axis] > 2:
                 maybe_mark_dynamic(tensor, axis)
-    kernel(x, codes, *others)
+    kernel(*given)

@@ -109,8 +109,8 @@ class DirectByShape:
     def __init__(
         self, function: Callable[..., None], what: str, name: str, options: dict[str, object] | None = None
     ) -> None:
-        self.function, self.options, self._noted = function, options, _Noted(options)
-        self._checked = Compiled(function, what, name=name, backend=self._noted)
+        self.function, self.options, self._noted = function, options, _Noted()
+        self._checked = Compiled(function, what, name=name, backend=self._noted, options=options)
         self._known: dict[Hashable, Callable[[Sequence[Tensor]], object]] = {}
 
     @property
@@ -173,8 +173,7 @@ def _place_of(argument: object, tensors: Sequence[Tensor], length: int | None = 
 class _Noted:
     """A backend of `torch.compile`: inductor, with a note of the arguments of each call."""
 
-    def __init__(self, options: dict[str, object] | None = None) -> None:
-        self._options = options
+    def __init__(self) -> None:
         self._call: tuple[Function, tuple[object, ...]] | None = None
 
     def take(self) -> tuple[Function, tuple[object, ...]] | None:
@@ -182,11 +181,13 @@ class _Noted:
         call, self._call = self._call, None
         return call
 
-    def __call__(self, graph: GraphModule, examples: list[Tensor]) -> Function:
+    def __call__(
+        self, graph: GraphModule, examples: list[Tensor], options: dict[str, object] | None = None
+    ) -> Function:
         from torch._dynamo.backends.registry import lookup_backend  # loads the compiler
 
         inductor: Callable[..., Function] = lookup_backend("inductor")
-        code = inductor(graph, examples, config_patches=self._options)
+        code = inductor(graph, examples, config_patches=options)
 
         def entered(*arguments: object) -> object:
             self._call = code, arguments

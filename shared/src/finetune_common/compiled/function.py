@@ -42,6 +42,7 @@ class Compiled:
         dynamic: As for `torch.compile`: None makes sizes symbols when they change, True at once.
         backend: As for `torch.compile`.
         otherwise: The function to run when not compiled; `function` by default.
+        options: As for `torch.compile`; none by default.
 
     Examples:
         >>> def double(x):
@@ -62,8 +63,10 @@ class Compiled:
         dynamic: bool | None = None,
         backend: str | Function = "inductor",
         otherwise: Function | None = None,
+        options: dict[str, object] | None = None,
     ) -> None:
         self.function, self.what, self.name = function, what, name or function.__name__
+        self.options = options
         self.pays_from, self.dynamic, self.backend = pays_from, dynamic, backend
         self.otherwise = otherwise or function
         self._failed = False
@@ -103,7 +106,7 @@ class Compiled:
         )
         function.__kwdefaults__ = plain.__kwdefaults__
         return torch.compile(  # pyright: ignore[reportUnknownMemberType]  # its arguments have no types
-            function, dynamic=self.dynamic, fullgraph=True, backend=self.backend
+            function, dynamic=self.dynamic, fullgraph=True, backend=self.backend, options=self.options
         )
 
     def _give_up(self, error: BaseException) -> None:
