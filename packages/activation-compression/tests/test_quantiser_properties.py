@@ -215,6 +215,22 @@ def test_agrees_with_a_slow_reference(bits):
     )
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("pieces", "shape", "axis"), [(8, (5, 3, 7), 1), (8, (5, 7, 3), 2), (None, (9, 32), 1)]
+)
+def test_few_elements_are_rounded_to_the_same_bits_at_once(bits, pieces, shape, axis, monkeypatch):
+    drawn = torch.Generator().manual_seed(bits)
+    parts = [torch.randn(shape, generator=drawn) for _ in range(pieces or rules.parts_of(bits))]
+    parts[0][0] *= 1e4
+    keys = torch.tensor([11, 13], dtype=torch.int32)
+    at_once = rules.rounded(parts, bits, keys, axis)
+    monkeypatch.setattr(rules, "FEW", 0)
+    for found, expected in zip(at_once, rules.rounded(parts, bits, keys, axis), strict=True):
+        assert found.dtype == expected.dtype
+        assert found.equal(expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("low", "high", "value"), [(0.0, math.inf, 1.0), (0.0, 6.0, 3.0), (-1.0, 0.5, -0.25)]

@@ -47,7 +47,7 @@ def noise16(shape: Sequence[int], number: int, keys: Tensor) -> tuple[Tensor, Te
     """Return two independent numbers in {0, 1, …, 65535}/65536 for every position of a grid.
 
     Args:
-        shape: The grid's shape, two or three lengths.
+        shape: The grid's shape, two to four lengths.
         number: The grid's number; another number gives other random numbers.
         keys: int32, two numbers.
 
@@ -98,6 +98,8 @@ def rounded(
     Returns:
         The codes of all pieces in one integer, the first in the lowest bits; m and s per group and column.
     """
+    if not torch.compiler.is_compiling() and len(pieces) * pieces[0].numel() <= FEW:
+        return _rounded_at_once(torch.stack(list(pieces)), bits, keys, axis)
     levels = 2**bits - 1
     low, high = pieces[0], pieces[0]
     for piece in pieces[1:]:
@@ -116,6 +118,26 @@ def rounded(
     assert codes is not None
     step = torch.where(width < torch.inf, step, torch.nan)
     return codes, low.to(torch.bfloat16), step.to(torch.bfloat16)
+
+
+FEW = 2**16
+"""Most elements to round at once: fewer operations, but more memory."""
+
+
+def _rounded_at_once(pieces: Tensor, bits: int, keys: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same as `rounded` of stacked pieces, in a quarter of the operations: each takes its time."""
+    count, levels, integers = len(pieces), 2**bits - 1, shifting(bits * len(pieces))
+    around = (0, axis + 1)
+    low = _bfloat16_below(pieces.amin(dim=around, keepdim=True))
+    width = pieces.amax(dim=around, keepdim=True) - low
+    step = _bfloat16_above((width / levels).clamp(min=TINIEST))
+    noise = torch.stack(noise16(((count + 1) // 2, *pieces.shape[1:]), 0, keys), dim=1)
+    noise = noise.flatten(0, 1)[:count]
+    q = torch.floor((pieces - low) * (1.0 / step) + noise).clamp(max=levels).to(integers) & levels
+    shifts = bits * torch.arange(count, dtype=torch.int32, device=keys.device)
+    codes = (q << shifts.view(-1, *[1] * (q.ndim - 1))).sum(dim=0, dtype=integers)  # bits do not overlap
+    step = torch.where(width < torch.inf, step, torch.nan)
+    return codes, low.squeeze(0).to(torch.bfloat16), step.squeeze(0).to(torch.bfloat16)
 
 
 def encode(x: Tensor, bits: int, size: int, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
