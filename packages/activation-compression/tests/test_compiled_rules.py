@@ -7,8 +7,9 @@ takes a second. `test_compiled_models.py` has Inductor.
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import check_replicas, compiled, relative
+from graphs import backend, check_replicas, compiled, relative
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from activation_compression import ActivationCompressor, compile_options
 from finetune_common.errors import ConfigurationError
@@ -238,6 +239,25 @@ def test_a_graph_break_changes_no_number_much():
     assert any(row.bits == 8 for row in options.stats.rows)
 
 
+@pytest.mark.parametrize(("level", "error"), [("lossless", 0), ("L1.1", 0.02), ("L1", 0.3)])
+def test_a_checkpointed_region_drops_out_again_what_it_dropped(level, error):
+    """The random state crosses too, and is left as it is."""
+
+    class Region(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Feed(nn.GELU(), nn.Dropout(0.3)), Feed(nn.GELU(), nn.Dropout(0.3))
+
+        def forward(self, x):
+            for part in (self.first, self.second):
+                x = x + checkpoint(part, x, use_reentrant=False)
+            return x.square()
+
+    plain, packed, options = pair(Region(), random(128, 64), level=level)
+    assert all(relative(p, q) <= error for p, q in zip(packed, plain, strict=True))
+    assert not any(row.shape == (128, 128) for row in options.stats.rows)  # what runs again is not kept
+
+
 def test_accumulated_passes_round_anew_and_keep_what_they_have():
     model, x = Feed(nn.GELU()), random(128, 64)
     packed = compiled(model, compile_options("L1"))
@@ -268,6 +288,56 @@ def test_given_widths_and_excluded_tensors():
     plain, packed, kept = pair(model, x, exclude=[name])
     assert rows(kept)[name].bits == 32
     assert all(torch.equal(p, q) for p, q in zip(packed, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exclude": ["0:linear"]}, "exclude: '0:linear' matches no tensor that crosses.*0:addmm"),
+        ({"level": "L2", "widths": {"0:addm:0": 8}}, "widths: '0:addm:0' .*did you mean '0:addmm:0'"),
+    ],
+)
+def test_a_name_that_no_tensor_has_is_refused_as_soon_as_that_is_known(settings, message):
+    options = compile_options(**settings)
+    model, x = compiled(Feed(nn.GELU()), options), random(128, 64)
+    model(x).sum().backward()
+    with pytest.raises(ConfigurationError, match=message):
+        _ = options.stats
+    with pytest.raises(ConfigurationError, match=message):
+        model(x)
+
+
+def test_of_a_graph_that_layers_share_every_layer_counts():
+    """As where each layer is compiled by itself: bytes are those of all layers, in every step."""
+    options = compile_options("L1")
+    torch._dynamo.reset()
+    layers = [torch.compile(Feed(nn.GELU()), backend=backend(options)) for _ in range(3)]
+    stored = []
+    for depth in (1, 3, 3):
+        x = random(128, 64)
+        for layer in layers[:depth]:
+            x = layer(x)
+        x.sum().backward()
+        stored.append(options.stats.stored_bytes)
+    _, _, one = pair(Feed(nn.GELU()), random(128, 64))
+    assert stored[0] == one.stats.stored_bytes
+    assert stored[1] == stored[2] > 2.5 * stored[0]
+
+
+def test_rows_are_those_of_the_last_pass():
+    """A pass without dropout has no masks, whatever ran before; two that wait for backward both count."""
+    options, x = compile_options("L1"), random(128, 64)
+    model = Feed(nn.Dropout(0.3))
+    packed = compiled(model, options)
+    packed(x).sum().backward()
+    with_masks = options.stats.stored_bytes
+    assert any(row.dtype == "bool" for row in options.stats.rows)
+    first, second = packed(x), packed(x)
+    assert options.stats.stored_bytes == 2 * with_masks
+    (first + second).sum().backward()
+    model.eval()
+    packed(x).sum().backward()
+    assert not any(row.dtype == "bool" for row in options.stats.rows)
 
 
 def test_small_tensors_are_kept():

@@ -73,3 +73,23 @@ def test_a_trainer_gives_the_compiler_its_settings_back():
     assert config.allow_buffer_reuse is False
     callback.on_train_end(arguments, None, None)
     assert (config.custom_partitioner_fn, config.allow_buffer_reuse) == before
+
+
+def test_what_was_compiled_before_a_training_or_in_it_is_compiled_anew():
+    """Otherwise a plain training in the same process would give its code to a compressed one, or take it."""
+    trainer = pytest.importorskip("activation_compression.trainer")
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    function, x = torch.compile(lambda x: x.sin(), backend=backend), torch.ones(3)
+    callback = trainer.CompressActivations("L1")
+    arguments = SimpleNamespace(torch_compile=True, torch_compile_backend="inductor")
+    for begin in (lambda: None, lambda: callback.on_train_begin(arguments, None, None)):
+        begin()
+        function(x), function(x)
+    callback.on_train_end(arguments, None, None)
+    function(x)
+    assert len(compiled) == 3

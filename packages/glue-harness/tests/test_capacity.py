@@ -76,6 +76,38 @@ def test_the_prediction_is_what_the_allocator_measures(rows):
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.05)
 
 
+SMALL = {
+    "t5-base": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+}
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_a_model_that_classifies_by_the_end_of_a_text_is_predicted_as_measured(model, allocated):
+    shape = {**SMALL[model], "vocab_size": 200}
+    one = config(
+        *("--model", model, "--batch-size", "5", "--max-length", "37"),
+        *(part for name, value in shape.items() for part in (f"--model.{name}", str(value))),
+    )
+    steps = Steps(one)
+    steps.forward_backward()
+    stored, measured = allocated(steps)
+    predicted = predict(one)
+    assert predicted.activations == stored
+    assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+def test_a_step_of_several_passes_has_gradients_while_it_saves(passes, allocated):
+    """Its peak is the allocator's, and above that of one pass by the gradients that lie there already."""
+    one, several = config("--batch-size", "16"), config("--batch-size", "16", "--accumulate", str(passes))
+    steps = Steps(several)
+    steps.forward_backward()
+    _, measured = allocated(steps)
+    predicted = predict(several)
+    assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
+    assert predicted.peak > predict(one).peak + 0.5 * predicted.gradients
+
+
 @pytest.mark.parametrize(
     ("line", "tensors"),
     [
@@ -159,6 +191,47 @@ def test_profile_takes_the_activation_method_from_a_file(tmp_path, capsys):
     file.write_text("model: demo\nmax_length: 16\nactivation: {name: checkpoint}\n")
     assert main(["profile", "--config", str(file), "--batch-sizes", "2", "--repeats", "1"]) == 0
     assert "| checkpoint |" in capsys.readouterr().out
+
+
+@needs("activation_compression")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_choice_that_cannot_run_says_why_and_stops_no_other(tmp_path):
+    line = ["--model", "demo", "--max-length", "16", "--budget", "4MB", "--compare", "swap,none"]
+    assert main(["capacity", *line, "--output-dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "max_batch_size_results.json").read_text())["results"]
+    assert "CUDA" in found["swap"]["error"]
+    assert found["none"]["largest"] > 1
+    lines = (tmp_path / "max_batch_size_results.md").read_text().splitlines()
+    [row] = [row for row in lines if row.startswith("| swap")]
+    assert row.count("|") == 5
+    assert found["swap"]["error"] in row
+
+
+@pytest.mark.parametrize("command", [["profile", "--predict"], ["capacity", "--budget", "1GB"]], ids=" ".join)
+def test_what_a_compiled_step_keeps_is_not_predicted(command, capsys):
+    """The compiler decides; a prediction for the model as it is would be another number."""
+    main([*command, "--model", "demo", "--compare", "none", "--compile"])
+    told = capsys.readouterr()
+    assert "--compile: what a compiled model keeps is measured" in told.out + told.err
+
+
+def test_a_measured_step_is_compiled_where_it_is_asked_for(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **settings: given.append(settings))
+    Steps(config("--compile"))
+    Steps(config())
+    assert len(given) == 1
+    assert given[0]["dynamic"]
+
+
+@needs("activation_compression")
+def test_a_compiled_measured_step_has_the_method_s_options(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **settings: given.append(settings))
+    Steps(config("--compile", "--activation", "compress"))
+    assert "custom_partitioner_fn" in given[0]["options"]
+    with pytest.raises(ConfigurationError, match="--compile"):
+        Steps(config("--compile", "--activation", "checkpoint"))
 
 
 @needs("activation_compression")  # the methods that are compared by default

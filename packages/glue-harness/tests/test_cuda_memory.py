@@ -179,3 +179,13 @@ def test_flash_attention_where_it_cannot_be_is_refused_in_one_line(line, said, c
     assert main(["capacity", *budget, *line]) == 2
     [message] = capsys.readouterr().err.splitlines()
     assert said in message
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash"])
+def test_an_attention_that_the_model_does_not_have_is_refused_in_one_line(attention, capsys):
+    """DeBERTa adds terms of its own to the scores, for which there is no kernel."""
+    shape = ["--model.num_hidden_layers", "1", "--precision", "bf16", "--attention", attention]
+    line = ["--device", "cuda", "--budget", "T4", "--compare", "none", "--model", "deberta-v3-base"]
+    assert main(["capacity", *line, *shape]) == 2
+    [message] = capsys.readouterr().err.splitlines()
+    assert f"--attention {attention}: DebertaV2" in message

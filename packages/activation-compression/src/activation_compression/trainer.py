@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import torch
 import torch._inductor.config
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -97,6 +98,7 @@ class CompressActivations(TrainerCallback, ExportableState):
         for name, value in self.compiled.items():
             self._before[name] = getattr(torch._inductor.config, name)
             setattr(torch._inductor.config, name, value)
+        torch.compiler.reset()  # otherwise code of an earlier training, without these options, is used again
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -116,8 +118,10 @@ class CompressActivations(TrainerCallback, ExportableState):
     def _unwrap(self) -> None:
         if self._wrapped is not None:
             restore_forward(*self._wrapped)
-        for name, value in self._before.items():
-            setattr(torch._inductor.config, name, value)
+        if self._before:
+            for name, value in self._before.items():
+                setattr(torch._inductor.config, name, value)
+            torch.compiler.reset()  # a later training without this callback must not use its code
         self._before.clear()
         self._wrapped = self._loss = None
 

@@ -154,11 +154,12 @@ class Crossing:
         returned = returned_by(self.forward)[: self.outputs]
         crossing = [*self.saved.values(), *self._symbols]
         output.args = ((*returned, *crossing),)
-        output.meta["desc"] = [
-            *output.meta["desc"][: self.outputs],
-            *_descriptions(list(self.saved.values())),
-        ]
-        output.meta["desc"] += _descriptions(self._symbols, len(self.saved))
+        if "desc" in output.meta:  # torch drops it if a checkpointed region draws random numbers
+            output.meta["desc"] = [
+                *output.meta["desc"][: self.outputs],
+                *_descriptions(list(self.saved.values())),
+                *_descriptions(self._symbols, len(self.saved)),
+            ]
         output.meta["output_stack_traces"] = [n and n.meta.get("stack_trace") for n in output.args[0]]
 
 

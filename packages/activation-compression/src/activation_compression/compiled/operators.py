@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from activation_compression.draws import Draws
 from activation_compression.flags import FLAG_GROUP
@@ -19,6 +21,7 @@ from activation_compression.grouping import Columns, Grouping, Neighbours
 from activation_compression.quantizer import Codes, Flags, pack_flags
 from activation_compression.rules import WORDS
 from activation_compression.statistics import SavedTensor
+from finetune_common.errors import ConfigurationError, did_you_mean
 
 __all__ = ["OPERATIONS", "STATES", "State"]
 
@@ -28,22 +31,69 @@ class State:
 
     Args:
         seed: Seed of the rounding.
+        named: "exclude" → patterns of "module:operation"; "widths" → "module:operation:number".
 
     Attributes:
         draws: The keys of the rounding.
-        rows: Name of a tensor → its row from the last forward pass that had it.
+        rows: The rows of the newest forward pass, and of earlier ones that still wait for backward.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, named: Mapping[str, Iterable[str]]) -> None:
         self.draws = Draws(seed)
-        self.rows: dict[str, SavedTensor] = {}
+        self.rows: list[SavedTensor] = []
+        self._first: StorageWeakRef | None = None
+        self._unseen = {(setting, name) for setting, names in named.items() for name in names}
+        self._names: set[str] = set()
 
-    def note(self, name: str, tensor: Tensor, dtype: str, bits: int, before: int, after: int, source: str):
-        """Write the row of a tensor."""
+    def note(
+        self,
+        name: str,
+        tensor: Tensor,
+        kept: Tensor,
+        dtype: str,
+        bits: int,
+        before: int,
+        after: int,
+        source: str,
+    ) -> None:
+        """Write the row of a tensor.
+
+        Args:
+            name: "module:operation:number".
+            tensor: The tensor.
+            kept: What waits for backward in its place. Once the first row's is gone, a new pass has begun: of
+                one graph that several layers share, all rows count.
+            dtype: Its dtype.
+            bits: Bits of an element that is kept.
+            before: Bytes of the tensor.
+            after: Bytes of what is kept.
+            source: How it is computed again, if it is.
+        """
+        if self._first is None or self._first.expired():
+            self.check_names()
+            self.rows.clear()
+            self._first = StorageWeakRef(kept.untyped_storage())
+        if self._unseen:
+            self._names.add(name)
         module, operation, _ = name.rsplit(":", 2)
-        self.rows[name] = SavedTensor(
-            module, operation, tuple(tensor.shape), dtype, bits, before, after, source
+        self.rows.append(
+            SavedTensor(module, operation, tuple(tensor.shape), dtype, bits, before, after, source)
         )
+
+    def check_names(self) -> None:
+        """Refuse names of settings that a whole forward pass did not have.
+
+        Raises:
+            ConfigurationError: Names the first, and the closest names of tensors.
+        """
+        if not self.rows:
+            return
+        for setting, name in sorted(self._unseen):
+            places = self._names if setting == "widths" else {own.rpartition(":")[0] for own in self._names}
+            if not any(fnmatchcase(place, name) for place in places):
+                close = did_you_mean(name, sorted(places))
+                raise ConfigurationError(f"{setting}: {name!r} matches no tensor that crosses: {close}")
+        self._unseen.clear()
 
 
 STATES: dict[str, State] = {}
@@ -80,7 +130,7 @@ def _encode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     own = STATES[state]
     codes = Codes.pack(_run(x, order), bits, _grouping(groups, size, columns), own.draws.next(x, name))
-    own.note(name, x, _type(x), bits, x.nbytes, codes.nbytes, "")
+    own.note(name, x, codes.codes, _type(x), bits, x.nbytes, codes.nbytes, "")
     return codes.codes.view(_words(groups, bits)), codes.low, codes.step
 
 
@@ -133,7 +183,7 @@ def _decode_fake(
 def _flags(x: Tensor, order: Sequence[int], state: str, name: str) -> Tensor:
     flags = pack_flags(_run(x, order))
     assert flags is not None
-    STATES[state].note(name, x, "bool", 1, x.nbytes, flags.codes.nbytes, "")
+    STATES[state].note(name, x, flags.codes, "bool", 1, x.nbytes, flags.codes.nbytes, "")
     return flags.codes
 
 
@@ -152,13 +202,14 @@ def _unflags_fake(codes: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _account(others: Sequence[Tensor], state: str, facts: str) -> Tensor:
-    """Write the rows of unpacked tensors; returns an empty tensor."""
+    """Write the rows of unpacked tensors; returns an empty tensor, which crosses."""
+    told = others[0].new_empty(0, dtype=torch.uint8)
     for tensor, (name, dtype, source) in zip(others, json.loads(facts), strict=True):
         before = tensor.numel() * getattr(torch, dtype).itemsize
         after = 0 if source else tensor.nbytes
         bits = 0 if source else 8 * tensor.element_size()
-        STATES[state].note(name, tensor, dtype, bits, before, after, source)
-    return others[0].new_empty(0, dtype=torch.uint8)
+        STATES[state].note(name, tensor, told, dtype, bits, before, after, source)
+    return told
 
 
 def _account_fake(others: Sequence[Tensor], state: str, facts: str) -> Tensor:

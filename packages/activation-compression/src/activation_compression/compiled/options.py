@@ -39,8 +39,16 @@ class CompileOptions(dict[str, object]):
 
     @property
     def stats(self) -> Statistics:
-        """The tensors that crossed in the last forward pass: a row per tensor, totals, ratio."""
-        return Statistics(list(self._state.rows.values()))
+        """The tensors that crossed in the last forward pass: a row per tensor, totals, ratio.
+
+        Earlier passes whose backward pass has not run yet are included.
+
+        Raises:
+            ConfigurationError: A name in `exclude` or `widths` that this pass does not have; the next forward
+                pass raises it too.
+        """
+        self._state.check_names()
+        return Statistics(list(self._state.rows))
 
     def state_dict(self) -> dict[str, object]:
         """Return how many tensors were rounded."""
@@ -85,7 +93,8 @@ def compile_options(
 
     Raises:
         ConfigurationError: A setting that does not exist; L0; a level that uses host memory; automatic
-            precision without `widths`.
+            precision without `widths`. In the second forward pass: a name in `exclude` or `widths` that the
+            first one did not have.
 
     Source: Liu et al. 2022 (arXiv 2206.11357) for the rounding; the released code works on eager models only.
 
@@ -116,5 +125,5 @@ def compile_options(
     from activation_compression.compiled.partitioner import Partitioner  # imports the compiler
 
     settings = replace(settings, state=f"{text} {number}")
-    STATES[settings.state] = State(seed)
+    STATES[settings.state] = State(seed, {"exclude": settings.exclude, "widths": by_name})
     return CompileOptions(Partitioner(settings), STATES[settings.state])

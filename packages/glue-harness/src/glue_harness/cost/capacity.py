@@ -116,8 +116,7 @@ def _measured(config: RunConfig, device: str, attention: str | None) -> float:
             peak = measured_peak(steps.forward_backward, device)
     except torch.OutOfMemoryError:
         return float("inf")
-    trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
-    return steps.state_bytes()["parameters"] + peak + optimizer_bytes(config) * trained
+    return steps.state_bytes()["parameters"] + peak + optimizer_bytes(config) * steps.trained
 
 
 METHODS = {"prediction": _predicted, "measurement": _measured}
@@ -136,6 +135,8 @@ def capacity(
 ) -> JsonObject:
     """Search the largest value for each choice of the activation slot.
 
+    A choice that cannot run (no GPU) is recorded with the reason and does not stop the others.
+
     Args:
         config: Model, slots, batch size and length of a step; `what` is changed in it.
         what: One of `SEARCHES`.
@@ -148,12 +149,16 @@ def capacity(
 
     Returns:
         What that file holds: for each choice the largest value (0: none fits), the peak there, and the
-        seconds that the search took.
+        seconds that the search took; or the reason why it cannot run.
+
+    Raises:
+        ConfigurationError: No choice can run, for instance as there is no model of this shape.
     """
     check_device(device, by, attention)
     changed(find_config(config.model), config.model_config)  # wrong fields are refused before any search
     step = SEARCHES[what][1]
     rows: JsonObject = {}
+    refused: list[ConfigurationError] = []
     for name, choice in choices.items():
         known: dict[int, float] = {}
 
@@ -163,7 +168,12 @@ def capacity(
             return known[n]
 
         began = time.perf_counter()
-        best = largest(cost, budget)
+        try:
+            best = largest(cost, budget)
+        except ConfigurationError as error:
+            rows[name] = {"activation": choice, "error": " ".join(str(error).split())}
+            refused.append(error)
+            continue
         rows[name] = {
             "activation": choice,
             "largest": best * step,
@@ -172,6 +182,8 @@ def capacity(
             "evaluations": len(known),
         }
         print(f"{name:24}{best * step:>10,}", flush=True)
+    if len(refused) == len(rows):
+        raise refused[0]
     report = {
         "model": config.model,
         "model_config": config.model_config,
@@ -197,12 +209,15 @@ def capacity(
 def table(report: JsonObject) -> str:
     """Return a report as a markdown table."""
     rows = report["results"]
-    against = next(iter(rows.values()))["largest"]
+    against = next(iter(rows.values())).get("largest")
     lines = [
         f"| activations | largest {report['search']} | times the first | peak, GB |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, row in rows.items():
+        if "error" in row:
+            lines.append(f"| {name} | {row['error']} | | |")
+            continue
         times = f"{row['largest'] / against:.2f}" if against else ""
         peak = f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "does not fit"
         lines.append(f"| {name} | {row['largest']:,} | {times} | {peak} |")

@@ -112,8 +112,13 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
         Bytes; exact for saved tensors, within a few percent for the peak (kernels' work space is not seen).
 
     Raises:
-        ConfigurationError: FlashAttention in float32.
+        ConfigurationError: FlashAttention in float32; a compiled model, whose compiler decides what is kept.
     """
+    if config.compile:
+        raise ConfigurationError(
+            "--compile: what a compiled model keeps is measured, not predicted: use profile without "
+            "--predict, or capacity --by measurement"
+        )
     if attention == "flash" and config.precision == "fp32":
         raise ConfigurationError(
             "--attention flash needs half precision: use --precision bf16, or --attention sdpa"
@@ -125,9 +130,10 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
         loss, stored = steps.metered_forward()
         loss.backward()
         del loss
-        trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
+        if config.accumulate > 1:  # a later pass begins with gradients in place
+            steps.forward().backward()
         gradients = sum(p.grad.nbytes for p in steps.model.parameters() if p.grad is not None)
-        optimizer = round(state * trained)
+        optimizer = round(state * steps.trained)
         peak = max(live.peak, fixed + gradients) + optimizer + (WORKSPACE if device == "cuda" else 0)
         return Footprint(steps.state_bytes()["parameters"], gradients, optimizer, stored, peak)
 

@@ -46,11 +46,10 @@ def profile_step(
     loss, stored = steps.metered_forward()
     del loss
     gc.collect()
-    fixed = steps.state_bytes()
     peak = measured_peak(steps.forward_backward, device)
     sizes = steps.state_bytes()
     return {
-        "bytes": sizes | {"activations": stored, "peak": fixed["parameters"] + fixed["optimizer"] + peak},
+        "bytes": sizes | {"activations": stored, "peak": sizes["parameters"] + sizes["optimizer"] + peak},
         "seconds": {"step": median(steps_taken), "without_optimizer": median(passes), "all": steps_taken},
         "rows_per_second": config.batch_size * config.accumulate / median(steps_taken),
     }

@@ -30,10 +30,17 @@ class Steps:
         self.config, self.device = config, device
         self.run = create_untrained(config, device, attention)
         self.methods, self.model = self.run.methods, self.run.model.train()
+        if config.compile:
+            self.methods.compile(self.model)
         rows = (config.batch_size, config.max_length)
-        words = cast("PretrainedConfig", self.model.config).get_text_config().vocab_size
+        text = cast("PretrainedConfig", self.model.config).get_text_config()
+        words = torch.randint(5, text.vocab_size - 1, rows, device=device)
+        end = getattr(text, "eos_token_id", None)
+        if isinstance(end, int) and 0 <= end < text.vocab_size:  # T5 and BART classify by one end in each row
+            words += words >= end
+            words[:, -1] = end
         self.batch = {
-            "input_ids": torch.randint(5, words, rows, device=device),
+            "input_ids": words,
             "labels": torch.zeros(rows[0], dtype=torch.long, device=device),
         }
         self.optimizer: torch.optim.Optimizer | None = None
@@ -86,6 +93,11 @@ class Steps:
         self.finish(step)
         wait()
         return between - began, time.perf_counter() - began
+
+    @property
+    def trained(self) -> int:
+        """How many numbers train."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def state_bytes(self) -> dict[str, int]:
         """Return the current bytes of parameters, gradients and optimizer state."""

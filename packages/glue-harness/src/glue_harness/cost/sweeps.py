@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -116,7 +117,7 @@ def _memory(configs: Sequence[RunConfig]) -> str:
     peaks, unknown = {}, []
     for config in largest.values():
         try:
-            peaks[config.model] = predict(config).peak
+            peaks[config.model] = predict(replace(config, compile=False)).peak  # compiled, about as much
         except (ConfigurationError, DataDependentOutputException, DynamicOutputShapeException):
             # the model is not on this machine, or it reads values, which fake rows do not have
             unknown.append(config.model)

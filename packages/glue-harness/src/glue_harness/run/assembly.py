@@ -191,14 +191,12 @@ def create_untrained(config: RunConfig, device: str = "cpu", attention: str | No
         attention: "eager" uses plain operations, others torch's kernels; by default the model's own.
 
     Raises:
-        ConfigurationError: There is no model of this shape.
+        ConfigurationError: There is no model of this shape, or not with this attention.
     """
     torch.manual_seed(config.seed)
     methods = build_methods(config)
     with torch.device(device):
-        model = build_model(config.model, config.model_config, config.max_length)
-        if attention is not None:
-            model.set_attn_implementation("eager" if attention == "eager" else "sdpa")
+        model = build_model(config.model, config.model_config, config.max_length, attention)
         return Run(config, methods, methods.adaptation.apply(model))
 
 

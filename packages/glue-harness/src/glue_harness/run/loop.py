@@ -89,8 +89,7 @@ class Training:
             self._attach()
         self.scaled = processes.scaled(self.optimizer)
         if self.config.compile:
-            options = getattr(self.methods.activation, "compile_options", dict)()
-            self.model.compile(dynamic=True, options=options or None)  # one graph for texts of all lengths
+            self.methods.compile(self.model)
         self.forward = processes.replicate(self.model, has_unused)
         self.parts = list(run.parts.values())
         self.scheduler = self.plan.schedule(self.optimizer)

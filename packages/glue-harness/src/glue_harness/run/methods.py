@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError
 from finetune_common.slots import Activation, Adaptation, Gradient, Monitor, Optimizer, available, find
 from glue_harness.config.fields import RunConfig
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Methods", "build_methods", "method_versions"]
 
@@ -35,6 +38,15 @@ class Methods:
         for method in (*one_each, *self.gradient, *self.monitor):
             if reason := getattr(method, "not_sharded", None):
                 raise ConfigurationError(f"--sharding fsdp: {method.name!r} {reason}, or use --sharding none")
+
+    def compile(self, model: torch.nn.Module) -> None:
+        """Compile a model in place, with the options of the activation method.
+
+        Raises:
+            ConfigurationError: The activation method cannot be compiled.
+        """
+        options = getattr(self.activation, "compile_options", dict)()
+        model.compile(dynamic=True, options=options or None)  # one graph for texts of all lengths
 
     def warn_of_idle_clipping(self, max_grad_norm: float) -> None:
         """Warn if an optimizer's clipping never acts, because gradients are clipped before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -241,16 +241,19 @@ def _draw_head_anew(model: transformers.PreTrainedModel, report: JsonObject) -> 
     return bool(trained)
 
 
-def build_model(model: str, model_config: Settings | None, max_length: int) -> transformers.PreTrainedModel:
+def build_model(
+    model: str, model_config: Settings | None, max_length: int, attention: str | None = None
+) -> transformers.PreTrainedModel:
     """Return a classifier of two labels with random weights; a preset of `architectures` needs no network.
 
     Args:
         model: Preset, hub name, folder, or `demo`.
         model_config: Fields of the model's configuration to change.
         max_length: Most tokens of a row.
+        attention: "eager" uses plain operations, others torch's kernels; by default the model's own.
 
     Raises:
-        ConfigurationError: No such field, or no model of this shape.
+        ConfigurationError: No such field, no model of this shape, or an attention that it does not have.
     """
     labels = {"num_labels": 2, "problem_type": "single_label_classification"}
     shape = changed(find_config(model), {**labels, **(model_config or {})})
@@ -260,6 +263,14 @@ def build_model(model: str, model_config: Settings | None, max_length: int) -> t
         reason = " ".join(str(error).split())[:160]
         raise ConfigurationError(f"--model {model}: no model of this shape: {reason}") from None
     check_positions(built, max_length)
+    if attention is not None:
+        kind = "eager" if attention == "eager" else "sdpa"
+        with suppress(ValueError):  # transformers raises, or leaves the model as it is
+            built.set_attn_implementation(kind)
+        if (own := built.config._attn_implementation) != kind:
+            raise ConfigurationError(
+                f"--attention {attention}: {type(built).__name__} has only {own!r} attention: leave it out"
+            )
     return built
 
 
