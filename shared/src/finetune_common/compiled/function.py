@@ -105,8 +105,9 @@ class Compiled:
             plain.__closure__,
         )
         function.__kwdefaults__ = plain.__kwdefaults__
+        options = cast(Any, self.options)  # torch lists the types of values
         return torch.compile(  # pyright: ignore[reportUnknownMemberType]  # its arguments have no types
-            function, dynamic=self.dynamic, fullgraph=True, backend=self.backend, options=self.options
+            function, dynamic=self.dynamic, fullgraph=True, backend=self.backend, options=options
         )
 
     def _give_up(self, error: BaseException) -> None:
