@@ -89,7 +89,7 @@ def fetched(x: Tensor, bits: int, columns: int) -> Tensor:
 
 def in_a_graph(x: Tensor, bits: int, columns: int) -> Tensor:
     """The operations of compiled models, on a tensor whose last two axes were exchanged."""
-    STATES["test"] = State(0)
+    STATES["test"] = State(0, {})
     settings = bits, "columns", GROUPS, columns
     encoded = OPERATIONS.encode(x.transpose(0, 1), [1, 0, 2], *settings, "test", "linear:linear:0")
     return OPERATIONS.decode(*encoded, *settings, list(x.shape), x.dtype)
