@@ -63,7 +63,7 @@ class Compiled:
         dynamic: bool | None = None,
         backend: str | Function = "inductor",
         otherwise: Function | None = None,
-        options: dict[str, object] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
         self.function, self.what, self.name = function, what, name or function.__name__
         self.options = options
