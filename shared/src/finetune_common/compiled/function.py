@@ -105,9 +105,8 @@ class Compiled:
             plain.__closure__,
         )
         function.__kwdefaults__ = plain.__kwdefaults__
-        options = cast(Any, self.options)  # torch lists the types of values
         return torch.compile(  # pyright: ignore[reportUnknownMemberType]  # its arguments have no types
-            function, dynamic=self.dynamic, fullgraph=True, backend=self.backend, options=options
+            function, dynamic=self.dynamic, fullgraph=True, backend=self.backend, options=self.options
         )
 
     def _give_up(self, error: BaseException) -> None:
