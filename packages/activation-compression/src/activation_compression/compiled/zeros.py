@@ -7,8 +7,9 @@ stay zeros in products with anything, in sums of such gradients, and in what wor
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, fx
 
@@ -193,8 +194,7 @@ class Zeros:
         if name in RESHAPES:
             return self._pick.front(node) > 0
         if name in REDUCTIONS:
-            axes = arguments_of(node).get("dim")
-            numbers = [_number(axis, source) for axis in axes] if isinstance(axes, list | tuple) else []
+            numbers = [_number(axis, source) for axis in _entries(arguments_of(node).get("dim"))]
             return bool(numbers) and min(numbers) >= front > 0
         return (is_pointwise(node) or name in ("expand", *CASTS)) and self._along(node, source)
 
@@ -224,7 +224,7 @@ class Zeros:
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the lengths of a tensor; none if they vary between calls, or if a node is no tensor."""
     value = node.meta.get("val")
-    lengths = value.shape if isinstance(value, Tensor) else ()
+    lengths = cast("tuple[object, ...]", value.shape) if isinstance(value, Tensor) else ()
     constant = tuple(length for length in lengths if isinstance(length, int))
     return constant if len(constant) == len(lengths) else ()
 
@@ -242,9 +242,14 @@ def _position(index: object, length: int) -> int | None:
 
 def _nodes(indices: object) -> tuple[fx.Node, ...]:
     """Return indices if all of them are nodes; otherwise none."""
-    given: list[object] = list(indices) if isinstance(indices, list | tuple) else []
+    given = _entries(indices)
     nodes = tuple(index for index in given if isinstance(index, fx.Node))
     return nodes if len(nodes) == len(given) else ()
+
+
+def _entries(argument: object) -> Sequence[object]:
+    """Return the entries of a list; of another argument none."""
+    return cast("Sequence[object]", argument) if isinstance(argument, list | tuple) else ()
 
 
 def _is_zero(node: object) -> bool:
