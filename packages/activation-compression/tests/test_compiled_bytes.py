@@ -29,7 +29,7 @@ def llama():
     return LlamaForSequenceClassification(config)
 
 
-@pytest.mark.parametrize(("make", "stored", "derived"), [(bert, 7.5, 11), (llama, 6.8, 10.5)])
+@pytest.mark.parametrize(("make", "stored", "derived"), [(bert, 7.5, 11), (llama, 6.8, 14)])
 def test_fewer_bytes_than_the_plain_compiled_model(make, stored, derived):
     """16 x 128; torch's own partition beside what is stored, and beside what is derived as well."""
     torch.manual_seed(0)

@@ -98,7 +98,8 @@ def rounded(
     Returns:
         The codes of all pieces in one integer, the first in the lowest bits; m and s per group and column.
     """
-    if not torch.compiler.is_compiling() and len(pieces) * pieces[0].numel() <= FEW:
+    small = len(pieces) > 2 and len(pieces) * pieces[0].numel() <= FEW
+    if small and not torch.compiler.is_compiling():
         return _rounded_at_once(torch.stack(list(pieces)), bits, keys, axis)
     levels = 2**bits - 1
     low, high = pieces[0], pieces[0]
@@ -120,12 +121,12 @@ def rounded(
     return codes, low.to(torch.bfloat16), step.to(torch.bfloat16)
 
 
-FEW = 2**16
+FEW = 2**15
 """Most elements to round at once: fewer operations, but more memory."""
 
 
 def _rounded_at_once(pieces: Tensor, bits: int, keys: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same as `rounded` of stacked pieces, in a quarter of the operations: each takes its time."""
+    """Return the same as `rounded` of stacked pieces, in fewer operations: each takes its time."""
     count, levels, integers = len(pieces), 2**bits - 1, shifting(bits * len(pieces))
     around = (0, axis + 1)
     low = _bfloat16_below(pieces.amin(dim=around, keepdim=True))

@@ -8,7 +8,10 @@ activation_compression.compiled.readings    what the backward graph does with ea
 activation_compression.compiled.groups      which elements share a minimum and a step
 activation_compression.compiled.made_again  what need not cross
 activation_compression.compiled.attention   fused attention, run again
+activation_compression.compiled.picked      what backward needs at one position of an axis only
+activation_compression.compiled.zeros       gradients that are zero at all others
 activation_compression.compiled.crossing    a pair of graphs
+activation_compression.compiled.calls       what a node calls
 activation_compression.compiled.tensors     what a node stands for
 activation_compression.compiled.naming      names of tensors
 activation_compression.compiled.operators   the operations that pack and unpack

@@ -13,9 +13,10 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from activation_compression.compiled.calls import arguments_of, names_of, packet
 from activation_compression.compiled.crossing import Crossing, make
 from activation_compression.compiled.made_again import copied_back
-from activation_compression.compiled.readings import AGAIN, arguments_of, names_of, packet
+from activation_compression.compiled.readings import AGAIN
 from activation_compression.compiled.tensors import order_of, root_of
 
 __all__ = ["attend_again"]

@@ -13,12 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 
-from activation_compression.compiled.readings import packet
-
-__all__ = ["Crossing", "is_view", "just_in_time", "make", "returned_by", "source_of"]
+__all__ = ["Crossing", "Size", "just_in_time", "make", "returned_by"]
 
 Size = int | fx.Node
 
@@ -43,19 +40,6 @@ def _value(node: fx.Node) -> Any:
 def returned_by(graph: fx.Graph) -> list[Any]:
     """Return the results of a graph."""
     return list(cast("tuple[Any, ...]", graph.output_node().args[0]))
-
-
-def is_view(node: fx.Node) -> bool:
-    """Return whether a node's result lies in the memory of its first argument."""
-    target = node.target
-    if not isinstance(target, OpOverload) or not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    return target.is_view or packet(node.target) == "_unsafe_view"
-
-
-def source_of(view: fx.Node) -> fx.Node:
-    """Return the node of which a node is a view, a cast or an item."""
-    return cast("fx.Node", view.args[0])
 
 
 class Crossing:
@@ -144,9 +128,9 @@ class Crossing:
         if isinstance(length, int):
             return length, length
         with self.forward.inserting_after(after):
-            here = self.forward.call_function(torch.ops.aten.sym_size.int, (made, dim))
-        here.meta["val"] = length
-        return here, self.size(made, dim)
+            symbol = self.forward.call_function(torch.ops.aten.sym_size.int, (made, dim))
+        symbol.meta["val"] = length
+        return symbol, self.size(made, dim)
 
     def finish(self) -> None:
         """Make the forward graph return the tensors that cross now."""

@@ -6,7 +6,8 @@ import math
 
 from torch import fx
 
-from activation_compression.compiled.readings import formula_name, packet
+from activation_compression.compiled.calls import packet
+from activation_compression.compiled.readings import formula_name
 from activation_compression.compiled.tensors import hint_of, order_of
 from activation_compression.group_choice import FAR, IMAGES, chosen
 from activation_compression.grouping import Columns

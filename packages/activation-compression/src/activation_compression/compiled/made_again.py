@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from activation_compression.compiled.crossing import Crossing, is_view
-from activation_compression.compiled.readings import CASTS, packet
+from activation_compression.compiled.calls import CASTS, is_pointwise, is_view, packet
+from activation_compression.compiled.crossing import Crossing
 from activation_compression.compiled.tensors import hint_of, is_of_parameter, root_of
 
 __all__ = ["copied_back", "make_again"]
@@ -62,10 +62,10 @@ def _follows_from_parameters(node: fx.Node, deepest: int) -> bool:
     target = node.target
     if deepest == 0 or node.op != "call_function" or not isinstance(target, OpOverload):
         return False
-    tags, name = target.tags, packet(node.target)
-    if torch.Tag.nondeterministic_seeded in tags:
+    name = packet(target)
+    if torch.Tag.nondeterministic_seeded in target.tags:
         return False
-    cheap = torch.Tag.pointwise in tags or is_view(node) or name in (*GATHERING, *CASTS)
+    cheap = is_pointwise(node) or is_view(node) or name in (*GATHERING, *CASTS)
     whole = isinstance(node.meta["val"], Tensor) and not node.meta["val"].is_floating_point()
     made_of_nothing = not node.all_input_nodes
     return (cheap or whole or made_of_nothing) and all(
@@ -85,9 +85,9 @@ def copied_back(crossing: Crossing, node: fx.Node, known: dict[fx.Node, fx.Node]
     if node in known:
         return known[node]
     value: Tensor | torch.SymInt = node.meta["val"]
-    there = next((given for given, made in crossing.known().items() if made is node), None)
-    if there is not None and there is not beside:
-        known[node] = there
+    crossed = next((given for given, made in crossing.known().items() if made is node), None)
+    if crossed is not None and crossed is not beside:
+        known[node] = crossed
     elif isinstance(value, torch.SymInt):
         known[node] = crossing.symbol(node)
     elif node.op == "placeholder" or value.dtype == torch.bool:

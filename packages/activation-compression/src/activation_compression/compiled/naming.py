@@ -6,7 +6,7 @@ import re
 
 from torch import fx
 
-from activation_compression.compiled.readings import packet
+from activation_compression.compiled.calls import packet
 
 __all__ = ["place_of"]
 
@@ -48,6 +48,6 @@ def module_path(path: str) -> str:
         ('encoder.layer.0.output', 'head')
     """
     path = re.sub(r"^L\['\w+'\]", "", path)
-    path = _INDEX.sub(lambda found: "." + (found[1] or found[2] or ""), path)
+    path = _INDEX.sub(lambda key: "." + (key[1] or key[2] or ""), path)
     parts = [part for part in path.split(".") if part and part not in ("_modules", "_orig_mod", "module")]
     return ".".join(parts)

@@ -89,7 +89,9 @@ class State:
         if not self.rows:
             return
         for setting, name in sorted(self._unseen):
-            places = self._names if setting == "widths" else {own.rpartition(":")[0] for own in self._names}
+            places = (
+                self._names if setting == "widths" else {known.rpartition(":")[0] for known in self._names}
+            )
             if not any(fnmatchcase(place, name) for place in places):
                 close = did_you_mean(name, sorted(places))
                 raise ConfigurationError(f"{setting}: {name!r} matches no tensor that crosses: {close}")
@@ -128,9 +130,10 @@ def _encode(
     state: str,
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    own = STATES[state]
-    codes = Codes.pack(_run(x, order), bits, _grouping(groups, size, columns), own.draws.next(x, name))
-    own.note(name, x, codes.codes, _type(x), bits, x.nbytes, codes.nbytes, "")
+    shared = STATES[state]
+    keys = shared.draws.next(x, name)
+    codes = Codes.pack(_run(x, order), bits, _grouping(groups, size, columns), keys)
+    shared.note(name, x, codes.codes, _type(x), bits, x.nbytes, codes.nbytes, "")
     return codes.codes.view(_words(groups, bits)), codes.low, codes.step
 
 
@@ -161,9 +164,8 @@ def _decode(
     sizes: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    own = _grouping(groups, size, columns)
-    packed = codes.view(torch.uint8), low, step
-    return Codes(*packed, bits, own, math.prod(sizes), dtype).unpack().view(list(sizes))
+    packed, grouping = (codes.view(torch.uint8), low, step), _grouping(groups, size, columns)
+    return Codes(*packed, bits, grouping, math.prod(sizes), dtype).unpack().view(list(sizes))
 
 
 def _decode_fake(
@@ -203,13 +205,13 @@ def _unflags_fake(codes: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _account(others: Sequence[Tensor], state: str, facts: str) -> Tensor:
     """Write the rows of unpacked tensors; returns an empty tensor, which crosses."""
-    told = others[0].new_empty(0, dtype=torch.uint8)
-    for tensor, (name, dtype, source) in zip(others, json.loads(facts), strict=True):
-        before = tensor.numel() * getattr(torch, dtype).itemsize
+    empty = others[0].new_empty(0, dtype=torch.uint8)
+    for tensor, (name, dtype, source, elements) in zip(others, json.loads(facts), strict=True):
+        before = (elements or tensor.numel()) * getattr(torch, dtype).itemsize
         after = 0 if source else tensor.nbytes
         bits = 0 if source else 8 * tensor.element_size()
-        STATES[state].note(name, tensor, told, dtype, bits, before, after, source)
-    return told
+        STATES[state].note(name, tensor, empty, dtype, bits, before, after, source)
+    return empty
 
 
 def _account_fake(others: Sequence[Tensor], state: str, facts: str) -> Tensor:

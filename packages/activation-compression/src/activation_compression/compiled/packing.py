@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, fx
 
 from activation_compression.compiled.attention import attend_again
+from activation_compression.compiled.calls import packet
 from activation_compression.compiled.crossing import Crossing, Size, just_in_time, make, returned_by
 from activation_compression.compiled.groups import grouping_of
 from activation_compression.compiled.made_again import make_again
 from activation_compression.compiled.naming import place_of
 from activation_compression.compiled.operators import OPERATIONS
-from activation_compression.compiled.readings import Reader, Verdict, packet, strictest
+from activation_compression.compiled.picked import keep_picked
+from activation_compression.compiled.readings import Reader, Verdict, strictest
 from activation_compression.compiled.settings import Settings
 from activation_compression.compiled.tensors import (
     copied,
@@ -53,8 +55,8 @@ def pack(forward: fx.GraphModule, backward: fx.GraphModule, outputs: int, settin
         module.recompile()
 
 
-Account = tuple[fx.Node, tuple[str, str, str]]
-"""A tensor, its name, its dtype, and its source if it is recomputed."""
+Account = tuple[fx.Node, tuple[str, str, str, int]]
+"""A tensor; its name, its dtype, its source if it is recomputed, its elements if not all of them cross."""
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Packing:
         self._numbers: Counter[str] = Counter()
         self._accounts: list[Account] = []
         self._trained = trained(crossing)
+        self._picked: dict[fx.Node, fx.Node] = {}
         visible = returned_by(crossing.forward)[: crossing.outputs]
         self._visible = {memory_of(node) for node in visible if isinstance(node, fx.Node)}
 
@@ -83,8 +86,10 @@ class Packing:
         make_again(crossing, settings.min_elements, settings.derive)
         if settings.level.rounds:
             for made, again in attend_again(crossing).items():
-                entry = self._name(made), dtype_of(made), packet(again.target).strip("_")
+                entry = self._name(made), dtype_of(made), packet(again.target).strip("_"), 0
                 self._tell([(made, entry)], after=made)
+        gradients = Reader(crossing.backward).gradients
+        self._picked = keep_picked(crossing, gradients, self._visible)
         reader = Reader(crossing.backward)
         groups: dict[fx.Node, list[Member]] = {}
         for given, made in crossing.tensors():
@@ -107,8 +112,8 @@ class Packing:
         memory = memory_of(made)
         if hint_of(value.numel()) < self._settings.min_elements or is_of_parameter(made):
             return exact
-        if memory.op == "placeholder" or memory in self._visible:
-            return exact  # available anyway
+        if memory.op == "placeholder" or memory in self._visible or made in self._picked:
+            return exact  # available anyway, or few elements of a tensor
         if value.dtype == torch.bool:
             return Verdict("flags")
         if made not in self._trained or value.dtype not in FLOATING or not self._settings.level.rounds:
@@ -122,7 +127,7 @@ class Packing:
     def _pack(self, members: list[Member]) -> None:
         """Pack a tensor with all views of it that cross."""
         made, kinds = members[0].made, {member.verdict.kind for member in members}
-        name = self._name(made)
+        name = self._name(self._picked.get(made, made))
         if "exact" in kinds or self._settings.excludes(name):
             self._account(made, name)
             return
@@ -139,16 +144,16 @@ class Packing:
             self._encode(members, name, bits)
 
     def _encode(self, members: list[Member], name: str, bits: int) -> None:
-        crossing, own = self._crossing, self._settings
+        crossing, settings = self._crossing, self._settings
         made, beside = members[0].made, members[0].given
         root, order = root_of(made), order_of(made.meta["val"])
         groups = strictest({member.verdict.groups for member in members})
-        kind, size = grouping_of(root, groups, own.group_size)
-        here, there = (1, 1)
+        kind, size = grouping_of(root, groups, settings.group_size)
+        columns, columns_back = 1, 1  # the forward graph's number of columns, and the backward graph's
         if kind == "columns":
-            here, there = crossing.row(root, made, order_of(root.meta["val"])[-1])
-        with crossing.forward.inserting_after(made if isinstance(here, int) else here):
-            arguments = (made, order, bits, kind, size, here, own.state, name)
+            columns, columns_back = crossing.row(root, made, order_of(root.meta["val"])[-1])
+        with crossing.forward.inserting_after(made if isinstance(columns, int) else columns):
+            arguments = (made, order, bits, kind, size, columns, settings.state, name)
             packed = make(crossing.forward, OPERATIONS.encode.default, *arguments)
         parts: list[fx.Node] = []
         after = packed
@@ -161,12 +166,13 @@ class Packing:
         dtype = made.meta["val"].dtype
 
         def decoded(sizes: list[Size]) -> fx.Node:
-            if kind == "columns" and isinstance(there, int):
-                written = decoding(parts[0].meta["val"], bits, Columns(size, there), sizes, dtype)
+            if kind == "columns" and isinstance(columns_back, int):
+                grouping = Columns(size, columns_back)
+                written = decoding(parts[0].meta["val"], bits, grouping, sizes, dtype)
                 if written is not None:
                     return write_out(crossing.backward, written, *parts)
-            settings = (bits, kind, size, there, sizes, dtype)
-            return make(crossing.backward, OPERATIONS.decode.default, *parts, *settings)
+            arguments = (bits, kind, size, columns_back, sizes, dtype)
+            return make(crossing.backward, OPERATIONS.decode.default, *parts, *arguments)
 
         self._unpack(members, decoded)
 
@@ -246,7 +252,8 @@ class Packing:
     def _account(self, made: fx.Node, name: str, dtype: str = "") -> None:
         """Note a tensor that is not packed; parameters do not count as activations."""
         if isinstance(made.meta["val"], Tensor) and not is_of_parameter(made):
-            self._accounts.append((made, (name, dtype or dtype_of(made), "")))
+            whole = self._picked[made].meta["val"].numel() if made in self._picked else 0
+            self._accounts.append((made, (name, dtype or dtype_of(made), "", whole)))
 
     def _close(self) -> None:
         """Write the rows of unpacked tensors, once per forward pass."""
@@ -259,11 +266,11 @@ class Packing:
         crossing = self._crossing
         facts = json.dumps([entry for _, entry in accounts])
         with crossing.forward.inserting_after(after):
-            told = make(
+            empty = make(
                 crossing.forward,
                 OPERATIONS.account.default,
                 [made for made, _ in accounts],
                 self._settings.state,
                 facts,
             )
-        crossing.cross(told, next(iter(crossing.saved)))
+        crossing.cross(empty, next(iter(crossing.saved)))

@@ -16,19 +16,16 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
+from activation_compression.compiled.calls import CASTS, arguments_of, is_view, packet
 from activation_compression.formulas import COUPLED, EXACT, FACTOR, FORMULAS, SMOOTH, Entry, Formula
 
 __all__ = [
     "AGAIN",
     "Reader",
     "Verdict",
-    "arguments_of",
     "forces_saving",
     "formula_name",
-    "names_of",
-    "packet",
     "strictest",
 ]
 
@@ -38,7 +35,6 @@ BOUNDED = ("tanh", "sigmoid")
 """Functions of bounded slope that the table lists by their result."""
 ADDITIVE = ("add", "sub", "rsub", "neg", "sum", "mean", "cat", "clone", "repeat", "constant_pad_nd")
 ROWS = ("index", "index_select", "flip", "roll")
-CASTS = ("convert_element_type", "_to_copy")
 PATIENCE = 4
 """Longest chain of nodes that pass on a gradient from a singular formula."""
 
@@ -65,26 +61,6 @@ AGAIN = "activation_compression_again"
 def is_consistent(node: fx.Node) -> bool:
     """Return whether the results that a fused attention's backward reads follow from its q, k and v."""
     return bool(node.meta.get(AGAIN))
-
-
-def packet(target: object) -> str:
-    """Return the name of an operation without its overload; empty if it is not one."""
-    if not isinstance(target, OpOverload):
-        return ""
-    return target._opname  # pyright: ignore[reportPrivateUsage]  # its public name has the overload
-
-
-def names_of(target: object) -> list[str]:
-    """Return the names of an operation's arguments; none if it is not one."""
-    if not isinstance(target, OpOverload):
-        return []
-    return [a.name for a in target._schema.arguments]  # pyright: ignore[reportPrivateUsage]  # torch's only way
-
-
-def arguments_of(node: fx.Node) -> dict[str, object]:
-    """Return the arguments of a node by name; none if it calls no operation."""
-    names = names_of(node.target)
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs} if names else {}
 
 
 def formula_name(operation: str) -> str:
@@ -183,7 +159,7 @@ class Reader:
                 if user not in self.gradients and user not in seen:
                     seen.add(user)
                     waiting.append(user)
-                    if node in direct and _is_view(user):
+                    if node in direct and is_view(user):
                         direct.add(user)
         return Verdict("half" if half else "rounded", finer, strictest(groups), tuple(gates))
 
@@ -218,7 +194,7 @@ class Reader:
                     for given in node.all_input_nodes
                 ):
                     return True
-                if _is_view(node) or name in ADDITIVE or name in CASTS:
+                if is_view(node) or name in ADDITIVE or name in CASTS:
                     further += [given for given in node.all_input_nodes if given in self.gradients]
             waiting = further
         return False
@@ -232,19 +208,18 @@ def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: Entries) ->
         names = _names(user, value)
         if names and is_consistent(user) and set(names) <= {"out", "logsumexp"}:
             return SMOOTH  # made again
-        found = [entries.get(SAME.get(name, name), EXACT) for name in names]
+        read = [entries.get(SAME.get(name, name), EXACT) for name in names]
     else:
-        found = list(entries.values())
-    if not found or not all(isinstance(entry, Formula) for entry in found):
-        return EXACT
-    formulas = [entry for entry in found if isinstance(entry, Formula)]
-    return formulas[0] if len({entry.kind for entry in formulas}) == 1 else EXACT
+        read = list(entries.values())
+    formulas = [entry for entry in read if isinstance(entry, Formula)]
+    alike = len(formulas) == len(read) and len({formula.kind for formula in formulas}) == 1
+    return formulas[0] if alike else EXACT
 
 
 def _of_forward(group: str, entries: Entries) -> Formula:
     """A repeated forward operation: smooth if its slope is."""
-    own = entries.get("self", entries.get("input", EXACT))
-    if group in BOUNDED or (isinstance(own, Formula) and own.kind in ("linear", "smooth")):
+    of_input = entries.get("self", entries.get("input", EXACT))
+    if group in BOUNDED or (isinstance(of_input, Formula) and of_input.kind in ("linear", "smooth")):
         return SMOOTH
     result = entries.get("result")
     return result if isinstance(result, Formula) and result.kind == "logarithm" else EXACT
@@ -252,7 +227,7 @@ def _of_forward(group: str, entries: Entries) -> Formula:
 
 def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
     """An operation that is its own formula: products, sums, views."""
-    if _is_view(user) or name in ADDITIVE or name in CASTS or name in BOUNDED:
+    if is_view(user) or name in ADDITIVE or name in CASTS or name in BOUNDED:
         return SMOOTH
     places = _names(user, value)
     if name in ROWS and places == ["self"]:
@@ -281,11 +256,6 @@ def _settings(node: fx.Node) -> SimpleNamespace:
 def _names(user: fx.Node, value: fx.Node) -> list[str]:
     """Return the names of a node's arguments that hold a value."""
     return [name for name, entry in arguments_of(user).items() if entry is value]
-
-
-def _is_view(node: fx.Node) -> bool:
-    target = node.target
-    return isinstance(target, OpOverload) and (target.is_view or packet(node.target) == "_unsafe_view")
 
 
 def _kind_of(node: fx.Node) -> torch.dtype | None:

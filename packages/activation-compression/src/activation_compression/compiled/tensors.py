@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from activation_compression.compiled.crossing import Crossing, is_view, returned_by, source_of
-from activation_compression.compiled.readings import CASTS, packet
+from activation_compression.compiled.calls import CASTS, is_view, packet, source_of
+from activation_compression.compiled.crossing import Crossing, returned_by
 
 __all__ = [
     "OWN",
@@ -56,11 +56,11 @@ def trained(crossing: Crossing) -> set[fx.Node]:
     """Return the nodes that depend on an input whose gradient the backward graph returns."""
     inputs = crossing.forward.find_nodes(op="placeholder")
     slopes = returned_by(crossing.backward)
-    found = {given for given, slope in zip(inputs, slopes, strict=False) if slope is not None}
+    dependent = {given for given, slope in zip(inputs, slopes, strict=False) if slope is not None}
     for node in crossing.forward.nodes:
-        if any(given in found for given in node.all_input_nodes):
-            found.add(node)
-    return found
+        if any(given in dependent for given in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
 
 
 def is_of_parameter(node: fx.Node) -> bool:

@@ -1,0 +1,51 @@
+"""What a node of a graph calls: the operation, its arguments, and whether it makes a view."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+__all__ = ["CASTS", "arguments_of", "is_pointwise", "is_view", "names_of", "packet", "source_of"]
+
+CASTS = ("convert_element_type", "_to_copy")
+
+
+def packet(target: object) -> str:
+    """Return the name of an operation without its overload; empty if it is not one."""
+    if not isinstance(target, OpOverload):
+        return ""
+    return target._opname  # pyright: ignore[reportPrivateUsage]  # its public name has the overload
+
+
+def names_of(target: object) -> list[str]:
+    """Return the names of an operation's arguments; none if it is not one."""
+    if not isinstance(target, OpOverload):
+        return []
+    return [a.name for a in target._schema.arguments]  # pyright: ignore[reportPrivateUsage]  # torch's only way
+
+
+def arguments_of(node: fx.Node) -> dict[str, object]:
+    """Return the arguments of a node by name; none if it calls no operation."""
+    names = names_of(node.target)
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs} if names else {}
+
+
+def is_view(node: fx.Node) -> bool:
+    """Return whether a node's result lies in the memory of its first argument."""
+    target = node.target
+    if not isinstance(target, OpOverload) or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    return target.is_view or packet(target) == "_unsafe_view"
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Return whether each element of a result depends on elements in its place only; casts count apart."""
+    return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def source_of(view: fx.Node) -> fx.Node:
+    """Return the node of which a node is a view, a cast or an item."""
+    return cast("fx.Node", view.args[0])
