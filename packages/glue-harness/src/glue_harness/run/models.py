@@ -267,9 +267,9 @@ def build_model(
         kind = "eager" if attention == "eager" else "sdpa"
         with suppress(ValueError):  # transformers raises, or leaves the model as it is
             built.set_attn_implementation(kind)
-        if (own := built.config._attn_implementation) != kind:
+        if (actual := built.config._attn_implementation) != kind:
             raise ConfigurationError(
-                f"--attention {attention}: {type(built).__name__} has only {own!r} attention: leave it out"
+                f"--attention {attention}: {type(built).__name__} has only {actual!r} attention: leave it out"
             )
     return built
 
