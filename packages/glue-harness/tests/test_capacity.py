@@ -78,11 +78,22 @@ def test_the_prediction_is_what_the_allocator_measures(rows):
 
 SMALL = {
     "t5-base": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+    "bart-base": {
+        "d_model": 64,
+        **{f"{part}_layers": 2 for part in ("encoder", "decoder")},
+        **{f"{part}_attention_heads": 4 for part in ("encoder", "decoder")},
+        **{f"{part}_ffn_dim": 128 for part in ("encoder", "decoder")},
+    },
+    "Meta-Llama-3-8B": {
+        **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 2, "pad_token_id": 0, "use_cache": "false"},
+    },
 }
+"""Two that classify by the end of a text, and a decoder without a cache: with full rows none makes a mask."""
 
 
 @pytest.mark.parametrize("model", SMALL)
-def test_a_model_that_classifies_by_the_end_of_a_text_is_predicted_as_measured(model, allocated):
+def test_models_of_other_kinds_are_predicted_as_measured(model, allocated):
     shape = {**SMALL[model], "vocab_size": 200}
     one = config(
         *("--model", model, "--batch-size", "5", "--max-length", "37"),

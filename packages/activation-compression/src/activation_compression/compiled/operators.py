@@ -69,7 +69,8 @@ class State:
             after: Bytes of what is kept.
             source: How it is computed again, if it is.
         """
-        if self._first is None or self._first.expired():
+        first = self._first
+        if first is None or first.expired():  # pyright: ignore[reportUnknownMemberType]  # torch gives no type
             self.check_names()
             self.rows.clear()
             self._first = StorageWeakRef(kept.untyped_storage())

@@ -1,29 +1,40 @@
-"""Results for fake tensors, which have no values, when a model looks for the end of a text."""
+"""Results for fake tensors, which have no values, when a model reads values of a batch of full rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import masking_utils
 
-__all__ = ["OneEndEach"]
+__all__ = ["FullRows", "full_rows"]
 
 aten = torch.ops.aten
 
 
-class OneEndEach(TorchDispatchMode):
-    """A context in which a mask over rows and tokens marks one token per row.
+class FullRows(TorchDispatchMode):
+    """A context in which every token of a batch counts, and the last one of each row is its end.
 
-    Some heads look for the end of a text by such a mask.
+    A mask over rows and tokens that is used as an index marks one token per row: some heads look for the end
+    of a text by it. Whether all of such a mask is set is answered by yes: attention then needs no mask.
 
     Examples:
         >>> from torch._subclasses import FakeTensorMode
-        >>> with FakeTensorMode(), OneEndEach():
+        >>> with FakeTensorMode(), FullRows():
         ...     words = torch.zeros(4, 7, dtype=torch.long)
-        ...     torch.zeros(4, 7, 16)[words.eq(1), :].shape
-        torch.Size([4, 16])
+        ...     torch.zeros(4, 7, 16)[words.eq(1), :].shape, bool(torch.ones(4, 7).all())
+        (torch.Size([4, 16]), True)
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._yes = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is aten.unique_consecutive.default:
@@ -33,4 +44,32 @@ class OneEndEach(TorchDispatchMode):
             x, (mask, *others) = args
             if mask is not None and mask.dtype == torch.bool and mask.ndim == 2 and not any(others):
                 return x.new_empty(mask.shape[0], *x.shape[2:])
-        return function(*args, **(kwargs or {}))
+        if function is aten._local_scalar_dense.default and args[0] in self._yes:
+            return True
+        result = function(*args, **(kwargs or {}))
+        if function is aten.all.default and args[0].ndim == 2:
+            self._yes[result] = True
+        return result
+
+
+@contextmanager
+def full_rows() -> Iterator[None]:
+    """Within this context transformers decides about masks of fake tensors as about those of full rows.
+
+    Otherwise it takes fake tensors for those of a compiler, and makes every mask.
+    """
+    with (
+        patch.object(masking_utils, "is_tracing", _is_no_compiler),
+        patch.object(masking_utils, "fast_all", torch.all),
+        patch.object(masking_utils, "find_packed_sequence_indices", _are_not_packed),
+        FullRows(),
+    ):
+        yield
+
+
+def _is_no_compiler(tensor: Tensor | None = None) -> bool:
+    return False
+
+
+def _are_not_packed(position_ids: Tensor) -> None:
+    """Each row is one text."""

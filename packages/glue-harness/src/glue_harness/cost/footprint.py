@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import ROUNDING, WORKSPACE, cuda_kernels
-from glue_harness.cost.ends import OneEndEach
+from glue_harness.cost.ends import full_rows
 from glue_harness.cost.steps import Steps
 from glue_harness.run.methods import build_methods
 
@@ -144,7 +144,7 @@ def imposed(device: str, attention: str | None = None) -> Iterator[LiveBytes]:
     choices = cuda_kernels(attention or "sdpa") if device == "cuda" else nullcontext()
     moved = patch.object(torch.utils, "swap_tensors", _swapped)
     counted = LiveBytes(ROUNDING if device == "cuda" else 1)
-    with choices, moved, FakeTensorMode(), OneEndEach(), counted as live:
+    with choices, moved, FakeTensorMode(), full_rows(), counted as live:
         yield live
 
 
