@@ -26,6 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:subprocess .* is still running:ResourceWarning"
     )  # Ray's
+    config.addinivalue_line("markers", "needs(package): skipped where the package is not installed")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a method package that is not installed."""
+    for mark in item.iter_markers("needs"):
+        pytest.importorskip(mark.args[0], reason=f"{mark.args[0]} is not installed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,6 @@
 """`capacity` and `profile`: what they say is what the allocator says, and the search finds the largest."""
 
 import json
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,10 +13,6 @@ from glue_harness.config.parsing import parse_line
 from glue_harness.cost.capacity import capacity, largest, read_bytes
 from glue_harness.cost.footprint import LiveBytes, measured_peak, optimizer_bytes, predict
 from glue_harness.cost.steps import Steps
-
-
-def needs(package):
-    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
 
 
 def config(*line):
@@ -127,8 +122,10 @@ def test_a_step_of_several_passes_has_gradients_while_it_saves(passes, allocated
         (["sgd", "--optimizer.momentum", "0.9"], 1),
         (["adagrad"], 1),
         (["adamax"], 2),
-        pytest.param(["sage-adamw"], 3, marks=needs("sensitivity_lr")),
-        pytest.param(["sage-adamw", "--optimizer.pattern", "classifier"], 3, marks=needs("sensitivity_lr")),
+        pytest.param(["sage-adamw"], 3, marks=pytest.mark.needs("sensitivity_lr")),
+        pytest.param(
+            ["sage-adamw", "--optimizer.pattern", "classifier"], 3, marks=pytest.mark.needs("sensitivity_lr")
+        ),
     ],
 )
 def test_optimizer_state_is_counted_by_the_tensors_that_the_method_keeps(line, tensors):
@@ -196,7 +193,7 @@ def test_profile_writes_memory_and_speed(tmp_path, capsys):
     assert capsys.readouterr().out.count("| none |") == 2
 
 
-@needs("activation_compression")
+@pytest.mark.needs("activation_compression")
 def test_profile_takes_the_activation_method_from_a_file(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text("model: demo\nmax_length: 16\nactivation: {name: checkpoint}\n")
@@ -204,7 +201,7 @@ def test_profile_takes_the_activation_method_from_a_file(tmp_path, capsys):
     assert "| checkpoint |" in capsys.readouterr().out
 
 
-@needs("activation_compression")
+@pytest.mark.needs("activation_compression")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_choice_that_cannot_run_says_why_and_stops_no_other(tmp_path):
     line = ["--model", "demo", "--max-length", "16", "--budget", "4MB", "--compare", "swap,none"]
@@ -235,7 +232,7 @@ def test_a_measured_step_is_compiled_where_it_is_asked_for(monkeypatch):
     assert given[0]["dynamic"]
 
 
-@needs("activation_compression")
+@pytest.mark.needs("activation_compression")
 def test_a_compiled_measured_step_has_the_method_s_options(monkeypatch):
     given = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **settings: given.append(settings))
@@ -245,7 +242,7 @@ def test_a_compiled_measured_step_has_the_method_s_options(monkeypatch):
         Steps(config("--compile", "--activation", "checkpoint"))
 
 
-@needs("activation_compression")  # the methods that are compared by default
+@pytest.mark.needs("activation_compression")  # the methods that are compared by default
 @pytest.mark.parametrize(
     ("line", "said"),
     [

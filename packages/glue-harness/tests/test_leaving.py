@@ -43,7 +43,13 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
         {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
     ),
 }
-ADAPTATIONS = ("full", "lora", "bitfit", "bottleneck-adapter")
+ADAPTATIONS = [
+    "full",
+    *(
+        pytest.param(name, marks=pytest.mark.needs("parameter_efficient"))
+        for name in ("lora", "bitfit", "bottleneck-adapter")
+    ),
+]
 RATE = {"optimizer": {"name": "adamw", "lr": 2e-2}}
 
 

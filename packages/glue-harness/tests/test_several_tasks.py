@@ -149,6 +149,7 @@ def test_a_task_is_opened_and_says_what_its_evaluation_said(finished: Path, task
     np.testing.assert_allclose(opened.predictor.logits(*texts(rows)), scores(rows), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.needs("parameter_efficient")
 @pytest.mark.parametrize("adaptation", ["lora", "prefix", "head-only"])
 def test_an_adaptation_acts_for_every_task(
     train: Callable[..., Any], tmp_path: Path, adaptation: str

@@ -337,6 +337,7 @@ def test_of_each_task_the_run_that_leads_keeps_its_model_and_the_others_are_smal
             assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 200_000
 
 
+@pytest.mark.needs("parameter_efficient")
 @pytest.mark.parametrize("keep", ["none", "all"])
 def test_no_run_or_every_run_keeps_its_model(tmp_path, keep):
     base = {**BASE, "max_train_samples": 32, "adaptation": "bottleneck-adapter"}
