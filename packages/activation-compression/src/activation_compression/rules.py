@@ -98,8 +98,8 @@ def rounded(
     Returns:
         The codes of all pieces in one integer, the first in the lowest bits; m and s per group and column.
     """
-    small = len(pieces) > 2 and len(pieces) * pieces[0].numel() <= FEW
-    if small and not torch.compiler.is_compiling():
+    eager = not torch.compiler.is_compiling()  # asked first: a compiled kernel must not depend on the size
+    if eager and len(pieces) > 2 and len(pieces) * pieces[0].numel() <= FEW:
         return _rounded_at_once(torch.stack(list(pieces)), bits, keys, axis)
     levels = 2**bits - 1
     low, high = pieces[0], pieces[0]
