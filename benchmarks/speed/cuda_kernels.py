@@ -139,7 +139,8 @@ def lower(
     try:
         options = getattr(function, "options", None) or {}
         with (
-            config.patch(options),
+            # A fake constant has no values to write into a kernel.
+            config.patch({**options, "always_keep_tensor_constants": True}),
             torch.no_grad(),
             FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True),
         ):

@@ -222,6 +222,7 @@ def ways_to_save_memory() -> Figure:
         points = {
             name: tuple(100 * row[key] / plain[key] for key in ("saved_bytes", "seconds"))
             for name, row in ways.items()
+            if "derived" not in name  # for comparison only: nobody would choose it
         }
         front = sorted(points[name] for name in from_benchmarks("speed", "compiled_table").pareto(points))
         axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0)
