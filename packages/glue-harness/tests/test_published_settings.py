@@ -186,6 +186,18 @@ def test_memory_of_a_head_that_looks_for_the_end_of_a_text_is_known(model):
     assert found.activations > 0
 
 
+def test_memory_suffices_for_every_layer_where_a_step_may_skip_some():
+    """With LayerDrop a step skips layers by chance; what has to fit is the step that skips none."""
+    shape = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64}
+    shape |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    dropping = {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}
+    without, with_it = (
+        predict(RunConfig("mrpc", "facebook/bart-base", output_dir="-", max_length=16, model_config=fields))
+        for fields in (shape, shape | dropping)
+    )
+    assert with_it == without
+
+
 def test_hours_follow_from_rows_tokens_and_parameters():
     """85.5 M parameters a token, 64 tokens a row: 6 operations in training on 3 x 2,490, 2 on 3 x 277."""
     config = parse_mapping({**BASE, "task": "rte", "model": "bert-base-uncased"})

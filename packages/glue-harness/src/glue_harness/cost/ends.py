@@ -23,6 +23,8 @@ class FullRows(TorchDispatchMode):
 
     A mask over rows and tokens that is used as an index marks one token per row: some heads look for the end
     of a text by it. Whether all of such a mask is set is answered by yes: attention then needs no mask.
+    Whether a number that was drawn is small enough to skip a layer (LayerDrop) is answered by no: memory has
+    to suffice for all of them.
 
     Examples:
         >>> from torch._subclasses import FakeTensorMode
@@ -34,7 +36,7 @@ class FullRows(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._yes = WeakIdKeyDictionary()
+        self._drawn, self._answers = WeakIdKeyDictionary(), WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is aten.unique_consecutive.default:
@@ -44,11 +46,15 @@ class FullRows(TorchDispatchMode):
             x, (mask, *others) = args
             if mask is not None and mask.dtype == torch.bool and mask.ndim == 2 and not any(others):
                 return x.new_empty(mask.shape[0], *x.shape[2:])
-        if function is aten._local_scalar_dense.default and args[0] in self._yes:
-            return True
+        if function is aten._local_scalar_dense.default and args[0] in self._answers:
+            return self._answers[args[0]]
         result = function(*args, **(kwargs or {}))
+        if function is aten.rand.default and result.ndim == 0:
+            self._drawn[result] = True
         if function is aten.all.default and args[0].ndim == 2:
-            self._yes[result] = True
+            self._answers[result] = True
+        if function in (aten.lt.Scalar, aten.le.Scalar) and args[0] in self._drawn:
+            self._answers[result] = False
         return result
 
 

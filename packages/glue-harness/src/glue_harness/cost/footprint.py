@@ -201,7 +201,7 @@ def running_bytes(call: Callable[[], object]) -> list[int]:
     """Return the additional bytes after each event of the CPU's allocator during a call."""
     # Torch's profiler writes lines about its own start and end into the terminal, amid tables.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         call()
     assert profiler.profiler is not None
     results: Any = profiler.profiler.kineto_results  # torch's stub lacks `nbytes`
