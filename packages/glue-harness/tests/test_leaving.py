@@ -175,6 +175,7 @@ def test_rows_of_ones_own_need_not_be_there_any_more(train: Train, tmp_path: Pat
     assert sorted(run.predict(["the dog"])[0]["scores"]) == ["bad", "fair", "good"]
 
 
+@pytest.mark.needs("parameter_efficient")
 def test_the_model_says_its_labels_and_the_card_how_it_was_made(train: Train, tmp_path: Path) -> None:
     result = train(max_steps=2)
     described = json.loads((tmp_path / "run/model/config.json").read_text())
@@ -217,6 +218,7 @@ def test_a_run_begins_with_the_model_of_another_and_says_that_the_head_is_new(
     assert all(name.startswith("classifier.") for name in differ)
 
 
+@pytest.mark.needs("parameter_efficient")
 def test_a_model_that_is_not_whole_is_no_start(train: Train, harness: Harness, tmp_path: Path) -> None:
     train("adapted", max_steps=1, adaptation="bottleneck-adapter")
     line = ("--task", "demo-entailment", "--output-dir", tmp_path / "next", "--max-steps", "1")
@@ -229,6 +231,7 @@ def test_a_model_that_is_not_whole_is_no_start(train: Train, harness: Harness, t
     assert "not finished" in said.err
 
 
+@pytest.mark.needs("parameter_efficient")
 def test_starting_anew_takes_what_was_left_away(train: Train, tmp_path: Path) -> None:
     train(max_steps=1, adaptation="lora")
     train(max_steps=1, overwrite=True)
