@@ -1,8 +1,6 @@
 """Runs of the paper scale have the released settings, or the catalogue says what differs and why."""
 
 import doctest
-import importlib.util
-import sys
 from dataclasses import replace
 
 import pytest
@@ -92,14 +90,8 @@ def test_a_difference_that_matters_says_so_of_its_own_runs():
 
 
 @pytest.fixture
-def images(monkeypatch):
-    folder = BENCHMARKS / "clipped"
-    monkeypatch.syspath_prepend(folder)
-    spec = importlib.util.spec_from_file_location("benchmark_script_images", folder / "images.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, script)
-    spec.loader.exec_module(script)
-    return script
+def images(load_script):
+    return load_script(BENCHMARKS / "clipped" / "images.py")
 
 
 def test_images_are_cropped_and_mirrored_at_random(images):
@@ -165,13 +157,8 @@ def test_noise_at_the_start_is_that_of_many_heads(images):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_speeds_over_batches_are_drawn_where_they_fit(monkeypatch, tmp_path):
-    folder = BENCHMARKS / "gact"
-    monkeypatch.syspath_prepend(folder)
-    spec = importlib.util.spec_from_file_location("benchmark_script_capacity", folder / "capacity.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, script)
-    spec.loader.exec_module(script)
+def test_speeds_over_batches_are_drawn_where_they_fit(load_script, tmp_path):
+    script = load_script(BENCHMARKS / "gact" / "capacity.py")
     assert not doctest.testmod(script).failed
     script.draw({"m": {"L1": [(8, 5.0), (64, 9.0)], "FP32": [(8, 6.0)]}}, tmp_path / "throughput.png")
     assert (tmp_path / "throughput.png").stat().st_size > 1000

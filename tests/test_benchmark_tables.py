@@ -1,9 +1,7 @@
 """No number in a committed table is typed by hand."""
 
-import importlib.util
 import json
 import re
-import sys
 
 import pytest
 
@@ -56,13 +54,9 @@ def test_every_committed_table_of_a_sweep_is_made_from_results(made):
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(BENCHMARKS).with_suffix("")))
-def test_every_committed_table_of_a_script_is_what_its_results_say(path, monkeypatch):
+def test_every_committed_table_of_a_script_is_what_its_results_say(path, load_script):
     file = script_of(path)
-    monkeypatch.syspath_prepend(file.parent)
-    spec = importlib.util.spec_from_file_location(f"benchmark_script_{file.stem}", file)
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, script)
-    spec.loader.exec_module(script)
+    script = load_script(file)
     beside = path.parent / "result.json"
     result = json.loads(
         (beside if beside.exists() else path.with_suffix(".json")).read_text(encoding="utf-8")

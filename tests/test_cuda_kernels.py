@@ -1,6 +1,5 @@
 """The table of CUDA kernels is complete and keeps its bounds, and its script continues what it began."""
 
-import importlib.util
 import json
 import sys
 
@@ -12,13 +11,8 @@ SPEED = BENCHMARKS / "speed"
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(SPEED)
-    spec = importlib.util.spec_from_file_location("cuda_kernels_script", SPEED / "cuda_kernels.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script(SPEED / "cuda_kernels.py")
 
 
 @pytest.fixture

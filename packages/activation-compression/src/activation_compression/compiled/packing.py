@@ -89,7 +89,7 @@ class Packing:
                 entry = self._name(made), dtype_of(made), packet(again.target).strip("_"), 0
                 self._tell([(made, entry)], after=made)
         gradients = Reader(crossing.backward).gradients
-        self._picked = keep_picked(crossing, gradients, self._visible)
+        self._picked = keep_picked(crossing, gradients, self._is_there)
         reader = Reader(crossing.backward)
         groups: dict[fx.Node, list[Member]] = {}
         for given, made in crossing.tensors():
@@ -107,13 +107,16 @@ class Packing:
         crossing.finish()
         just_in_time(crossing.backward, Reader(crossing.backward).gradients)
 
+    def _is_there(self, made: fx.Node) -> bool:
+        """Return whether a tensor is in memory anyway: an input, of a parameter, or given to the user."""
+        memory = memory_of(made)
+        return memory.op == "placeholder" or memory in self._visible or is_of_parameter(made)
+
     def _verdict(self, reader: Reader, given: fx.Node, made: fx.Node) -> Verdict:
         value, exact = made.meta["val"], Verdict("exact")
-        memory = memory_of(made)
-        if hint_of(value.numel()) < self._settings.min_elements or is_of_parameter(made):
+        few = hint_of(value.numel()) < self._settings.min_elements or made in self._picked
+        if few or self._is_there(made):
             return exact
-        if memory.op == "placeholder" or memory in self._visible or made in self._picked:
-            return exact  # available anyway, or few elements of a tensor
         if value.dtype == torch.bool:
             return Verdict("flags")
         if made not in self._trained or value.dtype not in FLOATING or not self._settings.level.rounds:

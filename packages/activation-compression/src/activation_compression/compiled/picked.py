@@ -10,13 +10,13 @@ one token suffice. They cross unrounded. Backward repeats them at the others, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import fx
 
 from activation_compression.compiled.crossing import Crossing, make
-from activation_compression.compiled.tensors import copied, is_of_parameter, memory_of
+from activation_compression.compiled.tensors import copied
 from activation_compression.compiled.zeros import Pick, Zeros, picks, shape_of
 
 __all__ = ["keep_picked"]
@@ -25,28 +25,21 @@ aten = torch.ops.aten
 
 
 def keep_picked(
-    crossing: Crossing, gradients: Collection[fx.Node], visible: Collection[fx.Node]
+    crossing: Crossing, gradients: Collection[fx.Node], is_there: Callable[[fx.Node], bool]
 ) -> dict[fx.Node, fx.Node]:
     """Let only the picked positions of a tensor cross, where backward needs no others.
 
     Args:
         crossing: The graphs.
         gradients: Backward's nodes that depend on the incoming gradient.
-        visible: Forward's tensors that the user gets; they are in memory anyway.
+        is_there: Whether a tensor of the forward graph is in memory anyway; a part of it would gain nothing.
 
     Returns:
         Forward's node of the picked positions → the whole tensor.
     """
     kept: dict[fx.Node, fx.Node] = {}
     for pick in list(picks(crossing, gradients)):
-        candidates = [
-            given
-            for given, made in crossing.tensors()
-            if pick.front(given)
-            and memory_of(made).op != "placeholder"
-            and memory_of(made) not in visible
-            and not is_of_parameter(made)
-        ]
+        candidates = [given for given, made in crossing.tensors() if pick.front(given) and not is_there(made)]
         for given in Zeros(crossing.backward, pick, gradients).hidden(candidates):
             made = crossing.saved[given]
             part = _take(crossing, pick, made)
