@@ -145,6 +145,22 @@ def test_a_bounded_function_of_wide_scores_is_not_biased(bounded):
     assert (draws.mean(0) - expected).norm() < 1.4 * noise / 16**0.5
 
 
+@pytest.mark.parametrize("smooth", [nn.functional.softplus, nn.functional.logsigmoid, nn.functional.mish])
+def test_a_smooth_function_compares_what_it_gets(smooth):
+    """Values of a wide range: beyond the threshold of a function when rounded, below it when exact."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(64, 64), drawn(512, 64)
+
+    def forward(x):
+        return smooth(1000 * model(x)).square()
+
+    expected, options = gradients(compiled(forward), model, x), compile_options("L1.2")
+    found = gradients(compiled(forward, options), model, x)
+    assert all(slope.isfinite().all() for slope in found)
+    assert all(relative(p, q) < 1 for p, q in zip(found, expected, strict=True))
+    assert not [row for row in options.stats.rows if row.dtype == "bool"]
+
+
 def test_a_bounded_function_made_by_hand_stores_one_tensor():
     """x · sigmoid(x) needs x anyway."""
     model, x = nn.Linear(64, 64), drawn(64, 64)

@@ -155,7 +155,8 @@ class Reader:
                 if user.op == "output":
                     continue
                 if user not in self.gradients and _kind_of(user) is torch.bool:
-                    gates[user] = None
+                    if not all(map(_is_smooth, (user, *user.users))):
+                        gates[user] = None
                     continue
                 formula = self._formula(user, node)
                 if formula.kind not in ("linear", "smooth", "logarithm"):
@@ -208,6 +209,17 @@ class Reader:
                     further += [given for given in node.all_input_nodes if given in self.gradients]
             waiting = further
         return False
+
+
+def _is_smooth(node: fx.Node) -> bool:
+    """Return whether a node belongs to a formula without jumps.
+
+    Its comparisons choose between ways to compute one function, and so must be of the values that it gets:
+    softplus, at a rounded value beyond the threshold that the exact one was below, would be ∞ / ∞.
+    """
+    entries = TABLE.get(formula_name(packet(node.meta.get("original_aten"))), {})
+    entry = entries.get("self")
+    return isinstance(entry, Formula) and entry.kind == "smooth"
 
 
 def _of_backward(user: fx.Node, value: fx.Node, group: str, entries: Entries) -> Formula:
