@@ -21,7 +21,7 @@ from measuring import write
 
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.parsing import parse_mapping
-from glue_harness.cost.footprint import measured_peak
+from glue_harness.cost.footprint import measured_peak, warm_up
 from glue_harness.cost.steps import Steps
 from glue_harness.hardware import hardware, versions
 from glue_harness.run.records import write_whole
@@ -76,8 +76,7 @@ def configuration(shape: str, method: dict[str, Any], quick: bool) -> RunConfig:
 def measure(shape: str, name: str, repeats: int, quick: bool) -> dict[str, Any]:
     """Return what a step of a method takes beside one of plain, in turns, and the bytes that it holds."""
     plain, method = (Steps(configuration(shape, METHODS[way], quick)) for way in (PLAIN, name))
-    for steps in (plain, method):
-        steps.prepare_optimizer()
+    kept = [warm_up(steps) for steps in (plain, method)][1]
     taken: list[list[float]] = []
     for number in range(1, repeats + WARM_UP + 1):
         turn = (plain, method) if number % 2 else (method, plain)  # none always comes second
@@ -90,7 +89,7 @@ def measure(shape: str, name: str, repeats: int, quick: bool) -> dict[str, Any]:
     del loss, plain
     gc.collect()
     held = method.state_bytes()
-    peak = held["parameters"] + held["optimizer"] + measured_peak(method.forward_backward)
+    peak = held["parameters"] + kept + measured_peak(method.forward_backward)
     print(f"{shape}, {name}: {of_method:.2f} s, plain {of_plain:.2f} s", flush=True)
     sizes = {"optimizer": held["optimizer"], "saved": saved, "peak": peak}
     return {"median_seconds": of_method, "ratio": ratio, "bytes": sizes}

@@ -11,7 +11,8 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.cli import main
 from glue_harness.config.parsing import parse_line
 from glue_harness.cost.capacity import capacity, largest, read_bytes
-from glue_harness.cost.footprint import LiveBytes, measured_peak, optimizer_bytes, predict
+from glue_harness.cost.footprint import measured_peak, predict
+from glue_harness.cost.live import LiveBytes
 from glue_harness.cost.steps import Steps
 
 
@@ -112,24 +113,6 @@ def test_a_step_of_several_passes_has_gradients_while_it_saves(passes, allocated
     predicted = predict(several)
     assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.02)
     assert predicted.peak > predict(one).peak + 0.5 * predicted.gradients
-
-
-@pytest.mark.parametrize(
-    ("line", "tensors"),
-    [
-        (["adamw"], 2),
-        (["sgd", "--optimizer.momentum", "0"], 0),
-        (["sgd", "--optimizer.momentum", "0.9"], 1),
-        (["adagrad"], 1),
-        (["adamax"], 2),
-        pytest.param(["sage-adamw"], 3, marks=pytest.mark.needs("sensitivity_lr")),
-        pytest.param(
-            ["sage-adamw", "--optimizer.pattern", "classifier"], 3, marks=pytest.mark.needs("sensitivity_lr")
-        ),
-    ],
-)
-def test_optimizer_state_is_counted_by_the_tensors_that_the_method_keeps(line, tensors):
-    assert optimizer_bytes(config("--optimizer", *line)) == 4 * tensors
 
 
 def test_the_largest_batch_fits_and_one_row_more_does_not(tmp_path):

@@ -265,3 +265,20 @@ def test_accelerate_passes_noise_through():
         train(net, optimizer, 2)
         results.append(weights(net))
     assert same(*results)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_parameters_without_values_take_steps_so_that_memory_can_be_counted(variance):
+    """On torch's meta device: what is kept has the parameter's number of elements, and no value is read."""
+    layer = torch.nn.Linear(3, 2, device="meta")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    noise = AdaptiveGradientNoise(optimizer, 0.01, variance)
+    for _ in range(2):
+        for _ in range(2):
+            layer(torch.empty(4, 3, device="meta")).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    kept = noise.state_dict().get("moments", {}).values()
+    assert len(kept) == (0 if variance == "microbatch" else 2)  # a window's are not in a checkpoint
+    assert all(tensor.is_meta for moments in kept for tensor in moments.values())
+    assert (noise.steps, noise.skipped) == (2, 0)

@@ -207,7 +207,7 @@ class MicroBatchVariance:
     def numbers(self, plans: list[Plan], sums: Tensor, reach: Tensor, unit: Tensor) -> Tensor:
         """Return the factor of sqrt(M): sqrt(1/(N-1)), times the factor that rescaled G, times `reach`."""
         squared, product, mean_squared = sums.unbind(1)
-        if self.checks and self.steps % 100 == 0:
+        if self.checks and self.steps % 100 == 0 and not sums.is_meta:  # such numbers have no values
             self._warn_unlike(1 - product.square() / (squared * mean_squared))
         totals = [self._total(plan.row) for plan in plans]
         size = reach * (product / mean_squared).abs()

@@ -15,7 +15,7 @@ from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import GPUS, check_device, usable_bytes
-from glue_harness.cost.footprint import measured_peak, optimizer_bytes, predict
+from glue_harness.cost.footprint import measured_peak, predict, warm_up
 from glue_harness.cost.steps import Steps
 from glue_harness.hardware import versions
 from glue_harness.run.architectures import changed, find_config
@@ -111,12 +111,10 @@ def _measured(config: RunConfig, device: str, attention: str | None) -> float:
     """Return the peak of a real step, ∞ if memory runs out."""
     try:
         steps = Steps(config, device, attention)
-        for _ in range(2):  # the first one compiles and allocates work space
-            steps.model.zero_grad()
-            peak = measured_peak(steps.forward_backward, device)
+        kept = warm_up(steps)
+        return steps.state_bytes()["parameters"] + kept + measured_peak(steps.forward_backward, device)
     except torch.OutOfMemoryError:
         return float("inf")
-    return steps.state_bytes()["parameters"] + peak + optimizer_bytes(config) * steps.trained
 
 
 METHODS = {"prediction": _predicted, "measurement": _measured}
@@ -140,7 +138,7 @@ def capacity(
     Args:
         config: Model, slots, batch size and length of a step; `what` is changed in it.
         what: One of `SEARCHES`.
-        budget: Bytes for parameters, gradients, optimizer state, activations and temporary tensors.
+        budget: Bytes for parameters, gradients, the methods' state, activations and temporary tensors.
         choices: Name → choice of the activation slot.
         by: "prediction", from fake tensors, or "measurement", by real steps.
         device: "cpu" or "cuda"; a prediction needs no GPU.

@@ -2,79 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import ROUNDING, WORKSPACE, cuda_kernels
 from glue_harness.cost.ends import full_rows
+from glue_harness.cost.kept import kept
+from glue_harness.cost.live import LiveBytes
 from glue_harness.cost.steps import Steps
-from glue_harness.run.methods import build_methods
 
 __all__ = [
     "Footprint",
-    "LiveBytes",
     "imposed",
+    "measured_growth",
     "measured_peak",
-    "optimizer_bytes",
     "predict",
     "running_bytes",
+    "warm_up",
 ]
-
-
-class LiveBytes(TorchDispatchMode):
-    """Count the bytes of live storages, real or fake, and their peak.
-
-    Args:
-        rounding: Each storage is rounded up to a multiple of this, as by an allocator.
-
-    Examples:
-        >>> with LiveBytes() as live:
-        ...     x = torch.zeros(8)
-        ...     y = x + x.sum()
-        ...     del x
-        >>> live.now, live.peak  # y alone; before, also x and its sum
-        (32, 68)
-    """
-
-    def __init__(self, rounding: int = 1) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._rounding = rounding
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._known:
-            size = -(-storage.nbytes() // self._rounding) * self._rounding
-            self._known[storage] = size
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self.now -= size
 
 
 @dataclass(frozen=True)
@@ -85,6 +43,7 @@ class Footprint:
         parameters: Parameters and buffers.
         gradients: Gradients of trained parameters.
         optimizer: The optimizer's state.
+        methods: What gradient methods and monitors keep from step to step.
         activations: Tensors that the forward pass keeps for the backward pass, except parameters.
         peak: The peak of all of the above and temporary tensors.
     """
@@ -92,6 +51,7 @@ class Footprint:
     parameters: int
     gradients: int
     optimizer: int
+    methods: int
     activations: int
     peak: int
 
@@ -100,7 +60,8 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
     """Predict the memory of a training step without allocating it: forward and backward on fake tensors.
 
     For "cuda" no GPU is needed: the fake tensors are on the CPU, with CUDA's choices imposed on them
-    (`glue_harness.cost.cuda`). The optimizer's step is assumed to need only its state.
+    (`glue_harness.cost.cuda`). What the methods keep from step to step is counted by two steps of theirs
+    (`glue_harness.cost.kept`); the optimizer's step is assumed to need nothing more.
 
     Args:
         config: Model, slots, batch size, length and precision. Rows are full.
@@ -112,7 +73,8 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
         Bytes; exact for saved tensors, within a few percent for the peak (kernels' work space is not seen).
 
     Raises:
-        ConfigurationError: FlashAttention in float32; a compiled model, whose compiler decides what is kept.
+        ConfigurationError: FlashAttention in float32; a compiled model, whose compiler decides what is kept;
+            a run that a method refuses.
     """
     if config.compile:
         raise ConfigurationError(
@@ -123,19 +85,20 @@ def predict(config: RunConfig, device: str = "cpu", attention: str | None = None
         raise ConfigurationError(
             "--attention flash needs half precision: use --precision bf16, or --attention sdpa"
         )
-    state = optimizer_bytes(config)
     with imposed(device, attention) as live:
         steps = Steps(config, attention=attention)
-        fixed = live.now
+        fixed = live.peak = live.now  # what building took, an adaptation's probes for instance, is gone
         loss, stored = steps.metered_forward()
         loss.backward()
         del loss
         if config.accumulate > 1:  # a later pass begins with gradients in place
             steps.forward().backward()
         gradients = sum(p.grad.nbytes for p in steps.model.parameters() if p.grad is not None)
-        optimizer = round(state * steps.trained)
-        peak = max(live.peak, fixed + gradients) + optimizer + (WORKSPACE if device == "cuda" else 0)
-        return Footprint(steps.state_bytes()["parameters"], gradients, optimizer, stored, peak)
+        parameters = steps.state_bytes()["parameters"]
+        passes = max(live.peak, fixed + gradients)
+    more = kept(config, steps.model, ROUNDING if device == "cuda" else 1)
+    peak = passes + more.optimizer + more.methods + (WORKSPACE if device == "cuda" else 0)
+    return Footprint(parameters, gradients, more.optimizer, more.methods, stored, peak)
 
 
 @contextmanager
@@ -157,31 +120,6 @@ def _swapped(current: Tensor, moved: Tensor) -> None:
         _swap(current, moved)
 
 
-def optimizer_bytes(config: RunConfig) -> float:
-    """Return the bytes of optimizer state for each trained parameter, measured in two steps on a small layer.
-
-    The layer is in a numbered list, like an encoder's layers. Patterns of names would not match it, so they
-    are left out: all parameters count as chosen.
-    """
-    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(256, 256)])})
-    config = replace(config, optimizer={k: v for k, v in config.optimizer.items() if k != "pattern"})
-    named = list(model.named_parameters())
-    groups = [{"params": [pair], "weight_decay": 0.0} for pair in named]
-    optimizer = build_methods(config).optimizer.build(model, groups)
-    for _ in range(2):
-        for _, parameter in named:
-            parameter.grad = torch.full_like(parameter, 1e-3)
-        optimizer.step()
-    elements = sum(parameter.numel() for _, parameter in named)
-    tensors = [
-        value
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor) and value.numel() > 1
-    ]
-    return sum(tensor.nbytes for tensor in tensors) / elements
-
-
 def measured_peak(step: Callable[[], object], device: str = "cpu") -> int:
     """Return the peak of bytes that a call allocates in addition, from the allocator's events.
 
@@ -195,6 +133,34 @@ def measured_peak(step: Callable[[], object], device: str = "cpu") -> int:
         step()
         return torch.cuda.max_memory_allocated() - before
     return max(running_bytes(step), default=0)
+
+
+def measured_growth(call: Callable[[], object], device: str = "cpu") -> int:
+    """Return the bytes that are allocated in addition after a call; see `measured_peak`."""
+
+    def collected() -> None:
+        call()
+        gc.collect()
+
+    gc.collect()  # else rubbish from before would count as bytes that this call gave back
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        collected()
+        return torch.cuda.memory_allocated() - before
+    return running_bytes(collected)[-1]
+
+
+def warm_up(steps: Steps) -> int:
+    """Take a pass, then two steps with all methods; return the bytes that stay of these steps."""
+    steps.forward_backward()  # compiles, and allocates work space
+    steps.model.zero_grad()
+
+    def begin() -> None:
+        steps.prepare_optimizer()
+        for number in (1, 2):
+            steps.timed(number)
+
+    return measured_growth(begin, steps.device)
 
 
 def running_bytes(call: Callable[[], object]) -> list[int]:

@@ -15,7 +15,7 @@ from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.cuda import check_device
-from glue_harness.cost.footprint import measured_peak, predict
+from glue_harness.cost.footprint import measured_peak, predict, warm_up
 from glue_harness.cost.steps import Steps
 from glue_harness.files import atomic
 from glue_harness.hardware import hardware, versions
@@ -36,20 +36,23 @@ def profile_step(
         attention: "eager" or "sdpa"; by default the model's own.
 
     Returns:
-        Bytes of parameters, gradients, optimizer state, saved activations and the peak (tensors, by the
-        allocator's events); median seconds with and without the optimizer's step; rows a second.
+        Bytes of parameters, gradients, optimizer state, what gradient methods and monitors keep, saved
+        activations and the peak (tensors, by the allocator's events); median seconds with and without the
+        optimizer's step; rows a second.
     """
     steps = Steps(config, device, attention)
-    steps.prepare_optimizer()
-    timings = [steps.timed(number) for number in range(1, repeats + 3)]
-    passes, steps_taken = map(list, zip(*timings[2:], strict=True))
+    kept = warm_up(steps)
+    timings = [steps.timed(number) for number in range(3, repeats + 3)]
+    passes, steps_taken = map(list, zip(*timings, strict=True))
     loss, stored = steps.metered_forward()
     del loss
     gc.collect()
     peak = measured_peak(steps.forward_backward, device)
     sizes = steps.state_bytes()
+    methods = max(0, kept - sizes["optimizer"])
+    peak += sizes["parameters"] + sizes["optimizer"] + methods
     return {
-        "bytes": sizes | {"activations": stored, "peak": sizes["parameters"] + sizes["optimizer"] + peak},
+        "bytes": {**sizes, "methods": methods, "activations": stored, "peak": peak},
         "seconds": {"step": median(steps_taken), "without_optimizer": median(passes), "all": steps_taken},
         "rows_per_second": config.batch_size * config.accumulate / median(steps_taken),
     }
@@ -125,7 +128,7 @@ def profile_steps(
 
 def table(report: JsonObject) -> str:
     """Return a report as a markdown table; memory in MB, times against the first row."""
-    head = ("parameters", "gradients", "optimizer", "activations", "peak")
+    head = ("parameters", "gradients", "optimizer", "methods", "activations", "peak")
     titles = [f"{name}, MB" for name in head]
     if report["by"] == "measurement":
         titles += ["ms a step", "without optimizer", "rows/s"]
