@@ -4,15 +4,17 @@
     python benchmarks/chosen.py TRIALS.yaml RUNS SPEC.yaml --also '{activation: {name: compress, level: L1}}'
 
 Trials are of one method where they differ in numbers alone. The best is that with the highest primary metric
-on the rows held out for choosing, the first of equal ones. What `--also` gives is run beside the first
-method, with its settings.
+on the rows held out for choosing, the first of equal ones. Where it has the smallest or the largest number
+that was tried of an option, the specification says so: a better one may lie beyond. What `--also` gives is
+run beside the first method, with its settings.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ import yaml
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import SLOTS
-from glue_harness.run.records import read_results, write_whole
-from reproduce.scales import points, read, settings
+from glue_harness.config.hold_out import read_hold_out
+from glue_harness.run.records import write_whole
+from reproduce.commands import status_of
+from reproduce.scales import points, read, results_of, settings
 
-__all__ = ["SEEDS", "best_trials", "same_method", "scored"]
+__all__ = ["SEEDS", "at_an_end", "best_trials", "same_method", "scored"]
 
 SEEDS = [41, 42, 43, 44, 45, 46, 47, 48]
 """The seeds of what is scored; trials have another one."""
@@ -39,8 +43,13 @@ def _settings_of(point: Point) -> dict[str, Any]:
     for slot in SLOTS:
         several = point.get(slot) or []
         for place, chosen in enumerate(several if isinstance(several, list) else [several]):
-            options |= {f"{slot}.{place}.{key}": value for key, value in dict(chosen).items()}
+            method = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
+            options |= {f"{slot}.{place}.{key}": value for key, value in method.items()}
     return options
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def same_method(one: Point, other: Point) -> bool:
@@ -52,11 +61,7 @@ def same_method(one: Point, other: Point) -> bool:
     options, other_options = _settings_of(one), _settings_of(other)
 
     def named(settings: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: value
-            for key, value in settings.items()
-            if isinstance(value, bool) or not isinstance(value, int | float)
-        }
+        return {key: value for key, value in settings.items() if not _is_number(value)}
 
     nested = options.keys() <= other_options.keys() or other_options.keys() <= options.keys()
     return nested and named(options) == named(other_options)
@@ -70,28 +75,83 @@ def _is_of(result: dict[str, Any], point: Point) -> bool:
     return all(run_settings.get(key, value) == value for key, value in whole.items() if key not in places)
 
 
+def _own(spec: dict[str, Any], point: Point) -> Point:
+    """Return the options of a trial that are not those of all."""
+    base = spec.get("base") or {}
+    return {key: value for key, value in point.items() if base.get(key) != value}
+
+
+def _score(results: Sequence[dict[str, Any]], point: Point, options: Point) -> float:
+    matching = [result for result in results if _is_of(result, point)]
+    if not matching:
+        raise ConfigurationError(f"{options}: no result for this trial: run the trials first, to their end")
+    if len(matching) > 1:
+        raise ConfigurationError(
+            f"{options}: {len(matching)} results for this trial: give the folder of one sweep"
+        )
+    score = matching[0]["metrics"]["last"][matching[0]["primary"]]
+    if not isfinite(score):
+        raise ConfigurationError(
+            f"{options}: {matching[0]['primary']} is {score}: nothing can be chosen by it"
+        )
+    return score
+
+
 def best_trials(spec: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[Point]:
     """Return the options of each method's best trial, in the order of the specification.
 
     Raises:
-        ConfigurationError: A trial that was not run.
+        ConfigurationError: A trial that was not run, or was run twice.
     """
     best: list[tuple[float, Point]] = []
-    base = spec["base"]
     for point in points(spec):
-        matching = [result for result in results if _is_of(result, point)]
-        options = {key: value for key, value in point.items() if base.get(key) != value}
-        if len(matching) != 1:
-            raise ConfigurationError(
-                f"{options}: {len(matching)} results for this trial: run the trials first"
-            )
-        score = matching[0]["metrics"]["last"][matching[0]["primary"]]
+        options = _own(spec, point)
+        score = _score(results, point, options)
         place = next((n for n, (_, first) in enumerate(best) if same_method(first, options)), None)
         if place is None:
             best.append((score, options))
         elif score > best[place][0]:
             best[place] = score, options
     return [point for _, point in best]
+
+
+def _numbers(spec: dict[str, Any], options: Point) -> dict[str, float]:
+    """Return the numbers among a trial's options by name, those it leaves at their defaults included."""
+    whole = settings({**(spec.get("base") or {}), **options})
+    numbers = {**whole, **_settings_of(whole)}
+    return {key.replace(".0.", "."): value for key, value in numbers.items() if _is_number(value)}
+
+
+def at_an_end(spec: dict[str, Any], best: Sequence[Point]) -> Iterator[str]:
+    """Yield, in words, each number of a best trial that is the smallest or largest of its method's trials.
+
+    Args:
+        spec: Of the trials.
+        best: From `best_trials`.
+    """
+    trials = [_own(spec, point) for point in points(spec)]
+    for chosen in best:
+        tried = [_numbers(spec, trial) for trial in trials if same_method(chosen, trial)]
+        for name, value in _numbers(spec, chosen).items():
+            values = sorted({numbers[name] for numbers in tried if name in numbers})
+            if len(values) > 1 and value in (values[0], values[-1]):
+                end = "smallest" if value == values[0] else "largest"
+                yield f"{name} {value:g} is the {end} of {', '.join(f'{other:g}' for other in values)}"
+
+
+def _check_fair(spec: dict[str, Any]) -> None:
+    """Refuse trials whose best would be a lucky one: judged on rows that count later, or of several seeds."""
+    base = spec.get("base") or {}
+    parts, judges = read_hold_out(base.get("hold_out"), base.get("evaluate_on"))
+    if judges is None or judges[0] in SCORED_ON or not {judges[0], SCORED_ON[0]} <= (parts or {}).keys():
+        raise ConfigurationError(
+            f"the trials are judged on {', '.join(judges or ['validation'])}: give base.hold_out "
+            f"{{choose: 5000, {SCORED_ON[0]}: 10000}} and evaluate_on [choose]"
+        )
+    if len(seeds := {point.get("seed") for point in points(spec)}) > 1:
+        raise ConfigurationError(
+            f"the trials have {len(seeds)} seeds: give one, so that the best of them is no lucky one"
+        )
 
 
 def scored(
@@ -107,10 +167,17 @@ def scored(
         results: Theirs.
         also: What is added to the first method, a case each.
         seeds: How many of `SEEDS`.
+
+    Raises:
+        ConfigurationError: A trial that was not run, trials that had several seeds or were judged on rows
+            that are not only for choosing, or more seeds than there are.
     """
+    _check_fair(spec)
+    base = {key: value for key, value in (spec.get("base") or {}).items() if key != "seed"}
+    if not 1 <= seeds <= len(SEEDS):
+        raise ConfigurationError(f"--seeds {seeds}: give 1 to {len(SEEDS)}")
     cases = best_trials(spec, results)
     cases[1:1] = [{**cases[0], **more} for more in also]
-    base = {key: value for key, value in spec["base"].items() if key != "seed"}
     return {
         "base": base | {"evaluate_on": SCORED_ON},
         "keep": "none",
@@ -119,23 +186,39 @@ def scored(
     }
 
 
-def main() -> None:
+def _options(text: str) -> Point:
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError:
+        given = None
+    if not isinstance(given, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} gives no options: write e.g. '{{weight_decay: 0.1}}'")
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> bool:
+    """Write the specification that a command line asks for."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("trials", type=Path, help="specification of the trials")
     parser.add_argument("runs", type=Path, help="folder of their sweep, or the JSON file that keeps it")
     parser.add_argument("spec", type=Path, help="specification to write")
-    parser.add_argument("--also", type=yaml.safe_load, action="append", default=[], metavar="YAML")
+    parser.add_argument("--also", type=_options, action="append", default=[], metavar="YAML")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help=f"runs a method ({len(SEEDS)})")
-    options = parser.parse_args()
-    results = (
-        json.loads(options.runs.read_text("utf-8")) if options.runs.is_file() else read_results(options.runs)
-    )
-    made = scored(read(options.trials), results, options.also, options.seeds)
-    title = f"# Each method as the best of its trials had it; made by chosen.py from {options.trials.name}.\n"
+    options = parser.parse_args(argv)
+    trials, results = read(options.trials), results_of(options.runs)
+    made = scored(trials, results, options.also, options.seeds)
+    ends = list(at_an_end(trials, best_trials(trials, results)))
+    title = [
+        f"Each method as the best of its trials had it; made by chosen.py from {options.trials.name}.",
+        *ends,
+    ]
     written = yaml.safe_dump(made, sort_keys=False, width=110, default_flow_style=None)
-    write_whole(options.spec, title + written)
+    write_whole(options.spec, "".join(f"# {line}\n" for line in title) + written)
+    for end in ends:
+        print(f"at the end of its grid: {end}", file=sys.stderr)
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(status_of("chosen", main))

@@ -29,6 +29,7 @@ from glue_harness.report.tables import tables_of as drawn_tables
 from glue_harness.run.records import read_results, write_whole
 from reproduce import conformance, costs, published
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue, find
+from reproduce.commands import status_of
 from reproduce.listing import listing
 from reproduce.scales import points
 
@@ -170,20 +171,22 @@ def tables() -> dict[Path, str]:
     return made | {work / "differences.md": conformance.method_table(work.name) for work in works}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> bool:
+    """Keep a sweep, or make the tables anew, as a command line says."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("runs", type=Path, nargs="?", help="folder of a sweep")
     parser.add_argument("json", type=Path, nargs="?", help="file to write")
     parser.add_argument("--tables", action="store_true", help="make the tables of all committed results anew")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if not options.tables:
         if options.json is None:
             parser.error("give the folder of a sweep and the JSON file to write, or --tables")
         keep(options.runs, options.json)
     for path, text in (tables() | pages()).items():
         write_whole(path, text)
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(status_of("collect", main))

@@ -23,6 +23,7 @@ import collect
 from finetune_common.errors import ConfigurationError
 from glue_harness.run.records import write_whole
 from reproduce.catalogue import SCALES, Benchmark, catalogue, find
+from reproduce.commands import status_of
 from reproduce.listing import listing
 from reproduce.performing import foresee, perform
 from reproduce.speed import speed
@@ -101,11 +102,7 @@ def _main(argv: Sequence[str] | None) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns 1 where something failed, 2 where the line cannot be done."""
-    try:
-        return 0 if _main(argv) else 1
-    except ConfigurationError as error:
-        print(f"benchmark: error: {error}", file=sys.stderr)
-        return 2
+    return status_of("benchmark", lambda: _main(argv))
 
 
 if __name__ == "__main__":

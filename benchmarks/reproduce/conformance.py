@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
+
 from finetune_common.tasks import TASKS
 from glue_harness.report.published import covers
 from glue_harness.run.architectures import changed, find_config
@@ -22,9 +25,6 @@ DROPOUTS = {
     "classifier": ("classifier_dropout_prob", "classifier_dropout", "hidden_dropout_prob", "dropout_rate"),
 }
 """Which dropout → the fields of a configuration that hold it, the first that is set."""
-
-POOLERS = ("bert", "albert", "squeezebert")
-"""Model types whose classifier reads a pooler of the checkpoint; the others' heads are new as a whole."""
 
 
 @cache
@@ -52,7 +52,14 @@ def _architecture(model: str, fields: tuple[tuple[str, Any], ...]) -> Mapping[st
         name: next((getattr(config, key) for key in keys if getattr(config, key, None) is not None), None)
         for name, keys in DROPOUTS.items()
     }
-    return {"dropout": dropouts, "pooler": "pretrained" if config.model_type in POOLERS else "none"}
+    return {"dropout": dropouts, "pooler": "pretrained" if _reads_a_pooler(config) else "none"}
+
+
+def _reads_a_pooler(config: PretrainedConfig) -> bool:
+    """Say whether the classifier reads a pooler of the base model; else its head is new as a whole."""
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    return isinstance(getattr(model.base_model, "pooler", None), torch.nn.Module)
 
 
 def facts(benchmark: Benchmark, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from glue_harness.report.aggregate import methods_in_words, summarise
 from glue_harness.report.compare import Comparison, baselines, compare
+from glue_harness.report.notes import about_intervals
 from glue_harness.report.select import parse_condition
-from glue_harness.report.tables import about_intervals
 
 __all__ = ["PLAIN", "table"]
 

@@ -76,12 +76,12 @@ def _same_run(result: dict[str, Any], other: dict[str, Any]) -> bool:
 def same_numbers(results: Sequence[dict[str, Any]], committed: Path) -> str:
     """Say how many runs have the numbers that they had before."""
     if not committed.exists():
-        return "no committed results to compare with"
+        return "no earlier results to compare with"
     before = json.loads(committed.read_text(encoding="utf-8"))
     same = sum(
         any(_same_run(one, old) and one["metrics"] == old["metrics"] for old in before) for one in results
     )
-    return f"{same} of {len(results)} runs have the numbers of the committed results"
+    return f"{same} of {len(results)} runs have the numbers of the results kept before"
 
 
 def _keep_folder(source: Path, target: Path) -> None:

@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from finetune_common.errors import ConfigurationError
 from finetune_common.slots import find
 from glue_harness.config.fields import DEFAULTS, LIST_SLOTS, SLOTS
+from glue_harness.run.records import read_results
 from glue_harness.sweep import spec as sweep
 from glue_harness.sweep.scales import changed
 
-__all__ = ["changed", "merged", "points", "read", "settings"]
+__all__ = ["changed", "merged", "points", "read", "results_of", "settings"]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what a YAML file holds."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    """Return what a YAML file holds.
+
+    Raises:
+        ConfigurationError: No such file, or no mapping in it.
+    """
+    held = _held(path, yaml.safe_load)
+    if not isinstance(held, dict):
+        raise ConfigurationError(f"{path}: it holds no options: give a specification")
+    return held
+
+
+def results_of(runs: Path) -> list[dict[str, Any]]:
+    """Return the results of a sweep, from its folder or from the JSON file that keeps them.
+
+    Raises:
+        ConfigurationError: No results there.
+    """
+    held = _held(runs, json.loads) if runs.is_file() else read_results(runs)
+    if not isinstance(held, list) or not held or not all("settings" in result for result in held):
+        raise ConfigurationError(f"{runs}: it holds no results of runs: give what collect.py has kept")
+    return held
+
+
+def _held(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}: give a file that is there") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def merged(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,17 @@ def test_each_class_has_its_share():
     assert stratified(texts, classes, 0.1, seed=1)[1] != second
 
 
+def test_a_text_that_fills_the_file_does_not_fill_the_second_part():
+    """Sixty rows, two thirds of them the same: a fifth of the others is too little, all of them too much."""
+    for number in range(20):
+        texts = [(f"the same {number}",)] * 40 + [(f"text {row}",) for row in range(20)]
+        _, second = stratified(texts, [0] * 60, 0.2)
+        assert len(second) == 12
+        assert min(second) >= 40
+    assert stratified([("a",)] * 5 + [("b",)] * 3, [0] * 8, 0.1)[1] == [5, 6, 7]
+    assert stratified([("a",)] * 5, [0] * 5, 0.1)[1] == []
+
+
 @given(rows=ROWS, choose=st.integers(1, 20), score=st.integers(1, 20))
 def test_parts_have_their_rows_and_share_no_text(rows, choose, score):
     texts = [(text,) for text, _ in rows]

@@ -146,6 +146,25 @@ def test_a_share_of_the_training_labels_is_false_and_nothing_else(tmp_path: Path
     assert other.datasets["train"]["labels"] != told
 
 
+def test_a_share_of_less_than_a_row_is_no_noise(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"of 100 rows that is none: give 0\.01 or more"):
+        data_of(tmp_path, max_train_samples=100, label_noise=0.004)
+
+
+def test_every_process_and_a_smaller_evaluation_have_the_same_held_out_rows(tmp_path: Path) -> None:
+    """A part is drawn from the texts alone; `max_eval_samples` takes of each set, the same for every seed."""
+    some = {"hold_out": PARTS, "evaluate_on": "score,validation", "max_eval_samples": 30}
+    found = [data_of(tmp_path, **some, seed=seed).datasets for seed in (1, 2)]
+    whole = data_of(tmp_path, hold_out=PARTS, evaluate_on="score").datasets["score"]
+    assert found[0]["score"]["idx"] == found[1]["score"]["idx"]
+    assert set(found[0]["score"]["idx"]) < set(whole["idx"])
+    assert {name: len(rows) for name, rows in found[0].items()} == {
+        "train": 1830,
+        "validation": 30,
+        "score": 30,
+    }
+
+
 def test_scores_have_no_false_labels(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no single class per row"):
         data_of(tmp_path, task="demo-similarity", label_noise=0.2)

@@ -255,8 +255,10 @@ def test_equivalence_keeps_its_level_at_the_margin() -> None:
 
 
 def test_equivalence_without_any_spread() -> None:
-    assert equivalence_test([0.0] * 8, 0.005) == 0.0
-    assert equivalence_test([0.3] * 8, 0.005) == 1.0
+    """Of differences around δ or more, each is below δ in at most half of all cases: eight in 2⁻⁸."""
+    assert equivalence_test([0.0] * 8, 0.005) == equivalence_test([-0.004] * 8, 0.005) == 2**-8
+    assert equivalence_test([0.0] * 4, 0.005) > 0.05
+    assert equivalence_test([0.3] * 8, 0.005) == equivalence_test([0.005] * 8, 0.005) == 1.0
     with pytest.raises(ConfigurationError, match="margin"):
         equivalence_test([0.1, 0.2], 0.0)
 

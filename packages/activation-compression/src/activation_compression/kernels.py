@@ -179,7 +179,9 @@ def _decode_rotated(bits: int, size: int, dtype: torch.dtype) -> Compiled:
     def turn(codes: Tensor, low: Tensor, step: Tensor, mix: Tensor) -> Tensor:
         return rotation.decode(codes, low, step, bits, dtype, mix)
 
-    return Compiled(turn, WHAT, name=name_of("decode_rotated", bits, size, dtype))
+    # A GPU's compiler joins only nodes that are at most 64 apart: so each sum has to be one node.
+    options: dict[str, object] = {"realize_acc_reads_threshold": size, "realize_opcount_threshold": 4 * size}
+    return Compiled(turn, WHAT, name=name_of("decode_rotated", bits, size, dtype), options=options)
 
 
 @cache

@@ -222,7 +222,7 @@ def submit_command(argv: Sequence[str]) -> None:
 
     submission = submit(options.runs, options.output_dir, options.data_dir, options.ax)
     for task, (folder, score) in submission["runs"].items():
-        print(f"{task}: {folder} ({score:.4f} on the dev set)")
+        print(f"{task}: {folder} ({score:.4f} on its evaluation rows)")
     if submission["missing"]:
         print(f"missing, and expected by the leaderboard: {', '.join(submission['missing'])}")
     print(f"written and checked: {submission['archive']}")

@@ -19,7 +19,7 @@ from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import GLUE_TASKS, TASKS, Task
 from glue_harness.files import atomic, writing
 from glue_harness.run.assembly import Run, open_run
-from glue_harness.run.parts import result_of_task
+from glue_harness.run.parts import judge_of, result_of_task
 from glue_harness.run.records import read_results, write_whole
 
 __all__ = ["FILES", "check_submission", "submit"]
@@ -72,7 +72,7 @@ class Submission(TypedDict):
 
     Attributes:
         archive: The zip.
-        runs: Task → the run's folder, and its score on the dev set.
+        runs: Task → the run's folder, and the score at its end.
         missing: Files that the leaderboard also expects.
     """
 
@@ -102,15 +102,27 @@ def _scores(run: Run, task: Task, split: str, data_dir: str | None) -> np.ndarra
 
 
 def _best_runs(folders: Sequence[Path]) -> dict[str, tuple[Path, float]]:
-    """Return, task by task, the run with the highest primary metric at its end, and that metric."""
+    """Return, task by task, the run with the highest primary metric at its end, and that metric.
+
+    Raises:
+        ConfigurationError: No run of a GLUE task, or runs whose scores cannot be compared.
+    """
     best: dict[str, tuple[Path, float]] = {}
+    judges: dict[str, str] = {}
     for folder in folders:
         for whole_run in read_results(folder):
             for result in [result_of_task(whole_run, task) for task in whole_run.get("tasks", ())] or [
                 whole_run
             ]:
                 task, score = result["task"], result["metrics"]["last"][result["primary"]]
-                if task in GLUE_TASKS and (task not in best or score > best[task][1]):
+                if task not in GLUE_TASKS:
+                    continue
+                if judge_of(result) != judges.setdefault(task, judge_of(result)):
+                    raise ConfigurationError(
+                        f"{folder}: runs of {task} are scored by different metrics or on different rows, so "
+                        "that none is the best: give runs of one kind"
+                    )
+                if task not in best or score > best[task][1]:
                     best[task] = folder / result["folder"], score
     if not best:
         raise ConfigurationError(
@@ -202,7 +214,8 @@ def submit(
     """Predict the official test files and write the leaderboard's zip.
 
     Of several runs of a task, the one with the highest primary metric after its last step is used: a choice
-    made on the dev set. Predictions are made in float32.
+    made on the rows that they were evaluated on, the dev set or a part that was held out. Runs that were
+    evaluated on different rows are refused. Predictions are made in float32.
 
     Args:
         folders: Hold runs, at any depth; runs of other tasks are skipped.

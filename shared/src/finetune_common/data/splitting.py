@@ -74,7 +74,8 @@ def stratified(
     """Split rows in two, each class in proportion; rows with the same texts stay together.
 
     Rows are ordered by a hash of the seed and their texts, so that neither the order of the file nor the seed
-    of a run matters: all seeds of an experiment are evaluated on the same rows.
+    of a run matters: all seeds of an experiment are evaluated on the same rows. A text that repeats so often
+    that it would lead further from the share stays in the first part.
 
     Args:
         texts: Of each row.
@@ -92,16 +93,27 @@ def stratified(
     """
     keys = _keys(texts, seed)
     homes: dict[bytes, Hashable] = {}
-    groups: dict[Hashable, list[int]] = defaultdict(list)
+    groups: dict[Hashable, dict[bytes, list[int]]] = defaultdict(dict)
     for row, (key, label) in enumerate(zip(keys, classes, strict=True)):
-        groups[homes.setdefault(key, label)].append(row)
+        groups[homes.setdefault(key, label)].setdefault(key, []).append(row)
     taken: set[int] = set()
-    for rows in groups.values():
-        rows.sort(key=keys.__getitem__)
-        wanted = max(1, round(share * len(rows)))
-        while wanted < len(rows) and keys[rows[wanted]] == keys[rows[wanted - 1]]:
-            wanted += 1  # rows with the same texts stay together
-        if wanted == len(rows):  # the last texts stay in the first part
-            wanted = next(place for place, row in enumerate(rows) if keys[row] == keys[rows[-1]])
-        taken.update(rows[:wanted])
+    for of_class in groups.values():
+        rows = sum(map(len, of_class.values()))
+        same = [of_class[key] for key in sorted(of_class)]
+        taken.update(*_nearest(same, max(1, round(share * rows))))
     return [row for row in range(len(texts)) if row not in taken], sorted(taken)
+
+
+def _nearest(groups: Sequence[list[int]], wanted: int) -> list[list[int]]:
+    """Return groups of rows, in order, each of which brings the number of rows nearer to the wanted one.
+
+    At least one, if that leaves another.
+    """
+    chosen: list[list[int]] = []
+    missing = wanted
+    for group in groups:
+        if len(group) <= 2 * missing:
+            chosen.append(group)
+            missing -= len(group)
+    chosen = chosen or [min(groups, key=len)]
+    return chosen if len(chosen) < len(groups) else chosen[:-1]

@@ -8,16 +8,24 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-__all__ = ["CASTS", "arguments_of", "is_pointwise", "is_view", "names_of", "packet", "source_of"]
+__all__ = ["CASTS", "arguments_of", "is_pointwise", "is_view", "label", "names_of", "packet", "source_of"]
 
 CASTS = ("convert_element_type", "_to_copy")
 
+TORCH = ("aten", "prims")
+"""torch's namespaces. An operation of another one may have the name of one of torch's, and do anything."""
 
-def packet(target: object) -> str:
+
+def label(target: object) -> str:
     """Return the name of an operation without its overload; empty if it is not one."""
     if not isinstance(target, OpOverload):
         return ""
     return target._opname  # pyright: ignore[reportPrivateUsage]  # its public name has the overload
+
+
+def packet(target: object) -> str:
+    """Return the name of one of torch's operations without its overload; empty if it is not one."""
+    return label(target) if getattr(target, "namespace", "") in TORCH else ""
 
 
 def names_of(target: object) -> list[str]:
@@ -38,6 +46,8 @@ def is_view(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, OpOverload) or not node.args or not isinstance(node.args[0], fx.Node):
         return False
+    if target is torch.ops.aten.view.dtype:
+        return False  # the bits of other numbers
     return target.is_view or packet(target) == "_unsafe_view"
 
 

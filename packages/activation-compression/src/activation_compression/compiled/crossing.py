@@ -166,6 +166,8 @@ def _descriptions(nodes: list[fx.Node], first: int = 0) -> list[object]:
 def just_in_time(graph: fx.Graph, late: set[fx.Node]) -> None:
     """Order a graph anew, so that everything is computed just before its first use.
 
+    What changes a tensor in place, or anything outside, stays even if nothing uses its result.
+
     Args:
         graph: The graph.
         late: Nodes that keep their order; others come when these need them.
@@ -176,7 +178,7 @@ def just_in_time(graph: fx.Graph, late: set[fx.Node]) -> None:
     for node in nodes:
         if node.op == "placeholder":
             placed.add(node)
-    for root in (n for n in nodes if n in late or n.op == "output"):
+    for root in (n for n in nodes if n in late or n.is_impure(impure_random=False)):
         waiting = [root]
         while waiting:
             node = waiting[-1]

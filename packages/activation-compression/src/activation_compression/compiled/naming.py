@@ -6,7 +6,7 @@ import re
 
 from torch import fx
 
-from activation_compression.compiled.calls import packet
+from activation_compression.compiled.calls import label
 
 __all__ = ["place_of"]
 
@@ -24,7 +24,7 @@ def place_of(node: fx.Node) -> str:
         >>> place_of(node)
         'encoder.0:input'
     """
-    group = packet(node.meta.get("original_aten")) or packet(node.target) or node.op
+    group = label(node.meta.get("original_aten")) or label(node.target) or node.op
     operation = group.strip("_") if node.op != "placeholder" else "input"
     return f"{module_path(_path(node))}:{operation}"
 

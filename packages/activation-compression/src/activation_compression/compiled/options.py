@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from activation_compression.compiled.settings import Settings
 from activation_compression.levels import WIDTHS, find_level
@@ -13,13 +13,7 @@ from activation_compression.statistics import Statistics
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
 
-if TYPE_CHECKING:
-    from activation_compression.compiled.operators import State
-    from activation_compression.compiled.partitioner import Partitioner
-
 __all__ = ["CompileOptions", "compile_options"]
-
-_made: dict[str, count[int]] = {}
 
 
 class CompileOptions(dict[str, object]):
@@ -28,14 +22,22 @@ class CompileOptions(dict[str, object]):
     `allow_buffer_reuse` is off, since the compiler would keep a free buffer until one of the same size is
     needed: from one layer's backward pass to that of the layer before.
 
+    A copy has the same graphs, and so the same statistics; in another process it has its own.
+
     Args:
-        partitioner: The partitioner that the compiler calls.
-        state: The common state of its graphs.
+        settings: What packing is to do.
     """
 
-    def __init__(self, partitioner: Partitioner, state: State) -> None:
-        super().__init__(custom_partitioner_fn=partitioner, allow_buffer_reuse=False)
-        self._state = state
+    def __init__(self, settings: Settings) -> None:
+        from activation_compression.compiled.operators import STATES, State
+        from activation_compression.compiled.partitioner import Partitioner  # imports the compiler
+
+        super().__init__(custom_partitioner_fn=Partitioner(settings), allow_buffer_reuse=False)
+        named = {"exclude": settings.exclude, "widths": settings.widths}
+        self._settings, self._state = settings, STATES.setdefault(settings.state, State(settings.seed, named))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return CompileOptions, (self._settings,), None, None, iter(self.items())
 
     @property
     def stats(self) -> Statistics:
@@ -118,12 +120,8 @@ def compile_options(
     check_number("seed", seed, at_least=0, below=2**63)
     check_number("min_elements", min_elements, at_least=0)
     by_name = dict(sorted((widths or {}).items()))
-    settings = Settings(rounding, group_size, min_elements, derive, by_name, tuple(exclude), "")
-    text = f"{settings} {seed}"
-    number = next(_made.setdefault(text, count()))
-    from activation_compression.compiled.operators import STATES, State
-    from activation_compression.compiled.partitioner import Partitioner  # imports the compiler
+    settings = Settings(rounding, group_size, min_elements, derive, by_name, tuple(exclude), seed, "")
+    from activation_compression.compiled.operators import STATES  # imports the compiler
 
-    settings = replace(settings, state=f"{text} {number}")
-    STATES[settings.state] = State(seed, {"exclude": settings.exclude, "widths": by_name})
-    return CompileOptions(Partitioner(settings), STATES[settings.state])
+    states = (f"{settings} {number}" for number in count())
+    return CompileOptions(replace(settings, state=next(state for state in states if state not in STATES)))

@@ -51,7 +51,8 @@ class Partitioner(CustomPartitionerFn):
         lifted = {"ban_recompute_materialized_backward": kept and not settings.derive}
         with torch._functorch.config.patch(lifted):  # pyright: ignore[reportUnknownMemberType]  # torch has none
             forward, backward = min_cut_rematerialization_partition(gm, joint_inputs, **kwargs)
-        pack(forward, backward, kwargs["num_fwd_outputs"], settings)
+        if joint_inputs:  # a nested region has none: what it saves crosses in the graph around it, whole
+            pack(forward, backward, kwargs["num_fwd_outputs"], settings)
         return forward, backward
 
     def uuid(self) -> object:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, fx
 
-from activation_compression.compiled.calls import CASTS, arguments_of, is_view, packet
+from activation_compression.compiled.calls import CASTS, arguments_of, is_pointwise, is_view, packet
 from activation_compression.formulas import COUPLED, EXACT, FACTOR, FORMULAS, SMOOTH, Entry, Formula
 
 __all__ = [
@@ -77,16 +77,26 @@ def forces_saving(node: fx.Node) -> bool:
     """Return whether a forward operation's result should cross, instead of being recomputed from its input.
 
     Softmax of rounded scores, divided by the sum of exact ones, is not a distribution; ReLU of rounded values
-    is biased.
+    is biased. So are tanh and sigmoid of values far from 0, but where other operations need these too, as in
+    x · sigmoid(x), saving the result costs a second tensor.
     """
     group = packet(node.meta.get("original_aten"))
     entries = TABLE.get(formula_name(group), {})
-    if group in BOUNDED or "backward" in group or not entries:
+    if "backward" in group or not entries or (group in BOUNDED and not _alone_needs(node)):
         return False
     kinds = {entry.kind if isinstance(entry, Formula) else "" for entry in entries.values()}
     if kinds != {"gate"} and (set(entries) != {"result"} or kinds == {"logarithm"}):
         return False
     return any(user.meta.get("original_aten") is not node.meta["original_aten"] for user in node.users)
+
+
+def _alone_needs(node: fx.Node) -> bool:
+    """Return whether no other node needs what a node is computed from, element by element."""
+    sources = [given for given in node.all_input_nodes if given.op != "placeholder"]
+    return all(
+        len(given.users) == 1 and (not (is_pointwise(given) or is_view(given)) or _alone_needs(given))
+        for given in sources
+    )
 
 
 @dataclass(frozen=True)

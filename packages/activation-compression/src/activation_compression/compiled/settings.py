@@ -22,6 +22,7 @@ class Settings:
         derive: Whether to recompute more than torch would.
         widths: "module:operation:number" → bits, if given.
         exclude: Patterns of "module:operation" whose tensors are kept.
+        seed: Seed of the rounding.
         state: Name of the state that the graphs belong to.
     """
 
@@ -31,6 +32,7 @@ class Settings:
     derive: bool
     widths: Mapping[str, int]
     exclude: tuple[str, ...]
+    seed: int
     state: str
 
     def width(self, name: str, finer: bool) -> int:

@@ -7,6 +7,7 @@ import operator
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from activation_compression.compiled.calls import CASTS, is_view, packet, source_of
 from activation_compression.compiled.crossing import Crossing, returned_by
@@ -78,7 +79,8 @@ def root_of(node: fx.Node) -> fx.Node:
 
 
 def same_count(first: fx.Node, second: fx.Node) -> bool:
-    return hint_of(first.meta["val"].numel()) == hint_of(second.meta["val"].numel())
+    """Return whether two tensors have equally many elements in every call."""
+    return statically_known_true(first.meta["val"].numel() == second.meta["val"].numel())
 
 
 def memory_of(node: fx.Node) -> fx.Node:

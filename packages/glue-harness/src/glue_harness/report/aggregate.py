@@ -15,6 +15,8 @@ from glue_harness.config.fields import SLOTS
 from glue_harness.report.protocols import PROTOCOLS, Protocol
 from glue_harness.report.select import flatten, known_key
 from glue_harness.report.statistics import mean_interval
+from glue_harness.report.unskilled import without_skill
+from glue_harness.run.parts import judge_of
 
 __all__ = ["Row", "label", "methods_in_words", "model_name", "summarise", "varying_options"]
 
@@ -24,7 +26,7 @@ Value = tuple[float, float | None]
 Estimate = tuple[float, float | None, tuple[float, float] | None]
 """A mean, its standard deviation over seeds, and an interval of it."""
 
-PLAIN = {"adaptation": "full", "activation": "none"}
+PLAIN = {slot: SLOTS[slot] for slot in ("adaptation", "activation")}
 """Choices that a label omits: the plain model, and plain autograd."""
 
 IDENTIFIES_ROW = ("task", "model", "seed")
@@ -48,6 +50,8 @@ class Row:
         peak_memory_bytes: Largest of the runs.
         trainable: Trainable parameters.
         runs: The folders.
+        judge: What its scores are scores of: the metric and the rows; only equal ones can be compared.
+        floor: The score of a model that has learned nothing; None if unknown.
         beside: `set metric` → mean, sd over seeds or None, and 95 % interval over seeds or None, for the sets
             that were scored in addition.
     """
@@ -65,6 +69,8 @@ class Row:
     peak_memory_bytes: int
     trainable: int
     runs: tuple[str, ...]
+    judge: str
+    floor: float | None
     beside: dict[str, Estimate] = field(default_factory=dict)
 
     def score(self, evaluation: str) -> Value:
@@ -139,6 +145,14 @@ def _shared_options(flat: Settings, protocol: Protocol, group_by: Sequence[str])
     return {key: flat[key] for key in chosen if key in flat and key not in protocol.drops}
 
 
+def _check_judges(task: str, runs: Sequence[JsonObject]) -> None:
+    if len({judge_of(run) for run in runs}) > 1:
+        raise ConfigurationError(
+            f"--group-by: runs of {task} would be one setting that are scored by different metrics or on "
+            "different rows: add metric, evaluate_on or max_eval_samples, or keep one kind with --where"
+        )
+
+
 def _check_groups(group_by: Sequence[str], name: str, runs: Sequence[Settings]) -> None:
     for key in group_by:
         known_key("--group-by", key, runs)
@@ -202,7 +216,8 @@ def summarise(
         One row for each setting, model and task: tasks in order of appearance, best settings first.
 
     Raises:
-        ConfigurationError: An option that no run has, or one whose values the protocol chooses among.
+        ConfigurationError: An option that no run has, one whose values the protocol chooses among, or a
+            setting whose runs are scored by different metrics or on different rows.
     """
     results = list(results)
     flattened = [flatten(result) for result in results]
@@ -221,7 +236,9 @@ def summarise(
     varying = {task: list(group_by) or varying_options(present) for task, present in by_task.items()}
     rows = []
     for (task, model, key), runs in groups.items():
+        _check_judges(task, runs)
         primary = runs[0]["primary"]
+        floor = without_skill(primary, runs[0])
         by_seed = {evaluation: _by_seed(runs, evaluation, how) for evaluation in ("last", "best")}
         rows.append(
             Row(
@@ -238,6 +255,8 @@ def summarise(
                 peak_memory_bytes=max(r["peak_memory_bytes"] for r in runs),
                 trainable=runs[0]["parameters"]["trainable"],
                 runs=tuple(r["folder"] for r in runs),
+                judge=judge_of(runs[0]),
+                floor=None if floor is None else floor[0],
                 beside=_beside(runs),
             )
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from finetune_common.errors import ConfigurationError
 from glue_harness.report.aggregate import Row
-from glue_harness.report.equivalence import equivalence_test, verdict_of
+from glue_harness.report.equivalence import UNDECIDED, equivalence_test, verdict_of
 from glue_harness.report.select import Condition, select
 from glue_harness.report.statistics import (
     TESTS,
@@ -17,7 +17,7 @@ from glue_harness.report.statistics import (
     smallest_p,
 )
 
-__all__ = ["ALPHA", "BEST", "Comparison", "against_best", "baselines", "compare"]
+__all__ = ["ALPHA", "BEST", "Comparison", "against_best", "baselines", "compare", "too_wide"]
 
 ALPHA = 0.05
 """The level of every test, and 1 − ALPHA that of every interval."""
@@ -72,25 +72,30 @@ def _p_values(differences: Sequence[Sequence[float]], test: str) -> list[float]:
 def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]]:
     """Pair every setting with the baseline of its task, and of its model unless the condition names a model.
 
+    Both are scored by the same metric on the same rows.
+
     Args:
         rows: From `summarise`.
-        condition: Which rows are baselines; a task or model without one is left out.
+        condition: Which rows are baselines; a setting without one is left out.
 
     Raises:
         ConfigurationError: It names no row, or more than one for a task.
     """
     described = [{**row.options, "task": row.task, "model": row.model} for row in rows]
-    chosen: dict[tuple[str, str], Row] = {}
+    chosen: dict[tuple[str, str, str], Row] = {}
+
+    def group(row: Row) -> tuple[str, str, str]:
+        return row.task, "" if "model" in condition else row.model, row.judge
+
     for number in select("--baseline", condition, described):
-        row = rows[number]
-        key = row.task, "" if "model" in condition else row.model
+        row, key = rows[number], group(rows[number])
         if key in chosen:
             raise ConfigurationError(
                 f"--baseline: both '{chosen[key].setting}' and '{row.setting}' match on {row.task}: add a "
                 "condition, e.g. optimizer=adamw,optimizer.lr=2e-5"
             )
         chosen[key] = row
-    pairs = [(row, chosen.get((row.task, "" if "model" in condition else row.model))) for row in rows]
+    pairs = [(row, chosen.get(group(row))) for row in rows]
     return [(row, baseline) for row, baseline in pairs if baseline is not None and row is not baseline]
 
 
@@ -113,6 +118,15 @@ def _holm_within(p_values: Sequence[float], families: Sequence[bool | None]) -> 
     return corrected
 
 
+def too_wide(margin: float, row: Row, baseline: Row, evaluation: str = "last") -> bool:
+    """Say whether a margin reaches from the better of two scores to that of a model that has learned nothing.
+
+    Then "equal within the margin" would say nothing: it would hold for guessing too.
+    """
+    best = max(one.score(evaluation)[0] for one in (row, baseline))
+    return row.floor is not None and best - row.floor <= margin
+
+
 def compare(
     rows: Sequence[Row],
     condition: Condition,
@@ -128,8 +142,8 @@ def compare(
         condition: Which rows are baselines.
         evaluation: `last` or `best`.
         test: `permutation` or `wilcoxon`.
-        margin: Smallest difference that matters, in the unit of the metric; without it nothing is
-            called equal.
+        margin: Smallest difference that matters, in the unit of the metric; without it, or where it is
+            `too_wide`, nothing is called equal.
         primary: Which comparisons were named before the runs; the others are exploratory. Each kind is
             corrected separately.
 
@@ -143,7 +157,11 @@ def compare(
     families = _families(pairs, primary)
     differences = [_differences(row, baseline, evaluation) for row, baseline in pairs]
     p_values = _p_values(differences, test)
-    equals = [equivalence_test(values, margin) if values and margin else 1.0 for values in differences]
+    margins = [None if margin is None or too_wide(margin, *pair, evaluation) else margin for pair in pairs]
+    equals = [
+        1.0 if narrow is None or not values else equivalence_test(values, narrow)
+        for values, narrow in zip(differences, margins, strict=True)
+    ]
     corrected = zip(_holm_within(p_values, families), _holm_within(equals, families), strict=True)
     comparisons = []
     for number, ((row, baseline), values, (different, equal)) in enumerate(
@@ -162,7 +180,7 @@ def compare(
                 corrected=different,
                 equal=equal,
                 improvement=probability_of_improvement(scores, baseline_scores),
-                verdict=verdict_of(mean, different, equal, margin, ALPHA),
+                verdict=verdict_of(mean, different, equal, margins[number], ALPHA),
                 family=families.count(families[number]),
                 primary=families[number],
             )
@@ -173,27 +191,32 @@ def compare(
 def against_best(rows: Sequence[Row], evaluation: str = "last", test: str = "permutation") -> dict[int, str]:
     """Say for each setting whether its seeds distinguish it from the best of its task.
 
+    The best is chosen by the scores that are then tested, so that every pair of settings might have been the
+    one that is compared: Holm's correction counts all k (k - 1)/2 pairs of k settings. Over the k - 1 tests
+    alone, one of eight equal settings would be called worse in one experiment of seven.
+
     Args:
         rows: From `summarise`.
         evaluation: `last` or `best`.
-        test: `permutation` or `wilcoxon`, corrected over the rows of the task.
+        test: `permutation` or `wilcoxon`.
 
     Returns:
-        Position of the row → `best`, `worse than the best (8 seeds, p = 0.01)`, or `cannot tell from the
-        best` with the same in brackets; only the number of seeds if they are too few for a test. A row
-        without a seed in common with the best is left out: nothing was tested.
+        Position of the row → `best`, `worse (8 seeds, p = 0.01)`, or `undecided` with the same in brackets;
+        only the number of seeds if they are too few for a test. A row without a seed in common with the best
+        is left out: nothing was tested. Settings that are scored on other rows have a best of their own.
     """
-    by_task: dict[str, list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(rows):
-        by_task.setdefault(row.task, []).append(number)
+        groups.setdefault((row.task, row.judge), []).append(number)
     words: dict[int, str] = {}
-    for numbers in by_task.values():
+    for numbers in groups.values():
         best = max(numbers, key=lambda n: rows[n].score(evaluation)[0])
         others = [number for number in numbers if number != best]
         differences = [_differences(rows[n], rows[best], evaluation) for n in others]
-        corrected = holm(_p_values(differences, test))
+        untested = len(others) * (len(others) - 1) // 2
+        corrected = holm([*_p_values(differences, test), *[1.0] * untested])
         words[best] = BEST
-        for number, values, p in zip(others, differences, corrected, strict=True):
+        for number, values, p in zip(others, differences, corrected, strict=False):
             if values:
                 words[number] = _compared_with_best(len(values), p)
     return words
@@ -202,6 +225,5 @@ def against_best(rows: Sequence[Row], evaluation: str = "last", test: str = "per
 def _compared_with_best(pairs: int, p: float) -> str:
     seeds = "1 seed" if pairs == 1 else f"{pairs} seeds"
     if smallest_p(pairs) > ALPHA:
-        return f"cannot tell from the best: {seeds}"
-    words = "worse than the best" if p <= ALPHA else "cannot tell from the best"
-    return f"{words} ({seeds}, p = {p:.2g})"
+        return f"{UNDECIDED}: {seeds}"
+    return f"{'worse' if p <= ALPHA else UNDECIDED} ({seeds}, p = {p:.2g})"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_common.aliases import JsonObject
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, check_number
 from glue_harness.report.aggregate import Row, summarise
 from glue_harness.report.averages import Average, averages
 from glue_harness.report.compare import Comparison, against_best, compare
@@ -68,7 +68,8 @@ def gather(
         group_by: Options that define a setting, instead of all but the seed.
 
     Raises:
-        ConfigurationError: A condition or option that no run has, or a baseline that is not one setting.
+        ConfigurationError: A condition or option that no run has, a baseline that is not one setting, or a
+            margin that is not above 0.
     """
     if where:
         chosen = select("--where", parse_condition("--where", where), [flatten(r) for r in results])
@@ -78,6 +79,8 @@ def gather(
     if condition is None and (margin is not None or primary is not None):
         given = "--primary" if margin is None else "--margin"
         raise ConfigurationError(f"{given}: there is nothing to compare with: give --baseline too")
+    if margin is not None:
+        check_number("--margin", margin, above=0)
     named = parse_condition("--primary", primary) if primary else None
     return Contents(
         results=results,

@@ -19,14 +19,15 @@ def equivalence_test(differences: Sequence[float] | np.ndarray, margin: float) -
     """Return the p-value of "the mean difference is ±margin or more", by two one-sided t-tests.
 
     p = max(P(T ≥ (x̄ + δ)/(s/√n)), P(T ≤ (x̄ − δ)/(s/√n))) with n − 1 degrees of freedom: at most α exactly
-    where Student's interval at 1 − 2α lies inside ±δ. It holds for normal differences.
+    where Student's interval at 1 − 2α lies inside ±δ. It holds for normal differences. If all n differences
+    are equal, t is not defined: then p = 2⁻ⁿ if they lie inside ±δ, as in a sign test against δ, else 1.
 
     Args:
         differences: One per seed, any unit.
         margin: δ, in the same unit, above 0: the smallest difference that matters, fixed before the runs.
 
     Returns:
-        A number in [0, 1]; 1 for a single pair, which has no spread.
+        A number in (0, 1]; 1 for a single pair, which has no spread.
 
     Raises:
         ConfigurationError: No differences, some that are not finite, or a margin that is not above 0.
@@ -37,7 +38,7 @@ def equivalence_test(differences: Sequence[float] | np.ndarray, margin: float) -
         >>> round(equivalence_test([0.001, -0.001, 0.002, 0.0, -0.002, 0.001], margin=0.005), 5)
         0.00024
         >>> equivalence_test([0.0, 0.0], margin=0.005), equivalence_test([0.01], margin=0.005)
-        (0.0, 1.0)
+        (0.25, 1.0)
     """
     check_number("margin", margin, above=0)
     values = np.asarray(differences, dtype=float)
@@ -49,7 +50,7 @@ def equivalence_test(differences: Sequence[float] | np.ndarray, margin: float) -
         return 1.0
     mean, error = values.mean(), values.std(ddof=1) / math.sqrt(len(values))
     if error <= 1e-12 * abs(mean):
-        return 0.0 if abs(mean) < margin else 1.0
+        return 2.0 ** -len(values) if abs(mean) < margin else 1.0
     return float(stdtr(len(values) - 1, (abs(mean) - margin) / error))
 
 

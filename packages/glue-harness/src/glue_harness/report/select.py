@@ -45,7 +45,7 @@ def flatten(result: JsonObject) -> JsonObject:
         if key in places:
             continue
         choices = [value] if isinstance(value, dict) else value
-        if key in ("model_config", "hold_out"):
+        if isinstance(value, dict) and "name" not in value:  # no method: options of their own
             flat |= _options(key, value)
         elif isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
             names = [choice["name"] for choice in choices]

@@ -9,25 +9,19 @@ from finetune_common.aliases import JsonObject
 from glue_harness.console import console_for_reading
 from glue_harness.report.aggregate import Estimate, Row, model_name
 from glue_harness.report.averages import Average
-from glue_harness.report.compare import ALPHA, BEST, Comparison
+from glue_harness.report.compare import BEST
 from glue_harness.report.contents import Contents
 from glue_harness.report.csv_files import csv_of
 from glue_harness.report.equivalence import UNDECIDED
+from glue_harness.report.notes import AGAINST_BEST, about_best, about_comparisons
 from glue_harness.report.protocols import EVALUATIONS, PROTOCOLS
 from glue_harness.report.render import Cell, Table, as_latex, as_markdown
-from glue_harness.report.statistics import RESAMPLED_FROM, pairs_needed, smallest_p
 from glue_harness.run.records import write_whole
 
-__all__ = ["about_intervals", "markdown", "print_run", "summary_table", "tables_of", "write_tables"]
-
-KINDS = {None: "rows", True: "planned", False: "exploratory"}
-"""Words for comparisons that were named before the runs, and for others."""
+__all__ = ["markdown", "print_run", "summary_table", "tables_of", "write_tables"]
 
 BESIDE = "beside"
 """The column of additional sets that were scored."""
-
-AGAINST_BEST = "against the best"
-"""The column that says whether the seeds distinguish a setting from the best of its task."""
 
 NUMBERS = ("runs", "examples/s", "peak memory", "trainable")
 
@@ -63,20 +57,6 @@ def _cells(row: Row) -> dict[str, str]:
 
 def _sections(rows: Sequence[Row]) -> frozenset[int]:
     return frozenset(n for n in range(len(rows) - 1) if rows[n].task != rows[n + 1].task)
-
-
-def _too_few(seeds: int, comparisons: int = 1) -> str:
-    """Say that this many seeds cannot show a difference, and how many can."""
-    counted = "1 seed" if seeds == 1 else f"{seeds} seeds"
-    return f"with {counted} no difference can be significant; use at least {pairs_needed(ALPHA, comparisons)}"
-
-
-def _about_best(rows: Sequence[Row], compared: bool) -> list[str]:
-    """Say how settings were compared with the best, or that there are too few seeds for a comparison."""
-    most = max(len(set(row.seeds)) for row in rows)
-    if most >= pairs_needed(ALPHA):
-        return [f"{AGAINST_BEST}: paired by seed, corrected by Holm, at {ALPHA:.0%}"]
-    return [] if compared else [_too_few(most)]
 
 
 def summary_table(
@@ -116,7 +96,7 @@ def summary_table(
         f"numbers: {how.meaning}{also}; ±: standard deviation over seeds",
         *(f"{name}: {meaning}" for name, meaning in EVALUATIONS.items()),
         *([f"{BESIDE}: scored once, at the end; in brackets: 95 % interval of the mean"] * has_beside),
-        *(_about_best(rows, compared) if several else []),
+        *(about_best(rows, compared) if several else []),
     ]
     return Table("Settings", {name: name in NUMBERS for name in wanted}, drawn, notes, _sections(rows))
 
@@ -165,43 +145,9 @@ def _comparison_table(contents: Contents) -> Table:
         title,
         {name: name in numbers for name in columns},
         drawn,
-        _about_comparisons(contents),
+        about_comparisons(contents),
         _sections([c.row for c in comparisons]),
     )
-
-
-def about_intervals(comparisons: Sequence[Comparison]) -> str:
-    """Say how the intervals of comparisons were computed."""
-    kinds = {c.pairs >= RESAMPLED_FROM for c in comparisons if c.interval is not None}
-    methods = " or ".join("bootstrap (BCa)" if many else "Student's t" for many in sorted(kinds or {False}))
-    limit = f" from {RESAMPLED_FROM} pairs on" if len(kinds) == 2 else ""
-    return f"interval of the mean difference: {methods}{limit}"
-
-
-def _about_comparisons(contents: Contents) -> list[str]:
-    comparisons = contents.comparisons
-    sizes = {c.primary: c.family for c in comparisons}
-    over = " and ".join(f"{sizes[kind]} {KINDS[kind]}" for kind in KINDS if kind in sizes)
-    notes = [
-        f"paired by seed, {contents.evaluation} evaluation; two-sided {contents.test} test, Holm over {over}",
-        about_intervals(comparisons),
-        "P(better): a run of the setting against one of the baseline, ties counted half",
-    ]
-    if contents.margin is not None:
-        notes.append(
-            f"equal: two one-sided t-tests exclude a difference of {contents.margin:g} or more, with Holm too"
-        )
-    few = [c for c in comparisons if c.pairs and smallest_p(c.pairs) > ALPHA]
-    for pairs in sorted({c.pairs for c in few}):
-        notes.append(_too_few(pairs, max(c.family for c in few)))
-    all_agree = [
-        c for c in comparisons if c.pairs and c not in few and c.p <= smallest_p(c.pairs) * (1 + 1e-9)
-    ]
-    if beyond := [c.family for c in all_agree if c.verdict == UNDECIDED]:
-        notes.append(
-            f"so many comparisons need {pairs_needed(ALPHA, max(beyond))} seeds; --where selects fewer"
-        )
-    return notes
 
 
 def _average_table(averages: Sequence[Average], evaluation: str) -> Table:

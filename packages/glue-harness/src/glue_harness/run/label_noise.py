@@ -25,7 +25,7 @@ def with_false_labels(rows: Dataset, task: Task, share: float, seed: int) -> Dat
         seed: Decides which rows, and the class each gets.
 
     Raises:
-        ConfigurationError: A task of scores, or of several labels per row.
+        ConfigurationError: A task of scores, or of several labels per row, or a share of less than a row.
     """
     if task.regression or task.several:
         raise ConfigurationError(
@@ -34,6 +34,10 @@ def with_false_labels(rows: Dataset, task: Task, share: float, seed: int) -> Dat
     labels = np.asarray(rows["labels"])
     drawn = np.random.default_rng(seed)
     false = drawn.permutation(len(labels))[: round(share * len(labels))]
+    if not len(false):
+        raise ConfigurationError(
+            f"label_noise={share}: of {len(labels):,} rows that is none: give {1 / len(labels):.2g} or more"
+        )
     labels[false] = (labels[false] + drawn.integers(1, task.num_labels, size=len(false))) % task.num_labels
     feature = rows.features["labels"]
     return rows.remove_columns("labels").add_column("labels", labels.tolist(), feature=feature)

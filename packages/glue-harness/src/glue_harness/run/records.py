@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -274,6 +275,9 @@ def _result(text: str) -> JsonObject:
         raise ValueError(f"schema {result['schema']} is not {SCHEMA}")
     for key in ("task", "model", "seed", "slots", "settings", "primary", "metrics", "history"):
         result[key]
+    for when in ("last", "best"):
+        if not math.isfinite(score := result["metrics"][when][result["primary"]]):
+            raise ValueError(f"{result['primary']} is {score}")
     return result
 
 
