@@ -89,8 +89,9 @@ class ClippedOptimizer(ElementwiseOptimizer):
             refuse_a_part(self, f"clip={self.clip!r}, norm={self.norm}")
             self._has_all_parameters = True
         if self._needs_single_norms() and LateCoefficients.possible(batches):
-            self._clipped = late = LateCoefficients(batches, self._level_now())
-            return _by_batch({"coefficient": late.coefficients}, batches)
+            count = sum(len(batch.grads) for batch in batches)
+            self._clipped = late = LateCoefficients(self._level_now(), count)
+            return _by_batch({"coefficient": late.coefficients(batches)}, batches)
         norms = whole_norms([grad for batch in batches for grad in batch.grads])
         numbers: dict[str, Tensor | Sequence[Tensor | Late]] = {}
         factors = self._coefficients(norms, batches) if by_norm else None

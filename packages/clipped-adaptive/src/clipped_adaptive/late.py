@@ -16,28 +16,20 @@ __all__ = ["LateCoefficients"]
 
 
 class LateCoefficients:
-    """Each tensor's factor min(1, L/‖g‖), kept for the report.
+    """Each tensor's factor min(1, L/‖g‖), kept for the report; the gradients themselves are not.
 
     Computing all norms first would read each gradient from memory twice. A norm that is computed just before
     the update leaves the gradient in the cache. The factors of small tensors are computed at once.
 
     Args:
-        batches: Plain tensors on a CPU; see `possible`.
         level: L.
+        count: Gradients of a step.
     """
 
-    def __init__(self, batches: Sequence[Batch], level: float) -> None:
+    def __init__(self, level: float, count: int) -> None:
         self.level = level
-        self.grads = [grad for batch in batches for grad in batch.grads]
-        self.dtypes = [arithmetic_dtype(param.dtype) for batch in batches for param in batch.params]
-        self.norms = [0.0] * len(self.grads)
-        self.factors = [1.0] * len(self.grads)
-        early = [i for i, grad in enumerate(self.grads) if grad.numel() <= SMALL]
-        for i in early:
-            self._note(i, norm_of(self.grads[i]))
-        self.coefficients: list[Tensor | Late] = [partial(self._late, i) for i in range(len(self.grads))]
-        for i in early:
-            self.coefficients[i] = torch.tensor(self.factors[i], dtype=self.dtypes[i])
+        self.norms = [0.0] * count
+        self.factors = [1.0] * count
 
     @staticmethod
     def possible(batches: Sequence[Batch]) -> bool:
@@ -45,10 +37,17 @@ class LateCoefficients:
         grads = (grad for batch in batches for grad in batch.grads)
         return all(type(grad) is Tensor and multiplies(grad) for grad in grads)
 
-    def _late(self, i: int) -> Tensor:
-        self._note(i, norm_of(self.grads[i]))
-        return torch.tensor(self.factors[i], dtype=self.dtypes[i])
+    def coefficients(self, batches: Sequence[Batch]) -> list[Tensor | Late]:
+        """Return the factors of gradients on a CPU (`possible`), or what makes them before an update."""
+        pairs = [pair for batch in batches for pair in zip(batch.grads, batch.params, strict=True)]
+        made: list[Tensor | Late] = []
+        for place, (grad, param) in enumerate(pairs):
+            make = partial(self._factor, place, grad, arithmetic_dtype(param.dtype))
+            made.append(make() if grad.numel() <= SMALL else make)
+        return made
 
-    def _note(self, i: int, norm: float) -> None:
-        self.norms[i] = norm
-        self.factors[i] = self.level / norm if norm > self.level else 1.0
+    def _factor(self, place: int, grad: Tensor, dtype: torch.dtype) -> Tensor:
+        norm = norm_of(grad)
+        self.norms[place] = norm
+        self.factors[place] = self.level / norm if norm > self.level else 1.0
+        return torch.tensor(self.factors[place], dtype=dtype)

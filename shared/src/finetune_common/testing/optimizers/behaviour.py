@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 # torch's backward has no types:
 # pyright: reportUnknownMemberType=false
 import pytest
@@ -17,6 +19,7 @@ __all__ = [
     "converges",
     "evaluates_a_closure_once",
     "has_groups",
+    "holds_no_gradient",
     "is_untouched_by_a_skipped_step",
     "leaves_what_has_no_gradient",
     "maximizes",
@@ -60,6 +63,19 @@ def leaves_what_has_no_gradient(cls: Factory, case: OptimizerCase) -> None:
         optimizer.step()
         reference.step()
     assert_equal([late], [early])
+
+
+def holds_no_gradient(cls: Factory, case: OptimizerCase) -> None:
+    """After zero_grad a step's gradients are free, small and large ones: memory for the next pass."""
+    params = [nn.Parameter(torch.ones(count)) for count in (3, 10_000, 20_000)]
+    optimizer = cls(params, **case.settings)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        held = [weakref.ref(param.grad) for param in params if param.grad is not None]
+        optimizer.step()
+        optimizer.zero_grad()
+        assert not any(gradient() is not None for gradient in held)
 
 
 def evaluates_a_closure_once(cls: Factory, case: OptimizerCase) -> None:
