@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from chosen import at_an_end, best_trials
 from glue_harness.report.aggregate import model_name, summarise
 from glue_harness.report.contents import gather
 from glue_harness.report.page import write_page
@@ -31,7 +32,7 @@ from reproduce import conformance, costs, published
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue, find
 from reproduce.commands import status_of
 from reproduce.listing import listing
-from reproduce.scales import points
+from reproduce.scales import points, read
 
 COLUMNS = ("task", "setting", "runs", "last")
 """Speed and memory are left out: they count only where a run had the machine to itself."""
@@ -81,6 +82,16 @@ def table(results: list[dict[str, Any]]) -> str:
     )
 
 
+def _of_sweep(path: Path) -> str:
+    """Return the table of a kept sweep; below that of trials, where their best lies at an end."""
+    results, spec = _read(path), path.parent.parent / f"{path.stem}.yaml"
+    if not path.stem.endswith("-trials") or not spec.exists():
+        return table(results)
+    trials = read(spec)
+    ends = [f"The best is at an end: {end}.\n" for end in at_an_end(trials, best_trials(trials, results))]
+    return "\n".join([table(results), *ends])
+
+
 def paired_table(results: list[dict[str, Any]], benchmark: Benchmark) -> str:
     """Return the differences to a benchmark's baseline, with intervals and verdicts."""
     protocol = PROTOCOLS[benchmark.protocol]
@@ -117,7 +128,7 @@ def tables_of(benchmark: Benchmark, scale: str, path: Path) -> dict[Path, str]:
     """Return what is made from the kept results of a scale."""
     results, made = _read(path), {}
     if not benchmark.script:
-        made[path.with_suffix(".md")] = table(results)
+        made[path.with_suffix(".md")] = _of_sweep(path)
     if benchmark.baseline and scale != "smoke":
         made[path.with_name(f"{path.stem}-paired.md")] = paired_table(results, benchmark)
     if compared := published.table(benchmark, scale, results):
@@ -162,7 +173,7 @@ def _page(made: dict[Path, str]) -> str:
 
 def tables() -> dict[Path, str]:
     """Return every committed table, made anew."""
-    made = {path.with_suffix(".md"): table(_read(path)) for path in sweep_results()}
+    made = {path.with_suffix(".md"): _of_sweep(path) for path in sweep_results()}
     for committed in _committed():
         made |= tables_of(*committed)
     told = {"list": listing(), "results": _page(made), "differences": conformance.table(published.judged())}

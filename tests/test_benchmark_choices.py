@@ -161,7 +161,8 @@ def test_committed_specifications_have_what_their_trials_chose(path: Path) -> No
     spec = path.with_name(path.name.replace("-trials", ""))
     cases = yaml.safe_load(spec.read_text(encoding="utf-8"))["cases"]
     assert all(point in cases for point in best)
-    assert all(f"# {end}\n" in spec.read_text(encoding="utf-8") for end in at_an_end(read(path), best))
+    told = kept.with_suffix(".md").read_text(encoding="utf-8")
+    assert all(f"The best is at an end: {end}.\n" in told for end in at_an_end(read(path), best))
 
 
 @pytest.mark.parametrize("path", committed(), ids=lambda path: f"{path.parent.name}-{path.stem}")

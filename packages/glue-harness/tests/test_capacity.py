@@ -1,5 +1,6 @@
 """`capacity` and `profile`: what they say is what the allocator says, and the search finds the largest."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_common.errors import ConfigurationError
 from glue_harness.cli import main
 from glue_harness.config.parsing import parse_line
-from glue_harness.cost.capacity import capacity, largest, read_bytes
+from glue_harness.cost.capacity import capacity, largest, read_bytes, resized
 from glue_harness.cost.footprint import measured_peak, predict
 from glue_harness.cost.live import LiveBytes
 from glue_harness.cost.steps import Steps
@@ -144,6 +145,29 @@ def test_other_searches_change_the_field_of_their_name(what, field, multiple):
     assert predict(config(*line)).peak > 4_000_000
 
 
+@pytest.mark.parametrize(
+    ("model", "what", "fields"),
+    [
+        ("t5-base", "layers", {"num_layers": 3, "num_decoder_layers": 3}),
+        ("bart-base", "layers", {"encoder_layers": 3, "decoder_layers": 3}),
+        ("bart-base", "hidden", {"encoder_attention_heads": 3, "decoder_attention_heads": 3}),
+        ("t5-base", "intermediate", {"d_ff": 192}),
+        ("bart-base", "intermediate", {"encoder_ffn_dim": 192, "decoder_ffn_dim": 192}),
+        ("distilbert-base-uncased", "intermediate", {"hidden_dim": 192}),
+        ("Meta-Llama-3-8B", "hidden", {"num_attention_heads": 3, "num_key_value_heads": 3}),
+    ],
+)
+def test_a_search_leaves_a_model_whole(model, what, fields):
+    """Both of its stacks have the depth; heads of 64 fill the width; its blocks have the width between."""
+    value = 3 if what == "layers" else 3 * 64
+    changed_to = resized(config("--model", model), what, value).model_config
+    assert changed_to.items() >= fields.items()
+    small = {"num_hidden_layers": 1, "vocab_size": 600, "intermediate_size": 64, "pad_token_id": 0}
+    small = small if "Llama" in model else {}
+    one = dataclasses.replace(config("--model", model), model_config={**changed_to, **small})
+    assert predict(one).peak > 0
+
+
 def test_measurement_and_prediction_find_nearly_the_same_batch():
     by = {
         how: capacity(config(), "batch-size", 5_000_000, {"none": {"name": "none"}}, by=how)["results"][
@@ -233,6 +257,10 @@ def test_a_compiled_measured_step_has_the_method_s_options(monkeypatch):
         (["--budget", "1GB", "--model", "bert-larg-cased"], "bert-large-cased"),
         (["--budget", "1GB", "--model.hiden_size", "64"], "hidden_size"),
         (["--budget", "1GB", "--model.hidden_size", "63"], "no model of this shape"),
+        (
+            ["--budget", "1GB", "--model.vocab_size", "9", "--model.pad_token_id", "9"],
+            "no model of this shape",
+        ),
         (["--budget", "1GB", "--compare", "none:L1"], "no levels"),
         (["--budget", "1GB", "--compare", ","], "none,checkpoint"),
         (["--budget", "1GB", "--max-length", "4000"], "positions"),

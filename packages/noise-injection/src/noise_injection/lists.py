@@ -127,7 +127,7 @@ def _run_joined(kernel: kernels.Kernel, rows: Rows, numbers: Tensor, keys: Tenso
         sources += torch.split(column, [*sizes])
     for targets, sources in by_dtype.values():
         # The only call of torch that copies a list of tensors at once.
-        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage]
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return None
 
 

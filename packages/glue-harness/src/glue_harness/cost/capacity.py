@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
@@ -19,6 +20,7 @@ from glue_harness.cost.footprint import measured_peak, predict, warm_up
 from glue_harness.cost.steps import Steps
 from glue_harness.hardware import versions
 from glue_harness.run.architectures import changed, find_config
+from glue_harness.run.models import build_model
 from glue_harness.run.records import write_whole
 
 __all__ = ["SEARCHES", "capacity", "largest", "read_bytes", "resized", "table"]
@@ -94,13 +96,51 @@ def largest(cost: Callable[[int], float], budget: float, first: int = 1) -> int:
 
 
 def resized(config: RunConfig, what: str, value: int) -> RunConfig:
-    """Return a configuration with another value of the searched quantity (`SEARCHES`)."""
+    """Return a configuration with another value of the searched quantity (`SEARCHES`).
+
+    An encoder and a decoder that are equally deep stay so. Where `hidden` changes, all kinds of heads follow;
+    those of keys and values, where they are fewer, divide the others and become no more than they were.
+    """
     if what == "batch-size":
         return dataclasses.replace(config, batch_size=value)
-    fields = {SEARCHES[what][0]: value}
+    field, step = SEARCHES[what]
+    shape = changed(find_config(config.model), config.model_config)
+    fields = {field: value}
+    if what == "intermediate" and not hasattr(shape, field):
+        fields = dict.fromkeys(_feed_forward(config), value)
+    if what == "layers":
+        depth = getattr(shape, field, None)
+        fields |= {name: value for name, number in _counts(shape, "layers") if number == depth}
     if what == "hidden":
-        fields["num_attention_heads"] = value // SEARCHES[what][1]
+        heads, before = value // step, getattr(shape, "num_attention_heads", 0)
+        fields |= {name: _divisor(heads, number, before) for name, number in _counts(shape, "heads")}
+        fields |= {"num_attention_heads": heads} | ({"head_dim": step} if hasattr(shape, "head_dim") else {})
     return dataclasses.replace(config, model_config={**config.model_config, **fields})
+
+
+def _feed_forward(config: RunConfig) -> list[str]:
+    """Return the fields of the width between two matrices, one from the hidden width and one back to it."""
+    with torch.device("meta"):
+        model = build_model(config.model, config.model_config, max_length=1)
+    shape, sides = model.config, {tuple(p.shape) for p in model.parameters() if p.ndim == 2}
+    widths = {n for n, hidden in sides if n != hidden == shape.hidden_size and (hidden, n) in sides}
+    fields = [name for name, number in _counts(shape, "") if number in widths]
+    if not fields:
+        raise ConfigurationError(
+            f"--search intermediate: {shape.model_type} has no field for the width of its feed-forward "
+            "blocks: search batch-size, layers or hidden"
+        )
+    return fields
+
+
+def _counts(shape: PretrainedConfig, of: str) -> list[tuple[str, int]]:
+    """Return the whole numbers in a model's configuration whose names end with what they count."""
+    return [(name, n) for name, n in shape.to_dict().items() if name.endswith(of) and type(n) is int]
+
+
+def _divisor(heads: int, number: int, before: int) -> int:
+    """Return the largest divisor of the heads that is not above a number that was no more than them."""
+    return heads if number >= before else next(n for n in range(number, 0, -1) if heads % n == 0)
 
 
 def _predicted(config: RunConfig, device: str, attention: str | None) -> float:

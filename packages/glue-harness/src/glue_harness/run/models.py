@@ -259,7 +259,7 @@ def build_model(
     shape = changed(find_config(model), {**labels, **(model_config or {})})
     try:
         built = transformers.AutoModelForSequenceClassification.from_config(shape)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigurationError(f"--model {model}: no model of this shape: {reason}") from None
     check_positions(built, max_length)
