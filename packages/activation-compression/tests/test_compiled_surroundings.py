@@ -102,6 +102,22 @@ def test_what_a_nested_region_saves_is_counted_once():
     assert sum(row.shape == (256, 128) for row in options.stats.rows) == 3
 
 
+def test_rows_are_those_of_the_newest_pass_and_of_all_that_wait():
+    """In whatever order passes end, as in a pipeline of micro-batches."""
+    model, x, options = nn.Linear(64, 64), drawn(64, 64), compile_options("L1")
+    packed = compiled(lambda x: model(x).tanh(), options)
+    packed(x).sum().backward()
+    one = options.stats.stored_bytes
+    early, first, second = packed(x), packed(x), packed(x)
+    first.sum().backward()
+    for _ in range(3):
+        packed(x).sum().backward()
+    assert options.stats.stored_bytes == 3 * one
+    (early + second).sum().backward()
+    packed(x)
+    assert options.stats.stored_bytes == one
+
+
 class Counted(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, passes):

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
-__all__ = ["CASTS", "arguments_of", "is_pointwise", "is_view", "label", "names_of", "packet", "source_of"]
+__all__ = [
+    "CASTS",
+    "arguments_of",
+    "is_operation",
+    "is_pointwise",
+    "is_view",
+    "label",
+    "names_of",
+    "packet",
+    "source_of",
+]
 
 CASTS = ("convert_element_type", "_to_copy")
 
@@ -16,9 +26,14 @@ TORCH = ("aten", "prims")
 """torch's namespaces. An operation of another one may have the name of one of torch's, and do anything."""
 
 
+def is_operation(target: object) -> TypeGuard[OpOverload[..., Any]]:
+    """Return whether a target is an operation; otherwise it is a function of Python."""
+    return isinstance(target, OpOverload)
+
+
 def label(target: object) -> str:
     """Return the name of an operation without its overload; empty if it is not one."""
-    if not isinstance(target, OpOverload):
+    if not is_operation(target):
         return ""
     return target._opname  # pyright: ignore[reportPrivateUsage]  # its public name has the overload
 
@@ -30,7 +45,7 @@ def packet(target: object) -> str:
 
 def names_of(target: object) -> list[str]:
     """Return the names of an operation's arguments; none if it is not one."""
-    if not isinstance(target, OpOverload):
+    if not is_operation(target):
         return []
     return [a.name for a in target._schema.arguments]  # pyright: ignore[reportPrivateUsage]  # torch's only way
 
@@ -44,7 +59,7 @@ def arguments_of(node: fx.Node) -> dict[str, object]:
 def is_view(node: fx.Node) -> bool:
     """Return whether a node's result lies in the memory of its first argument."""
     target = node.target
-    if not isinstance(target, OpOverload) or not node.args or not isinstance(node.args[0], fx.Node):
+    if not is_operation(target) or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     if target is torch.ops.aten.view.dtype:
         return False  # the bits of other numbers
@@ -53,7 +68,7 @@ def is_view(node: fx.Node) -> bool:
 
 def is_pointwise(node: fx.Node) -> bool:
     """Return whether each element of a result depends on elements in its place only; casts count apart."""
-    return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+    return is_operation(node.target) and torch.Tag.pointwise in node.target.tags
 
 
 def source_of(view: fx.Node) -> fx.Node:

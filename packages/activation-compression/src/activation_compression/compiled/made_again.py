@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
-from activation_compression.compiled.calls import CASTS, is_pointwise, is_view, packet
+from activation_compression.compiled.calls import CASTS, is_operation, is_pointwise, is_view, packet
 from activation_compression.compiled.crossing import Crossing
 from activation_compression.compiled.tensors import hint_of, is_of_parameter, root_of
 
@@ -60,7 +59,7 @@ def _follows_from_parameters(node: fx.Node, deepest: int) -> bool:
         value = node.meta["val"]
         return is_of_parameter(node) or not isinstance(value, Tensor) or not value.is_floating_point()
     target = node.target
-    if deepest == 0 or node.op != "call_function" or not isinstance(target, OpOverload):
+    if deepest == 0 or node.op != "call_function" or not is_operation(target):
         return False
     name = packet(target)
     if torch.Tag.nondeterministic_seeded in target.tags:

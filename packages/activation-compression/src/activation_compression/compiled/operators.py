@@ -35,13 +35,11 @@ class State:
 
     Attributes:
         draws: The keys of the rounding.
-        rows: The rows of the newest forward pass, and of earlier ones that still wait for backward.
     """
 
     def __init__(self, seed: int, named: Mapping[str, Iterable[str]]) -> None:
         self.draws = Draws(seed)
-        self.rows: list[SavedTensor] = []
-        self._first: StorageWeakRef | None = None
+        self._kept: list[tuple[StorageWeakRef, SavedTensor]] = []  # what waits for backward, and its row
         self._unseen = {(setting, name) for setting, names in named.items() for name in names}
         self._names: set[str] = set()
 
@@ -61,25 +59,27 @@ class State:
         Args:
             name: "module:operation:number".
             tensor: The tensor.
-            kept: What waits for backward in its place. Once the first row's is gone, a new pass has begun: of
-                one graph that several layers share, all rows count.
+            kept: What waits for backward in its place. A row whose own is gone is of a pass that has ended;
+                of one graph that several layers share, all rows count.
             dtype: Its dtype.
             bits: Bits of an element that is kept.
             before: Bytes of the tensor.
             after: Bytes of what is kept.
             source: How it is computed again, if it is.
         """
-        first = self._first
-        if first is None or first.expired():  # pyright: ignore[reportUnknownMemberType]  # torch gives no type
+        if any(_is_gone(ref) for ref, _ in (*self._kept[:1], *self._kept[-1:])):
             self.check_names()
-            self.rows.clear()
-            self._first = StorageWeakRef(kept.untyped_storage())
+            self._kept = [(ref, row) for ref, row in self._kept if not _is_gone(ref)]
         if self._unseen:
             self._names.add(name)
         module, operation, _ = name.rsplit(":", 2)
-        self.rows.append(
-            SavedTensor(module, operation, tuple(tensor.shape), dtype, bits, before, after, source)
-        )
+        row = SavedTensor(module, operation, tuple(tensor.shape), dtype, bits, before, after, source)
+        self._kept.append((StorageWeakRef(kept.untyped_storage()), row))
+
+    @property
+    def rows(self) -> list[SavedTensor]:
+        """The rows of the newest forward pass, and of earlier ones that still wait for backward."""
+        return [row for _, row in self._kept]
 
     def check_names(self) -> None:
         """Refuse names of settings that a whole forward pass did not have.
@@ -87,7 +87,7 @@ class State:
         Raises:
             ConfigurationError: Names the first, and the closest names of tensors.
         """
-        if not self.rows:
+        if not self._kept:
             return
         for setting, name in sorted(self._unseen):
             places = (
@@ -97,6 +97,10 @@ class State:
                 close = did_you_mean(name, sorted(places))
                 raise ConfigurationError(f"{setting}: {name!r} matches no tensor that crosses: {close}")
         self._unseen.clear()
+
+
+def _is_gone(kept: StorageWeakRef) -> bool:
+    return kept.expired()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch has no type
 
 
 STATES: dict[str, State] = {}

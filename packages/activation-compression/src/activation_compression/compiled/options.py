@@ -50,7 +50,7 @@ class CompileOptions(dict[str, object]):
                 pass raises it too.
         """
         self._state.check_names()
-        return Statistics(list(self._state.rows))
+        return Statistics(self._state.rows)
 
     def state_dict(self) -> dict[str, object]:
         """Return how many tensors were rounded."""
