@@ -88,7 +88,9 @@ def _main(argv: Sequence[str] | None) -> bool:
     if options.list:
         print(listing())
         return True
-    if names == ["speed"]:
+    if "speed" in names:
+        if len(names) > 1:
+            raise ConfigurationError("speed is measured alone: give no other name beside it")
         return speed(options.output_dir / "speed")
     if names:
         wanted = chosen(names, options.scale)

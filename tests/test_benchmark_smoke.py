@@ -42,7 +42,21 @@ def test_what_is_unknown_is_told_in_one_line(capsys):
     assert "sage.sst2 has none; it has smoke, cpu" in capsys.readouterr().err
     assert benchmark.main(["sage.sst2", "MINILM_DIR=/no/such/folder"]) == 2
     assert "no such folder" in capsys.readouterr().err
+    assert benchmark.main(["speed", "sage.sst2"]) == 2
+    assert "speed is measured alone" in capsys.readouterr().err
     assert benchmark.main([]) == 2
+
+
+def test_a_folder_that_nobody_gave_is_told_before_anything_runs(capsys, monkeypatch, tmp_path):
+    for name in ("GLUE_DATA_DIR", "MINILM_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for line, status in (([], 1), (["--dry-run"], 2)):
+        words = ["sage.sst2", "--scale", "cpu", "--output-dir", str(tmp_path), *line]
+        assert benchmark.main(words) == status
+        told = capsys.readouterr().err
+        assert "it needs GLUE_DATA_DIR=DIR MINILM_DIR=DIR: give it on the line" in told
+        assert told.count("\n") == 1
+    assert not list(tmp_path.rglob("spec.yaml"))
 
 
 def test_the_paper_scale_says_what_is_missing_before_it_runs(capsys, monkeypatch, tmp_path):

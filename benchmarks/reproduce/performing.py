@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,9 +35,16 @@ def command(*words: str | Path) -> None:
 
 
 def _spec_file(benchmark: Benchmark, scale: str, folder: Path) -> Path:
-    """Write a scale's specification, and return its file."""
-    path = folder / "spec.yaml"
-    write_whole(path, yaml.safe_dump(benchmark.spec(scale), sort_keys=False, allow_unicode=True))
+    """Write a scale's specification, and return its file; refuse one that names folders that nobody gave."""
+    path, text = (
+        folder / "spec.yaml",
+        yaml.safe_dump(benchmark.spec(scale), sort_keys=False, allow_unicode=True),
+    )
+    if missing := sorted(set(re.findall(r"\$\{(\w+)\}", text)) - os.environ.keys()):
+        raise ConfigurationError(
+            f"it needs {' '.join(f'{name}=DIR' for name in missing)}: give it on the line"
+        )
+    write_whole(path, text)
     return path
 
 

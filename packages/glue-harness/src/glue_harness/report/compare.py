@@ -79,7 +79,7 @@ def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]
         condition: Which rows are baselines; a setting without one is left out.
 
     Raises:
-        ConfigurationError: It names no row, or more than one for a task.
+        ConfigurationError: It names no row, more than one for a task, or rows that nothing is scored like.
     """
     described = [{**row.options, "task": row.task, "model": row.model} for row in rows]
     chosen: dict[tuple[str, str, str], Row] = {}
@@ -96,7 +96,14 @@ def baselines(rows: Sequence[Row], condition: Condition) -> list[tuple[Row, Row]
             )
         chosen[key] = row
     pairs = [(row, chosen.get(group(row))) for row in rows]
-    return [(row, baseline) for row, baseline in pairs if baseline is not None and row is not baseline]
+    found = [(row, baseline) for row, baseline in pairs if baseline is not None and row is not baseline]
+    if not found and any(
+        row.task == task and row.judge != judge for task, _, judge in chosen for row in rows
+    ):
+        raise ConfigurationError(
+            "--baseline: no other setting is scored by the same metric on the same rows: choose one that is"
+        )
+    return found
 
 
 def _families(pairs: Sequence[tuple[Row, Row]], primary: Condition | None) -> list[bool | None]:

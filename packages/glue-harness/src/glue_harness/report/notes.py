@@ -86,17 +86,16 @@ def _wide_margins(contents: Contents) -> Iterator[str]:
 
 def _left_out(contents: Contents) -> Iterator[str]:
     """Name seeds without a partner, and count settings that are scored by something else."""
+    together: dict[tuple[int, ...], list[Row]] = {}
     for c in contents.comparisons:
-        if alone := sorted(set(c.row.seeds) ^ set(c.baseline.seeds)):
-            seeds = f"seed{'s' * (len(alone) > 1)} {', '.join(map(str, alone))}"
-            yield f"{c.row.task}, {c.row.setting}: {seeds} left out, in one of the two only: did a run fail?"
-    compared = {id(row) for c in contents.comparisons for row in (c.row, c.baseline)}
+        if alone := tuple(sorted(set(c.row.seeds) ^ set(c.baseline.seeds))):
+            together.setdefault(alone, []).append(c.row)
+    for alone, (first, *more) in together.items():
+        seeds = f"seed{'s' * (len(alone) > 1)} {', '.join(map(str, alone))}"
+        named = f"{first.task}, {first.setting}" + f" and {len(more)} more" * bool(more)
+        yield f"{named}: {seeds} left out, in one of the two only: did a run fail?"
     tasks = {c.baseline.task for c in contents.comparisons}
     judges = {(c.baseline.task, c.baseline.judge) for c in contents.comparisons}
-    others = [
-        row
-        for row in contents.rows
-        if row.task in tasks and (row.task, row.judge) not in judges and id(row) not in compared
-    ]
+    others = sum(row.task in tasks and (row.task, row.judge) not in judges for row in contents.rows)
     if others:
-        yield f"not compared: {len(others)} scored by another metric or on other rows than the baseline"
+        yield f"not compared: {others} scored by another metric or on other rows than the baseline"
