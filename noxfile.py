@@ -35,6 +35,13 @@ def install_all(session: nox.Session, *requirements: str) -> None:
     install(session, *editable(WORKSPACE), *requirements)
 
 
+def folder_of(session: nox.Session, name: str) -> Path:
+    """Return a folder of a session; nox's own becomes TMPDIR, and a path of Ray's sockets too long."""
+    folder = Path(session.virtualenv.location) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 COMMON = (
     "--task demo-similarity --model demo --model.hidden_dropout_prob 0 "
     "--model.attention_probs_dropout_prob 0 --epochs 10 --batch-size 16 --warmup 0.1 --seed 42"
@@ -136,7 +143,7 @@ def floor(session: nox.Session, member: str) -> None:
     A method package is installed as its users have it: without datasets, without jsonargparse. Its extras are
     resolved, not installed. Paths after -- stand for the package's tests.
     """
-    bounds = Path(session.create_tmp()) / "lowest.txt"
+    bounds = folder_of(session, "bounds") / "lowest.txt"
     bounds.write_text("\n".join(lowest(member)) + "\n", encoding="utf-8")
     own = ["./shared[data,test]"] if member == "shared" else ["./shared", f"./{member}[test]"]
     session.install("-c", str(bounds), *editable(own))
@@ -201,7 +208,7 @@ def publish(session: nox.Session) -> None:
 def isolation(session: nox.Session, package: str) -> None:
     """Build one package's wheel, install it alone, by file, in a fresh environment, and run its tests."""
     install(session, "build", "hatchling")
-    wheels = Path(session.create_tmp())
+    wheels = folder_of(session, "wheels")
     for old in wheels.glob("*.whl"):
         old.unlink()
     for source in ("shared", f"packages/{package}"):

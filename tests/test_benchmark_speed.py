@@ -44,3 +44,16 @@ def test_every_committed_report_has_figures(path):
     found = dict(figures(json.loads(path.read_text(encoding="utf-8"))))
     assert found
     assert all(value >= 0 for value in found.values())
+
+
+def test_the_peak_of_a_method_has_what_it_keeps(load_script):
+    """AGNI: two float32 numbers a parameter; both steps are otherwise the same."""
+    pytest.importorskip("noise_injection", reason="noise-injection is not installed")
+    from glue_harness.cost.live import LiveBytes
+
+    script = load_script(BENCHMARKS / "speed" / "methods.py")
+    with LiveBytes():  # a mode, within which nothing is compiled
+        plain, noisy = (script.measure("bert", name, 1, True) for name in ("plain", "AGNI, micro-batches"))
+    state = plain["bytes"]["optimizer"]  # of AdamW, as much
+    assert noisy["bytes"]["optimizer"] == state
+    assert noisy["bytes"]["peak"] - plain["bytes"]["peak"] > 0.9 * state
