@@ -112,7 +112,7 @@ def table(report: dict[str, Any]) -> str:
         "",
         "Step: seconds against plain AdamW's, median of turns; four rows of 64 tokens in two micro-batches, "
         f"{report['repeats']} turns. Saved: what a micro-batch keeps for backward. Peak: parameters, "
-        "optimizer state and what passes hold. BERT-base: 12 layers, 768 wide; Llama-like: 6, 1,024 wide. "
+        "what methods keep, and what passes hold. BERT-base: 12 layers, 768 wide; Llama-like: 6, 1,024 wide. "
         f"float32; {machine['processor']}, {machine['threads']} threads, torch {torch_version}.",
     ]
     return "\n".join(lines) + "\n"
