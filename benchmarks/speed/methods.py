@@ -98,7 +98,7 @@ def measure(shape: str, name: str, repeats: int, quick: bool) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """Return the markdown table of a report."""
     shapes = list(report["shapes"])
-    head = [f"{TITLES[shape]}: {what}" for shape in shapes for what in ("step", "saved", "peak, MB")]
+    head = [f"{TITLES[shape]}: {what}" for shape in shapes for what in ("step", "saved, MB", "peak, MB")]
     lines = [f"| method | {' | '.join(head)} |", "| --- |" + " ---: |" * len(head)]
     for name in METHODS:
         cells = []
