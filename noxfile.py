@@ -36,7 +36,7 @@ def install_all(session: nox.Session, *requirements: str) -> None:
 
 
 def folder_of(session: nox.Session, name: str) -> Path:
-    """Return a folder of a session; nox's own becomes TMPDIR, and a path of Ray's sockets too long."""
+    """Return a folder of a session. nox's own sets TMPDIR too: then paths of Ray's sockets are too long."""
     folder = Path(session.virtualenv.location) / name
     folder.mkdir(exist_ok=True)
     return folder

@@ -36,10 +36,8 @@ def command(*words: str | Path) -> None:
 
 def _spec_file(benchmark: Benchmark, scale: str, folder: Path) -> Path:
     """Write a scale's specification, and return its file; refuse one that names folders that nobody gave."""
-    path, text = (
-        folder / "spec.yaml",
-        yaml.safe_dump(benchmark.spec(scale), sort_keys=False, allow_unicode=True),
-    )
+    path = folder / "spec.yaml"
+    text = yaml.safe_dump(benchmark.spec(scale), sort_keys=False, allow_unicode=True)
     if missing := sorted(set(re.findall(r"\$\{(\w+)\}", text)) - os.environ.keys()):
         raise ConfigurationError(
             f"it needs {' '.join(f'{name}=DIR' for name in missing)}: give it on the line"

@@ -179,9 +179,9 @@ def test_state_is_rounded_up_on_cuda_as_by_its_allocator(monkeypatch):
     assert predict(one, "cuda").optimizer == sum(-(-4 * n // 512) * 512 for n in axes)
 
 
+@pytest.mark.needs("noise_injection")
 def test_nothing_of_a_prediction_stays_in_the_noise_of_a_run():
     """What it keeps for later calls is apart for each device."""
-    pytest.importorskip("noise_injection")
     one = config("--gradient", "agni")
     predict(one)
     steps = Steps(one)

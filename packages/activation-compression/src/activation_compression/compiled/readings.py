@@ -91,7 +91,7 @@ def forces_saving(node: fx.Node) -> bool:
 
 
 def _alone_needs(node: fx.Node) -> bool:
-    """Return whether no other node needs what a node is computed from, element by element."""
+    """Return whether a node alone needs its inputs, back to where they come from more than one element."""
     sources = [given for given in node.all_input_nodes if given.op != "placeholder"]
     return all(
         len(given.users) == 1 and (not (is_pointwise(given) or is_view(given)) or _alone_needs(given))

@@ -139,7 +139,7 @@ def _counts(shape: PretrainedConfig, of: str) -> list[tuple[str, int]]:
 
 
 def _divisor(heads: int, number: int, before: int) -> int:
-    """Return the largest divisor of the heads that is not above a number that was no more than them."""
+    """Return how many of the heads are of a kind: all if they were, else at most `number`, a divisor."""
     return heads if number >= before else next(n for n in range(number, 0, -1) if heads % n == 0)
 
 

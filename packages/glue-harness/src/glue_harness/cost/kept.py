@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from finetune_common.errors import ConfigurationError
 from glue_harness.config.fields import RunConfig
 from glue_harness.cost.live import LiveBytes, rounded
 from glue_harness.run.assembly import Run, tell
@@ -23,7 +22,7 @@ STEPS = 2
 """Steps after which every method has made its state."""
 
 MOST = 2**17
-"""Elements of the largest real parameter on which a method steps that reads values."""
+"""A method that reads values steps on real parameters of at most so many elements."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ def kept(config: RunConfig, model: nn.Module, rounding: int = 1) -> Kept:
     elements = _elements(model)
     try:
         return _after_steps(config, model, moved, "meta", rounding)
-    except ConfigurationError:
-        raise
-    except Exception:  # a value was read, in whatever way; what is wrong for another reason fails again
+    except (RuntimeError, TypeError):  # torch's when a value is read; of another cause they come again
         small = _after_steps(config, model, moved, "cpu", 1)
         scale = elements / _elements(model)
         return Kept(round(scale * small.optimizer), round(scale * small.methods))
