@@ -222,6 +222,17 @@ def test_a_choice_that_cannot_run_says_why_and_stops_no_other(tmp_path):
     assert found["swap"]["error"] in row
 
 
+@pytest.mark.needs("activation_compression")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("command", [["profile"], ["capacity", "--budget", "4MB"]], ids=" ".join)
+def test_where_no_choice_can_run_the_command_fails_with_the_reason(command, capsys):
+    line = ["--model", "demo", "--max-length", "16", "--batch-size", "2", "--compare", "swap"]
+    assert main([*command, *line]) != 0
+    told = capsys.readouterr()
+    assert "CUDA" in told.err
+    assert "| swap |" not in told.out
+
+
 @pytest.mark.parametrize("command", [["profile", "--predict"], ["capacity", "--budget", "1GB"]], ids=" ".join)
 def test_what_a_compiled_step_keeps_is_not_predicted(command, capsys):
     """The compiler decides; a prediction for the model as it is would be another number."""

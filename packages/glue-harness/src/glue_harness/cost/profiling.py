@@ -85,9 +85,13 @@ def profile_steps(
 
     Returns:
         The content of `speed_results.json`.
+
+    Raises:
+        ConfigurationError: No choice can run, with the reason of the first.
     """
     check_device(device, by, attention)
     rows = []
+    refused: list[ConfigurationError] = []
     for name, choice in choices.items():
         for size in batch_sizes:
             step_config = dataclasses.replace(config, activation=choice, batch_size=size)
@@ -99,8 +103,12 @@ def profile_steps(
                     row |= profile_step(step_config, device, repeats, attention)
             except (ConfigurationError, torch.OutOfMemoryError) as error:
                 row["error"] = " ".join(str(error).split())
+                if isinstance(error, ConfigurationError):
+                    refused.append(error)
             gc.collect()
             rows.append(row)
+    if len(refused) == len(rows):
+        raise refused[0]
     report = {
         "model": config.model,
         "model_config": config.model_config,
