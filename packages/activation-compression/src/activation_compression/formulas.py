@@ -20,10 +20,11 @@ __all__ = [
     "EXACT",
     "FORMULAS",
     "OUTLIERS",
+    "SQUARED",
     "Formula",
     "Formulas",
+    "effect",
     "is_vocabulary",
-    "what_follows",
 ]
 
 VOCABULARY = 8
@@ -49,8 +50,10 @@ class Formula:
             rotated or neighbours.
         finer: Whether a rounded value gets twice the bits: q and k of fused attention, whose scores are
             exponentiated; the inputs from which a vocabulary's logits are computed again.
-        wary: Whether the value must be exact if the operation that comes next is singular: in p (1 - p) times
-            1 / p, for example, rounding only one p makes the product explode.
+        wary: Whether the value must be exact if what follows may be singular: in p (1 - p) times 1 / p, for
+            example, rounding only one p makes the product explode.
+        mixes: Whether a result sums products over an axis, or is normalised over one: a singular point of
+            what follows is then none of a single value.
     """
 
     kind: str
@@ -59,15 +62,18 @@ class Formula:
     groups: str = "columns"
     finer: bool = False
     wary: bool = False
+    mixes: bool = False
 
 
-LINEAR, SMOOTH, EXACT = Formula("linear"), Formula("smooth"), Formula("exact")
-LOGARITHM, SHAPE, COUPLED = Formula("logarithm"), Formula("shape"), Formula("coupled")
-FINER = Formula("linear", finer=True)
-OUTLIERS = Formula("smooth", groups="rotated")
+LINEAR, SMOOTH, EXACT = Formula("linear", mixes=True), Formula("smooth"), Formula("exact")
+LOGARITHM, SHAPE, COUPLED = Formula("logarithm", mixes=True), Formula("shape"), Formula("coupled")
+FINER = Formula("linear", finer=True, mixes=True)
+OUTLIERS = Formula("smooth", groups="rotated", mixes=True)
 SQUARED = Formula("linear", groups="rotated", wary=True)
-IMAGE, IMAGES = Formula("linear", groups="neighbours"), Formula("smooth", groups="neighbours")
+IMAGE = Formula("linear", groups="neighbours", mixes=True)
+IMAGES = Formula("smooth", groups="neighbours", mixes=True)
 FACTOR, RESULT = Formula("linear", wary=True), Formula("smooth", wary=True)
+PROBABILITIES = Formula("smooth", wary=True, mixes=True)
 
 DECLARABLE = {"linear": LINEAR, "smooth": SMOOTH, "exact": EXACT, "shape": SHAPE}
 """What callers may declare of the values that their own autograd functions save."""
@@ -149,9 +155,9 @@ FORMULAS = _rows(
     (("Addr",), {"vec1": LINEAR, "vec2": LINEAR}),
     (("Mv",), {"self": LINEAR, "vec": LINEAR}),
     (("Dot",), {"self": LINEAR, "tensor": LINEAR}),
-    (("Addcmul",), {"tensor1": LINEAR, "tensor2": LINEAR}),
+    (("Addcmul",), {"tensor1": FACTOR, "tensor2": FACTOR}),
     (("GroupedMm",), {"self": LINEAR, "mat2": LINEAR}),
-    (("LerpBackward1",), {"self": LINEAR, "end": LINEAR, "weight": LINEAR}),
+    (("LerpBackward1",), {"self": FACTOR, "end": FACTOR, "weight": FACTOR}),
     (("Linear",), {"input": LINEAR, "weight": LINEAR}),
     (("Convolution", "ConvolutionBackward1"), {"input": IMAGE, "weight": IMAGE}),
     (
@@ -161,13 +167,14 @@ FORMULAS = _rows(
     (("ConvDepthwise2D", "ConvDepthwise3D"), {"self": IMAGE, "weight": IMAGE}),
     (("MkldnnLinear",), {"self": LINEAR, "weight": LINEAR}),
     # losses and moments whose slope is linear
-    (("MseLoss",), {"self": LINEAR, "target": LINEAR}),
+    (("MseLoss",), {"self": FACTOR, "target": FACTOR}),
     (("Var", "VarMean"), {"self": LINEAR}),
     (("Pow",), {"self": _power}),
     (("Exp",), {"result": FACTOR}),
     # bounded slopes without jumps
     (("Gelu", "Silu", "Mish", "Softplus", "Glu", "Erf"), {"self": SMOOTH}),
-    (("Tanh", "Sigmoid", "Softmax", "SafeSoftmax"), {"result": RESULT}),
+    (("Tanh", "Sigmoid"), {"result": RESULT}),
+    (("Softmax", "SafeSoftmax"), {"result": PROBABILITIES}),
     (("Elu",), {"self": _elu}),
     (("LogSigmoid",), {"self": SMOOTH}),
     (("BinaryCrossEntropyWithLogits",), {"self": SMOOTH}),
@@ -210,46 +217,20 @@ FORMULAS = _rows(
 )
 """(node, saved value) → its formula, or a function of the node if a setting of the node decides."""
 
-_SINGULAR = {
-    f"{name}Backward0": 0
-    for name in (
-        *("Log", "Log2", "Log10", "Log1P", "Logit", "BinaryCrossEntropy", "Xlogy", "CtcLoss"),
-        *("Reciprocal", "Sqrt", "Rsqrt", "Cdist", "LinalgVectorNorm", "Pow"),
-        *("Acos", "Asin", "Acosh", "Atanh", "Erfinv", "Digamma", "Lgamma"),
-    )
-} | {"DivBackward0": 1}
-"""Node → the number of its singular input: near some values of it the gradient grows without bound."""
 
-_LOGARITHMS = ("LogBackward0", "LogSoftmaxBackward0", "Log2Backward0", "Log1PBackward0")
-_PASSED_ON = frozenset(
-    f"{name}Backward{number}"
-    for name in (
-        *("Add", "Sub", "Rsub", "Neg", "Clamp", "ClampMin", "ClampMax"),
-        *("View", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "Clone"),
-    )
-    for number in (0, 1)
-)
-"""Nodes that pass on values: their output may be singular for the next node, as their input may."""
-
-
-def what_follows(node: Node, number: int) -> str:
-    """Return what the next node does with the result of wary values.
+def effect(formulas: Iterable[Formula]) -> str:
+    """Return what an operation does to the slopes that arrive at it, for the values that it reads.
 
     Args:
-        node: The next node.
-        number: Number of its input.
+        formulas: How its backward formula reads each value; none if it is linear in its inputs.
 
     Returns:
-        "singular" if the values must be exact, "passed on" if the node after it decides, or "harmless".
+        "singular": they may grow without bound, "mixed": they no longer fit to single values, or "passed on".
     """
-    name = node.name()
-    if name in _PASSED_ON:
-        return "passed on"
-    if name == "MulBackward0" and (other := node.next_functions[1 - number][0]) is not None:
-        return "singular" if other.name() in _LOGARITHMS else "harmless"  # p log p
-    if _SINGULAR.get(name) != number or (name == "PowBackward0" and _power(node) is not EXACT):
-        return "harmless"
-    return "singular"
+    known = list(formulas)
+    if EXACT in known:
+        return "singular"
+    return "mixed" if any(formula.mixes for formula in known) else "passed on"
 
 
 class Formulas:
@@ -275,11 +256,19 @@ class Formulas:
             for number, kind in enumerate(kinds):
                 check_choice(f"formulas[{name!r}]", kind, DECLARABLE)
                 self._declared[f"{name}Backward", number] = DECLARABLE[kind]
+        self._values: dict[str, list[str | int]] = {}
+        for name, value in (*FORMULAS, *self._declared):
+            self._values.setdefault(name, []).append(value)
 
     @property
     def declares(self) -> bool:
         """Whether anything was declared."""
         return bool(self._declared)
+
+    def of(self, node: Node) -> list[Formula]:
+        """Return the formulas of a node's values in the table; none if it does not know the node."""
+        name = node.name()
+        return [self.find(name, value, node) for value in self._values.get(name, ())]
 
     def find(self, name: str, value: str | int, node: Node | None) -> Formula:
         """Return how a node reads a value that it saved.

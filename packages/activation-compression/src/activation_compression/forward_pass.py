@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from activation_compression.blocks import sample, storage_id
 from activation_compression.derivations import RECIPES
-from activation_compression.formulas import EXACT, OUTLIERS, Formula, what_follows
+from activation_compression.following import PATIENCE, Following
+from activation_compression.formulas import EXACT, OUTLIERS, Formula
 from activation_compression.nodes import Node, node_of
 from activation_compression.operation import CurrentOperation, calling_module, producer, saved_values
 from activation_compression.recipe import Note
@@ -27,9 +28,6 @@ from activation_compression.store import Store
 from activation_compression.stored import Saved, Stored
 
 __all__ = ["ForwardPass"]
-
-PATIENCE = 4
-"""Most operations whose values wait for what comes next."""
 
 Observer = Callable[[Tensor, Saved, Formula], None]
 
@@ -57,7 +55,7 @@ class ForwardPass:
         self.unused = set(exclude)
         self._store, self._modules, self._exclude, self._observer = store, modules, exclude, observer
         self._waiting: list[Saved] = []
-        self._wary: dict[Node, tuple[Node, list[tuple[Saved, str | int]]]] = {}
+        self._following = Following(store.formulas, self.operation, self._hold)
         self._regions = Regions(self.pack)
         self._occurrences: Counter[str] = Counter()
         self._names: dict[Hashable, str] = {}
@@ -85,15 +83,15 @@ class ForwardPass:
     def close(self) -> None:
         """Decide on all tensors that are left, at the end of the pass."""
         self._settle([])
-        self._decide_all()
+        self._following.leave(0)
         self._settle_regions(ended=True)
         for tensor in self._regions.cached():
             self.count_place("", "checkpoint policy", tensor)
 
     def _before(self) -> None:
         """A function begins: a custom autograd function saved what came since the last one."""
-        if self._wary and self.operation.changes_in_place:
-            self._decide_all()
+        if self.operation.changes_in_place:
+            self._following.before_change(self.operation.arguments[0])
         if self._waiting:
             self._settle(self.operation.custom_nodes() if self._store.formulas.declares else [])
 
@@ -102,7 +100,7 @@ class ForwardPass:
         if self._regions.inputs:
             inside = self._regions.look(operation)
             self._settle_regions(ended=not inside)
-        if self._waiting or self._wary:
+        if self._waiting or self._following.waits:
             self._settle(nodes)
         result = operation.result
         if isinstance(result, Tensor) and (node := node_of(result)) is not None:
@@ -121,38 +119,25 @@ class ForwardPass:
         waiting, self._waiting = self._waiting, []
         unread = {id(saved): saved for saved in waiting}
         for node in sorted(nodes, key=lambda node: node._sequence_nr()) if len(nodes) > 1 else nodes:
-            self._follow(node)
+            self._following.meet(node)
             for saved, value in sorted(saved_values(node), key=lambda pair: pair[0].number) if unread else ():
                 if unread.pop(id(saved), None) is None:
                     continue
-                if self._store.formulas.find(node.name(), value, node).wary:
-                    self._wary.setdefault(node, (node, []))[1].append((saved, value))
+                if self._is_wary(saved, node, value):
+                    self.place(saved)  # while its module runs
+                    self._following.wait(node, saved, value)
                 else:
                     self._hold(saved, node, value)
         for saved in unread.values():
             self._hold(saved, None, "")
-        while len(self._wary) > PATIENCE:
-            self._decide(next(iter(self._wary)))
+        self._following.leave(PATIENCE)
 
-    def _decide_all(self) -> None:
-        while self._wary:
-            self._decide(next(iter(self._wary)))
-
-    def _follow(self, node: Node) -> None:
-        """Decide on wary values that a new node reads."""
-        if self._wary:
-            for number, (before, _) in enumerate(node.next_functions):
-                if before in self._wary:
-                    what = what_follows(node, number)
-                    if what == "passed on":
-                        self._wary[node] = self._wary.pop(before)
-                    else:
-                        self._decide(before, exact=what == "singular")
-
-    def _decide(self, tail: Node, exact: bool = False) -> None:
-        node, values = self._wary.pop(tail)
-        for saved, value in values:
-            self._hold(saved, None if exact else node, value if not exact else "")
+    def _is_wary(self, saved: Saved, node: Node, value: str | int) -> bool:
+        """Return whether the form of a tensor depends on what follows."""
+        tensor, store = saved.tensor, self._store
+        if tensor is None or not tensor.requires_grad or tensor.numel() < store.min_elements:
+            return False
+        return store.level.rounds and store.formulas.find(node.name(), value, node).wary
 
     def _settle_regions(self, ended: bool) -> None:
         if ended:

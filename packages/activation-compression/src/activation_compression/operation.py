@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._autograd import _get_sequence_nr  # pyright: ignore[reportPrivateUsage]  # numbers new nodes
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -18,7 +18,14 @@ from activation_compression.blocks import storage_id
 from activation_compression.nodes import Node, node_of
 from activation_compression.stored import Saved
 
-__all__ = ["CurrentOperation", "calling_module", "made_of_parameter", "producer", "saved_values"]
+__all__ = [
+    "CurrentOperation",
+    "calling_module",
+    "made_of_parameter",
+    "producer",
+    "saved_contents",
+    "saved_values",
+]
 
 VIEWS = 3
 """Most views between a caller's own autograd function and the function that uses its result."""
@@ -89,6 +96,11 @@ class CurrentOperation(TorchFunctionMode):
         values = [*self.arguments, *self.settings.values()]
         return [value for value in values if isinstance(value, Tensor) and value.layout == torch.strided]
 
+    @property
+    def reads_parameters(self) -> bool:
+        """Whether an argument is a parameter, or a view of one."""
+        return any(isinstance(t, nn.Parameter) or isinstance(t._base, nn.Parameter) for t in self.tensors())
+
     def custom_nodes(self) -> list[Node]:
         """Return the nodes of callers' own autograd functions that made the arguments, also behind views."""
         nodes = [node_of(tensor) for tensor in self.tensors()]
@@ -156,8 +168,8 @@ def _names(kind: type) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
-def saved_values(node: Node) -> Iterator[tuple[Saved, str | int]]:
-    """Yield what a node saved through hooks of this package, and its name there.
+def saved_contents(node: Node) -> Iterator[tuple[str | int, object]]:
+    """Yield the name of each value that a node saved, and what hooks made of it.
 
     In a caller's own autograd function the name is a number.
     """
@@ -166,10 +178,16 @@ def saved_values(node: Node) -> Iterator[tuple[Saved, str | int]]:
         name = attribute.removeprefix("_raw_saved_")
         if isinstance(values, tuple):
             for number, value in enumerate(cast("tuple[Any, ...]", values)):
-                if isinstance(saved := value.data, Saved):
-                    yield saved, number if name == "tensors" else name
-        elif values is not None and isinstance(saved := values.data, Saved):
-            yield saved, name
+                yield number if name == "tensors" else name, value.data
+        elif values is not None:
+            yield name, values.data
+
+
+def saved_values(node: Node) -> Iterator[tuple[Saved, str | int]]:
+    """Yield what a node saved through hooks of this package, and its name there."""
+    for name, content in saved_contents(node):
+        if isinstance(content, Saved):
+            yield content, name
 
 
 def calling_module(names: Mapping[int, str]) -> str:

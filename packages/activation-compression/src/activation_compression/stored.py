@@ -211,7 +211,7 @@ class Saved:
         self.tensor: Tensor | None = tensor
         self.number = next(NUMBERS)
         self.shape = torch.Size() if tensor.is_nested else tensor.shape
-        self.version = tensor._version
+        self.version, self.dtype = tensor._version, tensor.dtype
         self.operation, self.module = operation, module
         self.held: Held | None = None
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from activation_compression.compiled.attention import attend_again
 from activation_compression.compiled.calls import packet
 from activation_compression.compiled.crossing import Crossing, Size, just_in_time, make, returned_by
+from activation_compression.compiled.following import Following
 from activation_compression.compiled.groups import grouping_of
 from activation_compression.compiled.made_again import make_again
 from activation_compression.compiled.naming import place_of
@@ -91,6 +92,7 @@ class Packing:
         gradients = Reader(crossing.backward).gradients
         self._picked = keep_picked(crossing, gradients, self._is_there)
         reader = Reader(crossing.backward)
+        self._following = Following(crossing, self._trained)
         groups: dict[fx.Node, list[Member]] = {}
         for given, made in crossing.tensors():
             if made.target is OPERATIONS.account.default:
@@ -125,7 +127,7 @@ class Packing:
             return exact  # a statistic: log-sum-exp, mean
         if value.ndim and isinstance(value.shape[-1], int) and value.shape[-1] == 1:
             return exact
-        return reader.verdict(given)
+        return reader.verdict(given, self._following.may_be_singular)
 
     def _pack(self, members: list[Member]) -> None:
         """Pack a tensor with all views of it that cross."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -21,11 +21,16 @@ from activation_compression.compiled.calls import CASTS, arguments_of, is_pointw
 from activation_compression.formulas import COUPLED, EXACT, FACTOR, FORMULAS, SMOOTH, Entry, Formula
 
 __all__ = [
+    "ADDITIVE",
     "AGAIN",
+    "TABLE",
     "Reader",
     "Verdict",
     "forces_saving",
     "formula_name",
+    "is_floating",
+    "of_itself",
+    "settings_of",
     "strictest",
 ]
 
@@ -35,9 +40,6 @@ BOUNDED = ("tanh", "sigmoid")
 """Functions of bounded slope that the table lists by their result."""
 ADDITIVE = ("add", "sub", "rsub", "neg", "sum", "mean", "cat", "clone", "repeat", "constant_pad_nd")
 ROWS = ("index", "index_select", "flip", "roll")
-PATIENCE = 4
-"""Longest chain of nodes that pass on a gradient from a singular formula."""
-
 
 Entries = Mapping[str, Entry]
 """Value → its entry in the table."""
@@ -143,8 +145,13 @@ class Reader:
             elif any(given in self.gradients for given in node.all_input_nodes):
                 self.gradients.add(node)
 
-    def verdict(self, value: fx.Node) -> Verdict:
-        """Return how an input of the graph may be stored."""
+    def verdict(self, value: fx.Node, may_be_singular: Callable[[fx.Node], bool]) -> Verdict:
+        """Return how an input of the graph may be stored.
+
+        Args:
+            value: The input.
+            may_be_singular: Whether the gradient that a node reads may grow without bound.
+        """
         waiting, seen, direct = [value], {value}, {value}
         gates: dict[fx.Node, None] = {}
         finer = half = False
@@ -161,7 +168,7 @@ class Reader:
                 formula = self._formula(user, node)
                 if formula.kind not in ("linear", "smooth", "logarithm"):
                     return Verdict("exact")
-                if formula.wary and user in self.gradients and self._is_singular(user):
+                if formula.wary and user in self.gradients and may_be_singular(user):
                     return Verdict("exact")
                 if node in direct:
                     finer |= formula.finer
@@ -181,34 +188,13 @@ class Reader:
         entries = TABLE.get(formula_name(group), {})
         if user.target is operator.getitem:
             return SMOOTH
-        if not _is_floating(user) and _kind_of(user) is not None:
+        if not is_floating(user) and _kind_of(user) is not None:
             return EXACT
         if "backward" in group:
             return _of_backward(user, value, group, entries)
         if name != group and entries:
             return _of_forward(group, entries)
-        return _of_itself(user, value, name)
-
-    def _is_singular(self, user: fx.Node) -> bool:
-        """Return whether a node multiplies a gradient that was divided by a forward value."""
-        waiting = [node for node in user.all_input_nodes if node in self.gradients]
-        for _ in range(PATIENCE):
-            further: list[fx.Node] = []
-            for node in waiting:
-                name = packet(node.target)
-                if name == "div" and len(node.all_input_nodes) > 1 and node.args[1] not in self.gradients:
-                    return True
-                if name == "mul" and any(
-                    packet(given.target) in ("reciprocal", "log", "rsqrt", "pow", "div")
-                    and given not in self.gradients
-                    and given.meta["val"].numel() == user.meta["val"].numel()
-                    for given in node.all_input_nodes
-                ):
-                    return True
-                if is_view(node) or name in ADDITIVE or name in CASTS:
-                    further += [given for given in node.all_input_nodes if given in self.gradients]
-            waiting = further
-        return False
+        return of_itself(user, value, name)
 
 
 def _is_smooth(node: fx.Node) -> bool:
@@ -247,7 +233,7 @@ def _of_forward(group: str, entries: Entries) -> Formula:
     return result if isinstance(result, Formula) and result.kind == "logarithm" else EXACT
 
 
-def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
+def of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
     """An operation that is its own formula: products, sums, views."""
     if is_view(user) or name in ADDITIVE or name in CASTS or name in BOUNDED:
         return SMOOTH
@@ -260,7 +246,7 @@ def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
         return SMOOTH if "condition" not in places else EXACT
     if name in ("addmm", "baddbmm") and places == ["self"]:
         return SMOOTH
-    settings = _settings(user)
+    settings = settings_of(user)
     if name == "pow" and isinstance(settings._saved_exponent, int | float):
         settings._saved_exponent += 1  # the slope of the next power
     entries = [TABLE.get(formula_name(name), {}).get(place, EXACT) for place in places]
@@ -269,7 +255,7 @@ def _of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
     return first_exact or (formulas[0] if formulas else EXACT)
 
 
-def _settings(node: fx.Node) -> SimpleNamespace:
+def settings_of(node: fx.Node) -> SimpleNamespace:
     """Return the settings of a node, named as in nodes of the autograd graph."""
     settings = {f"_saved_{name}": entry for name, entry in arguments_of(node).items()}
     return SimpleNamespace(**{"_saved_exponent": None, **settings})
@@ -285,6 +271,7 @@ def _kind_of(node: fx.Node) -> torch.dtype | None:
     return value.dtype if isinstance(value, Tensor) else None
 
 
-def _is_floating(node: fx.Node) -> bool:
+def is_floating(node: fx.Node) -> bool:
+    """Return whether a node's result is one tensor of floating point."""
     kind = _kind_of(node)
     return kind is not None and kind.is_floating_point
