@@ -495,7 +495,7 @@ def test_what_two_passes_share_has_a_name_in_both():
         with_first = len(compressor.stats.rows)
     with compressor:
         (shared * shared).sum()
-        assert len(compressor.stats.rows) == with_first == 1
+    assert len(compressor.stats.rows) == with_first == 1
     assert first.requires_grad
     assert counts[0] == counts[1]
 

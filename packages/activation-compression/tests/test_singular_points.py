@@ -1,4 +1,4 @@
-"""What follows a rounded value may be singular near it: such values are exact, unless it is known to be tame."""
+"""What follows a rounded value may be singular near it: then the value is exact."""
 
 import pytest
 import torch

@@ -23,6 +23,8 @@ from activation_compression.stored import Saved
 
 __all__ = ["PATIENCE", "Following"]
 
+TORCHS: object = vars(torch._C)["_functions"]  # pyright: ignore[reportPrivateUsage]
+"""The module of torch's own nodes."""
 PATIENCE = 4
 """Most operations whose values wait for what comes next."""
 
@@ -41,12 +43,12 @@ class Group:
 
     node: Node
     values: list[tuple[Saved, str | int]] = field(default_factory=list[tuple[Saved, "str | int"]])
-    reached: dict[Node, bool] = field(default_factory=dict["Node", bool])
+    reached: dict[Node | None, bool] = field(default_factory=dict["Node | None", bool])
 
     @property
     def ends_in_losses(self) -> bool:
         """Whether all results that nothing has read yet are single elements."""
-        return all(read or _elements(node) == 1 for node, read in self.reached.items())
+        return all(read or node is None or _elements(node) == 1 for node, read in self.reached.items())
 
 
 class Following:
@@ -142,7 +144,7 @@ def _elements(node: Node) -> int:
 
 def _is_linear(node: Node) -> bool:
     """Return whether one of torch's own nodes saved no numbers but scalars: its slope is then constant."""
-    own = getattr(torch._C._functions, node.name(), None)  # pyright: ignore[reportPrivateUsage]
+    own = vars(TORCHS).get(node.name())
     return type(node) is own and not any(_is_floating(content) for _, content in saved_contents(node))
 
 
