@@ -492,7 +492,7 @@ def test_what_two_passes_share_has_a_name_in_both():
         del loss
     with compressor:
         first = (shared * shared).sum()
-        with_first = len(compressor.stats.rows)
+    with_first = len(compressor.stats.rows)
     with compressor:
         (shared * shared).sum()
     assert len(compressor.stats.rows) == with_first == 1
