@@ -91,8 +91,9 @@ def _is_torchs(group: ParamGroup, optimizer: StatefulOptimizer) -> bool:
             )
     if group.keys() & own - elsewhere.settings.keys():
         return False  # an older version's
-    for name in elsewhere.settings.keys() - own - NO_MATTER - elsewhere.same_if.keys():
-        _refuse_unless(group, {name: elsewhere.settings[name]})
+    for name, default in elsewhere.settings.items():
+        if name not in own | NO_MATTER | elsewhere.same_if.keys():
+            _refuse_unless(group, {name: default})
     if elsewhere.same_if:
         _refuse_unless(group, elsewhere.same_if)
     return True
