@@ -19,7 +19,6 @@ from parameter_efficient import (
     merge,
     remove,
     save_adaptation,
-    unmerge,
 )
 from parameter_efficient.blocks import find_stacks, matrices_of
 from parameter_efficient.slots import QLoRAMethod
@@ -69,36 +68,6 @@ def test_also_train_trains_saves_and_loads(pattern, tmp_path):
     assert any(part in name for name in names)
     save_adaptation(model, tmp_path)
     assert torch.equal(logits(load_adaptation(classifier("bert"), tmp_path)), logits(model))
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_only_the_new_rows_of_a_longer_vocabulary_train(tied, tmp_path):
-    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "tie_word_embeddings": tied}
-
-    def base():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
-            model.resize_token_embeddings(53, mean_resizing=False)
-            return model
-
-    model, ids = base(), torch.tensor([[3, 51, 52, 7]])
-    before = model(input_ids=ids).logits
-    adapt(model, LoRA(new_tokens=3))
-    torch.testing.assert_close(model(input_ids=ids).logits, before)
-    first = model.get_input_embeddings().weight.detach().clone()
-    disturb(model)(input_ids=ids, labels=ids).loss.backward()
-    rows = [p for n, p in model.named_parameters() if "new_tokens" in n]
-    assert [tuple(p.shape) for p in rows] == [(3, 16)]
-    assert rows[0].grad.abs().sum(1).gt(0).tolist() == ([True] * 3 if tied else [False, True, True])
-    assert torch.equal(model.get_input_embeddings().weight, first)
-    save_adaptation(model, tmp_path)
-    after = model(input_ids=ids).logits
-    assert torch.equal(load_adaptation(base(), tmp_path)(input_ids=ids).logits, after)
-    torch.testing.assert_close(merge(model)(input_ids=ids).logits, after)
-    assert torch.equal(unmerge(model).get_input_embeddings().weight, first)
-    with pytest.raises(ConfigurationError, match="new_tokens=99: the vocabulary has only 53 tokens"):
-        adapt(base(), LoRA(new_tokens=99))
 
 
 @pytest.mark.parametrize("method", [LoRA(init="random"), BottleneckAdapter(), PrefixTuning()])
