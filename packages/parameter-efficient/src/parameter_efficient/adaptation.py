@@ -169,7 +169,8 @@ def _adapt(
         _change(anatomy, config, record)
         if probe and not valueless(model):
             tokens = [named for attachment in record.attachments for named in attachment.tokens()]
-            check_that_all_acts(model, anatomy.inputs, tokens)
+            blocks = [name for stack in anatomy.stacks for name in stack.blocks]
+            check_that_all_acts(model, anatomy.inputs, tokens, blocks)
     except BaseException:
         remove(model, name)
         raise

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Tokens
+from parameter_efficient.blocks import twins
 from parameter_efficient.forward import DOES_NOT_RUN, Inputs, outputs_of, undisturbed
 
 __all__ = ["check_that_all_acts"]
@@ -89,7 +89,16 @@ def _silent(names: list[str], model: nn.Module, inputs: Inputs, tokens: Iterable
     return left
 
 
-def check_that_all_acts(model: nn.Module, inputs: Inputs, tokens: Iterable[Tokens]) -> None:
+def _names_in_other_experts(model: nn.Module, blocks: Iterable[str], name: str) -> Iterator[str]:
+    for block in blocks:
+        if name.startswith(f"{block}."):
+            inner = twins(model.get_submodule(block), name.removeprefix(f"{block}."))
+            yield from (f"{block}.{twin}" for twin in inner)
+
+
+def check_that_all_acts(
+    model: nn.Module, inputs: Inputs, tokens: Iterable[Tokens], blocks: Iterable[str]
+) -> None:
     """Refuse an adapted model in which a trainable parameter gets no gradient.
 
     Trainable values are disturbed meanwhile, so that a B of zeros hides nothing, and restored bit for bit.
@@ -99,6 +108,7 @@ def check_that_all_acts(model: nn.Module, inputs: Inputs, tokens: Iterable[Token
         model: The adapted model.
         inputs: Inputs of a forward pass.
         tokens: Tokens that have to be looked up.
+        blocks: Names of the model's blocks.
 
     Raises:
         ConfigurationError: Names a parameter that does not act.
@@ -111,8 +121,14 @@ def check_that_all_acts(model: nn.Module, inputs: Inputs, tokens: Iterable[Token
         with torch.no_grad():
             for name, value in original.items():
                 by_name[name].copy_(value)
-    acting = {re.sub(r"\.\d+\.", ".*.", name) for name in original if name not in silent}
-    silent = [name for name in silent if not ("expert" in name and re.sub(r"\.\d+\.", ".*.", name) in acting)]
+    acting = {name: original[name].shape for name in original.keys() - silent}
+    silent = [
+        name
+        for name in silent
+        if not any(
+            acting.get(other) == by_name[name].shape for other in _names_in_other_experts(model, blocks, name)
+        )
+    ]
     if silent:
         others = f" and {len(silent) - 1} more of {len(original)} tensors" if len(silent) > 1 else ""
         raise ConfigurationError(
