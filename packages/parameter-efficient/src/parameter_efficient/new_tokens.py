@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Resident, Tokens, place_of_new
@@ -16,8 +19,8 @@ __all__ = ["NewTokens"]
 class NewTokens(Resident):
     """The last n rows of a vocabulary as a separate parameter, of shape (n, d).
 
-    Every module that holds the vocabulary (embeddings, and a head that shares it) runs with these rows in
-    place, so that it scales, normalises or adds a bias as it does without them.
+    Every module that holds the vocabulary (embeddings, and a head that shares it) runs once more, with these
+    rows alone, so that it scales, normalises or adds a bias as it does without them.
 
     Args:
         model: The model; the other rows of its embeddings stay frozen.
@@ -47,28 +50,46 @@ class NewTokens(Resident):
             if parameter is vocabulary
         }
         self.settle(words, "new_tokens")
+        self._doubles = {module: _double(module) for module in self._holders}
         for module in self._holders:
-            self.act_through(module.register_forward_pre_hook, self._enter)
-            self.act_through(module.register_forward_hook, self._leave, always_call=True)
+            self.act_through(module.register_forward_hook, self._exchange, with_kwargs=True)
 
     def _vocabulary(self) -> nn.Parameter:
         module, name = next(iter(self._holders.items()))
         return dict(module.named_parameters(recurse=False))[name]
 
-    def _enter(self, module: nn.Module, args: object) -> None:
-        frozen = self._vocabulary()
-        whole = torch.cat([frozen[: self._first], self.rows.to(frozen.dtype)])
-        # An attribute of this name hides the parameter, which stays where it is.
-        object.__setattr__(module, self._holders[module], whole)
+    def _exchange(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor
+    ) -> Tensor:
+        """Compute a module's output with the new rows, from them alone where it treats each token alone."""
+        vocabulary, first = self._vocabulary(), self._first
+        rows = self.rows.to(vocabulary.dtype)
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if len(given) == 1 and _looks_up(given[0], output):
+            args, kwargs = tree_map_only(Tensor, self._numbered, (args, kwargs))
+            new: Tensor = self._with(module, rows, first).forward(*args, **kwargs)
+            return torch.where((given[0] >= first)[..., None], new, output)
+        if output.shape[-1] == len(vocabulary) != rows.shape[1]:  # a number for each token
+            new = self._with(module, rows, first).forward(*args, **kwargs)
+            return torch.cat([output[..., :first], new], dim=-1)
+        whole = torch.cat([vocabulary[:first], rows])
+        return self._with(module, whole, 0).forward(*args, **kwargs)
 
-    def _leave(self, module: nn.Module, args: object, output: object) -> None:
-        vars(module).pop(self._holders[module], None)
+    def _numbered(self, ids: Tensor) -> Tensor:
+        """Return the numbers of new tokens among the new ones; others get one of these."""
+        return (ids - self._first).clamp(min=0)
 
-    def detach(self) -> None:
-        """Leave the model."""
-        super().detach()
-        for module in self._holders:
-            self._leave(module, (), None)  # an interrupted pass may have left it behind
+    def _with(self, module: nn.Module, rows: Tensor, first: int) -> nn.Module:
+        """Return a module's double with other rows, which stand for the tokens from `first` on."""
+        double, length = self._doubles[module], len(self._vocabulary())
+        for name, tensor in _held(module):
+            part = tensor[first:] if tensor.ndim and len(tensor) == length else tensor
+            object.__setattr__(double, name, rows if name == self._holders[module] else part)
+        padding: int | None = vars(module).get("padding_idx")
+        if padding is not None:
+            double.__dict__["padding_idx"] = padding - first if padding >= first else None
+        double.training = module.training
+        return double
 
     def tokens(self) -> Iterator[Tokens]:
         """Return the modules that look up new tokens."""
@@ -89,3 +110,21 @@ class NewTokens(Resident):
     def _write(self, rows: Tensor) -> None:
         with torch.no_grad():
             self._vocabulary()[self._first :] = rows
+
+
+def _looks_up(given: Tensor, output: Tensor) -> bool:
+    """Return whether a module may give each token of its input a vector."""
+    return not given.is_floating_point() and given.shape == output.shape[:-1]
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+
+
+def _double(module: nn.Module) -> nn.Module:
+    """Return a module that computes as another does, with tensors that are set as plain attributes."""
+    double, kinds = copy.copy(module), ("_parameters", "_buffers")
+    for held in [vars(double)[kind] for kind in kinds]:
+        vars(double).update(held)
+    vars(double).update({kind: {} for kind in kinds})
+    return double
