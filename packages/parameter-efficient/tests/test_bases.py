@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+import zoo
 from small_transformers import COMMON, batch, classifier, disturb, logits
 
 from finetune_common.errors import ConfigurationError
@@ -19,6 +20,7 @@ from parameter_efficient import (
     merge,
     remove,
     save_adaptation,
+    unmerge,
 )
 from parameter_efficient.blocks import find_stacks, matrices_of
 from parameter_efficient.slots import QLoRAMethod
@@ -97,6 +99,21 @@ def test_merging_numbers_that_are_not_finite_is_refused_and_changes_no_matrix(va
         merge(model)
     assert all(torch.equal(weights[n], v) or "lora" in n for n, v in model.state_dict().items())
     merge(model, safe=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [("siglip", "image"), ("gemma3", "sequence"), ("t5gemma", "sequence")]
+)
+def test_a_merged_cut_of_a_part_with_a_configuration_of_its_own_loads_as_it_is(kind, task, tmp_path):
+    model = next(zoo.build(kind, cls) for found, cls in zoo.classes(task) if found == kind)
+    old = model.config.to_dict()
+    adapt(model, HeadOnly(encoder_layers=1))
+    assert unmerge(merge(model)).config.to_dict() == old
+    merge(model).save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    kept, loaded = model.state_dict(), again.state_dict()
+    assert kept.keys() == loaded.keys()
+    assert all(torch.equal(value, loaded[name]) for name, value in kept.items())
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5", "distilbert"])
