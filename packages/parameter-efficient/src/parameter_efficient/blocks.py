@@ -66,8 +66,8 @@ def twins(block: nn.Module, name: str) -> Iterator[str]:
     each holds matrices, and is none itself.
 
     Examples:
-        >>> expert = nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
-        >>> list(twins(nn.ModuleDict({"a": expert, "b": expert}), "a.down"))
+        >>> a, b = (nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)}) for _ in range(2))
+        >>> list(twins(nn.ModuleDict({"a": a, "b": b}), "a.down"))
         ['b.down']
     """
     parts = name.split(".")
