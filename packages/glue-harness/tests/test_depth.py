@@ -7,8 +7,9 @@ import transformers
 from finetune_common.errors import ConfigurationError
 from glue_harness.config.parsing import parse_line
 from glue_harness.cost.capacity import resized
+from glue_harness.cost.footprint import predict
+from glue_harness.cost.steps import Steps
 from glue_harness.run.architectures import changed
-from glue_harness.run.models import build_model
 
 NARROW = {
     "vocab_size": 40,
@@ -105,13 +106,16 @@ def test_the_text_part_of_a_nested_configuration_is_changed(fields):
 
 
 @pytest.mark.parametrize("name", ["modernbert", "gemma3"])
-def test_capacity_searches_models_deeper_than_they_are(tmp_path, name):
+def test_capacity_searches_models_deeper_than_they_are(tmp_path, allocated, name):
     (nested() if name == "gemma3" else TINY[name]).save_pretrained(tmp_path)
-    line = ["--task", "sst2", "--output-dir", "-", "--model", str(tmp_path)]
-    deeper = resized(parse_line(line)[0], "layers", 6)
-    with torch.device("meta"):
-        model = build_model(deeper.model, deeper.model_config, max_length=8)
-    assert [len(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)].count(6) == 1
+    line = ["--task", "sst2", "--output-dir", "-", "--max-length", "8", "--batch-size", "32"]
+    deeper = resized(parse_line([*line, "--model", str(tmp_path)])[0], "layers", 6)
+    predicted, steps = predict(deeper), Steps(deeper)
+    assert [len(m) for m in steps.model.modules() if isinstance(m, torch.nn.ModuleList)].count(6) == 1
+    steps.forward_backward()
+    stored, measured = allocated(steps)
+    assert predicted.activations == stored
+    assert predicted.peak - predicted.optimizer == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize(
