@@ -87,6 +87,21 @@ def test_layers_are_gathered_one_at_a_time(alone, kind):
         torch.testing.assert_close(found[name], gradient)
 
 
+@pytest.mark.parametrize("shared", ["weight", "module"])
+def test_layers_that_share_a_parameter_stay_with_the_whole_model(alone, shared):
+    nets = model("electra"), model("electra")
+    for net in nets:
+        first, second, _ = net.electra.encoder.layer
+        if shared == "module":
+            first.output.dense = second.output.dense
+        first.output.dense.weight = second.output.dense.weight
+    shard(nets[1], "cpu", 1)
+    assert units(nets[1]) == {"ElectraLayer": 1}
+    expected, found = map(gradients, nets)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+
+
 def test_the_launcher_s_classes_are_taken_instead(alone, monkeypatch):
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "ElectraLayer,ElectraAttention")
     net = model("electra")

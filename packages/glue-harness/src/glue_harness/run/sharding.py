@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -44,7 +45,8 @@ def shard(model: torch.nn.Module, device_type: str, processes: int) -> None:
     blocks = _blocks(model)
     if not blocks:
         warnings.warn(
-            f"--sharding fsdp: {type(model).__name__} repeats no block: every pass gathers the whole model",
+            f"--sharding fsdp: {type(model).__name__} repeats no block with parameters of its own: "
+            "every pass gathers the whole model",
             stacklevel=2,
         )
     for module in blocks:
@@ -53,7 +55,10 @@ def shard(model: torch.nn.Module, device_type: str, processes: int) -> None:
 
 
 def _blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the modules that are gathered one at a time, inner ones first."""
+    """Return the modules that are gathered one at a time, inner ones first.
+
+    FSDP2 cannot split what two of them share: blocks that share parameters are gathered with the whole model.
+    """
     modules = list(model.modules())
     if named := os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP"):
         classes = dict.fromkeys(type(module).__name__ for module in modules)
@@ -65,9 +70,19 @@ def _blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
                 )
         return [module for module in reversed(modules) if type(module).__name__ in named.split(",")]
     own = getattr(model, "_no_split_modules", None) or ()
-    found = [*find_blocks(model), *(module for module in modules if type(module).__name__ in own)]
-    inside = {part for block in found for part in block.modules() if part is not block}
-    return [block for block in dict.fromkeys(found) if block not in inside]
+    found = dict.fromkeys(
+        [*find_blocks(model), *(module for module in modules if type(module).__name__ in own)]
+    )
+    uses = _uses(model).items()
+    apart = [block for block in found if _uses(block).items() <= uses]
+    inside = {part for block in apart for part in block.modules() if part is not block}
+    return [block for block in apart if block not in inside]
+
+
+def _uses(module: torch.nn.Module) -> Counter[Tensor]:
+    """Return in how many places within a module each of its parameters is."""
+    parts = module.named_modules(remove_duplicate=False)
+    return Counter(parameter for _, part in parts for parameter in part.parameters(recurse=False))
 
 
 def gathered(tree: Any) -> Any:
