@@ -96,7 +96,8 @@ def paired_table(results: list[dict[str, Any]], benchmark: Benchmark) -> str:
     """Return the differences to a benchmark's baseline, with intervals and verdicts."""
     protocol = PROTOCOLS[benchmark.protocol]
     how = {"protocol": benchmark.protocol, "evaluation": benchmark.evaluation}
-    drawn = drawn_tables(gather(results, baseline=benchmark.baseline, **how))["comparison"]
+    contents = gather(results, baseline=benchmark.baseline, margin=benchmark.margin, **how)
+    drawn = drawn_tables(contents)["comparison"]
     sentences = (*drawn.notes, *[protocol.meaning] * bool(protocol.drops))
     notes = [note[0].upper() + note[1:] for note in sentences]
     return f"{drawn.title}\n\n{as_markdown(drawn)}\n{'. '.join(notes)}.\n"

@@ -184,7 +184,7 @@ LEVELS = {
         "data metrics optim scorers",
         "compiled demo measure slots tasks",
         "arguments plotting",
-        "aliases errors lazy",
+        "aliases blocks errors lazy",
     ),
 }
 """The rooms of a package, from the top: each stands on its own level and on those below it."""

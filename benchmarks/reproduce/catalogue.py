@@ -55,6 +55,8 @@ class Benchmark:
         analysis: A script that looks at the finished sweep.
         baseline: Which setting the others are compared with, seed by seed, as in `glue-harness report
             --baseline`; empty for no such table.
+        margin: The smallest difference from the baseline that matters, fixed before the runs; None if nothing
+            can be called equal.
         costs: Which benchmark times a step of the same settings; memory and time are then told beside the
             scores. Empty for no such table.
         report: Whether the documentation shows the report of its results.
@@ -72,6 +74,7 @@ class Benchmark:
     script: Path | None = None
     analysis: Path | None = None
     baseline: str = ""
+    margin: float | None = None
     costs: str = ""
     report: bool = False
     differs: Mapping[str, Any] = field(default_factory=dict)

@@ -116,3 +116,89 @@ def test_first_noise_of_the_probe_is_the_documented_one():
     param = torch.zeros(10)
     assert standard_normal(param).equal(standard_normal(param))
     assert not standard_normal(param).equal(standard_normal(param, seed=1))
+
+
+class Composite(torch.optim.Optimizer):
+    """Momentum for matrices and Adam for vectors, in one optimizer; learning rates are 0."""
+
+    def __init__(self, params, **settings):
+        super().__init__(params, {"lr": 0.0, "betas": (0.8, 0.99), **settings})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if param.ndim >= 2:
+                    old = state.get("momentum_buffer", torch.zeros_like(param))
+                    state["momentum_buffer"] = 0.9 * old + param.grad
+                    continue
+                state["step"] = state.get("step", 0) + 1
+                for name, beta, power in (("exp_avg", beta1, 1), ("exp_avg_sq", beta2, 2)):
+                    old = state.get(name, torch.zeros_like(param))
+                    state[name] = beta * old + (1 - beta) * param.grad**power
+
+
+def test_ema_decides_for_each_parameter_also_for_those_that_come_later():
+    """A matrix without averages and a vector with Adam's; two more have gradients from the third step on."""
+    torch.manual_seed(0)
+    shapes = [(20, 15), (300,), (20, 15), (300,)]
+    params = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in shapes]
+    optimizer = Composite(params)
+    AdaptiveGradientNoise(optimizer, 1e-3, "ema")
+    probes = [torch.nn.Parameter(torch.zeros_like(param)) for param in params]
+    probing = torch.optim.SGD(probes, lr=0.0)
+    AnnealedGradientNoise(probing, 1.0, 0.0)
+    averaged = [[] for _ in params]
+    for t in range(8):
+        given = [torch.randn_like(param) + 2 for param in params]
+        for i, (param, probe) in enumerate(zip(params, probes, strict=True)):
+            param.grad = given[i].clone() if t >= 2 or i < 2 else None
+            probe.grad = torch.zeros_like(probe)
+        probing.step()
+        optimizer.step()
+        for i, (param, probe) in enumerate(zip(params, probes, strict=True)):
+            if param.grad is None:
+                continue
+            spread = (param.grad - given[i]) / probe.grad / given[i].norm() / 1e-3**0.5
+            betas = (0.8, 0.99) if param.ndim == 1 else (0.9, 0.999)
+            expected = explicit_ema(averaged[i], *betas) if averaged[i] else torch.zeros(300).double()
+            torch.testing.assert_close(spread.flatten().square(), expected, rtol=1e-5, atol=1e-9)
+            averaged[i].append((param.grad.clone() if param.ndim == 1 else given[i]).flatten())
+
+
+def keeps(**state):
+    """An optimizer whose state has the given entries, made of the gradient."""
+
+    class Keeps(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for param in group["params"]:
+                    self.state[param] = {name: make(param.grad) for name, make in state.items()}
+
+    return Keeps
+
+
+@pytest.mark.parametrize(
+    ("state", "settings"),
+    [
+        ({"exp_avg": torch.clone}, {"betas": (0.9, 0.99)}),  # Lion
+        ({"exp_avg": torch.clone, "exp_avg_sq": torch.sum}, {"betas": (0.9, 0.99)}),  # one for the tensor
+        ({"exp_avg": torch.clone, "exp_avg_sq": torch.square}, {}),  # Adafactor's vectors: no decay is known
+        ({"exp_avg": torch.clone, "exp_avg_sq": torch.square}, {"betas": (0.98, 0.92, 0.99)}),  # Adan
+        ({"exp_avg": torch.clone, "exp_avg_sq": lambda g: (g * 9).to(torch.uint8)}, {"betas": (0.9, 0.99)}),
+    ],
+)
+def test_ema_takes_no_state_of_another_meaning(state, settings):
+    state = {"step": lambda grad: torch.tensor(1.0), **state}
+
+    def build(params, lr):
+        return keeps(**state)([{"params": params, **settings}], lr=lr)
+
+    recorded = gradients(5, torch.float64)
+    spreads, _ = noises(build, "ema", recorded)
+    for t in range(1, 5):
+        torch.testing.assert_close(spreads[t].square(), explicit_ema(recorded[:t]), rtol=1e-6, atol=1e-9)

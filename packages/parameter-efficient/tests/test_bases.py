@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+import zoo
 from small_transformers import COMMON, batch, classifier, disturb, logits
 
 from finetune_common.errors import ConfigurationError
@@ -71,36 +72,6 @@ def test_also_train_trains_saves_and_loads(pattern, tmp_path):
     assert torch.equal(logits(load_adaptation(classifier("bert"), tmp_path)), logits(model))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_only_the_new_rows_of_a_longer_vocabulary_train(tied, tmp_path):
-    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "tie_word_embeddings": tied}
-
-    def base():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
-            model.resize_token_embeddings(53, mean_resizing=False)
-            return model
-
-    model, ids = base(), torch.tensor([[3, 51, 52, 7]])
-    before = model(input_ids=ids).logits
-    adapt(model, LoRA(new_tokens=3))
-    torch.testing.assert_close(model(input_ids=ids).logits, before)
-    first = model.get_input_embeddings().weight.detach().clone()
-    disturb(model)(input_ids=ids, labels=ids).loss.backward()
-    rows = [p for n, p in model.named_parameters() if "new_tokens" in n]
-    assert [tuple(p.shape) for p in rows] == [(3, 16)]
-    assert rows[0].grad.abs().sum(1).gt(0).tolist() == ([True] * 3 if tied else [False, True, True])
-    assert torch.equal(model.get_input_embeddings().weight, first)
-    save_adaptation(model, tmp_path)
-    after = model(input_ids=ids).logits
-    assert torch.equal(load_adaptation(base(), tmp_path)(input_ids=ids).logits, after)
-    torch.testing.assert_close(merge(model)(input_ids=ids).logits, after)
-    assert torch.equal(unmerge(model).get_input_embeddings().weight, first)
-    with pytest.raises(ConfigurationError, match="new_tokens=99: the vocabulary has only 53 tokens"):
-        adapt(base(), LoRA(new_tokens=99))
-
-
 @pytest.mark.parametrize("method", [LoRA(init="random"), BottleneckAdapter(), PrefixTuning()])
 def test_a_small_step_moves_what_was_added_to_a_bfloat16_base(method):
     model = adapt(classifier("bert").bfloat16(), method)
@@ -128,6 +99,21 @@ def test_merging_numbers_that_are_not_finite_is_refused_and_changes_no_matrix(va
         merge(model)
     assert all(torch.equal(weights[n], v) or "lora" in n for n, v in model.state_dict().items())
     merge(model, safe=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [("siglip", "image"), ("gemma3", "sequence"), ("t5gemma", "sequence")]
+)
+def test_a_merged_cut_of_a_part_with_a_configuration_of_its_own_loads_as_it_is(kind, task, tmp_path):
+    model = next(zoo.build(kind, cls) for found, cls in zoo.classes(task) if found == kind)
+    old = model.config.to_dict()
+    adapt(model, HeadOnly(encoder_layers=1))
+    assert unmerge(merge(model)).config.to_dict() == old
+    merge(model).save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    kept, loaded = model.state_dict(), again.state_dict()
+    assert kept.keys() == loaded.keys()
+    assert all(torch.equal(value, loaded[name]) for name, value in kept.items())
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5", "distilbert"])

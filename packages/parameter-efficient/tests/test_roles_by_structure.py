@@ -261,6 +261,33 @@ def test_what_changes_nothing_is_refused_by_name_and_the_model_left_alone() -> N
     adapt(model, LoRA(layers=[0]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "matrices"),
+    [
+        ("switch_transformers", LoRA(targets=["wi", "wo"], stack="both"), 2 * 2 * (1 + 4)),
+        ("nllb-moe", LoRA(targets=["fc1", "fc2"]), 2 * 2 * (1 + 4)),
+        ("nllb-moe", LoRA(targets=["ffn_in", "ffn_out"]), 2 * (1 + 4)),
+    ],
+)
+def test_every_expert_is_adapted_though_few_tokens_reach_few(kind: str, config: LoRA, matrices: int) -> None:
+    """One dense layer and one of four experts on each side; their names are expert_0, expert_1, …"""
+    settings = zoo.configuration(kind).to_dict() | {
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+        "encoder_sparse_step": 2,
+        "decoder_sparse_step": 2,
+    }
+    [cls] = [cls for found, cls in zoo.classes("seq2seq") if found == kind]
+    model = adapt(cls(cls.config_class(**settings)), config)
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == matrices
+
+
+def test_what_looks_like_an_expert_outside_of_a_list_of_experts_is_refused() -> None:
+    """Attention to an encoder that is not there stands beside other attention of its class and shapes."""
+    with pytest.raises(ConfigurationError, match=r"encoder_attn.*would change nothing"):
+        adapt(tiny("bart", "causal"), LoRA(targets=["q_proj"]))
+
+
 def test_stack_chooses_encoder_decoder_or_both() -> None:
     def sides(stack: str) -> set[str]:
         model = adapt(tiny("t5"), LoRA(stack=stack))

@@ -5,6 +5,7 @@ import copy
 import peft
 import pytest
 import torch
+import transformers
 from small_transformers import batch, classifier, disturb, logits
 
 from finetune_common.errors import ConfigurationError
@@ -63,6 +64,7 @@ def test_a_method_of_peft_trains_saves_loads_merges_and_goes(method, tmp_path):
         (peft.LoraConfig(init_lora_weights="pissa", target_modules=MATRICES), "LoRA\\(init='pissa'\\)"),
         (peft.LoraConfig(bias="all", target_modules=MATRICES), "Fusion with BitFit"),
         (peft.LoHaConfig(target_modules=["nowhere"]), "peft cannot adapt BertForSequenceClassification"),
+        (peft.TrainableTokensConfig(token_indices=[99]), "peft cannot adapt BertForSequenceClassification"),
         ("lora", "is not a configuration"),
         (ThroughPeft(settings={"peft_type": "NOTHING"}), "'NOTHING' is unknown to this peft: choose from"),
         (ThroughPeft(settings={"peft_type": "LOHA", "width": 3}), "peft refuses these settings of LOHA"),
@@ -83,3 +85,51 @@ def test_modules_to_save_train_beside():
     model = adapt(classifier("bert"), config)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert "bert.encoder.layer.0.attention.output.LayerNorm.weight" in trained
+
+
+TOKENS = [3, 11]
+ROWS = {
+    "tokens": peft.TrainableTokensConfig(token_indices=TOKENS),
+    "lora": peft.LoraConfig(
+        r=2, target_modules=["c_attn"], fan_in_fan_out=True, trainable_token_indices=TOKENS
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ROWS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_single_rows_of_the_vocabulary_train_merge_and_go(how, tied, tmp_path):
+    def base():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2}
+            config = transformers.GPT2Config(**sizes, tie_word_embeddings=tied)
+            return transformers.GPT2LMHeadModel(config).eval()
+
+    def logits(model):
+        with torch.no_grad():
+            return model(input_ids=torch.tensor([[3, 5, 11, 7]])).logits
+
+    model = base()
+    first, weights = logits(model), copy.deepcopy(model.state_dict())
+    adapt(model, copy.deepcopy(ROWS[how]))
+    assert torch.equal(logits(model), first)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model(input_ids=torch.tensor([[3, 5, 11, 7]]), labels=torch.tensor([[5, 3, 7, 11]])).loss.backward()
+        optimizer.step()
+    adapted = logits(model)
+    save_adaptation(model, tmp_path / "own")
+    assert torch.equal(logits(load_adaptation(base(), tmp_path / "own")), adapted)
+    save_adaptation(model, tmp_path / "peft", format="peft")
+    torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(base(), tmp_path / "peft")), adapted)
+    torch.testing.assert_close(logits(load_adaptation(base(), tmp_path / "peft")), adapted)
+    torch.testing.assert_close(logits(merge(model)), adapted)
+    assert list(model.state_dict()) == list(weights)
+    changed = (model.get_input_embeddings().weight != weights["transformer.wte.weight"]).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == TOKENS
+    torch.testing.assert_close(logits(unmerge(model)), adapted)
+    remove(model)
+    assert all(torch.equal(weights[n], value) for n, value in model.state_dict().items())
+    assert torch.equal(logits(model), first)
+    assert not any("peft" in type(module).__module__ for module in model.modules())

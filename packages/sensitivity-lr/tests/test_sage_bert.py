@@ -1,10 +1,12 @@
 """SAGE on BERT: which parameters it takes, and a hundred steps against the float64 reference."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
@@ -62,6 +64,55 @@ def test_other_architectures_have_the_same_split():
         assert not any(
             part in name.lower() for name in names for part in ("norm", "embedding", "classifier", "pooler")
         )
+
+
+MODERN = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+}
+NO_MAPS = {
+    "Mixtral": ("norm",),
+    "GptOss": ("norm", "sinks"),
+    "T5": ("norm", "relative_attention_bias"),
+    "XLNet": ("norm",),
+    "Swin": ("norm", "relative_position_bias_table"),
+    "Mamba": ("norm", "A_log", "mixer.D", "conv1d"),
+}
+"""Model → what in its layers multiplies nothing by a matrix, or is a convolution."""
+SIZES = {
+    "Mixtral": {**MODERN, "num_local_experts": 3},
+    "GptOss": {**MODERN, "num_local_experts": 3, "head_dim": 8},
+    "T5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 50},
+    "XLNet": {"d_model": 16, "n_head": 2, "d_inner": 24, "n_layer": 2, "vocab_size": 50},
+    "Swin": {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 2, "image_size": 32},
+    "Mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 50},
+}
+
+
+@pytest.mark.parametrize("name", NO_MAPS)
+def test_linear_maps_are_taken_whichever_module_holds_them(name):
+    config = getattr(transformers, f"{name}Config")(**SIZES[name])
+    model = getattr(transformers, f"{name}Model")(config)
+    inside = [n for n, _ in model.named_parameters() if re.search(r"(layers?|block)\.\d+\.", n)]
+    expected = [n for n in inside if not any(part in n for part in NO_MAPS[name])]
+    assert expected
+    assert sage_names(model) == expected
+
+
+def test_torchs_own_layers_are_taken_whole_and_vectors_in_four_dimensions_are_not():
+    class Scale(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1, 1, 1, 8))
+
+    layer = torch.nn.TransformerEncoderLayer(8, 2, dim_feedforward=16)
+    model = torch.nn.ModuleList([torch.nn.ModuleDict({"block": layer, "scale": Scale()})])
+    names = [name for name, _ in model.named_parameters()]
+    assert sage_names(model) == [name for name in names if "norm" not in name and "scale" not in name]
 
 
 def test_groups_hold_every_trainable_parameter_once():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -12,6 +12,7 @@ from clipped_adaptive import rules
 from clipped_adaptive.base import ClippedAdaptive, Update
 from clipped_adaptive.clipping import Level
 from finetune_common.aliases import Settings
+from finetune_common.optim import Elsewhere
 
 __all__ = ["ClippedAdaGrad"]
 
@@ -62,7 +63,7 @@ class ClippedAdaGrad(ClippedAdaptive):
     """
 
     initial = "initial_accumulator"
-    names_elsewhere: ClassVar[Mapping[str, str]] = {"sum": "accumulator"}
+    elsewhere = Elsewhere(torch.optim.Adagrad, {"sum": "accumulator"}, same_if={"weight_decay": 0})
     agreeing = ("eta", "eps", "delay", "initial_accumulator")
 
     def __init__(

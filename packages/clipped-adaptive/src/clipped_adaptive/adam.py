@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -12,6 +13,7 @@ from clipped_adaptive.base import ClippedAdaptive, Update
 from clipped_adaptive.clipping import Level
 from finetune_common.aliases import Settings
 from finetune_common.errors import check_choice, check_number
+from finetune_common.optim import Elsewhere
 from finetune_common.optim.ops import Divisor
 
 __all__ = ["ClippedAdam"]
@@ -72,6 +74,7 @@ class ClippedAdam(ClippedAdaptive):
     """
 
     initial = "initial_second_moment"
+    elsewhere = Elsewhere(torch.optim.Adam, same_if={"weight_decay": 0, "decoupled_weight_decay": True})
     agreeing = ("betas", "eta", "eps", "delay", "initial_second_moment", "bias_correction", "legacy")
 
     def __init__(

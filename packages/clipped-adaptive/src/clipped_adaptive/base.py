@@ -41,6 +41,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
 
     set_once: ClassVar[tuple[str, ...]] = ("clip", "max_norm", "norm")
     """Settings of the whole optimizer, not of a group."""
+    counters = frozenset({"skipped", "steps"})
     norm = False
     _level: float = torch.inf
     _steps: int = 0
@@ -71,6 +72,11 @@ class ClippedOptimizer(ElementwiseOptimizer):
                     f"{name}={shown(group[name])} is in a parameter group, but the whole optimizer has one "
                     f"{name}: pass it to the constructor"
                 )
+
+    def state_names(self, group: Settings) -> set[str]:
+        """Return the names of all state of a group's parameters, with what they repeat."""
+        common = {"second_moment": self.norm, "past_norms": isinstance(self.max_norm, RunningQuantile)}
+        return super().state_names(group) | {name for name, kept in common.items() if kept}
 
     def prepare(self, batches: list[Batch]) -> RowNumbers:
         """Compute the clipping coefficients and, with one scalar second moment, the denominator."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -12,6 +13,7 @@ from clipped_adaptive.base import ClippedOptimizer, Update
 from clipped_adaptive.clipping import Level
 from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.optim import Elsewhere
 
 __all__ = ["ClippedSGD"]
 
@@ -52,6 +54,7 @@ class ClippedSGD(ClippedOptimizer):
         0.95
     """
 
+    elsewhere = Elsewhere(torch.optim.SGD, same_if={"momentum": 0, "weight_decay": 0})
     set_once = ("clip", "max_norm")
 
     def __init__(

@@ -177,8 +177,10 @@ class _ClippedMethod:
         quantile = settings.pop("quantile")
         if quantile is not None:
             settings["max_norm"] = clipped_adaptive.RunningQuantile(quantile)
-        groups = split_by_layer(param_groups) if settings["clip"] == "layer" else param_groups
-        return getattr(clipped_adaptive, self.optimizer)(groups, **settings)
+        if settings["clip"] == "layer":
+            names = [name for name, _ in model.named_parameters()]
+            param_groups = split_by_layer(param_groups, names=names)
+        return getattr(clipped_adaptive, self.optimizer)(param_groups, **settings)
 
 
 class ClippedAdamMethod(_ClippedMethod):

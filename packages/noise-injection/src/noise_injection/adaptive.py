@@ -32,8 +32,8 @@ class AdaptiveGradientNoise(GradientNoise):
       all ranks count.
     - "running": the unbiased variance of G over all steps so far, including this one.
     - "ema": max(0, v̂ - m̂²), with the bias-corrected moving averages of G and G² from before the step. They
-      are Adam's if the optimizer keeps them (and contain the noise of earlier steps), else averages of the
-      gradient before noise with decay 0.9 and 0.999.
+      are Adam's if the optimizer keeps them for a parameter (and contain the noise of earlier steps), else
+      averages of its gradient before noise with decay 0.9 and 0.999.
 
     A gradient tensor with an element that is not finite gets no noise. The noise has its own random
     generator: with η = 0 a run equals the run without noise bit for bit.
@@ -116,11 +116,10 @@ class AdaptiveGradientNoise(GradientNoise):
 
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
-        """After the first step: if the optimizer keeps no averages, begin ours with this step's gradient."""
-        if isinstance(self._source, EmaVariance) and not self._source.optimizer_has_stepped:
-            self._source.optimizer_has_stepped = True
-            plans = [plan for plan in self.plans(self._rows()) if self._source.keeps_averages_of(plan)]
+        """Begin our averages of parameters whose first step left none in the optimizer."""
+        if isinstance(self._source, EmaVariance) and self._source.waiting:
             no_keys = torch.zeros(len(list(self.parameters())), 3, dtype=torch.int32)
+            plans = self._source.first_plans(self._rows())
             self._run(plans, no_keys, None)  # an optimizer that unscales has done so in place
 
     def state_dict(self) -> StateDict:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from finetune_common.aliases import StateDict
+from finetune_common.aliases import ParamGroup, StateDict
 from noise_injection import kernels
 from noise_injection.attachment import Plan, Row
 from noise_injection.shards import local, part_of, spread
@@ -86,10 +86,11 @@ class RunningVariance:
 class EmaVariance(RunningVariance):
     """max(0, v̂ - m̂²) of moving averages of the gradient and its square, from before the step.
 
-    If the optimizer keeps `exp_avg` and `exp_avg_sq`, these are used as they are, with its betas: this takes
-    no memory, and the averages contain the noise of earlier steps. For other optimizers, and those whose
-    second moment is not a plain average of squares (an initial value, weighted squares), we keep averages of
-    the gradient before noise, with decay 0.9 and 0.999. Either way there is no noise at the first step.
+    If the optimizer keeps `exp_avg` and `exp_avg_sq` of a parameter, these are used as they are, with its
+    betas: this takes no memory, and the averages contain the noise of earlier steps. For a parameter without
+    them, and where the second moment is not a plain average of squares of its elements (an initial value,
+    weighted squares, one number for the tensor, not two betas), we keep averages of the gradient before
+    noise, with decay 0.9 and 0.999. Either way a parameter has no noise at its first step.
     """
 
     names = ("first", "second")
@@ -98,34 +99,46 @@ class EmaVariance(RunningVariance):
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         super().__init__()
         self._optimizer = optimizer
-        self.optimizer_has_stepped = False
+        self.waiting: set[int] = set()
 
     def plans(self, rows: list[Row]) -> list[Plan]:
-        """Use the optimizer's averages if it has any, which its first step shows; else keep averages."""
-        adam = {row.index: pair for row in rows if (pair := self._adam(row))}
-        if adam:
-            return [Plan(row, kernels.add_adam, adam[row.index]) for row in rows if row.index in adam]
-        return super().plans(rows) if self.optimizer_has_stepped else []
+        """Use the optimizer's averages of a row, else ours; rows without either wait for their first step."""
+        adam = self._adam(rows)
+        ours = [row for row in rows if row.index not in adam and self._has(row)]
+        self.waiting = {row.index for row in rows} - adam.keys() - {row.index for row in ours}
+        of_adam = [Plan(row, kernels.add_adam, adam[row.index]) for row in rows if row.index in adam]
+        return [*of_adam, *super().plans(ours)]
 
-    @staticmethod
-    def keeps_averages_of(plan: Plan) -> bool:
-        """Whether a plan uses averages that are kept here, not the optimizer's."""
-        return plan.kernel is kernels.add_ema
+    def first_plans(self, rows: list[Row]) -> list[Plan]:
+        """Return plans that begin our averages for rows whose first step left none in the optimizer."""
+        adam = self._adam(rows)
+        begun = [row for row in rows if row.index in self.waiting and row.index not in adam]
+        self.waiting = set()
+        return super().plans(begun)
 
-    def _adam(self, row: Row) -> list[Tensor] | None:
-        """Return the optimizer's averages of a row, if it keeps such."""
-        state = self._optimizer.state.get(row.parameter, {})
-        pair = [state.get("exp_avg"), state.get("exp_avg_sq")]
-        if any(not torch.is_tensor(t) or t.shape != row.parameter.shape for t in pair) or "step" not in state:
-            return None
-        if any(g.get("initial_second_moment") or g.get("eta", 1) != 1 for g in self._optimizer.param_groups):
-            return None
-        return [local(t).reshape(-1) for t in pair]
+    def _has(self, row: Row) -> bool:
+        return row.index in self._state or row.index in self._loaded
+
+    def _groups(self) -> dict[Tensor, ParamGroup]:
+        return {param: group for group in self._optimizer.param_groups for param in group["params"]}
+
+    def _adam(self, rows: list[Row]) -> dict[int, list[Tensor]]:
+        """Return the optimizer's averages of those rows for which it keeps such."""
+        groups, found = self._groups(), dict[int, list[Tensor]]()
+        for row in rows:
+            state, group = self._optimizer.state.get(row.parameter, {}), groups[row.parameter]
+            pair = [state.get("exp_avg"), state.get("exp_avg_sq")]
+            plain = not group.get("initial_second_moment") and group.get("eta", 1) == 1
+            if plain and len(group.get("betas", ())) == 2 and "step" in state:
+                tensors = [local(t).reshape(-1) for t in pair if _is_average(t, row.parameter)]
+                if len(tensors) == 2:
+                    found[row.index] = tensors
+        return found
 
     def numbers(self, plans: list[Plan], sums: Tensor, reach: Tensor, unit: Tensor) -> Tensor:
         """Return the kernel's numbers."""
-        if not self.keeps_averages_of(plans[0]):
-            groups = {p: group for group in self._optimizer.param_groups for p in group["params"]}
+        if plans[0].kernel is kernels.add_adam:
+            groups = self._groups()
             betas = [tuple(groups[plan.row.parameter]["betas"]) for plan in plans]
             steps = [self._optimizer.state[plan.row.parameter]["step"] for plan in plans]
             scalars = [torch.as_tensor(step).to(torch.float32).reshape(()) for step in steps]
@@ -136,10 +149,10 @@ class EmaVariance(RunningVariance):
         debias = _debias([(0.9, 0.999)] * len(plans), earlier)
         return torch.stack([reach * unit, (1 / unit).expand_as(reach), finite, *debias], dim=1)
 
-    def load_state_dict(self, state: StateDict, steps: int) -> None:
-        """Continue from the statistics of a state after `steps` steps."""
-        super().load_state_dict(state, steps)
-        self.optimizer_has_stepped = steps > 0
+
+def _is_average(tensor: object, param: Tensor) -> bool:
+    """Whether a tensor can be an average of a parameter's gradients or of their squares, by element."""
+    return torch.is_tensor(tensor) and tensor.shape == param.shape and tensor.is_floating_point()
 
 
 def _debias(betas: list[tuple[float, float]], counts: Tensor) -> tuple[Tensor, ...]:

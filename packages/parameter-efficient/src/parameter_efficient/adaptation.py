@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, shown
@@ -47,11 +47,7 @@ def _change(anatomy: Anatomy, config: Config, record: Record) -> None:
     if config.pooling == "mean":
         record.attachments.append(MeanPooling(model, anatomy.encoder(), anatomy.inputs))
     if config.new_tokens:
-        new_tokens = NewTokens(model, config.new_tokens, config.dtype)
-        record.attachments.append(new_tokens)
-        ids = cast(Tensor, anatomy.inputs["input_ids"]).clone()
-        ids[..., 0] = new_tokens.first  # one of them, so that the probe can see them act
-        anatomy.inputs["input_ids"] = ids
+        record.attachments.append(NewTokens(model, config.new_tokens, config.dtype))
     inside = {id(p) for stack in anatomy.stacks for m in stack.blocks.values() for p in m.parameters()}
     before = [p for p in model.parameters() if id(p) not in inside | {id(getattr(*place)) for place in head}]
     for first in first_layers:
@@ -172,7 +168,9 @@ def _adapt(
     try:
         _change(anatomy, config, record)
         if probe and not valueless(model):
-            check_that_all_acts(model, anatomy.inputs)
+            tokens = [named for attachment in record.attachments for named in attachment.tokens()]
+            blocks = [name for stack in anatomy.stacks for name in stack.blocks]
+            check_that_all_acts(model, anatomy.inputs, tokens, blocks)
     except BaseException:
         remove(model, name)
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import ParamSpec, Protocol, TypedDict
@@ -21,12 +21,16 @@ __all__ = [
     "Place",
     "Removable",
     "Resident",
+    "Tokens",
     "place_of",
     "place_of_new",
 ]
 
 Place = tuple[nn.Module, str]
 """A parameter: the module that holds it, and its name there."""
+
+Tokens = tuple[nn.Module, Sequence[int]]
+"""A module that looks up tokens, and those of them whose values train."""
 
 P = ParamSpec("P")
 
@@ -51,6 +55,10 @@ class Attachment:
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return what trains."""
+        return ()
+
+    def tokens(self) -> Iterable[Tokens]:
+        """Return the modules in which only some tokens train: the probe has to look them up."""
         return ()
 
     def detach(self) -> None:

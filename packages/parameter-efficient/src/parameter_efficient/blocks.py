@@ -9,7 +9,16 @@ from torch import nn
 
 from parameter_efficient.typed import named_modules
 
-__all__ = ["Stack", "find_stacks", "is_experts", "is_projection", "is_transposed", "matrices_of", "width_out"]
+__all__ = [
+    "Stack",
+    "find_stacks",
+    "is_experts",
+    "is_projection",
+    "is_transposed",
+    "matrices_of",
+    "twins",
+    "width_out",
+]
 
 FEWEST = 4
 """Fewest matrices in a block: q, k and v in one, o, and two of the feed-forward block."""
@@ -48,6 +57,26 @@ def width_out(module: nn.Module) -> int:
 def matrices_of(block: nn.Module) -> dict[str, nn.Module]:
     """Return the projections and stacked experts in a block, by their names in it."""
     return {name: m for name, m in named_modules(block) if is_projection(m) or is_experts(m)}
+
+
+def twins(block: nn.Module, name: str) -> Iterator[str]:
+    """Yield the names that a module or parameter of an expert has in the other experts.
+
+    Experts are the children of one module, all of one class (but for those without parameters, as dropout);
+    each holds matrices, and is none itself.
+
+    Examples:
+        >>> a, b = (nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)}) for _ in range(2))
+        >>> list(twins(nn.ModuleDict({"a": a, "b": b}), "a.down"))
+        ['b.down']
+    """
+    parts = name.split(".")
+    for depth, own in enumerate(parts[:-1]):
+        around = block.get_submodule(".".join(parts[:depth]))
+        beside = {n: child for n, child in around.named_children() if any(True for _ in child.parameters())}
+        matrices = matrices_of(beside[own])
+        if len({type(child) for child in beside.values()}) == 1 and matrices and "" not in matrices:
+            yield from (".".join([*parts[:depth], n, *parts[depth + 1 :]]) for n in beside if n != own)
 
 
 @dataclass

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from finetune_common.errors import ConfigurationError, shown
-from parameter_efficient.attachment import Attachment, Outside, place_of_new
+from parameter_efficient.attachment import Attachment, Outside, Tokens, place_of_new
 from parameter_efficient.configs import ThroughPeft
+from parameter_efficient.forward import DOES_NOT_RUN
 from parameter_efficient.typed import children_of, forked_random_numbers, named_modules
 
 if TYPE_CHECKING:
@@ -115,6 +116,13 @@ def _children(model: nn.Module) -> dict[tuple[nn.Module, str], nn.Module | None]
     }
 
 
+def _tuner(layer: nn.Module) -> nn.Module:
+    """Return an inserted layer, or the one that it wraps, which alone can merge."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return next(module for module in layer.modules() if isinstance(module, BaseTunerLayer))
+
+
 class Injected(Attachment):
     """Layers of peft that replace a model's layers and contain them.
 
@@ -139,7 +147,7 @@ class Injected(Attachment):
             with forked_random_numbers(devices):
                 torch.default_generator.manual_seed(generator.initial_seed())
                 tuner(model, settings, ADAPTER)
-        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        except DOES_NOT_RUN as error:
             self._restore(before)
             reason = " ".join(str(error).split())[:200]
             raise ConfigurationError(f"peft cannot adapt {type(model).__name__}: {reason}") from error
@@ -156,8 +164,9 @@ class Injected(Attachment):
             raise ConfigurationError(
                 f"peft's {kind.value} found nothing to adapt in {type(model).__name__}: give target_modules"
             )
-        inside = {id(new): new for _, new in self._exchanged.values()}
-        self.layers: dict[str, Any] = {n: m for n, m in named_modules(model) if id(m) in inside}
+        inserted = {new for _, new in self._exchanged.values()}
+        self.layers: dict[str, Any] = {n: m for n, m in named_modules(model) if m in inserted}
+        self._tuners: dict[str, Any] = {name: _tuner(layer) for name, layer in self.layers.items()}
         self._before: dict[str, list[Tensor]] = {}
         self._places = [
             (module, name)
@@ -176,22 +185,40 @@ class Injected(Attachment):
         parameters = [getattr(module, name) for module, name in self._places]
         yield from {id(parameter): parameter for parameter in parameters}.values()
 
+    def tokens(self) -> Iterator[Tokens]:
+        """Return the layers in which single rows of a vocabulary train."""
+        for tuner in self._tuners.values():
+            if hasattr(tuner, "token_indices"):
+                yield tuner, tuner.token_indices[ADAPTER]
+
     def _restore(self, before: Mapping[tuple[nn.Module, str], nn.Module | None]) -> None:
         for (parent, name), child in before.items():
             children_of(parent)[name] = child
         vars(self._model).pop("peft_config", None)
 
-    def detach(self) -> None:
-        """Take peft's layers out."""
-        self._outside = [Outside(layer, layer.get_base_layer()) for layer in self.layers.values()]
-        self._restore({place: old for place, (old, _) in self._exchanged.items()})
+    def _bases(self) -> dict[str, nn.Module]:
+        """Return what is inside of the layers; merging puts another norm there."""
+        return {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
 
-    def reattach(self) -> None:
-        """Put them back."""
+    def _leave(self) -> None:
+        bases = self._bases()
+        self._outside = [Outside(layer, bases[name]) for name, layer in self.layers.items()]
+        inside = {layer: bases[name] for name, layer in self.layers.items()}
+        self._restore({place: inside[new] for place, (_, new) in self._exchanged.items()})
+
+    def _return(self) -> None:
         for layer in self._outside:
             layer.catch_up()
         self._restore({place: new for place, (_, new) in self._exchanged.items()})
         vars(self._model)["peft_config"] = {ADAPTER: self.settings}
+
+    def detach(self) -> None:
+        """Take peft's layers out."""
+        self._leave()
+
+    def reattach(self) -> None:
+        """Put them back."""
+        self._return()
 
     def merge(self, safe: bool = True) -> None:
         """Fold the change into the base weights.
@@ -199,44 +226,39 @@ class Injected(Attachment):
         Args:
             safe: Refuse if that gives a number that is not finite; no weight is changed then.
         """
-        for name, layer in self.layers.items():
-            base = layer.get_base_layer()
-            if not hasattr(layer, "merge") or not all(p.is_floating_point() for p in base.parameters()):
+        bases = self._bases()
+        for name, base in bases.items():
+            if not all(p.is_floating_point() for p in base.parameters()):
                 raise ConfigurationError(
-                    f"{type(layer).__name__} on {name} cannot be merged: quantised weights would be rounded "
-                    "again, or the layer acts between weights; keep it attached"
+                    f"{type(self.layers[name]).__name__} on {name} cannot be merged: quantised weights would "
+                    "be rounded again, or the layer acts between weights; keep it attached"
                 )
-        for name, layer in self.layers.items():
-            self._before[name] = [p.detach().clone() for p in layer.get_base_layer().parameters()]
+        # All of them first, since several layers may share a weight.
+        self._before = {n: [p.detach().clone() for p in m.parameters()] for n, m in bases.items()}
+        for name, tuner in self._tuners.items():
             try:
-                layer.merge(safe_merge=safe)
+                tuner.merge(safe_merge=safe)
             except (ValueError, NotImplementedError) as error:
-                for changed in self._before:
-                    self._unmerge(changed)
+                self._unfold()
                 raise ConfigurationError(
                     f"merging {name} gives numbers that are not finite, or is not possible ({error}): use "
                     "an earlier checkpoint, or call remove(model)"
                 ) from error
-        self._outside = [Outside(layer, layer.get_base_layer()) for layer in self.layers.values()]
-        merged = {id(layer): layer.get_base_layer() for layer in self.layers.values()}
-        for (parent, name), (_, new) in self._exchanged.items():
-            children_of(parent)[name] = merged[id(new)]
+        self._leave()
 
-    def _unmerge(self, name: str) -> None:
-        layer = self.layers[name]
-        if layer.merged_adapters:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # peft warns of rounding: the exact values are restored below
-                layer.unmerge()
-        for parameter, value in zip(layer.get_base_layer().parameters(), self._before[name], strict=True):
-            parameter.data.copy_(value)
+    def _unfold(self) -> None:
+        """Restore the base weights exactly."""
+        for tuner in self._tuners.values():
+            if tuner.merged_adapters:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # peft warns of rounding: the exact values follow
+                    tuner.unmerge()
+        for name, base in self._bases().items():
+            for parameter, value in zip(base.parameters(), self._before[name], strict=True):
+                parameter.data.copy_(value)
+        self._before.clear()
 
     def unmerge(self) -> None:
         """Restore the base weights exactly, and peft's layers around them."""
-        for layer in self._outside:
-            layer.catch_up()
-        for name in self.layers:
-            self._unmerge(name)
-        self._before.clear()
-        for (parent, name), (_, new) in self._exchanged.items():
-            children_of(parent)[name] = new
+        self._return()
+        self._unfold()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+import copy
+from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from finetune_common.errors import ConfigurationError
-from parameter_efficient.attachment import Resident, place_of_new
+from parameter_efficient.attachment import Resident, Tokens, place_of_new
 
 __all__ = ["NewTokens"]
 
@@ -16,7 +19,8 @@ __all__ = ["NewTokens"]
 class NewTokens(Resident):
     """The last n rows of a vocabulary as a separate parameter, of shape (n, d).
 
-    If the vocabulary is the head's matrix as well, its last n logits are computed from them too.
+    Every module that holds the vocabulary (embeddings, and a head that shares it) runs once more, with these
+    rows alone, so that it scales, normalises or adds a bias as it does without them.
 
     Args:
         model: The model; the other rows of its embeddings stay frozen.
@@ -26,40 +30,101 @@ class NewTokens(Resident):
 
     def __init__(self, model: nn.Module, count: int, dtype: str) -> None:
         super().__init__()
-        words = cast(nn.Embedding, getattr(model, "get_input_embeddings", lambda: None)())
-        if count >= words.num_embeddings:
+        words: nn.Module | None = getattr(model, "get_input_embeddings", lambda: None)()
+        vocabulary = getattr(words, "weight", None)
+        if words is None or not isinstance(vocabulary, nn.Parameter) or vocabulary.ndim != 2:
             raise ConfigurationError(
-                f"new_tokens={count}: the vocabulary has only {words.num_embeddings} tokens; give how many "
+                f"new_tokens={count}: {type(model).__name__} has no vocabulary: leave new_tokens out"
+            )
+        if count >= len(vocabulary):
+            raise ConfigurationError(
+                f"new_tokens={count}: the vocabulary has only {len(vocabulary)} tokens; give how many "
                 "of them are new"
             )
-        self.first = words.num_embeddings - count
-        self.rows = nn.Parameter(words.weight.detach()[self.first :].to(**place_of_new(dtype, words)).clone())
-        self._words = [words]  # in a list, since an attribute would make it a child
+        self._first = len(vocabulary) - count
+        self.rows = nn.Parameter(vocabulary.detach()[self._first :].to(**place_of_new(dtype, words)).clone())
+        self._holders: dict[nn.Module, str] = {
+            module: name
+            for module in model.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter is vocabulary
+        }
         self.settle(words, "new_tokens")
-        self.act_through(words.register_forward_hook, self._exchange)
-        head = getattr(model, "get_output_embeddings", lambda: None)()
-        if head is not None and head.weight is words.weight:
-            self.act_through(head.register_forward_hook, self._logits)
+        self._doubles = {module: _double(module) for module in self._holders}
+        for module in self._holders:
+            self.act_through(module.register_forward_hook, self._exchange, with_kwargs=True)
 
-    def _exchange(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        ids = args[0]
-        rows = nn.functional.embedding((ids - self.first).clamp(min=0), self.rows).to(output.dtype)
-        if (scale := getattr(module, "embed_scale", None)) is not None:
-            rows = rows * scale
-        return torch.where((ids >= self.first)[..., None], rows, output)
+    def _vocabulary(self) -> nn.Parameter:
+        module, name = next(iter(self._holders.items()))
+        return dict(module.named_parameters(recurse=False))[name]
 
-    def _logits(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        new = args[0].to(self.rows.dtype) @ self.rows.T
-        return torch.cat([output[..., : self.first], new.to(output.dtype)], dim=-1)
+    def _exchange(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor
+    ) -> Tensor:
+        """Compute a module's output with the new rows, from them alone where it treats each token alone."""
+        vocabulary, first = self._vocabulary(), self._first
+        rows = self.rows.to(vocabulary.dtype)
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if len(given) == 1 and _looks_up(given[0], output):
+            args, kwargs = tree_map_only(Tensor, self._numbered, (args, kwargs))
+            new: Tensor = self._with(module, rows, first).forward(*args, **kwargs)
+            return torch.where((given[0] >= first)[..., None], new, output)
+        if output.shape[-1] == len(vocabulary) != rows.shape[1]:  # a number for each token
+            new = self._with(module, rows, first).forward(*args, **kwargs)
+            return torch.cat([output[..., :first], new], dim=-1)
+        whole = torch.cat([vocabulary[:first], rows])
+        return self._with(module, whole, 0).forward(*args, **kwargs)
+
+    def _numbered(self, ids: Tensor) -> Tensor:
+        """Return the numbers of new tokens among the new ones; others get one of these."""
+        return (ids - self._first).clamp(min=0)
+
+    def _with(self, module: nn.Module, rows: Tensor, first: int) -> nn.Module:
+        """Return a module's double with other rows, which stand for the tokens from `first` on."""
+        double, length = self._doubles[module], len(self._vocabulary())
+        for name, tensor in _held(module):
+            part = tensor[first:] if tensor.ndim and len(tensor) == length else tensor
+            object.__setattr__(double, name, rows if name == self._holders[module] else part)
+        padding: int | None = vars(module).get("padding_idx")
+        if padding is not None:
+            double.__dict__["padding_idx"] = padding - first if padding >= first else None
+        double.training = module.training
+        return double
+
+    def tokens(self) -> Iterator[Tokens]:
+        """Return the modules that look up new tokens."""
+        for module in self._holders:
+            yield module, range(self._first, self._first + len(self.rows))
 
     def merge(self) -> None:
         """Write the rows into the vocabulary."""
-        [words] = self._words
-        self._before = words.weight.detach()[self.first :].clone()
-        with torch.no_grad():
-            words.weight[self.first :] = self.rows.to(words.weight.dtype)
+        self._before = self._vocabulary().detach()[self._first :].clone()
+        self.detach()
+        self._write(self.rows)
 
     def unmerge(self) -> None:
         """Restore the vocabulary."""
+        self._write(self._before)
+        self.reattach()
+
+    def _write(self, rows: Tensor) -> None:
         with torch.no_grad():
-            self._words[0].weight[self.first :] = self._before
+            self._vocabulary()[self._first :] = rows
+
+
+def _looks_up(given: Tensor, output: Tensor) -> bool:
+    """Return whether a module may give each token of its input a vector."""
+    return not given.is_floating_point() and given.shape == output.shape[:-1]
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+
+
+def _double(module: nn.Module) -> nn.Module:
+    """Return a module that computes as another does, with tensors that are set as plain attributes."""
+    double, kinds = copy.copy(module), ("_parameters", "_buffers")
+    for held in [vars(double)[kind] for kind in kinds]:
+        vars(double).update(held)
+    vars(double).update({kind: {} for kind in kinds})
+    return double

@@ -92,7 +92,7 @@ def write_peft(model: nn.Module, record: Record, folder: Path) -> None:
             "own model: save without format='peft'"
         )
     adapter_state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {PREFIX + name: tensor for name, tensor in adapter_state.items()}
+    tensors = {PREFIX + name: tensor.clone() for name, tensor in adapter_state.items()}  # some are shared
     for name, module in saved.items():
         tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,8 +120,6 @@ def read_peft(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     tensors = {key.removeprefix(PREFIX): t for key, t in load_tensors(folder / PEFT_WEIGHTS).items()}
     if described.get("bias", "none") not in ("none", False):
         raise _refused(folder, "it trains biases of the base")
-    if described.get("trainable_token_indices"):
-        raise _refused(folder, "it trains single rows of the vocabulary")
     initialisation = described.get("init_lora_weights", True)
     if initialisation not in INITIALISATIONS:
         raise _refused(folder, f"init_lora_weights={initialisation!r} may have changed the base weights")
@@ -176,6 +174,11 @@ def named_here(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor
 
     settings = vars(model)["peft_config"][ADAPTER]
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type]
-    return tuner._remap_adapter_state_dict_for_load(
+    remapped: dict[str, Tensor] = tuner._remap_adapter_state_dict_for_load(
         model=model, config=settings, adapter_name=ADAPTER, state_dict=tensors
     )
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = [(name, first[id(p)]) for name, p in model.named_parameters(remove_duplicate=False)]
+    # peft's own way passes over what its wrappers hold, and parameters that are shared have several names.
+    names = {tuner._remove_adapter_name_from_key(name, ADAPTER): own for name, own in every} | dict(every)
+    return {names.get(name, name): tensor for name, tensor in remapped.items()}

@@ -40,7 +40,7 @@ class Truncation(Attachment):
                 f"{len(layers)}, or leave it out"
             )
         self._model, self._layers = model, layers
-        self._config: JsonObject | None = None
+        self._changed: tuple[JsonObject, JsonObject] | None = None
         self._depth, self._before = depth, len(layers)
         self.reattach()
 
@@ -55,33 +55,25 @@ class Truncation(Attachment):
         self._rest = Outside(self._rest_of_layers, self._layers[0])
         del self._layers[self._depth :]
 
-    def _settings(self) -> JsonObject:
-        """Return the entries of the model's configuration, which may be changed."""
-        return vars(getattr(self._model, "config", None))
-
     def merge(self) -> None:
         """Write the depth into the model's configuration, so that a saved model loads with it.
 
         Raises:
             ConfigurationError: No entry of the configuration is the depth.
         """
-        settings, old, new = self._settings(), self._before, len(self._layers)
-        original = dict(settings)
-        names = getattr(getattr(self._model, "config", None), "attribute_map", {})
+        old, new = self._before, len(self._layers)
         shapes = {name: tuple(p.shape) for name, p in self._model.named_parameters()}
-        for name in (names.get("num_hidden_layers", "num_hidden_layers"), "encoder_layers"):
-            if settings.get(name) != old:
-                continue
-            for key, value in original.items():
-                if isinstance(value, list) and len(entries := cast("list[object]", value)) == old:
-                    settings[key] = entries[:new]
-            setattr(self._model.config, name, new)
-            if self._rebuilt() == shapes:
-                self._config = original
-                return
-            settings.update(original)
+        for entries in _configurations(getattr(self._model, "config", None)):
+            original = dict(entries)
+            shorter = {key: value[:new] for key, value in original.items() if _has_length(value, old)}
+            for name in [key for key, value in original.items() if type(value) is int and value == old]:
+                entries.update(shorter | {name: new})
+                if self._rebuilt() == shapes:
+                    self._changed = entries, original
+                    return
+                entries.update(original)
         raise ConfigurationError(
-            f"no known entry of {type(self._model).__name__}'s configuration is its depth, so {new} of {old} "
+            f"no entry of {type(self._model).__name__}'s configuration is its depth, so {new} of {old} "
             "layers cannot be merged: keep the adaptation attached"
         )
 
@@ -96,10 +88,22 @@ class Truncation(Attachment):
 
     def unmerge(self) -> None:
         """Write the former depth into the configuration."""
-        if self._config is not None:
-            self._settings().clear()
-            self._settings().update(self._config)
-            self._config = None
+        if self._changed is not None:
+            entries, original = self._changed
+            entries.update(original)
+            self._changed = None
+
+
+def _configurations(config: object) -> list[JsonObject]:
+    """Return the entries of a configuration, which may be changed, and those of the ones in it."""
+    if not hasattr(config, "to_dict"):
+        return []
+    entries = vars(config)
+    return [entries, *(inner for value in entries.values() for inner in _configurations(value))]
+
+
+def _has_length(value: object, length: int) -> bool:
+    return isinstance(value, list) and len(cast("list[object]", value)) == length
 
 
 BodyOutput = dict[str, Any]

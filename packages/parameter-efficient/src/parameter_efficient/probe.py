@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from finetune_common.errors import ConfigurationError
+from parameter_efficient.attachment import Tokens
+from parameter_efficient.blocks import twins
 from parameter_efficient.forward import DOES_NOT_RUN, Inputs, outputs_of, undisturbed
 
 __all__ = ["check_that_all_acts"]
@@ -17,8 +20,27 @@ DRAWS = 3
 """Number of draws of random values; a parameter acts if it acts in one of them (a relu may be silent)."""
 
 
-def _gradients(model: nn.Module, inputs: Inputs, trained: list[nn.Parameter]) -> list[Tensor | None]:
+def _put_first(numbers: Sequence[int]) -> Callable[..., object]:
+    """Return a hook that exchanges the first tokens that a module looks up."""
+
+    def exchanged(ids: Tensor) -> Tensor:
+        if ids.is_floating_point():
+            return ids  # of a head that shares the vocabulary
+        first = ids.new_tensor(numbers[: ids.shape[-1]])
+        return torch.cat([first.expand(*ids.shape[:-1], -1), ids[..., len(first) :]], dim=-1)
+
+    def put(module: nn.Module, args: object, kwargs: object) -> object:
+        return tree_map_only(Tensor, exchanged, (args, kwargs))
+
+    return put
+
+
+def _gradients(
+    model: nn.Module, inputs: Inputs, trained: list[nn.Parameter], tokens: Iterable[Tokens]
+) -> list[Tensor | None]:
     with undisturbed(model), torch.enable_grad():
+        for module, numbers in tokens:
+            module.register_forward_pre_hook(_put_first(numbers), with_kwargs=True)
         try:
             outputs = [output for output in outputs_of(model, inputs) if output.requires_grad]
         except ConfigurationError:
@@ -46,7 +68,7 @@ def _gradients(model: nn.Module, inputs: Inputs, trained: list[nn.Parameter]) ->
             ) from error
 
 
-def _silent(names: list[str], model: nn.Module, inputs: Inputs) -> list[str]:
+def _silent(names: list[str], model: nn.Module, inputs: Inputs, tokens: Iterable[Tokens]) -> list[str]:
     """Return the parameters whose gradient is missing or 0 in all draws."""
     by_name = dict(model.named_parameters())
     left = list(names)
@@ -56,7 +78,7 @@ def _silent(names: list[str], model: nn.Module, inputs: Inputs) -> list[str]:
             for name in names:
                 noise = torch.randn(by_name[name].shape, generator=generator)
                 by_name[name].add_(0.1 * noise.to(by_name[name]))
-        gradients = _gradients(model, inputs, [by_name[name] for name in left])
+        gradients = _gradients(model, inputs, [by_name[name] for name in left], tokens)
         left = [
             name
             for name, gradient in zip(left, gradients, strict=True)
@@ -67,11 +89,26 @@ def _silent(names: list[str], model: nn.Module, inputs: Inputs) -> list[str]:
     return left
 
 
-def check_that_all_acts(model: nn.Module, inputs: Inputs) -> None:
+def _names_in_other_experts(model: nn.Module, blocks: Iterable[str], name: str) -> Iterator[str]:
+    for block in blocks:
+        if name.startswith(f"{block}."):
+            inner = twins(model.get_submodule(block), name.removeprefix(f"{block}."))
+            yield from (f"{block}.{twin}" for twin in inner)
+
+
+def check_that_all_acts(
+    model: nn.Module, inputs: Inputs, tokens: Iterable[Tokens], blocks: Iterable[str]
+) -> None:
     """Refuse an adapted model in which a trainable parameter gets no gradient.
 
     Trainable values are disturbed meanwhile, so that a B of zeros hides nothing, and restored bit for bit.
     Experts that these few tokens do not reach are excused if others like them act.
+
+    Args:
+        model: The adapted model.
+        inputs: Inputs of a forward pass.
+        tokens: Tokens that have to be looked up.
+        blocks: Names of the model's blocks.
 
     Raises:
         ConfigurationError: Names a parameter that does not act.
@@ -79,13 +116,19 @@ def check_that_all_acts(model: nn.Module, inputs: Inputs) -> None:
     original = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     by_name = dict(model.named_parameters())
     try:
-        silent = _silent(list(original), model, inputs)
+        silent = _silent(list(original), model, inputs, tokens)
     finally:
         with torch.no_grad():
             for name, value in original.items():
                 by_name[name].copy_(value)
-    acting = {re.sub(r"\.\d+\.", ".*.", name) for name in original if name not in silent}
-    silent = [name for name in silent if not ("expert" in name and re.sub(r"\.\d+\.", ".*.", name) in acting)]
+    acting = {name: original[name].shape for name in original.keys() - silent}
+    silent = [
+        name
+        for name in silent
+        if not any(
+            acting.get(other) == by_name[name].shape for other in _names_in_other_experts(model, blocks, name)
+        )
+    ]
     if silent:
         others = f" and {len(silent) - 1} more of {len(original)} tensors" if len(silent) > 1 else ""
         raise ConfigurationError(

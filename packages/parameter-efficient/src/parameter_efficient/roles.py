@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from parameter_efficient.blocks import is_experts, matrices_of, width_out
+from parameter_efficient.blocks import is_experts, matrices_of, twins, width_out
 from parameter_efficient.flow import OUT, Change, Flow, X
 from parameter_efficient.sublayers import Edges, SubLayer, end_of, norms_of, site_of
 
@@ -256,7 +256,16 @@ def _union(groups: Iterable[set[str]]) -> set[str]:
 
 
 def _with_siblings(flow: Flow, names: list[str]) -> list[str]:
-    """Return names, and those that differ from them only by the number of an expert."""
-    patterns = [re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name)) for name in names]
-    every = [n for n in matrices_of(flow.block) if any(re.fullmatch(p, n) for p in patterns)]
-    return [*names, *(n for n in every if n not in names)]
+    """Return names, and those of the same matrices in other experts."""
+    every = matrices_of(flow.block)
+    found = {
+        twin: None
+        for name in names
+        for twin in twins(flow.block, name)
+        if twin in every and _shapes(every[twin]) == _shapes(every[name])
+    }
+    return [*names, *(name for name in found if name not in names)]
+
+
+def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(parameter.shape) for parameter in module.parameters()]

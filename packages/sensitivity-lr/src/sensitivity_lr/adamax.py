@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from finetune_common.aliases import Settings
+from finetune_common.optim import Elsewhere
 from sensitivity_lr import rules
 from sensitivity_lr.base import SageAdam, Update, branches, sage_scalars
 
@@ -56,6 +59,8 @@ class SageAdamax(SageAdam):
     Source: Liang et al., "No Parameters Left Behind" (ICLR 2022, arXiv 2202.02664), Algorithm 1 with Adamax
     as the base; the released form is that of the authors' code.
     """
+
+    elsewhere = Elsewhere(torch.optim.Adamax, same_if={"weight_decay": 0})
 
     def base_state(self, group: Settings) -> dict[str, float]:
         """Return Adamax's state."""

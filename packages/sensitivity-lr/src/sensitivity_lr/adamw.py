@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from finetune_common.aliases import Settings
+from finetune_common.optim import Elsewhere
 from finetune_common.optim.ops import Divisor
 from sensitivity_lr import rules
 from sensitivity_lr.base import SageAdam, Update, branches, sage_scalars
@@ -59,6 +62,8 @@ class SageAdamW(SageAdam):
     Source: Liang et al., "No Parameters Left Behind" (ICLR 2022, arXiv 2202.02664), Algorithm 2; the released
     form is that of the authors' code.
     """
+
+    elsewhere = Elsewhere(torch.optim.Adam, same_if={"weight_decay": 0, "decoupled_weight_decay": True})
 
     def base_state(self, group: Settings) -> dict[str, float]:
         """Return AdamW's state."""

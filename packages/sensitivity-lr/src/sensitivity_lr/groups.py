@@ -6,6 +6,9 @@ import re
 
 from torch import nn
 
+# The base of all convolutions has no public name.
+from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
+
 from finetune_common.aliases import ParamGroup
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
@@ -18,9 +21,10 @@ def sage_names(model: nn.Module, pattern: str | None = None) -> list[str]:
     """Return the names of the trainable parameters that SAGE acts on.
 
     Without a pattern these are the weights and biases of the linear maps inside the numbered layers of the
-    model (a linear map is an `nn.Linear`, a subclass of it, or transformers' `Conv1D`). In models like BERT
-    these are the query, key, value, attention-output and feed-forward matrices, as in the released code.
-    Embeddings, norms, the pooler and the head are left out.
+    model, whichever class of module holds them: a weight of two or more dimensions, or several matrices of
+    which one at least is a stack, such as those of experts. In models like BERT these are the query, key,
+    value, attention-output and feed-forward matrices, as in the released code. Embeddings, norms,
+    convolutions, the pooler and the head are left out.
 
     Args:
         model: The model.
@@ -61,9 +65,24 @@ def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
     return [
         param
         for module in layer.modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        if _is_linear_map(module)
         for param in module.parameters(recurse=False)
     ]
+
+
+def _is_linear_map(module: nn.Module) -> bool:
+    """Whether a module multiplies by matrices of its own, and is neither a table nor a convolution.
+
+    torch's modules call such a matrix a weight (`weight`, `in_proj_weight`). Others hold several, one at
+    least in a stack: experts, or heads. What is left is something else, such as a bias for each distance.
+    """
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag | _ConvNd):
+        return False
+    own = [(name, p.shape) for name, p in module.named_parameters(recurse=False) if p.ndim >= 2]
+    # A vector may have further dimensions of size 1, to be multiplied by element.
+    matrices = {name: shape for name, shape in own if len(shape) == 2 or min(shape[-2:]) > 1}
+    stacked = len(matrices) > 1 and any(len(shape) > 2 for shape in matrices.values())
+    return stacked or any("weight" in name for name in matrices)
 
 
 @explain_arguments
@@ -89,10 +108,10 @@ def sage_param_groups(
         >>> model = nn.Sequential(nn.Embedding(9, 8), nn.ModuleList([layer]), nn.Linear(8, 2))
         >>> for group in sage_param_groups(model):
         ...     print(group["sage"], group["weight_decay"], len(group["params"]))
-        True 0.01 3
-        True 0.0 3
-        False 0.01 3
-        False 0.0 6
+        True 0.01 4
+        True 0.0 4
+        False 0.01 2
+        False 0.0 5
     """
     chosen = set(sage_names(model, pattern))
     groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {

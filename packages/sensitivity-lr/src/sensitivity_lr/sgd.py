@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError, check_number
+from finetune_common.optim import Elsewhere
 from sensitivity_lr import rules
 from sensitivity_lr.base import SageOptimizer, Update, branches, sage_scalars
 
@@ -55,6 +57,8 @@ class SageSGD(SageOptimizer):
 
     Source: Liang et al., "No Parameters Left Behind" (ICLR 2022, arXiv 2202.02664), Algorithm 1.
     """
+
+    elsewhere = Elsewhere(torch.optim.SGD, same_if={"momentum": 0, "weight_decay": 0})
 
     def __init__(
         self,

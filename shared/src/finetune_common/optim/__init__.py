@@ -6,6 +6,7 @@ finetune_common.optim.run    the three ways: reference, foreach, fused
 """
 
 from finetune_common.optim.batch import Batch
+from finetune_common.optim.loading import Elsewhere
 from finetune_common.optim.norms import whole_norms
 from finetune_common.optim.optimizer import ElementwiseOptimizer
 from finetune_common.optim.rows import flat_row
@@ -14,6 +15,7 @@ from finetune_common.optim.run import Row, Rule, arithmetic_dtype, run
 __all__ = [
     "Batch",
     "ElementwiseOptimizer",
+    "Elsewhere",
     "Row",
     "Rule",
     "arithmetic_dtype",

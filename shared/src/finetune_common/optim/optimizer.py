@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -79,6 +79,8 @@ class ElementwiseOptimizer(StatefulOptimizer):
         >>> w.tolist()
         [0.5, -0.5]
     """
+
+    counters: ClassVar[frozenset[str]] = frozenset({"skipped"})
 
     def __init_subclass__(cls) -> None:
         """Report wrong arguments with the public name of the class."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from finetune_common.aliases import Settings, StateDict
-from finetune_common.optim.loading import checked_state, restored
+from finetune_common.optim.loading import Elsewhere, checked_state, restored
 from finetune_common.optim.ops import TensorList
 from finetune_common.optim.rows import Rows
 from finetune_common.optim.run import arithmetic_dtype
@@ -26,8 +26,10 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     counts_steps: ClassVar[bool] = True
     """Whether each parameter has a `step`; otherwise `scalars` gets 0."""
-    names_elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Name of state in torch's optimizer of this kind → its name here, if it differs."""
+    counters: ClassVar[frozenset[str]] = frozenset()
+    """Settings of groups that the optimizer writes: a loaded state without them begins them anew."""
+    elsewhere: ClassVar[Elsewhere] = Elsewhere()
+    """torch's optimizer of this kind, whose state is taken too."""
 
     def __init__(self, params: ParamsT, defaults: Settings) -> None:
         self._forget()
@@ -40,6 +42,10 @@ class StatefulOptimizer(torch.optim.Optimizer):
     def per_element(self) -> set[str]:
         """Return the names of state that has its parameter's shape."""
         return {name for group in self.param_groups for name in self.initial_state(group)}
+
+    def state_names(self, group: Settings) -> set[str]:
+        """Return the names of all state of a group's parameters."""
+        return {*self.initial_state(group), *(["step"] if self.counts_steps else [])}
 
     def owns(self, name: str) -> bool:
         """Whether this optimizer has state of this name, which it then loads exactly."""
@@ -76,11 +82,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
         """Load a state; every tensor keeps its dtype and shares no memory with the loaded one.
 
         State of torch's optimizer of this kind, or of an older version without some settings or state, is
-        accepted too: settings get their defaults, and missing state is made on first use.
+        accepted too: these settings stay as the groups have them, and missing state is made on first use.
 
         Raises:
-            ConfigurationError: The state of another model, or with a setting that changes the numbers and
-                that this optimizer does not have. Nothing is written then.
+            ConfigurationError: The state of another model or of another algorithm: it has a setting or state
+                that this optimizer lacks and that changes the numbers. Nothing is written then.
         """
         handle = self.register_load_state_dict_pre_hook(self._receive)
         try:
@@ -116,7 +122,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         """Check a state after all other hooks and keep it as it is: torch casts it for the parameters."""
         assert isinstance(optimizer, StatefulOptimizer)
         params = [param for group in optimizer.param_groups for param in group["params"]]
-        saved = checked_state(saved, params, optimizer.per_element(), optimizer.names_elsewhere)
+        saved = checked_state(saved, optimizer)
         ids = [index for group in saved["param_groups"] for index in group["params"]]
         optimizer._received = {
             param: saved["state"].get(index, {}) for index, param in zip(ids, params, strict=False)

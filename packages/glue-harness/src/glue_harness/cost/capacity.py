@@ -104,7 +104,7 @@ def resized(config: RunConfig, what: str, value: int) -> RunConfig:
     if what == "batch-size":
         return dataclasses.replace(config, batch_size=value)
     field, step = SEARCHES[what]
-    shape = changed(find_config(config.model), config.model_config)
+    shape = changed(find_config(config.model), config.model_config).get_text_config()
     fields = {field: value}
     if what == "intermediate" and not hasattr(shape, field):
         fields = dict.fromkeys(_feed_forward(config), value)
@@ -122,7 +122,7 @@ def _feed_forward(config: RunConfig) -> list[str]:
     """Return the fields of the width between two matrices, one from the hidden width and one back to it."""
     with torch.device("meta"):
         model = build_model(config.model, config.model_config, max_length=1)
-    shape, sides = model.config, {tuple(p.shape) for p in model.parameters() if p.ndim == 2}
+    shape, sides = model.config.get_text_config(), {tuple(p.shape) for p in model.parameters() if p.ndim == 2}
     widths = {n for n, hidden in sides if n != hidden == shape.hidden_size and (hidden, n) in sides}
     fields = [name for name, number in _counts(shape, "") if number in widths]
     if not fields:

@@ -62,12 +62,14 @@ class FullRows(TorchDispatchMode):
 def full_rows() -> Iterator[None]:
     """Within this context transformers decides about masks of fake tensors as about those of full rows.
 
-    Otherwise it takes fake tensors for those of a compiler, and makes every mask.
+    Otherwise it takes fake tensors for those of a compiler, and makes every mask. Nor does torch ask weights
+    that it draws whether they lie within bounds.
     """
     with (
         patch.object(masking_utils, "is_tracing", _is_no_compiler),
         patch.object(masking_utils, "fast_all", torch.all),
         patch.object(masking_utils, "find_packed_sequence_indices", _are_not_packed),
+        patch.object(torch.nn.init, "_no_grad_trunc_normal_", _as_drawn),
         FullRows(),
     ):
         yield
@@ -79,3 +81,7 @@ def _is_no_compiler(tensor: Tensor | None = None) -> bool:
 
 def _are_not_packed(position_ids: Tensor) -> None:
     """Each row is one text."""
+
+
+def _as_drawn(tensor: Tensor, *bounds: object, **generator: object) -> Tensor:
+    return tensor

@@ -47,7 +47,11 @@ def about_comparisons(contents: Contents) -> list[str]:
     """Say how settings were compared with the baseline, and what that leaves out."""
     comparisons = contents.comparisons
     sizes = {c.primary: c.family for c in comparisons}
-    over = " and ".join(f"{sizes[kind]} {KINDS[kind]}" for kind in KINDS if kind in sizes)
+    over = " and ".join(
+        f"{sizes[kind]} {KINDS[kind].removesuffix('s' * (sizes[kind] == 1))}"
+        for kind in KINDS
+        if kind in sizes
+    )
     notes = [
         f"paired by seed, {contents.evaluation} evaluation; two-sided {contents.test} test, Holm over {over}",
         about_intervals(comparisons),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
-from finetune_common.aliases import Settings
+from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, did_you_mean
 from glue_harness.run.records import model_files
 
@@ -127,10 +129,12 @@ def find_config(model: str) -> transformers.PretrainedConfig:
 
 
 def changed(config: transformers.PretrainedConfig, fields: Settings) -> transformers.PretrainedConfig:
-    """Set fields of a configuration.
+    """Set fields of a configuration; those that it has not itself are fields of its text part.
+
+    What it lists layer by layer follows a new depth.
 
     Raises:
-        ConfigurationError: The configuration has no such field.
+        ConfigurationError: The configuration has no such field, or there is no such model.
 
     Examples:
         >>> changed(demo_config(), {"num_hidden_layers": 3}).num_hidden_layers
@@ -140,11 +144,59 @@ def changed(config: transformers.PretrainedConfig, fields: Settings) -> transfor
         finetune_common.errors.ConfigurationError: --model.num_hidden_layer: bert has no such field: \
 did you mean 'num_hidden_layers'?
     """
-    for name, value in fields.items():
-        if not hasattr(config, name):
-            known = [key for key in config.to_dict() if not key.startswith("_")]
-            raise ConfigurationError(
-                f"--model.{name}: {config.model_type} has no such field: {did_you_mean(name, known)}"
-            )
-        setattr(config, name, value)
+    named = config.attribute_map
+    own = {named.get(name, name): value for name, value in fields.items() if hasattr(config, name)}
+    inner = {name: value for name, value in fields.items() if not hasattr(config, name)}
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    for name, part in parts.items():
+        if not isinstance(part, transformers.PretrainedConfig):
+            continue
+        given = own.pop(name) if isinstance(own.get(name), Mapping) else {}
+        if inner and part is config.get_text_config():
+            given, inner = {**given, **inner}, {}
+        if given:
+            setattr(config, name, changed(part, given))
+    for name in inner:
+        known = [key for key in config.to_dict() if not key.startswith("_")]
+        raise ConfigurationError(
+            f"--model.{name}: {config.model_type} has no such field: {did_you_mean(name, known)}"
+        )
+    try:
+        if lists := _layer_lists(config, own):
+            config = type(config).from_dict({**config.to_dict(), **own, **lists})
+        for name, value in own.items():
+            setattr(config, name, value)
+    except (StrictDataclassError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ConfigurationError(f"--model: no {config.model_type} of this shape: {reason}") from None
     return config
+
+
+def _layer_lists(config: transformers.PretrainedConfig, fields: Settings) -> JsonObject:
+    """Return what a configuration lists layer by layer, for the depth among the fields.
+
+    Such a list is as long as a number that changes, and its class, left to itself, makes it longer or shorter
+    with that number. Where it was not the class's own, it goes on as it began.
+    """
+    shape = config.to_dict()
+    numbers = [shape.get(name) for name in fields]
+    lists = {
+        name: value
+        for name, value in shape.items()
+        if isinstance(value, list) and len(value) in numbers and name not in fields
+    }
+    if not lists:
+        return {}
+    rest = {name: value for name, value in shape.items() if name not in lists}
+    before, after = (type(config).from_dict({**rest, **more}).to_dict() for more in ({}, fields))
+    return {
+        name: after[name] if before[name] == value else _continued(value, len(after[name]))
+        for name, value in lists.items()
+        if len(value) == len(before.get(name) or ()) != len(after.get(name) or ())
+    }
+
+
+def _continued(values: list[object], length: int) -> list[object]:
+    """Return a list cut to a length, or repeated by its period."""
+    period = next(n for n in range(1, len(values) + 1) if values[n:] == values[:-n])
+    return [values[place % period] for place in range(length)]
