@@ -104,3 +104,31 @@ def test_values_behind_which_a_product_is_summed_are_rounded():
         loss = model(F.gelu(0.5 * (h * h.tanh()).view(64, 4, 64) + 1)).mean()
     loss.backward()
     assert {row.bits for row in compressor.stats.rows if row.operation in ("mul", "tanh")} <= {0, 4}
+
+
+class Layer(torch.autograd.Function):
+    """A layer of which torch knows nothing, as one with weights in 4 bits."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.weight = weight
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient @ ctx.weight.T, None
+
+
+def test_what_a_custom_function_reads_is_compressed_as_before_a_matrix():
+    torch.manual_seed(0)
+    gate, up, down = torch.randn(64, 128), torch.randn(64, 128), torch.randn(128, 64)
+    x = torch.randn(256, 64, requires_grad=True)
+    stored = []
+    for layer in (Layer.apply, torch.matmul):
+        compressor = ActivationCompressor(nn.Identity(), "L1")
+        with compressor:
+            product = F.silu(x @ gate) * (x @ up)
+            loss = layer(product, down).square().mean()
+        loss.backward()
+        stored.append([row.bits for row in compressor.stats.rows if row.operation == "mul"])
+    assert stored[0] == stored[1] == [4, 0]  # the other factor is computed again

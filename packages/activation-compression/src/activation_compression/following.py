@@ -2,8 +2,8 @@
 
 A value waits until the nodes that read its operation's result are known. Where one sums products, or
 normalises, no slope that arrives fits to a single value, and it may be rounded. Nodes that only move, select,
-scale, add, or work element by element pass slopes on; so what reads their results counts too. All else may
-be singular: the value stays exact.
+scale, add, or work element by element pass slopes on; so what reads their results counts too. All other nodes
+may be singular: the value stays exact.
 """
 
 from __future__ import annotations
@@ -38,17 +38,12 @@ class Group:
     Attributes:
         node: The node.
         values: The values, and their names at the node.
-        reached: Node that passes their slopes on → whether a node that reads its result is known.
+        reached: Nodes that pass their slopes on.
     """
 
     node: Node
     values: list[tuple[Saved, str | int]] = field(default_factory=list[tuple[Saved, "str | int"]])
-    reached: dict[Node | None, bool] = field(default_factory=dict["Node | None", bool])
-
-    @property
-    def ends_in_losses(self) -> bool:
-        """Whether all results that nothing has read yet are single elements."""
-        return all(read or node is None or _elements(node) == 1 for node, read in self.reached.items())
+    reached: set[Node] = field(default_factory=set[Node])
 
 
 class Following:
@@ -72,7 +67,7 @@ class Following:
     def wait(self, node: Node, saved: Saved, value: str | int) -> None:
         """Let a value of the newest node wait."""
         if not self._groups or self._groups[-1].node is not node:
-            self._groups.append(Group(node, reached={node: False}))
+            self._groups.append(Group(node, reached={node}))
         self._groups[-1].values.append((saved, value))
 
     def meet(self, node: Node) -> None:
@@ -83,12 +78,15 @@ class Following:
             if effects - {"passed on"}:
                 self._decide(group, exact="singular" in effects)
             elif effects:
-                group.reached |= {node.next_functions[n][0]: True for n in numbers} | {node: False}
+                group.reached.add(node)
 
     def leave(self, count: int) -> None:
-        """Let at most so many nodes wait: values of older ones may be rounded if only a loss is left open."""
+        """Let at most so many nodes wait: what no function of torch has read by then may be rounded.
+
+        That is a loss, or what a custom autograd function reads, such as a layer with weights in 4 bits.
+        """
         while len(self._groups) > count:
-            self._decide(self._groups[0], exact=not self._groups[0].ends_in_losses)
+            self._decide(self._groups[0], exact=False)
 
     def before_change(self, changing: object) -> None:
         """Store the values in the memory of a tensor that is about to be changed in place."""
