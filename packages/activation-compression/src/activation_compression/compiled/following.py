@@ -1,6 +1,7 @@
 """What follows each operation of a forward graph: whether the slopes that arrive at it may be singular.
 
-The rule is that of `activation_compression.following`; here all nodes that read a result are known.
+The rule is that of `activation_compression.following`; here all nodes that read a result are known, but
+those outside of the graph: what it returns may be rounded, as where eager code reads it in a custom function.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import defaultdict
 from torch import Tensor, fx
 
 from activation_compression.compiled.calls import CASTS, is_view, names_of, packet, source_of
-from activation_compression.compiled.crossing import Crossing, returned_by
+from activation_compression.compiled.crossing import Crossing
 from activation_compression.compiled.readings import (
     ADDITIVE,
     TABLE,
@@ -35,7 +36,6 @@ class Following:
     """
 
     def __init__(self, crossing: Crossing, trained: set[fx.Node]) -> None:
-        self._returned = set(returned_by(crossing.forward)[: crossing.outputs])
         self._trained = trained
         self._made: dict[object, list[fx.Node]] = defaultdict(list)
         for node in crossing.forward.nodes:
@@ -54,8 +54,6 @@ class Following:
             return True  # unknown
         while waiting:
             node = waiting.pop()
-            if node in self._returned and _elements(node) != 1:
-                return True
             for user in node.users:
                 if user in seen or user.op == "output" or not _has_slope(user):
                     continue
