@@ -133,6 +133,15 @@ def test_any_module_that_holds_the_vocabulary_acts_as_with_the_whole(make, given
     torch.testing.assert_close(new.rows.grad, whole.weight.grad[-2:])
 
 
+def test_a_model_can_be_copied_after_a_pass():
+    """The rows are of another dtype than the vocabulary, and the head's bias trains."""
+    model = adapt(base("bert").bfloat16(), HeadOnly(head="none", new_tokens=NEW))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    first = model(**inputs("bert")).logits
+    assert torch.equal(copy.deepcopy(model)(**inputs("bert")).logits, first)
+
+
 def test_a_pass_that_fails_leaves_the_vocabulary_in_its_place():
     model = adapt(base("gpt2"), HeadOnly(head="none", new_tokens=NEW))
     words = model.get_input_embeddings()

@@ -67,29 +67,36 @@ class NewTokens(Resident):
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         if len(given) == 1 and _looks_up(given[0], output):
             args, kwargs = tree_map_only(Tensor, self._numbered, (args, kwargs))
-            new: Tensor = self._with(module, rows, first).forward(*args, **kwargs)
+            new = self._run(module, rows, first, args, kwargs)
             return torch.where((given[0] >= first)[..., None], new, output)
         if output.shape[-1] == len(vocabulary) != rows.shape[1]:  # a number for each token
-            new = self._with(module, rows, first).forward(*args, **kwargs)
+            new = self._run(module, rows, first, args, kwargs)
             return torch.cat([output[..., :first], new], dim=-1)
         whole = torch.cat([vocabulary[:first], rows])
-        return self._with(module, whole, 0).forward(*args, **kwargs)
+        return self._run(module, whole, 0, args, kwargs)
 
     def _numbered(self, ids: Tensor) -> Tensor:
         """Return the numbers of new tokens among the new ones; others get one of these."""
         return (ids - self._first).clamp(min=0)
 
-    def _with(self, module: nn.Module, rows: Tensor, first: int) -> nn.Module:
-        """Return a module's double with other rows, which stand for the tokens from `first` on."""
-        double, length = self._doubles[module], len(self._vocabulary())
-        for name, tensor in _held(module):
+    def _run(
+        self, module: nn.Module, rows: Tensor, first: int, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Tensor:
+        """Run a module's double with other rows, which stand for the tokens from `first` on."""
+        double, length, held = self._doubles[module], len(self._vocabulary()), dict(_held(module))
+        for name, tensor in held.items():
             part = tensor[first:] if tensor.ndim and len(tensor) == length else tensor
             object.__setattr__(double, name, rows if name == self._holders[module] else part)
         padding: int | None = vars(module).get("padding_idx")
         if padding is not None:
             double.__dict__["padding_idx"] = padding - first if padding >= first else None
         double.training = module.training
-        return double
+        try:
+            output: Tensor = double.forward(*args, **kwargs)
+            return output
+        finally:
+            for name in held:  # it keeps no graph: a model that holds one cannot be copied
+                object.__setattr__(double, name, None)
 
     def tokens(self) -> Iterator[Tokens]:
         """Return the modules that look up new tokens."""
@@ -122,9 +129,9 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _double(module: nn.Module) -> nn.Module:
-    """Return a module that computes as another does, with tensors that are set as plain attributes."""
+    """Return a module that computes as another does, once its tensors are set, as plain attributes."""
     double, kinds = copy.copy(module), ("_parameters", "_buffers")
     for held in [vars(double)[kind] for kind in kinds]:
-        vars(double).update(held)
+        vars(double).update(dict.fromkeys(held))
     vars(double).update({kind: {} for kind in kinds})
     return double
