@@ -183,7 +183,7 @@ LEVELS = {
         "__init__ testing",
         "data metrics optim scorers",
         "compiled demo measure slots tasks",
-        "arguments plotting",
+        "arguments imported plotting",
         "aliases blocks errors lazy",
     ),
 }

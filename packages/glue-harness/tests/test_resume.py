@@ -49,9 +49,10 @@ class Stop(Exception):
 
 
 METHODS = ("adamw", "adam", "adamax", "sgd", "asgd", "adagrad", "adadelta", "rmsprop", "radam", "nadam")
+BY_PATH = ("torch.optim.Adafactor", "torch.optim.NAdam")
 
 
-@pytest.mark.parametrize("optimizer", METHODS)
+@pytest.mark.parametrize("optimizer", METHODS + BY_PATH)
 def test_every_optimizer_continues_with_its_state(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, optimizer: str
 ) -> None:

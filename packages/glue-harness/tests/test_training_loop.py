@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from finetune_common.data import epoch_batches, load_task
 from finetune_common.demo import demo_tokenizer
 from glue_harness.config.fields import RunConfig
-from glue_harness.run.methods import build_methods
+from glue_harness.run.methods import build_methods, holder
 
 TASK = "demo-entailment"
 ROWS = 110
@@ -403,6 +404,13 @@ def test_result_has_every_key(train: Train, tmp_path: Path) -> None:
     assert result["peak_memory_bytes"] > 2**20
     assert result["examples_per_second"] > 0
     assert {"python", "torch", "transformers", "glue-harness", "finetune-common"} <= set(result["versions"])
+
+
+def test_the_package_of_a_method_named_by_its_path_is_known() -> None:
+    package = holder("optimizer", "safetensors.torch.anything")
+    assert package is not None
+    assert package.version == version("safetensors")
+    assert holder("optimizer", "no_such_package.Adam") is None
 
 
 def test_saved_bytes_grow_with_the_batch_and_do_not_count_parameters(train: Train) -> None:

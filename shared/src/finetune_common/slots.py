@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from finetune_common.errors import ConfigurationError, did_you_mean
+from finetune_common.imported import imported
 
 if TYPE_CHECKING:
     import torch
@@ -41,15 +42,6 @@ __all__ = [
     "available",
     "find",
 ]
-
-GROUPS = {
-    "adaptation": "finetune_common.adaptations",
-    "activation": "finetune_common.activations",
-    "gradient": "finetune_common.gradients",
-    "optimizer": "finetune_common.optimizers",
-    "monitor": "finetune_common.monitors",
-}
-"""Slot → entry-point group."""
 
 HOLDERS = {
     "adaptation": {
@@ -245,6 +237,13 @@ class Monitor(Method, Protocol):
         ...
 
 
+KINDS = {kind.__name__.lower(): kind for kind in (Adaptation, Activation, Gradient, Optimizer, Monitor)}
+"""Slot → what its methods have."""
+
+GROUPS = {slot: f"finetune_common.{slot}s" for slot in KINDS}
+"""Slot → entry-point group."""
+
+
 @cache
 def available(slot: str) -> Mapping[str, EntryPoint]:
     """Return the installed methods of a slot by name, without importing them.
@@ -271,12 +270,15 @@ def find(slot: str, name: str) -> type[Any]:
 
     Args:
         slot: One of `GROUPS`.
-        name: The method's name, as on the command line.
+        name: The method's name, as on the command line, or the path of its class,
+            `package.module.Class`; in the optimizer's slot that may be any `torch.optim.Optimizer`.
 
     Raises:
         ConfigurationError: Not installed (names its package), unknown (lists the known ones), or its package
             is broken.
     """
+    if "." in name:
+        return imported(slot, name, KINDS[slot])
     methods = available(slot)
     if name in methods:
         try:
@@ -293,4 +295,5 @@ def find(slot: str, name: str) -> type[Any]:
                 f"'pip install ./shared ./packages/{package}'"
             )
     known = did_you_mean(name, methods) if methods else "no method is installed"
-    raise ConfigurationError(f"{slot} {name!r} is unknown: {known}")
+    path = "" if known.endswith("?") else ", or give the path of a class, package.module.Class"
+    raise ConfigurationError(f"{slot} {name!r} is unknown: {known}{path}")

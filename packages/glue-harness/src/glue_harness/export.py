@@ -9,10 +9,11 @@ from typing import Any, Literal, cast
 
 from finetune_common.aliases import JsonObject
 from finetune_common.errors import ConfigurationError
-from finetune_common.slots import Portable, available
+from finetune_common.slots import Portable
 from glue_harness.files import atomic_folder
 from glue_harness.run.assembly import Run, base_model, open_run, read_config
 from glue_harness.run.card import card_of
+from glue_harness.run.methods import holder
 from glue_harness.run.records import ADAPTER, read_result
 from glue_harness.run.trained import merged_model, write_model
 
@@ -145,10 +146,10 @@ def _write_loader(run: Run, folder: Path) -> None:
     """Write the code file that applies the adaptation, and name it in the configuration."""
     options = dict(run.config.adaptation)
     method = options.pop("name")
-    holder = available("adaptation")[method].dist
+    package = holder("adaptation", method)
     config: Any = run.model.config
     names = {"model": type(run.model).__name__, "config": type(config).__name__, "adapter": ADAPTER}
-    names |= {"package": holder.name if holder else method, "kind": config.model_type}
+    names |= {"package": package.name if package else method, "kind": config.model_type}
     code = LOADER.format(**names, method=method, options=options)
     (folder / f"{CODE}.py").write_text(code, encoding="utf-8")
     file = folder / "config.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import Distribution, distribution, packages_distributions, version
 from typing import TYPE_CHECKING, Any
 
 from finetune_common.aliases import Settings
@@ -15,7 +15,7 @@ from glue_harness.config.fields import RunConfig
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Methods", "build_methods", "method_versions"]
+__all__ = ["Methods", "build_methods", "holder", "method_versions"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,19 @@ def build_methods(config: RunConfig) -> Methods:
     )
 
 
+def holder(slot: str, name: str) -> Distribution | None:
+    """Return the installed package that a method is from; None if none is known.
+
+    Args:
+        slot: One of `finetune_common.slots.GROUPS`.
+        name: The method's name, or the path of its class.
+    """
+    if "." not in name:
+        return available(slot)[name].dist
+    packages = packages_distributions().get(name.partition(".")[0])
+    return distribution(packages[0]) if packages else None
+
+
 def method_versions(config: RunConfig) -> dict[str, str]:
     """Return the version of every package whose method a run uses."""
     chosen = [
@@ -84,7 +97,7 @@ def method_versions(config: RunConfig) -> dict[str, str]:
     ]
     chosen += [("gradient", choice) for choice in config.gradient]
     chosen += [("monitor", choice) for choice in config.monitor]
-    distributions = {available(slot)[choice["name"]].dist for slot, choice in chosen}
+    distributions = [holder(slot, choice["name"]) for slot, choice in chosen]
     return {dist.name: dist.version for dist in distributions if dist} | {
         "finetune-common": version("finetune-common")
     }

@@ -1,0 +1,163 @@
+"""Methods named by the path of their class, as in `torch.optim.Adafactor`: nobody has to offer them."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, field, make_dataclass
+from functools import cache
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from finetune_common.errors import ConfigurationError, shown
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetune_common.aliases import ParamGroup
+
+__all__ = ["imported"]
+
+WORDS = (bool, int, float, str, NoneType)
+"""What can be written on a command line."""
+
+
+@cache
+def imported(slot: str, path: str, kind: type) -> type[Any]:
+    """Return a method by its class's path; an optimizer of torch's kind becomes a method.
+
+    Args:
+        slot: The slot that it is to fill.
+        path: `package.module.Class`, of something that can be imported.
+        kind: The protocol of the slot's methods.
+
+    Raises:
+        ConfigurationError: It cannot be imported, or it is no method.
+
+    Examples:
+        >>> from finetune_common.slots import Optimizer
+        >>> options = imported("optimizer", "torch.optim.Adafactor", Optimizer).Options(lr=0.02)
+        >>> options.lr, options.beta2_decay
+        (0.02, -0.8)
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found: Any = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{slot} {path!r} cannot be imported ({error}): give package.module.Class"
+        ) from error
+    if isinstance(found, type) and hasattr(found, "Options"):
+        if lacking := [member for member in vars(kind) if member[0] != "_" and not hasattr(found, member)]:
+            raise ConfigurationError(
+                f"{slot} {path!r} has no {lacking[0]}(): see finetune_common.slots.{kind.__name__}"
+            )
+        return found
+    if slot == "optimizer":
+        from torch.optim import Optimizer
+
+        if isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer:
+            return _optimizer_method(found, path)
+    kinds = " or of torch.optim.Optimizer" if slot == "optimizer" else ""
+    raise ConfigurationError(
+        f"{slot} {path!r} is {shown(cast('object', found))}: "
+        f"give a class of finetune_common.slots.Method's kind{kinds}"
+    )
+
+
+def _written(hint: Any) -> Any:
+    """Reduce a type to what can be written on a command line; None if nothing is left."""
+    parts: tuple[Any, ...] = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        kinds = tuple(kind for kind in map(_written, parts) if kind)
+        return cast("Any", Union)[kinds] if kinds else None
+    if get_origin(hint) is tuple:
+        kinds = tuple(part if part is Ellipsis else _written(part) for part in parts)
+        return cast("Any", tuple)[kinds] if all(kinds) else None
+    return hint if hint in WORDS or get_origin(hint) is Literal else None
+
+
+def _of_default(value: Any) -> Any:
+    """Return the type of an argument without an annotation; None if it cannot be written."""
+    if isinstance(value, tuple):
+        return _written(cast("Any", tuple)[tuple(map(_of_default, cast("tuple[Any, ...]", value)))])
+    if isinstance(value, bool | str):
+        return type(value)
+    if isinstance(value, int | float):
+        return int | float
+    return int | float | bool | str | None if value is None else None
+
+
+def _arguments(kind: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter]:
+    """Return the named arguments of an optimizer after its parameters; weight decay is of the groups."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = list(inspect.signature(kind).parameters.values())[1:]
+    return {a.name: a for a in found if a.kind in named and a.name not in ("weight_decay", "name")}
+
+
+def _options(kind: type[torch.optim.Optimizer], path: str) -> type:
+    """Return a dataclass of the arguments that can be written; it checks itself on a small matrix."""
+    try:
+        hints = get_type_hints(kind.__init__)
+    except (NameError, TypeError):
+        hints = {}
+    members: list[tuple[str, Any, Any]] = []
+    for name, argument in _arguments(kind).items():
+        default: Any = None if argument.default is argument.empty else argument.default
+        default = tuple(cast("list[Any]", default)) if isinstance(default, list) else default
+        if hint := _written(hints[name]) if name in hints else _of_default(default):
+            members.append((name, hint | None if default is None else hint, field(default=default)))
+
+    def check(options: Any) -> None:
+        from torch import nn, zeros
+
+        group = _construct(kind, path, [{"params": [nn.Parameter(zeros(2, 2))]}], options).param_groups[0]
+        if not isinstance(group.get("lr"), int | float):
+            raise ConfigurationError(f"optimizer {path!r} has no learning rate of its own: give one as lr")
+
+    check.__name__ = "__post_init__"
+    texts = "".join(f"\n    {name}: As {path} says." for name, _, _ in members)
+    namespace = {"__post_init__": check, "__doc__": f"Arguments of {path}.\n\nArgs:{texts}"}
+    return make_dataclass(f"{kind.__name__}Options", members, namespace=namespace, frozen=True)
+
+
+def _construct(
+    kind: type[torch.optim.Optimizer], path: str, groups: list[ParamGroup], options: Any
+) -> torch.optim.Optimizer:
+    """Call the class; a None that only stands for "not given" is left out."""
+    required = {name for name, a in _arguments(kind).items() if a.default is a.empty}
+    given = {name: v for name, v in asdict(options).items() if v is not None or name not in required}
+    try:
+        return cast("Any", kind)(groups, **given)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigurationError(f"optimizer {path!r} refuses: {' '.join(str(error).split())}") from error
+
+
+def _optimizer_method(kind: type[torch.optim.Optimizer], path: str) -> type[Any]:
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigurationError(
+            f"optimizer {path!r} runs the loss again in each step, which no run here offers: choose another"
+        )
+    if hasattr(kind, "eval"):
+        raise ConfigurationError(
+            f"optimizer {path!r} must be told when evaluation begins, which no run here does: choose another"
+        )
+    decays = "weight_decay" in inspect.signature(kind).parameters
+
+    class Method:
+        name = path
+        Options = _options(kind, path)
+
+        def __init__(self, options: Any) -> None:
+            self.options = options
+
+        def build(self, model: torch.nn.Module, param_groups: list[ParamGroup]) -> torch.optim.Optimizer:
+            if not decays and any(group["weight_decay"] for group in param_groups):
+                raise ConfigurationError(f"optimizer {path!r} has no weight decay: give --weight-decay 0")
+            unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in param_groups]
+            return _construct(kind, path, unnamed, self.options)
+
+    Method.__doc__ = inspect.getdoc(kind)
+    Method.__name__ = Method.__qualname__ = kind.__name__
+    return Method
