@@ -123,11 +123,20 @@ def text_against_images() -> Figure:
     return looked_at({name: sample["norms"] for name, sample in samples.items()})
 
 
-def layers() -> Figure:
+def layer_curves(name: str) -> Figure:
     """The committed curves of methods in one layer at a time."""
-    return from_benchmarks("peft", "figure").draw(
-        json.loads((BENCHMARKS / "peft/results/layers-sst2.json").read_text())
-    )
+    results = json.loads((BENCHMARKS / f"peft/results/{name}.json").read_text())
+    return from_benchmarks("peft", "figure").draw(results)
+
+
+def layers() -> Figure:
+    """The curves of seven methods in a small encoder."""
+    return layer_curves("layers-sst2")
+
+
+def base_layers() -> Figure:
+    """The curves of three methods in a base-size encoder."""
+    return layer_curves("base-layers")
 
 
 def parameter_efficiency() -> Figure:
@@ -283,6 +292,7 @@ def main() -> None:
         heavy_tails,
         text_against_images,
         layers,
+        base_layers,
         parameter_efficiency,
         activation_memory,
         what_a_layer_saves,
