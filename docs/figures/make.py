@@ -37,9 +37,7 @@ HOME_ACTIVATIONS = {
     "checkpointing": "checkpoint",
 }
 HOME_ADAPTATIONS = {
-    "LoRA": "LoRA, rank 8, q and v",
-    "adapters": "adapters in all layers",
-    "head only": "head only",
+    **{"LoRA": "LoRA, rank 8, q and v", "adapters": "adapters in all layers", "head only": "head only"}
 }
 AGNI = {"name": "agni", "eta": 1.0}
 
@@ -123,20 +121,15 @@ def text_against_images() -> Figure:
     return looked_at({name: sample["norms"] for name, sample in samples.items()})
 
 
-def layer_curves(name: str) -> Figure:
+def layers(name: str = "layers-sst2") -> Figure:
     """The committed curves of methods in one layer at a time."""
-    results = json.loads((BENCHMARKS / f"peft/results/{name}.json").read_text())
-    return from_benchmarks("peft", "figure").draw(results)
-
-
-def layers() -> Figure:
-    """The curves of seven methods in a small encoder."""
-    return layer_curves("layers-sst2")
+    kept = (BENCHMARKS / f"peft/results/{name}.json").read_text()
+    return from_benchmarks("peft", "figure").draw(json.loads(kept))
 
 
 def base_layers() -> Figure:
-    """The curves of three methods in a base-size encoder."""
-    return layer_curves("base-layers")
+    """The same in an encoder of base size."""
+    return layers("base-layers")
 
 
 def parameter_efficiency() -> Figure:
@@ -273,9 +266,7 @@ def home() -> Figure:
     for axes, (title, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         percent = [100 * value for value in values.values()]
         bars = axes.barh(list(values), percent, color=["0.75"] + ["C0"] * (len(values) - 1))
-        axes.bar_label(
-            bars, [f"{value:.1f} %" if value < 10 else f"{value:.0f} %" for value in percent], padding=3
-        )
+        axes.bar_label(bars, [f"{value:.{int(value < 10)}f} %" for value in percent], padding=3)
         axes.set(title=title, xlim=(0, 1.3 * max(percent)), ylim=(rows - 0.5, -0.5), xticks=[])
         axes.spines[["bottom", "left"]].set_visible(False)
         axes.tick_params(left=False)
@@ -284,8 +275,8 @@ def home() -> Figure:
 
 def main() -> None:
     chosen = sys.argv[1:]
-    mpl.rcParams |= {"svg.hashsalt": "figures", "svg.fonttype": "none"}
-    mpl.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    mpl.rcParams |= {"svg.hashsalt": "figures", "svg.fonttype": "none", "font.size": 9}
+    mpl.rcParams |= {f"axes.spines.{side}": False for side in ("top", "right")}
     for draw in (
         gradient_noise,
         sensitivity,
@@ -299,11 +290,10 @@ def main() -> None:
         ways_to_save_memory,
         home,
     ):
-        if chosen and draw.__name__ not in chosen:
-            continue
-        path = HERE / f"{draw.__name__.replace('_', '-')}.svg"
-        draw().savefig(path, metadata={"Date": None})
-        print(path.name)
+        if not chosen or draw.__name__ in chosen:
+            name = f"{draw.__name__.replace('_', '-')}.svg"
+            draw().savefig(HERE / name, metadata={"Date": None})
+            print(name)
 
 
 if __name__ == "__main__":
