@@ -103,8 +103,6 @@ def test_arguments_without_annotations_or_defaults() -> None:
 def test_wrong_options_are_refused_before_a_model_is_there(
     path: str, options: dict[str, Any], told: str
 ) -> None:
-    if path.startswith("transformers"):
-        pytest.importorskip("transformers")
     with pytest.raises(ConfigurationError, match=told):
         find("optimizer", path).Options(**options)
 
