@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from finetune_common.aliases import ParamGroup
 
-__all__ = ["imported"]
+__all__ = ["imported", "unnamed"]
 
 WORDS = (bool, int, float, str, NoneType)
 """What can be written on a command line."""
@@ -63,6 +63,11 @@ def imported(slot: str, path: str, kind: type) -> type[Any]:
         f"{slot} {path!r} is {shown(cast('object', found))}: "
         f"give a class of finetune_common.slots.Method's kind{kinds}"
     )
+
+
+def unnamed(param_groups: list[ParamGroup]) -> list[ParamGroup]:
+    """Return groups with parameters in place of `(name, parameter)`, for classes that know no names."""
+    return [{**group, "params": [param for _, param in group["params"]]} for group in param_groups]
 
 
 def _written(hint: Any) -> Any:
@@ -155,8 +160,7 @@ def _optimizer_method(kind: type[torch.optim.Optimizer], path: str) -> type[Any]
         def build(self, model: torch.nn.Module, param_groups: list[ParamGroup]) -> torch.optim.Optimizer:
             if not decays and any(group["weight_decay"] for group in param_groups):
                 raise ConfigurationError(f"optimizer {path!r} has no weight decay: give --weight-decay 0")
-            unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in param_groups]
-            return _construct(kind, path, unnamed, self.options)
+            return _construct(kind, path, unnamed(param_groups), self.options)
 
     Method.__doc__ = inspect.getdoc(kind)
     Method.__name__ = Method.__qualname__ = kind.__name__

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from finetune_common.aliases import JsonObject, ParamGroup, Settings
 from finetune_common.errors import ConfigurationError
+from finetune_common.imported import unnamed
 from glue_harness.baseline_options import (
     AdadeltaOptions,
     AdagradOptions,
@@ -165,10 +166,9 @@ class _EightBit:
                 f"optimizer {self.name!r} needs bitsandbytes, which is not installed: run "
                 "'pip install bitsandbytes' or use --optimizer adamw"
             ) from None
-        unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in param_groups]
-        options = asdict(self.options)
-        paged = options.pop("paged") and any(p.is_cuda for group in unnamed for p in group["params"])
-        return getattr(optim, self.name_there)(unnamed, **options, is_paged=paged)
+        groups, options = unnamed(param_groups), asdict(self.options)
+        paged = options.pop("paged") and any(p.is_cuda for group in groups for p in group["params"])
+        return getattr(optim, self.name_there)(groups, **options, is_paged=paged)
 
 
 class AdamW8bit(_EightBit):
