@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 MARKERS = "osD^v<>"
 HEAD_ALONE = "head alone, on all layers"
+SIDESTEP = 0.05
 
 
-def curve_of(adaptation: dict[str, Any]) -> tuple[str, int | None]:
-    """Return a run's curve and its place on it: the adapted layer, the last one that is used, or none."""
+def curve_of(adaptation: dict[str, Any]) -> tuple[str, int]:
+    """Return a run's curve and its place on it: the adapted layer, or the last one that is used."""
     name = adaptation["name"]
     if name == "head-only":
         used = adaptation["encoder_layers"]
-        return ("head on the first layers", used - 1) if used else (HEAD_ALONE, None)
+        return ("head on the first layers", used - 1) if used else (HEAD_ALONE, 0)
     if name == "bottleneck-adapter":
         name = f"{adaptation['position']} adapter"
     [layer] = adaptation["layers"]
     return {"ffn-only": "feed-forward block", "lora": "LoRA"}.get(name, name), layer
 
 
-def curves(results: list[dict[str, Any]]) -> dict[str, dict[int | None, float]]:
-    """Return curve → layer → mean of the primary metric over seeds."""
-    values: dict[str, dict[int | None, list[float]]] = {}
+def curves(results: list[dict[str, Any]]) -> dict[str, dict[int, list[float]]]:
+    """Return curve → layer → the primary metric of each seed."""
+    values: dict[str, dict[int, list[float]]] = {}
     for result in results:
         curve, layer = curve_of(result["slots"]["adaptation"])
         value = result["metrics"]["last"][result["primary"]]
         values.setdefault(curve, {}).setdefault(layer, []).append(value)
-    return {
-        curve: {layer: sum(scores) / len(scores) for layer, scores in sorted(layers.items())}
-        for curve, layers in values.items()
-    }
+    return values
 
 
 def draw(results: list[dict[str, Any]]) -> Figure:
-    """Return the figure."""
+    """Return the figure: the mean over seeds, with a bar from the lowest seed to the highest."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     drawn = curves(results)
-    for score in drawn.pop(HEAD_ALONE, {}).values():
-        axes.axhline(score, color="grey", linestyle="--", label=HEAD_ALONE)
-    for marker, (curve, layers) in zip(MARKERS, drawn.items(), strict=False):
-        axes.plot(list(layers), list(layers.values()), marker=marker, label=curve)
+    for scores in drawn.pop(HEAD_ALONE, {}).values():
+        axes.axhline(mean(scores), color="grey", linestyle="--", label=HEAD_ALONE)
+    for place, (marker, (curve, layers)) in enumerate(zip(cycle(MARKERS), drawn.items(), strict=False)):
+        aside = SIDESTEP * (place - (len(drawn) - 1) / 2)  # so that bars do not hide each other
+        ordered = sorted(layers.items())
+        means = [mean(scores) for _, scores in ordered]
+        axes.errorbar(
+            [layer + aside for layer, _ in ordered],
+            means,
+            yerr=[
+                [middle - min(scores) for middle, (_, scores) in zip(means, ordered, strict=True)],
+                [max(scores) - middle for middle, (_, scores) in zip(means, ordered, strict=True)],
+            ],
+            marker=marker,
+            linewidth=1,
+            elinewidth=0.6,
+            label=curve,
+        )
     first = results[0]
     axes.set_xlabel("layer")
     axes.set_ylabel(f"{first['primary']}, {first['task']}")

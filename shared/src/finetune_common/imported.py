@@ -9,7 +9,7 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from finetune_common.errors import ConfigurationError, shown
+from finetune_common.errors import ConfigurationError, did_you_mean, shown
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +42,16 @@ def imported(slot: str, path: str, kind: type) -> type[Any]:
     """
     module, _, name = path.rpartition(".")
     try:
-        found: Any = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        holder = import_module(module)
+        found: Any = getattr(holder, name, None)
+    except (ImportError, ValueError) as error:
         raise ConfigurationError(
             f"{slot} {path!r} cannot be imported ({error}): give package.module.Class"
         ) from error
+    if found is None:
+        public = [known for known in dir(holder) if known[0] != "_"]
+        close = did_you_mean(name, public, otherwise="give package.module.Class")
+        raise ConfigurationError(f"{slot} {path!r}: {module} has no {name!r}: {close}")
     if isinstance(found, type) and hasattr(found, "Options"):
         if lacking := [member for member in vars(kind) if member[0] != "_" and not hasattr(found, member)]:
             raise ConfigurationError(
@@ -142,11 +147,13 @@ def _optimizer_method(kind: type[torch.optim.Optimizer], path: str) -> type[Any]
     closure = inspect.signature(kind.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ConfigurationError(
-            f"optimizer {path!r} runs the loss again in each step, which no run here offers: choose another"
+            f"optimizer {path!r} calls the loss function within its step, "
+            "and a run computes the loss before it: choose another"
         )
     if hasattr(kind, "eval"):
         raise ConfigurationError(
-            f"optimizer {path!r} must be told when evaluation begins, which no run here does: choose another"
+            f"optimizer {path!r} must be told when evaluation begins, "
+            "and a run does not tell it: choose another"
         )
     decays = "weight_decay" in inspect.signature(kind).parameters
 
