@@ -55,13 +55,19 @@ def _is_number(value: object) -> bool:
 def same_method(one: Point, other: Point) -> bool:
     """Say whether two trials are of one method: they name the same and differ in numbers alone.
 
+    A list of numbers, such as the layers, counts as one.
+
     A number that only one of them gives is a default of the other; where both give one that the other has
     not, they are two methods.
     """
     options, other_options = _settings_of(one), _settings_of(other)
 
     def named(settings: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in settings.items() if not _is_number(value)}
+        return {
+            key: value
+            for key, value in settings.items()
+            if not all(map(_is_number, value if isinstance(value, list) else [value]))
+        }
 
     nested = options.keys() <= other_options.keys() or other_options.keys() <= options.keys()
     return nested and named(options) == named(other_options)

@@ -70,6 +70,15 @@ def test_the_best_trial_of_each_method_is_scored() -> None:
     assert "seed" not in made["base"]
 
 
+def test_layers_are_numbers_of_one_method_and_the_kinds_of_layers_are_not() -> None:
+    def lora(**options: Any) -> dict[str, Any]:
+        return {"adaptation": {"name": "lora", **options}}
+
+    assert same_method(lora(layers=[1]), lora(layers=[3, 4]))
+    assert not same_method(lora(targets=["q"]), lora(targets=["q", "v"]))
+    assert not same_method(lora(layers=[1]), lora(layers="all"))
+
+
 def test_a_trial_that_was_not_run_is_told() -> None:
     results = [result(*pair) for pair in zip(points(SPEC), SCORES, strict=True)]
     with pytest.raises(ConfigurationError, match="run the trials first"):
