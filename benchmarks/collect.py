@@ -108,7 +108,7 @@ def pages() -> dict[Path, str]:
     made = {}
     for benchmark, scale, path in _committed():
         if benchmark.report and scale == "cpu":
-            contents = gather(_read(path), baseline=costs.PLAIN)
+            contents = gather(_read(path), baseline=costs.PLAIN, margin=benchmark.margin)
             with TemporaryDirectory() as folder:
                 figures = draw_figures(contents, Path(folder))
                 page = write_page(contents, drawn_tables(contents), figures, Path(folder), benchmark.name)
@@ -138,7 +138,7 @@ def tables_of(benchmark: Benchmark, scale: str, path: Path) -> dict[Path, str]:
     if benchmark.costs:
         timing = find(benchmark.costs).kept(scale)
         timed = _read(timing)["rows"] if timing.exists() else ()
-        made[path.with_name(f"{path.stem}-costs.md")] = costs.table(results, timed)
+        made[path.with_name(f"{path.stem}-costs.md")] = costs.table(results, timed, benchmark.margin)
     return made
 
 

@@ -30,18 +30,23 @@ def _against(comparison: Comparison | None) -> str:
     return f"{comparison.difference:+.4f}{shown} | {comparison.verdict}"
 
 
-def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any]] = ()) -> str:
+def table(
+    results: Sequence[Mapping[str, Any]],
+    timed: Sequence[Mapping[str, Any]] = (),
+    margin: float | None = None,
+) -> str:
     """Return a line a combination, each against plain AdamW on the same task.
 
     Args:
         results: Kept results; the plain settings are among them.
         timed: The same settings with the seconds of a step and the bytes that it saves, from
             `benchmarks/combined/time.py`.
+        margin: The smallest difference that matters; None if nothing is to be called equal.
     """
     rows, condition = summarise(results), parse_condition("costs", PLAIN)
     run_of = {row.runs: next(r for r in results if r["folder"] == row.runs[0]) for row in rows}
     plain = {row.runs: base for row, base in baselines(rows, condition)}
-    comparisons = compare(rows, condition)
+    comparisons = compare(rows, condition, margin=margin)
     against = {comparison.row.runs: comparison for comparison in comparisons}
     steps = {_key(step): step for step in timed}
     lines = [
@@ -58,10 +63,11 @@ def table(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any
             f"| {_against(against.get(row.runs))} | {row.trainable:,} "
             f"| {'–' if size is None else f'{size / 2**20:,.0f} MiB'} | {step} |"
         )
+    equal = f"two one-sided t-tests for equal within ±{margin:g}, " if margin is not None else ""
     notes = (
         "Score: the task's first metric, mean over seeds",
         f"Against AdamW: the difference, paired by seed, in brackets the 95 % {about_intervals(comparisons)}",
-        f"Verdict: two-sided permutation test, Holm over {len(comparisons)} rows",
+        f"Verdict: two-sided permutation test, {equal}Holm over {len(comparisons)} rows",
         "Saved activations: what the forward pass of a micro-batch of full rows keeps",
         "A step: median on such rows, passes and optimizer",
     )
