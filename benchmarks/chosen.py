@@ -55,22 +55,21 @@ def _is_number(value: object) -> bool:
 def same_method(one: Point, other: Point) -> bool:
     """Say whether two trials are of one method: they name the same and differ in numbers alone.
 
-    A list of numbers, such as the layers, counts as one.
-
     A number that only one of them gives is a default of the other; where both give one that the other has
-    not, they are two methods.
+    not, they are two methods. Layers count as numbers where both give a list of them.
     """
     options, other_options = _settings_of(one), _settings_of(other)
 
-    def named(settings: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: value
-            for key, value in settings.items()
-            if not all(map(_is_number, value if isinstance(value, list) else [value]))
-        }
+    def may_differ(value: object, other_value: object) -> bool:
+        if isinstance(value, list) and isinstance(other_value, list):
+            return all(map(_is_number, [*value, *other_value]))
+        return all(one_of is None or _is_number(one_of) for one_of in (value, other_value))
 
     nested = options.keys() <= other_options.keys() or other_options.keys() <= options.keys()
-    return nested and named(options) == named(other_options)
+    pairs = ((options.get(key), other_options.get(key)) for key in options.keys() | other_options.keys())
+    return nested and all(
+        value == other_value or may_differ(value, other_value) for value, other_value in pairs
+    )
 
 
 def _is_of(result: dict[str, Any], point: Point) -> bool:
@@ -122,10 +121,16 @@ def best_trials(spec: dict[str, Any], results: Sequence[dict[str, Any]]) -> list
 
 
 def _numbers(spec: dict[str, Any], options: Point) -> dict[str, float]:
-    """Return the numbers among a trial's options by name, those it leaves at their defaults included."""
+    """Return the numbers among a trial's options by name, those it leaves at their defaults included.
+
+    A single layer is its number.
+    """
     whole = settings({**(spec.get("base") or {}), **options})
-    numbers = {**whole, **_settings_of(whole)}
-    return {key.replace(".0.", "."): value for key, value in numbers.items() if _is_number(value)}
+    named = {
+        key.replace(".0.", "."): value[0] if isinstance(value, list) and len(value) == 1 else value
+        for key, value in {**whole, **_settings_of(whole)}.items()
+    }
+    return {key: value for key, value in named.items() if _is_number(value)}
 
 
 def at_an_end(spec: dict[str, Any], best: Sequence[Point]) -> Iterator[str]:

@@ -36,14 +36,16 @@ def curves(results: list[dict[str, Any]]) -> dict[str, dict[int, list[float]]]:
 
 
 def draw(results: list[dict[str, Any]]) -> Figure:
-    """Return the figure: the mean over seeds, with a bar from the lowest seed to the highest."""
+    """Return the figure: a curve's mean over seeds, with bars from the lowest seed to the highest."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     drawn = curves(results)
+    seeds = len({result["seed"] for result in results})
     for scores in drawn.pop(HEAD_ALONE, {}).values():
         axes.axhline(mean(scores), color="grey", linestyle="--", label=HEAD_ALONE)
     for place, (marker, (curve, layers)) in enumerate(zip(cycle(MARKERS), drawn.items(), strict=False)):
-        aside = SIDESTEP * (place - (len(drawn) - 1) / 2)  # so that bars do not hide each other
+        # so that bars do not hide each other
+        aside = SIDESTEP * (place - (len(drawn) - 1) / 2) if seeds > 1 else 0
         ordered = sorted(layers.items())
         means = [mean(scores) for _, scores in ordered]
         axes.errorbar(
@@ -61,7 +63,8 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     first = results[0]
     axes.set_xlabel("layer")
     axes.set_ylabel(f"{first['primary']}, {first['task']}")
-    axes.set_title(f"{first['model']}: one layer at a time")
+    bars = f", mean and range of {seeds} seeds" if seeds > 1 else ""
+    axes.set_title(f"{first['model']}: one layer at a time{bars}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small", ncols=2)
     return figure

@@ -115,7 +115,7 @@ def test_wrong_options_are_refused_before_a_model_is_there(
             "nowhere.Adam",
             "cannot be imported .No module named 'nowhere'.: give package.module.Class",
         ),
-        ("optimizer", "torch.optim.Adamm", "torch.optim has no 'Adamm': did you mean 'Adam"),
+        ("optimizer", "torch.optim.Adamm", "no attribute 'Adamm'.: did you mean 'Adam"),
         ("optimizer", ".Adam", "cannot be imported"),
         (
             "optimizer",

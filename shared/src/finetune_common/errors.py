@@ -58,13 +58,12 @@ def shown(value: object) -> str:
     return _Short().repr(value)
 
 
-def did_you_mean(value: str, allowed: Iterable[str], otherwise: str | None = None) -> str:
+def did_you_mean(value: str, allowed: Iterable[str]) -> str:
     """Name the closest allowed values, or all of them when none is close.
 
     Args:
         value: What was given.
         allowed: The accepted values.
-        otherwise: What to say when none is close, for values too many to list.
 
     Returns:
         The end of an error message.
@@ -79,7 +78,7 @@ def did_you_mean(value: str, allowed: Iterable[str], otherwise: str | None = Non
     close = get_close_matches(str(value), allowed, n=2, cutoff=0.7)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
-    return otherwise or f"choose from {', '.join(allowed)}"
+    return f"choose from {', '.join(allowed)}"
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:

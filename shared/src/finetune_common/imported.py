@@ -43,31 +43,39 @@ def imported(slot: str, path: str, kind: type) -> type[Any]:
     module, _, name = path.rpartition(".")
     try:
         holder = import_module(module)
-        found: Any = getattr(holder, name, None)
-    except (ImportError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(
             f"{slot} {path!r} cannot be imported ({error}): give package.module.Class"
         ) from error
-    if found is None:
-        public = [known for known in dir(holder) if known[0] != "_"]
-        close = did_you_mean(name, public, otherwise="give package.module.Class")
-        raise ConfigurationError(f"{slot} {path!r}: {module} has no {name!r}: {close}")
-    if isinstance(found, type) and hasattr(found, "Options"):
-        if lacking := [member for member in vars(kind) if member[0] != "_" and not hasattr(found, member)]:
-            raise ConfigurationError(
-                f"{slot} {path!r} has no {lacking[0]}(): see finetune_common.slots.{kind.__name__}"
-            )
-        return found
-    if slot == "optimizer":
-        from torch.optim import Optimizer
+    try:
+        found: Any = getattr(holder, name)
+    except (ImportError, AttributeError) as error:
+        offered = [known for known, value in vars(holder).items() if _is_method(slot, value)]
+        remedy = did_you_mean(name, offered) if offered else "give package.module.Class"
+        raise ConfigurationError(f"{slot} {path!r} cannot be imported ({error}): {remedy}") from error
+    if not _is_method(slot, found):
+        kinds = " or of torch.optim.Optimizer" if slot == "optimizer" else ""
+        raise ConfigurationError(
+            f"{slot} {path!r} is {shown(found)}: give a class of finetune_common.slots.Method's kind{kinds}"
+        )
+    if not hasattr(found, "Options"):
+        return _optimizer_method(found, path)
+    if lacking := [member for member in vars(kind) if member[0] != "_" and not hasattr(found, member)]:
+        raise ConfigurationError(
+            f"{slot} {path!r} has no {lacking[0]}(): see finetune_common.slots.{kind.__name__}"
+        )
+    return found
 
-        if isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer:
-            return _optimizer_method(found, path)
-    kinds = " or of torch.optim.Optimizer" if slot == "optimizer" else ""
-    raise ConfigurationError(
-        f"{slot} {path!r} is {shown(cast('object', found))}: "
-        f"give a class of finetune_common.slots.Method's kind{kinds}"
-    )
+
+def _is_method(slot: str, found: Any) -> bool:
+    """Say whether something is a method's class; for optimizers, torch's own kind is one too."""
+    if not isinstance(found, type):
+        return False
+    if hasattr(found, "Options") or slot != "optimizer":
+        return hasattr(found, "Options")
+    from torch.optim import Optimizer
+
+    return issubclass(found, Optimizer) and found is not Optimizer
 
 
 def unnamed(param_groups: list[ParamGroup]) -> list[ParamGroup]:
