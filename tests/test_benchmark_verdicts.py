@@ -163,6 +163,18 @@ def test_costs_have_a_verdict_and_the_bytes_of_the_timed_step():
     assert own.endswith("| undecided | 1 | 3 MiB | 500 ms, 1.00x |")
 
 
+def test_costs_are_equal_only_within_a_margin():
+    agni = [{"name": "agni", "eta": 0.01}]
+    runs = [
+        result("sst2", "small", gradient, seed, accuracy=0.80 + 0.01 * (seed % 3) + 0.001 * bool(gradient))
+        for gradient in ([], agni)
+        for seed in range(1, 6)
+    ]
+    for margin, told in ((0.005, "equal within ±0.005"), (0.0005, "undecided"), (None, "undecided")):
+        [own] = [line for line in costs.table(runs, margin=margin).splitlines() if "| adamw + agni |" in line]
+        assert f"| {told} | 1 |" in own.replace("**", "")
+
+
 def test_ways_of_a_grid_without_published_numbers_are_compared_with_none():
     found = {"spec": {"ways": {"adam": {"lr": [0.1]}}}, "runs": {"adam, lr 0.1": {"0": {}}}}
     assert comparison(find("clipped.image-levels"), "smoke", found) == []
