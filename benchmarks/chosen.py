@@ -63,7 +63,7 @@ def same_method(one: Point, other: Point) -> bool:
     def may_differ(value: object, other_value: object) -> bool:
         if isinstance(value, list) and isinstance(other_value, list):
             return all(map(_is_number, [*value, *other_value]))
-        return all(one_of is None or _is_number(one_of) for one_of in (value, other_value))
+        return all(given is None or _is_number(given) for given in (value, other_value))
 
     nested = options.keys() <= other_options.keys() or other_options.keys() <= options.keys()
     pairs = ((options.get(key), other_options.get(key)) for key in options.keys() | other_options.keys())

@@ -71,8 +71,10 @@ def _is_method(slot: str, found: Any) -> bool:
     """Say whether something is a method's class; for optimizers, torch's own kind is one too."""
     if not isinstance(found, type):
         return False
-    if hasattr(found, "Options") or slot != "optimizer":
-        return hasattr(found, "Options")
+    if hasattr(found, "Options"):
+        return True
+    if slot != "optimizer":
+        return False
     from torch.optim import Optimizer
 
     return issubclass(found, Optimizer) and found is not Optimizer
