@@ -66,5 +66,5 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     bars = f", mean and range of {seeds} seeds" if seeds > 1 else ""
     axes.set_title(f"{first['model']}: one layer at a time{bars}")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(loc="outside lower center", fontsize="small", ncols=4)
     return figure
