@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune_common.errors import ConfigurationError
+
 __all__ = ["DEVICE", "Batch", "Images", "Shuffled", "augmented"]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,9 +93,18 @@ class Images:
 
     @staticmethod
     def _decoded(rows: Any) -> Batch:
-        image = next(name for name in rows.column_names if name in ("img", "image"))
+        from datasets import ClassLabel, Image
+
+        image, label = (
+            next((name for name, feature in rows.features.items() if isinstance(feature, kind)), None)
+            for kind in (Image, ClassLabel)
+        )
+        if image is None or label is None:
+            raise ConfigurationError(
+                f"columns {rows.column_names}: one of images and one of classes are needed"
+            )
         pixels = rows.with_format("torch")[image]
-        return torch.stack([pixel.float() / 255 for pixel in pixels]), torch.as_tensor(rows["label"])
+        return torch.stack([pixel.float() / 255 for pixel in pixels]), torch.as_tensor(rows[label])
 
     @property
     def classes(self) -> int:

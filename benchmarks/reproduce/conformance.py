@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from finetune_common.tasks import TASKS
-from glue_harness.report.published import covers
+from glue_harness.config.matching import covers
 from glue_harness.run.architectures import changed, find_config
 from reproduce.catalogue import BENCHMARKS, Benchmark, catalogue
 from reproduce.scales import points, read, settings

@@ -58,6 +58,30 @@ def test_metrics_of_numbers_by_hand(metric, expected):
     assert found[metric] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision", "top_k_accuracy", "explained_variance"])
+def test_the_function_of_a_scorer_is_that_scorer(name):
+    """`roc_auc_score` of the chosen class, not of the scores, would be another number."""
+    random = np.random.default_rng(0)
+    kind = 0 if name == "explained_variance" else 2
+    truth = random.normal(size=50) if kind == 0 else random.integers(0, 2, 50)
+    scores = random.normal(size=50 if kind == 0 else (50, 2))
+    by_name, by_function = (
+        compute_metrics(task(kind, each), scores, truth)[each] for each in (name, f"{name}_score")
+    )
+    assert by_function == by_name
+
+
+def test_a_function_of_scores_sees_them_and_one_of_answers_does_not():
+    # of the labels of each row, ordered by score, the share that is true down to each true one
+    truth, scores = multi_hot([[0], [2]], 3), np.array([[-1.0, -2.0, -3.0], [3.0, 2.0, 1.0]])
+    metric = "label_ranking_average_precision_score"
+    assert compute_metrics(task(3, metric, several=True), scores, truth)[metric] == pytest.approx(
+        (1 + 1 / 3) / 2
+    )
+    kappa = compute_metrics(task(2, "cohen_kappa_score"), [[0, 1], [0, 9], [2, 1], [2, 1]], [1, 1, 0, 1])
+    assert kappa["cohen_kappa_score"] == pytest.approx((0.75 - 0.5) / 0.5)
+
+
 def test_a_threshold_free_metric_sees_the_scores():
     # of the four pairs of a positive and a negative, three are in order
     scores = [[0.5, 0.1], [0.5, 0.8], [0.5, 0.3], [0.5, 0.9]]

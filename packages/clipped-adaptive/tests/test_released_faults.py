@@ -207,19 +207,24 @@ def test_wrong_arguments_of_an_algorithm_are_explained(call, message):
         call([nn.Parameter(torch.ones(1))])
 
 
-def released_adam(x, grads, lr, eps, decay, beta1=0.9, beta2=0.99):
-    """Adam as released: ε beside the uncorrected root, decay of what the update has made."""
-    m, v = np.zeros_like(x), np.zeros_like(x)
+def released_adam(x, grads, lr, eps, decay, delay=False, initial=0.0, beta1=0.9, beta2=0.99):
+    """Adam as released: ε beside the uncorrected root, decay of what the update has made.
+
+    The bias is corrected with delay and an initial value too.
+    """
+    m, v = np.zeros_like(x), np.full_like(x, initial)
     for t, g in enumerate(grads, 1):
-        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
-        x = x - lr * np.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (np.sqrt(v) + eps)
+        m, old, v = beta1 * m + (1 - beta1) * g, v, beta2 * v + (1 - beta2) * g**2
+        root = np.sqrt(old if delay else v)
+        x = x - lr * np.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (root + eps)
         x = x - lr * decay * x
     return x
 
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("path", ["reference", "foreach"])
-def test_legacy_adam_is_the_released_one(norm, path):
+@pytest.mark.parametrize(("delay", "initial"), [(False, 0.0), (False, 1e-6), (True, 1e-6)])
+def test_legacy_adam_is_the_released_one(norm, path, delay, initial):
     """ε is large beside the roots, so that its place shows; a scalar parameter is the limit of `norm`."""
     random = np.random.default_rng(0)
     size = 1 if norm else 8
@@ -231,6 +236,8 @@ def test_legacy_adam_is_the_released_one(norm, path):
         "betas": (0.9, 0.99),
         "clip": "none",
         "norm": norm,
+        "delay": delay,
+        "initial_second_moment": initial,
     }
     moved = {}
     for legacy in (True, False):
@@ -240,6 +247,6 @@ def test_legacy_adam_is_the_released_one(norm, path):
             weight.grad = torch.tensor(grad)
             optimizer.step()
         moved[legacy] = weight.detach().numpy()
-    expected = released_adam(start, grads, 0.1, 1e-3, 0.5)
+    expected = released_adam(start, grads, 0.1, 1e-3, 0.5, delay, initial)
     np.testing.assert_allclose(moved[True], expected, rtol=1e-12)
     assert np.abs(moved[False] - expected).max() > 1e-2

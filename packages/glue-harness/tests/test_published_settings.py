@@ -241,7 +241,9 @@ def test_a_report_sets_published_numbers_beside_ours(tmp_path, capsys):
         f'AdamW,rte,acc,0.61,"{run}",accuracy',
         f'AdamW too high,rte,acc,0.95,"{run}",accuracy',
         'Lion,rte,acc,0.7,"{task: rte, optimizer: {name: lion}}",accuracy',
+        'By name,rte,acc,0.61,"{optimizer: adamw, optimizer.lr: 5e-5}",accuracy',
     )
+    file.write_text("\ufeff" + file.read_text(encoding="utf-8"), encoding="utf-8")  # as spreadsheets write it
     out = tmp_path / "report"
     line = ["report", str(tmp_path / "runs"), "--output-dir", str(out), "--targets", str(file)]
     assert main(line) == 0
@@ -250,6 +252,7 @@ def test_a_report_sets_published_numbers_beside_ours(tmp_path, capsys):
     assert "| 0.6100 | 0.6200 | +0.0100 |" in told["AdamW"]
     assert told["AdamW too high"].endswith("| not reproduced |")
     assert told["Lion"].endswith("| not run |")
+    assert told["By name"].endswith("| reproduced |")
     assert "not reproduced" in (out / "index.html").read_text()
     capsys.readouterr()
 
@@ -292,6 +295,8 @@ def test_a_long_value_is_not_printed_whole(part, tmp_path):
     [
         ("AdamW,rte,acc,much,{},accuracy", "line 2: could not convert"),
         ("A,rte,acc,1,[1],accuracy", "line 2: run"),
+        ("A,rte,acc,1", "line 2: it has another number of cells than the 6 columns"),
+        ("A,rte,acc,1,{},accuracy,2", "line 2: it has another number of cells than the 6 columns"),
     ],
 )
 def test_a_bad_row_of_targets_is_named(row, said, tmp_path):
@@ -301,6 +306,24 @@ def test_a_bad_row_of_targets_is_named(row, said, tmp_path):
     bad.write_text("method,task\n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="no column 'metric'"):
         read_targets(bad)
+
+
+def test_whether_a_number_was_checked_is_true_or_false(tmp_path):
+    file = tmp_path / "targets.csv"
+    rows = [f"A,rte,acc,1,{{}},accuracy,{said}" for said in ("", "true", "False", "no")]
+    file.write_text("\n".join(["method,task,metric,value,run,key,verified", *rows]), encoding="utf-8")
+    assert [target.verified for target in read_targets(file)] == [True, True, False, False]
+    file.write_text(file.read_text().replace(",no", ",perhaps"), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="line 5: verified='perhaps': give true or false"):
+        read_targets(file)
+
+
+def test_a_misspelt_setting_of_a_published_number_is_named(tmp_path, capsys):
+    kept(tmp_path, 1, 0.6)
+    file = published(tmp_path, 'AdamW,rte,acc,0.61,"{tsk: rte}",accuracy')
+    line = ["report", str(tmp_path / "runs"), "--output-dir", str(tmp_path / "out"), "--targets", str(file)]
+    assert main(line) == 2
+    assert "key 'tsk' is unknown: did you mean 'task'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -41,3 +41,19 @@ def test_runs_without_classes_of_ones_own_have_no_such_table(harness, made_up, t
     done = harness("report", runs, "--output-dir", tmp_path / "report")
     assert done.status == 0, done.err
     assert not list((tmp_path / "report").glob("classes-*"))
+
+
+def test_tasks_whose_names_are_nearly_one_have_a_table_each(harness, made_up, tmp_path):
+    of_classes = {"validation": class_report(TASK, [[9, 0], [0, 9]], [0, 1])}
+    own = {"data": {"schema": {"kind": "classes"}}, "classes": of_classes}
+    for seed, task in enumerate(("team/task", "team-task", "word " * 60)):
+        runs = made_up("demo-entailment", "good", seed, [0.9], **own)
+        for file in runs.glob("*/result.json"):
+            text = file.read_text(encoding="utf-8")
+            if f'"seed": {seed}' in text:
+                file.write_text(text.replace("demo-entailment", task), encoding="utf-8")
+    done = harness("report", runs, "--output-dir", tmp_path / "report")
+    assert done.status == 0, done.err
+    names = [file.stem for file in (tmp_path / "report").glob("classes-*.csv")]
+    assert len(names) == 3
+    assert "classes-team-task" in names

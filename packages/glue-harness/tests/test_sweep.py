@@ -73,12 +73,43 @@ def test_a_changed_specification_finds_the_runs_that_are_there(tmp_path):
         ({"optimizer": {"name": "sgd", "lr": 0.1}}, 2),
         ({"optimizer": {"name": "sgd", "lr": 0.2}}, 4),
         ({"task": "demo-similarity", "seed": 2}, 2),
+        ({"optimizer": {"lr": "1e-1"}}, 0),
+        ({"optimizer.name": "sgd", "optimizer.lr": 0.1}, 2),
+        ({"optimizer": {"momentum": 0.9}}, 2),
+        ({"max-steps": BASE["max_steps"], "seed": "2"}, 2),
+        ({"epochs": 3}, 0),
+        ({"gradient": "annealed-noise"}, 4),
+        ({"gradient": None}, 0),
+        ({"gradient": "none", "optimizer": "adamw"}, 2),
     ],
 )
 def test_exclusions_leave_out_what_they_cover(tmp_path, exclusion, left):
     grid = {"optimizer": [{"name": "adamw", "lr": 0.1}, {"name": "sgd", "lr": 0.1}], "seed": [1, 2]}
     spec = write(tmp_path, base=BASE, grid=grid, exclude=[exclusion])
-    assert len(read_spec(spec, tmp_path)) == left
+    if not left:
+        with pytest.raises(ConfigurationError, match="nothing to run"):
+            read_spec(spec, tmp_path)
+    else:
+        assert len(read_spec(spec, tmp_path)) == left
+
+
+def test_an_exclusion_names_one_of_several_methods(tmp_path):
+    grid = {"gradient": [["annealed-noise", "agni"], "annealed-noise", None, [{"name": "agni", "eta": 0.1}]]}
+    for exclusion, left in (
+        ({"gradient": "annealed-noise"}, 2),
+        ({"gradient": {"name": "agni", "eta": 0.1}}, 3),
+        ({"gradient": ["agni"]}, 3),
+        ({"gradient": "none"}, 3),
+    ):
+        spec = write(tmp_path, base=BASE, grid=grid, exclude=[exclusion])
+        assert len(read_spec(spec, tmp_path)) == left
+
+
+def test_a_rule_sees_what_is_left_at_its_default(tmp_path):
+    rule = {"if": {"optimizer.lr": 2.0e-5, "accumulate": 1}, "then": {"max_steps": 9}}
+    base = {**BASE, "optimizer": "adamw"}
+    spec = write(tmp_path, base=base, grid={"optimizer.lr": ["2e-5", 1.0e-3]}, where=[rule])
+    assert [run.config.max_steps for run in read_spec(spec, tmp_path)] == [9, BASE["max_steps"]]
 
 
 def test_a_point_that_is_named_twice_runs_once(tmp_path):
@@ -107,6 +138,11 @@ def test_variables_come_from_the_environment(tmp_path, monkeypatch):
         ({"base": BASE, "grid": {"offline": [True]}}, "set HF_HUB_OFFLINE=1"),
         ({"base": {**BASE, "epoch": 3}}, "'epoch' is unknown: did you mean 'epochs'"),
         ({"base": BASE, "exclude": [{"model": "demo"}]}, "nothing to run"),
+        ({"base": BASE, "exclude": [{"sed": 1}]}, "exclude: key 'sed' is unknown: did you mean 'seed'"),
+        ({"base": BASE, "exclude": [{"optimizer.ler": 1}]}, "did you mean 'optimizer.lr'"),
+        ({"base": BASE, "exclude": ["seed"]}, "exclude: 'seed' is no mapping"),
+        ({"base": BASE, "where": [{"if": {"sed": 1}, "then": {}}]}, "where.if: key 'sed' is unknown"),
+        ({"base": BASE, "where": [{"if": None, "then": {}}]}, "is no rule: give 'if' and 'then'"),
         ({"base": BASE, "keep": ["best"]}, "keep=['best'] has to be a word"),
     ],
 )

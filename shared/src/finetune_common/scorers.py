@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from inspect import signature
 from typing import TypeAlias
 
 import numpy as np
@@ -19,7 +20,8 @@ def scorer_of(name: str) -> Scorer:
 
     Args:
         name: As in `sklearn.metrics.get_scorer_names()`, or a function `sklearn.metrics.<name>` that ends in
-            `_score`. Scorers of errors and losses begin with `neg_`.
+            `_score`: the scorer of that name without the ending, where there is one. Scorers of errors and
+            losses begin with `neg_`.
 
     Raises:
         ConfigurationError: No scorer has that name.
@@ -33,10 +35,11 @@ def scorer_of(name: str) -> Scorer:
 
     known = metrics.get_scorer_names()
     function = getattr(metrics, name, None)
-    if name in known:
-        scorer = metrics.get_scorer(name)
+    scorer_name = name if name in known else name.removesuffix("_score")
+    if scorer_name in known:
+        scorer = metrics.get_scorer(scorer_name)
     elif callable(function) and name.endswith(("_score", "_corrcoef")):
-        scorer = metrics.make_scorer(function)
+        scorer = metrics.make_scorer(function, response_method=_read_by(function))
     else:
         raise ConfigurationError(f"metric {name!r} is unknown: {did_you_mean(name, known)}"[:400])
 
@@ -47,6 +50,13 @@ def scorer_of(name: str) -> Scorer:
             return float(scorer(model, np.zeros((len(labels), 1)), labels))
 
     return score
+
+
+def _read_by(function: Callable[..., object]) -> str | tuple[str, ...]:
+    """Return which answers of a model a function of (truth, answers) is made for, by what it calls them."""
+    answers = list(signature(function).parameters)[1]
+    of_name = {"y_score": ("decision_function", "predict_proba"), "y_proba": "predict_proba"}
+    return of_name.get(answers, "predict")
 
 
 def _model_that_predicts(kind: str, scores: np.ndarray) -> object:

@@ -12,9 +12,9 @@ from clipped_adaptive import rules
 from clipped_adaptive.base import ClippedAdaptive, Update
 from clipped_adaptive.clipping import Level
 from finetune_common.aliases import Settings
-from finetune_common.errors import check_choice, check_number
 from finetune_common.optim import Elsewhere
 from finetune_common.optim.ops import Divisor
+from finetune_common.optim.settings import as_pair, check_betas
 
 __all__ = ["ClippedAdam"]
 
@@ -25,10 +25,10 @@ class ClippedAdam(ClippedAdaptive):
         ĝ = clip(g),   m = β₁ m + (1-β₁) ĝ,   v_t = β₂ v_{t-1} + (1-β₂) η ĝ²
         θ = (1 - lr λ) θ - lr · m̂ / (√v̂ + ε),    v̂ = v_t, or v_{t-1} with delay
 
-    Bias correction divides m by 1-β₁ᵗ, and v by 1-β₂ᵗ if there is neither delay nor an initial value. With
-    `norm`, v is one number for the whole optimizer, computed from ‖ĝ‖² of all parameters together, and
-    repeated in each parameter's state (`second_moment`). The gradients in `.grad` are not changed. The state
-    is `exp_avg` and (without `norm`) `exp_avg_sq`.
+    Bias correction divides m by 1-β₁ᵗ, and v by 1-β₂ᵗ: with `legacy` always, else if there is neither delay
+    nor an initial value. With `norm`, v is one number for the whole optimizer, computed from ‖ĝ‖² of all
+    parameters together, and repeated in each parameter's state (`second_moment`). The gradients in `.grad`
+    are not changed. The state is `exp_avg` and (without `norm`) `exp_avg_sq`.
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
@@ -103,7 +103,7 @@ class ClippedAdam(ClippedAdaptive):
             params,
             {
                 "lr": lr,
-                "betas": tuple(betas),
+                "betas": as_pair(betas),
                 "eps": eps,
                 "weight_decay": weight_decay,
                 "delay": delay,
@@ -124,10 +124,7 @@ class ClippedAdam(ClippedAdaptive):
 
     def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
-        for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
-            check_number(name, beta, at_least=0, below=1)
-        for name in ("bias_correction", "legacy"):
-            check_choice(name, group[name], (True, False))
+        check_betas(group["betas"])
         super().check_group(group)
 
     def initial_state(self, group: Settings) -> Mapping[str, float]:
@@ -161,7 +158,8 @@ class ClippedAdam(ClippedAdaptive):
         return numbers
 
     def _root(self, group: Settings, step: int) -> float:
-        corrected = group["bias_correction"] and not group["delay"] and group["initial_second_moment"] == 0
+        begins_at_zero = not group["delay"] and group["initial_second_moment"] == 0
+        corrected = group["bias_correction"] and (begins_at_zero or group["legacy"])
         return (1 - group["betas"][1] ** step) ** 0.5 if corrected else 1.0
 
     def _eps(self, group: Settings, step: int) -> float:

@@ -26,9 +26,9 @@ from glue_harness.config.fields import LIST_SLOTS, OPTION_FIELDS, SLOTS, RunConf
 from glue_harness.config.help_texts import HelpFormatter, described_arguments, placeholder
 from glue_harness.config.messages import one_line
 from glue_harness.config.model_fields import join_model_fields, take_model_fields
-from glue_harness.config.specification import read_yaml
+from glue_harness.config.specification import load_yaml, read_yaml
 
-__all__ = ["parse_line", "parse_mapping"]
+__all__ = ["as_choices", "options_of", "parse_line", "parse_mapping"]
 
 Choice = JsonObject
 """A slot's method: its `name` and its options."""
@@ -45,7 +45,7 @@ def _as_choice(slot: str, value: object) -> Choice:
     )
 
 
-def _as_choices(slot: str, value: object) -> list[Choice]:
+def as_choices(slot: str, value: object) -> list[Choice]:
     """Read `agni`, `{name: agni, eta: 0.01}`, a list of them, or nothing."""
     if value in (None, "none", "") and slot in LIST_SLOTS:
         return []
@@ -72,17 +72,24 @@ class _Parser(ArgumentParser):
         raise ConfigurationError(message)
 
 
+def options_of(slot: str, method: str) -> JsonObject:
+    """Return a method's options, each with its default."""
+    return {
+        option.name: option.default if option.default is not dataclasses.MISSING else option.default_factory()  # type: ignore[misc]
+        for option in dataclasses.fields(find(slot, method).Options)
+    }
+
+
 def _add_options(group: Any, slot: str, method: str) -> None:
     options = find(slot, method).Options
     hints, described = get_type_hints(options), described_arguments(options)
-    for option in dataclasses.fields(options):
-        default = option.default if option.default is not dataclasses.MISSING else option.default_factory()  # type: ignore[misc]
+    for option, default in options_of(slot, method).items():
         group.add_argument(
-            f"--{slot}.{option.name}",
-            type=hints[option.name],
+            f"--{slot}.{option}",
+            type=hints[option],
             default=default,
-            help=described.get(option.name, ""),
-            metavar=placeholder(hints[option.name]),
+            help=described.get(option, ""),
+            metavar=placeholder(hints[option]),
         )
 
 
@@ -154,10 +161,10 @@ def _drop_slots(argv: Sequence[str]) -> list[str]:
 def _merge(content: Settings, line_methods: Mapping[str, str]) -> dict[str, list[Choice]]:
     choices = {}
     for slot, default in SLOTS.items():
-        choices[slot] = _as_choices(slot, content.get(slot, default))
+        choices[slot] = as_choices(slot, content.get(slot, default))
         if slot in line_methods:
             try:
-                on_line = _as_choices(slot, yaml.safe_load(line_methods[slot]))
+                on_line = as_choices(slot, load_yaml(line_methods[slot]))
             except yaml.YAMLError:
                 raise ConfigurationError(
                     f"--{slot} {shown(line_methods[slot])} is neither a name nor YAML: give a name, or "

@@ -9,6 +9,8 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
+from glue_harness.config.fields import DEFAULTS, SLOTS
+from glue_harness.config.matching import check_keys
 from glue_harness.console import console_for_reading
 from glue_harness.files import writing
 from glue_harness.report.classes import class_tables, narrow, write_class_tables
@@ -93,6 +95,8 @@ def report(
     from glue_harness.report.plots import draw_figures
 
     published = read_targets(targets) if targets else ()
+    for target in published:
+        check_keys(f"--targets {targets}: run", dict.fromkeys(target.run), [{**DEFAULTS, **SLOTS}])
     results = read_results(folder)
     with _painters(processes, len({result["task"] for result in results})) as executor:
         contents = gather(

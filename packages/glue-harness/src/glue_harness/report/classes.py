@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ SHOWN = 12
 
 SCORES = ("precision", "recall", "f1")
 
+SHORT = 40
+"""Letters of a task's name in a file's: at most 160 bytes, where a name may have 255."""
+
 
 def class_tables(contents: Contents) -> dict[str, Table]:
     """Return a table for each user's task with classes: its best setting, all seeds together.
@@ -31,16 +35,22 @@ def class_tables(contents: Contents) -> dict[str, Table]:
         contents: The report.
 
     Returns:
-        `classes-<task>` → table. Rows are true classes, columns predicted ones.
+        `classes-<task>` → table. Rows are true classes, columns predicted ones. Where a task's name is no
+        name of a file, it is changed and ends in a digest of the whole, so that no two tables meet.
     """
     by_folder = {result["folder"]: result for result in contents.results}
     tables: dict[str, Table] = {}
     for row in contents.rows:  # the best setting of a task comes first
-        name = f"classes-{''.join(c if c.isalnum() or c in '-_' else '-' for c in row.task)}"
+        name = f"classes-{_for_a_file(row.task)}"
         reports = [_class_report(by_folder[folder]) for folder in row.runs]
         if name not in tables and reports and all(reports):
             tables[name] = _table(row, [report for report in reports if report])
     return tables
+
+
+def _for_a_file(task: str) -> str:
+    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in task)[:SHORT]
+    return plain if plain == task else f"{plain}-{sha256(task.encode()).hexdigest()[:8]}"
 
 
 def _class_report(result: JsonObject) -> JsonObject | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_common.aliases import JsonObject, Settings
+from glue_harness.config.matching import covers
 from glue_harness.report.aggregate import model_name
 from glue_harness.report.protocols import PROTOCOLS
 from glue_harness.report.render import Cell, Table
@@ -16,7 +17,6 @@ __all__ = [
     "Line",
     "Measurement",
     "compare",
-    "covers",
     "interval",
     "measured",
     "table_of",
@@ -66,24 +66,6 @@ def measured(results: Iterable[JsonObject], evaluation: str) -> list[Measurement
             Measurement(settings, result["seed"], numbers, result["primary"], result["folder"])
         )
     return measurements
-
-
-def covers(pattern: object, value: object) -> bool:
-    """Say whether settings match a pattern: it may leave out keys, and name one element of a list.
-
-    Examples:
-        >>> covers({"optimizer": {"lr": 0.1}}, {"optimizer": {"name": "sgd", "lr": 0.1}, "seed": 1})
-        True
-        >>> covers({"epochs": 15}, {"epochs": [0, 15]}), covers({"epochs": [15]}, {"epochs": [0, 15]})
-        (True, False)
-    """
-    if isinstance(pattern, Mapping) and isinstance(value, Mapping):
-        return all(key in value and covers(inner, value[key]) for key, inner in pattern.items())
-    if isinstance(value, list) and not isinstance(pattern, list):
-        return any(covers(pattern, element) for element in value)
-    if isinstance(value, list) and isinstance(pattern, list):
-        return len(pattern) == len(value) and all(map(covers, pattern, value))
-    return pattern == value
 
 
 def interval(
@@ -226,8 +208,8 @@ def compare(
         pattern = dict(target.run)
         if not as_published:
             pattern = {key: value for key, value in pattern.items() if key not in ("model", "epochs")}
-            if "optimizer" in pattern:
-                pattern["optimizer"] = {k: v for k, v in pattern["optimizer"].items() if k != "lr"}
+            if isinstance(chosen := pattern.get("optimizer"), Mapping):
+                pattern["optimizer"] = {k: v for k, v in chosen.items() if k != "lr"}
         matched = [run for run in measurements if target.key in run.metrics and covers(pattern, run.settings)]
         if not target.key or not (matched or as_published):
             continue

@@ -11,6 +11,7 @@ import yaml
 
 from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
+from glue_harness.config.matching import nested
 
 __all__ = ["Target", "read_targets"]
 
@@ -69,7 +70,7 @@ def read_targets(path: Path) -> tuple[Target, ...]:
         ConfigurationError: Names the file, and the line or the column.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (OSError, UnicodeDecodeError) as error:
@@ -81,6 +82,8 @@ def read_targets(path: Path) -> tuple[Target, ...]:
     targets = []
     for number, row in enumerate(rows, 2):
         try:
+            if None in row or None in row.values():
+                raise ValueError(f"it has another number of cells than the {len(columns)} columns")
             targets.append(_target({**dict.fromkeys(OPTIONAL, ""), **row}))
         except (ValueError, TypeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
@@ -90,15 +93,18 @@ def read_targets(path: Path) -> tuple[Target, ...]:
 
 def _target(row: Mapping[str, str]) -> Target:
     run = yaml.safe_load(row["run"] or "{}") or {}
+    verified = yaml.safe_load(row["verified"] or "true")
+    if not isinstance(verified, bool):
+        raise ValueError(f"verified={shown(row['verified'])}: give true or false")
     if not isinstance(run, dict):
         raise ValueError(f"run {shown(row['run'])} is no mapping: give {{model: …, optimizer: {{lr: …}}}}")
     return Target(
         **{key: row[key] for key in ("table", "method", "model", "task", "layer", "metric", "source")},
         value=float(row["value"]) if row["value"] else None,
         reading=float(row["reading"] or 0),
-        verified=row["verified"] in ("", "True"),
+        verified=verified,
         benchmark=row["benchmark"],
-        run=run,
+        run=nested(run),
         key=row["key"],
         times=float(row["times"] or 1),
         note=row["note"],

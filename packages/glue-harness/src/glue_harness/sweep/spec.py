@@ -11,6 +11,7 @@ from pathlib import Path
 from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from glue_harness.config.fields import RunConfig
+from glue_harness.config.matching import check_keys, covers, nested, whole
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.config.specification import read_specification
 from glue_harness.sweep.keeping import KEEPS
@@ -41,14 +42,15 @@ class PlannedRun:
 
 def _read(path: Path, scale: str | None) -> JsonObject:
     def chosen(written: Settings) -> JsonObject:
-        scales, cases = written.get("scales") or {}, written.get("cases") or []
-        for part, mappings in {"cases": cases, "scales": scales.values()}.items():
+        listed = {part: written.get(part) or [] for part in ("cases", "exclude")}
+        for part, mappings in {**listed, "scales": (written.get("scales") or {}).values()}.items():
             if wrong := [entry for entry in mappings if not isinstance(entry, dict)]:
                 raise ConfigurationError(
                     f"{path}: {part}: {shown(wrong[0])} is no mapping: give options and their values"
                 )
         for rule in written.get("where") or []:
-            if not isinstance(rule, dict) or {"if", "then"} != set(rule):
+            parts = rule if isinstance(rule, dict) else {}
+            if {"if", "then"} != set(parts) or not all(isinstance(part, dict) for part in parts.values()):
                 raise ConfigurationError(
                     f"{path}: where: {shown(rule)} is no rule: give 'if' and 'then', each with options"
                 )
@@ -62,21 +64,16 @@ def _read(path: Path, scale: str | None) -> JsonObject:
     return spec
 
 
-def _covers(pattern: object, value: object) -> bool:
-    """Say whether a pattern matches a value; a method's name alone matches any of its options."""
-    if isinstance(value, dict) and isinstance(pattern, str):
-        return value.get("name") == pattern
-    if isinstance(value, dict) and isinstance(pattern, dict):
-        return all(key in value and _covers(inner, value[key]) for key, inner in pattern.items())
-    return pattern == value
-
-
 def points(spec: Settings) -> Iterator[JsonObject]:
     """Yield the changes to the base: every case with every point of the grid, except the exclusions.
 
     An axis with a dot sets one option of a method; a case may add a `grid` to the common one. The rules of
     `where` apply in order: a point that matches a rule's `if` gets the options of its `then`. Exclusions
-    apply to the result.
+    apply to the result. Both match the run's settings, those at their defaults among them, however they are
+    written.
+
+    Raises:
+        ConfigurationError: An exclusion or an `if` with a key that no run has.
 
     Examples:
         >>> spec = {"base": {"epochs": 3}, "grid": {"seed": [1, 2]}, "exclude": [{"epochs": 3, "seed": 2}]}
@@ -90,6 +87,9 @@ def points(spec: Settings) -> Iterator[JsonObject]:
         [{'name': 'sgd', 'momentum': 0, 'lr': 0.1}, {'name': 'sgd', 'momentum': 0, 'lr': 0.2}]
     """
     base, grid, cases, where, exclude = (spec.get(part) or PARTS[part]() for part in EXPANDED)
+    rules = [(nested(rule["if"]), rule["then"]) for rule in where]
+    exclusions = [nested(exclusion) for exclusion in exclude]
+    seen = []
     for case in cases or [{}]:
         axes = {**grid, **(case.get("grid") or {})}
         fixed = {option: value for option, value in case.items() if option != "grid"}
@@ -97,11 +97,16 @@ def points(spec: Settings) -> Iterator[JsonObject]:
             point = {**fixed}
             for option, value in zip(axes, values, strict=True):
                 _set(point, base, option, value)
-            for rule in where:
-                if _describes(rule["if"], {**base, **point}):
-                    point |= rule["then"]
-            if not any(_describes(exclusion, {**base, **point}) for exclusion in exclude):
+            for pattern, then in rules:
+                if covers(pattern, whole({**base, **point})):
+                    point |= then
+            if exclusions or rules:
+                seen.append(whole({**base, **point}))
+            if not any(covers(exclusion, seen[-1]) for exclusion in exclusions):
                 yield point
+    for part, patterns in {"exclude": exclusions, "where.if": [pattern for pattern, _ in rules]}.items():
+        for pattern in patterns:
+            check_keys(part, pattern, seen)
 
 
 def _set(point: JsonObject, base: Settings, option: str, value: object) -> None:
@@ -116,10 +121,6 @@ def _set(point: JsonObject, base: Settings, option: str, value: object) -> None:
             f"grid.{option}: nothing chooses the {slot} method: name it in base, in a case, or as grid.{slot}"
         )
     point[slot] = {**({"name": chosen} if isinstance(chosen, str) else chosen), setting: value}
-
-
-def _describes(pattern: Settings, run: Settings) -> bool:
-    return all(key in run and _covers(value, run[key]) for key, value in pattern.items())
 
 
 def _words(key: str, value: object) -> str:
@@ -175,8 +176,12 @@ def read_spec(path: Path, output_dir: Path, scale: str | None = None) -> list[Pl
         ConfigurationError: Names the file and the value.
     """
     spec, present = _read(path, scale), _present(output_dir)
+    try:
+        planned = list(points(spec))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
     runs: dict[str, PlannedRun] = {}
-    for point in points(spec):
+    for point in planned:
         mapping = {**spec["base"], **point, "output_dir": str(output_dir)}
         try:
             config = parse_mapping(mapping)
