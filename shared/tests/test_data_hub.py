@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, SplitDict, SplitInfo, Value
 from datasets.arrow_writer import ArrowWriter
 
-from finetune_common.data import read_dataset, read_own_tables
+from finetune_common.data import Choices, OwnRows, read_dataset, read_own_tables
 from finetune_common.errors import ConfigurationError
 
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
@@ -73,6 +74,69 @@ def test_which_configuration_has_to_be_said(folder: Path, config: str | None, sa
         read_dataset(str(folder), config)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) <= 400
+
+
+def folder_of(place: Path, **splits: dict[str, list[object]]) -> Path:
+    """Write a dataset whose card names these splits."""
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    place.mkdir()
+    for split, columns in splits.items():
+        Dataset.from_dict(columns).to_parquet(place / f"{split}-rows.parquet")
+        card += f"  - split: {split}\n    path: {split}-rows.parquet\n"
+    (place / "README.md").write_text(card + "---\n")
+    return place
+
+
+def labelled(*labels: object) -> dict[str, list[object]]:
+    return {"text": [f"word {i}" for i in range(len(labels))], "label": [*labels]}
+
+
+def test_splits_of_other_names_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = labelled(*"abab")
+    place = folder_of(tmp_path / "reviews", train=rows, validation=rows, dev=rows, test_hard=rows)
+    tables = read_dataset(str(place))
+    assert list(tables) == ["train", "validation"]
+    assert list(tables.unused) == ["dev", "test_hard"]
+    schema = read_own_tables("mine", tables, strict=True, unused=tables.unused).schema
+    assert "not used    dev (only train, validation and test are read), test_hard (" in str(schema)
+    assert type(schema).from_dict(schema.as_dict()) == schema
+
+
+@pytest.mark.parametrize("task", ["mine", "cola"])
+@pytest.mark.parametrize("labels", [[-1, -1], [None, None], ["", ""], None], ids=str)
+def test_a_test_split_without_any_label_is_not_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, labels: list[object] | None
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    one = labelled("0", "1") if labels and isinstance(labels[0], str) else labelled(0, 1)
+    card = folder_of(tmp_path / "cola", train=one, validation=one, test=labelled(*labels or (0, 1)))
+    own = Choices(text_columns=("text",))
+
+    def read(**options: Any) -> OwnRows:
+        tables = read_dataset(str(card))
+        if labels is None:
+            del tables["test"].columns["label"]
+        return read_own_tables(task, tables, own, strict=True, **options)
+
+    found = read(unused={"extra": "it is not read"})
+    assert list(found.splits) == ["train", "validation"]
+    why = "no row has a label" if labels else "no column 'label'"
+    assert found.schema.unused == {"extra": "it is not read", "test": why}
+    with pytest.raises(ConfigurationError, match=r"labels missing in 2 rows|no column 'label'"):
+        read()  # as from files, where such rows were asked for
+
+
+def test_a_test_split_with_some_labels_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    place = folder_of(
+        tmp_path / "reviews", train=labelled(0, 1), validation=labelled(0, 1), test=labelled(1, -1)
+    )
+    tables = read_dataset(str(place))
+    with pytest.raises(ConfigurationError, match="labels missing in 1 row: row 2"):
+        read_own_tables("mine", tables, unused=tables.unused)
+    found = read_own_tables("mine", tables, Choices(drop_unlabelled=True), unused=tables.unused)
+    assert found.splits["test"]["label"] == [1]
 
 
 CODE = """

@@ -31,6 +31,26 @@ READ: dict[str, Odd] = {
     "blank lines": ("a.csv", "\n" + rows("x", "y").replace("\n", "\n\n"), {}, AB),
     "byte-order mark": ("a.csv", b"\xef\xbb\xbf" + rows("x", "y").encode(), {}, AB),
     "byte-order mark, named": ("a.csv", b"\xef\xbb\xbf" + rows("x", "y").encode(), {"encoding": "UTF_8"}, AB),
+    "byte-order mark, other names": (
+        "a.csv",
+        b"\xef\xbb\xbf" + rows("x", "y").encode(),
+        {"encoding": "u8"},
+        AB,
+    ),
+    "byte-order mark of one order": (
+        "a.json",
+        ("\ufeff" + lines({"text": "word 0", "label": "x"}, {"text": "word 1", "label": "y"})).encode(
+            "utf-16-le"
+        ),
+        {"encoding": "utf-16-le"},
+        AB,
+    ),
+    "byte-order mark before a quote, packed": (
+        "a.csv.gz",
+        gzip.compress(b'\xef\xbb\xbf"text",label\nword 0,x\nword 1,y\n'),
+        {},
+        AB,
+    ),
     "byte-order mark of utf-16": ("a.csv", rows("x", "y").encode("utf-16"), {"encoding": "utf-16"}, AB),
     "blanks around the header": ("a.csv", rows("x", "y").replace("text,label", " text , label"), {}, AB),
     "blanks before labels": ("a.csv", rows(" x", " y"), {}, ("x", "y")),
@@ -95,6 +115,48 @@ READ: dict[str, Odd] = {
     ),
     "lists of pandas": ("a.csv", "text,label\na,\"['x', 'y']\"\nb,\"['x']\"\n", {}, [[0, 1], [0]]),
     "lists of json": ("a.tsv", 'text\tlabel\na\t"[""x"", ""y""]"\nb\t[]\n', {}, [[0, 1], []]),
+    "lists of numpy": ("a.csv", "text,label\na,['x' 'y']\nb,['x']\n", {}, [[0, 1], [0]]),
+    "numbers of numpy": ("a.csv", "text,label\na,[0 1]\nb,[0]\n", {}, [[0, 1], [0]]),
+    "sets": ("a.csv", "text,label\na,\"{'x', 'y'}\"\nb,{'x'}\n", {}, [[0, 1], [0]]),
+    "tuples": ("a.csv", "text,label\na,\"('x', 'y')\"\nb,\"('x',)\"\n", {}, [[0, 1], [0]]),
+    "lists of a database": (
+        "a.csv",
+        'text,label\na,"{x,late delivery}"\nb,{x}\n',
+        {"kind": "labels"},
+        [[0, 1], [1]],
+    ),
+    "a comma and a bracket in quotes": (
+        "a.csv",
+        "text,label\na,\"['x, ]y', 'it\\'s']\"\nb,['z']\n",
+        {},
+        [[0, 1], [2]],
+    ),
+    "brackets as words": ("a.csv", rows("(x)", "(y)"), {"kind": "classes"}, ("(x)", "(y)")),
+    "vectors as names": (
+        "a.jsonl",
+        lines({"text": "a", "label": [1, 1]}, {"text": "b", "label": [0, 1]}),
+        {"kind": "labels"},
+        [[1], [0, 1]],
+    ),
+    "lists of two numbers": (
+        "a.jsonl",
+        lines({"text": "a", "label": [1, 2]}, {"text": "b", "label": [2, 3]}),
+        {},
+        [[0, 1], [1, 2]],
+    ),
+    "names with signs": (
+        "a.csv",
+        rows("sci/tech", "business & finance", "finance", "not offensive", "offensive", "New York", "York"),
+        {},
+        ("New York", "York", "business & finance", "finance", "not offensive", "offensive", "sci/tech"),
+    ),
+    "a name twice": ("a.csv", rows("bye", "bye-bye", "hi"), {}, ("bye", "bye-bye", "hi")),
+    "numbered names": ("a.csv", rows("class 1", "class 2"), {}, ("class 1", "class 2")),
+    "ranges": ("a.csv", rows("1-5", "6-10"), {}, ("1-5", "6-10")),
+    "a word among numbers": ("a.csv", rows(0, "N/A", 1), {"kind": "classes"}, ("0", "1", "N/A")),
+    "two words among numbers": ("a.csv", rows(0, "low", 1, "high"), {}, ("0", "1", "high", "low")),
+    "amounts as words": ("a.csv", rows("10 km", "12 km"), {"kind": "classes"}, ("10 km", "12 km")),
+    "scores close to each other": ("a.csv", rows("1000.25", "1000.5"), {}, [1000.25, 1000.5]),
     "one label in lists": (
         "a.jsonl",
         lines({"text": "a", "label": ["x"]}, {"text": "b", "label": []}),
@@ -351,6 +413,44 @@ REFUSED: dict[str, Odd] = {
         "truth values in 1 of 2 rows",
     ),
     "shares": ("a.csv", rows("50%", "20 %"), {}, "numbers with a sign, such as '50%'"),
+    "amounts": ("a.csv", rows("10 km", "12 km"), {}, "numbers with a unit, such as '10 km'"),
+    "vectors of 0 and 1": (
+        "a.jsonl",
+        lines({"text": "a", "label": [1, 0, 1]}, {"text": "b", "label": [0, 1, 0]}),
+        {},
+        r"holds vectors, such as \[1, 0, 1\]: write the labels of each row",
+    ),
+    "one-hot vectors": (
+        "a.csv",
+        'text,label\na,"[1, 0]"\nb,"[0, 1]"\n',
+        {},
+        "holds vectors",
+    ),
+    "vectors of numpy": ("a.csv", "text,label\na,[1. 0. 0.]\nb,[0. 1. 1.]\n", {}, "holds vectors"),
+    "vectors of truth": (
+        "a.jsonl",
+        lines({"text": "a", "label": [True]}, {"text": "b", "label": [False, True]}),
+        {},
+        "holds vectors",
+    ),
+    "vectors of fractions": (
+        "a.jsonl",
+        lines({"text": "a", "label": [0.5, 1.5]}, {"text": "b", "label": [0.25, 1]}),
+        {},
+        "holds vectors.*--kind labels takes the numbers as names",
+    ),
+    "what is no list": (
+        "a.csv",
+        rows("[np.str_('x')]", "[np.str_('y')]"),
+        {"kind": "labels"},
+        "in 2 rows: lines 2, 3; a list of labels holds words",
+    ),
+    "scores that 32 bits do not tell apart": (
+        "a.csv",
+        rows(*(1_700_000_000.5 + i for i in range(30))),
+        {},
+        "30 different scores, such as '1700000000.5', of which 1 differ in 32 bits: subtract",
+    ),
     "prices as labels": ("a.csv", rows("$5", "€7.50"), {}, "numbers with a sign"),
     "blanks before quotes": ("a.csv", 'text, label\na, "x"\nb, "y"\n', {}, "write no blank after"),
     "columns instead of rows": (
@@ -389,7 +489,25 @@ ASKED = {
     "no-break space": (rows("x", "x\u00a0", "y"), "differ only by case, blanks or zeros"),
     "two ways to write é": (rows("caf\u00e9", "cafe\u0301", "y"), "differ only by case, blanks or zeros"),
     "labels that are joined": (rows("x|y", "x", "y"), "'x|y' beside the labels that it joins"),
+    "all in brackets": (rows("(x)", "(y)"), "cells in brackets, such as '(x)'"),
+    "lists and words": (
+        rows("['x']", "x", "y"),
+        "--kind labels takes them as lists of labels, --kind classes as",
+    ),
+    "lists of a database": (rows('"{x,y}"', "{x}", "{y}"), "cells in brackets, such as '{x,y}'"),
+    "texts that Python would join": (rows("['x''y']", "['x']"), "cells in brackets, such as"),
+    "lists of Python's names": (rows("[np.str_('x')]", "[np.str_('y')]"), "cells in brackets, such as"),
     "labels that are joined by commas": (rows('"x, y"', "x", "y"), "--kind labels takes several"),
+}
+
+
+ASKED |= {
+    f"joined by {sign!r}": (f'text,label\na,x\nb,y\nc,"x{sign}y"\n', "beside the labels that it joins")
+    for sign in ("/", "+", " & ", " ", "::", " and ", "\n", "_")
+}
+ASKED |= {
+    f"{word} among whole numbers": (rows(0, 1, word), f"'{word}' beside whole numbers alone")
+    for word in ("N/A", "None", "null", "#N/A", "-", "?")
 }
 
 
@@ -402,6 +520,24 @@ def test_is_asked(tmp_path, content, said):
     with pytest.raises(ConfigurationError, match="to decide") as refused:
         read_own_files("mine", path, path, strict=True)
     assert len(str(refused.value)) <= 400
+
+
+NUMBERS = [
+    ["₹100", "₹200"], ["$5", "5 €"], ["100 EUR", "200 EUR"], ["3/5", "1/5"], ["1 000", "2 500"],
+    ["1'000", "2'500"],
+    ["１.５", "２.０"], ["١٫٥", "٢٫٥"], ["5°", "7°"], ["−1", "0", "1"], ["1\u202f000", "7"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", NUMBERS, ids=map(str, NUMBERS))
+def test_numbers_that_are_not_plain_do_not_become_classes_without_an_order(tmp_path, labels):
+    path = write(tmp_path, "a.csv", rows(*labels))
+    with pytest.raises(
+        ConfigurationError, match="write plain numbers, or --kind classes takes them as words"
+    ):
+        read_own_files("mine", path, path)
+    found = read_own_files("mine", path, path, choices=Choices(kind="classes"), strict=True)
+    assert set(found.task.labels) == set(labels)
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -118,6 +118,21 @@ def test_a_known_task_keeps_its_columns_labels_and_metrics(tmp_path):
         load_own_files("stsb", scores, scores)
 
 
+def test_the_labels_of_a_known_task_are_read_as_pandas_writes_them_and_folded_on_request(tmp_path):
+    def read_rte(*labels: object, **choices: Any) -> list[int]:
+        pairs = [{"sentence1": "a", "sentence2": "b", "label": label} for label in labels]
+        path = write(tmp_path / "rte.csv", pairs)
+        return read_own_files("rte", path, path, choices=Choices(**choices)).splits["train"]["label"]
+
+    assert read_rte("0.0", "1.0", "1") == [0, 1, 1]
+    assert read_rte("Entailment", "NOT_entailment ", label_spelling="fold") == [0, 1]
+    said = r"allowed is entailment, not_entailment, 0, 1; --label-spelling fold ignores case"
+    with pytest.raises(ConfigurationError, match=said):
+        read_rte("Entailment", "not_entailment")
+    with pytest.raises(ConfigurationError, match=r"label 'True' in 1 row: .*not_entailment, 0, 1$"):
+        read_rte("True", "0", label_spelling="fold")  # index 1 is not_entailment
+
+
 def test_the_two_files_of_a_known_task_may_name_its_columns_differently(tmp_path):
     train = write(tmp_path / "train.tsv", [{"#1 String": "a", "#2 String": "b", "Quality": "1"}])
     dev = write(tmp_path / "dev.jsonl", [{"sentence1": "a", "sentence2": "b", "label": "equivalent"}])
@@ -229,6 +244,51 @@ def test_a_class_that_is_never_evaluated_is_asked_about(tmp_path):
     )
     with pytest.raises(ConfigurationError, match=r"train.csv|label 'z' in 1 row: line 4; allowed is x, y"):
         read_own_files("mine", dev, train)
+
+
+def test_a_class_without_a_row_in_the_share_is_asked_about(tmp_path):
+    rows = [{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(30)]
+    path = write(tmp_path / "train.csv", [*rows, {"text": "alone", "label": "z"}])
+    choices = {"validation_share": 0.2}
+    with pytest.raises(
+        ConfigurationError, match=r"train.csv: no row with label 'z' to evaluate .*--kind classes"
+    ):
+        read_own_files("mine", path, choices=Choices(**choices), strict=True)
+    assert len(read_own_files("mine", path, choices=Choices(**choices)).schema.questions) == 1
+    found = read_own_files("mine", path, choices=Choices(**choices, kind="classes"), strict=True)
+    assert found.schema.sources["validation"].labels == {"x": 3, "y": 3, "z": 0}
+
+
+def test_minus_one_is_no_label_where_training_has_none_below_0(tmp_path):
+    train = write(tmp_path / "train.csv", [{"text": f"t{i}", "label": i % 2} for i in range(4)])
+    dev = write(
+        tmp_path / "dev.csv", [{"text": f"d{i}", "label": label} for i, label in enumerate((0, -1, 1))]
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"dev.csv: labels missing in 1 row: line 3; --drop-unlabelled"
+    ):
+        read_own_files("mine", train, dev)
+    found = read_own_files("mine", train, dev, choices=Choices(drop_unlabelled=True))
+    assert found.splits["validation"]["text"] == ["d0", "d2"]
+    signed = write(tmp_path / "signed.csv", [{"text": f"t{i}", "label": i - 1} for i in range(3)])
+    assert read_own_files("mine", signed, dev).splits["validation"]["label"] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(3), pa.list_(pa.binary())])
+def test_binary_columns_are_text(tmp_path, kind):
+    labels = [[b"pos"], [b"neg"]] if pa.types.is_list(kind) else [b"pos", b"neg"]
+    texts = pa.array(["naïve ☕".encode(), b"bad"], pa.binary())
+    image = pa.array([b"\x89PNG\xff", b"\xff"], pa.binary())
+    path = tmp_path / "rows.parquet"
+    pa.parquet.write_table(pa.table({"text": texts, "image": image, "label": pa.array(labels, kind)}), path)
+    found = read(path)
+    assert found.task.labels == ("neg", "pos")
+    assert found.splits["train"]["text"] == ["naïve ☕", "bad"]
+    assert found.schema.aside == {"image": "bytes that are no text in UTF-8"}
+    with pytest.raises(
+        ConfigurationError, match=r"'image' is b.* in 2 rows: rows 1, 2; store it as text in UTF-8"
+    ):
+        read(path, label_column="image", text_columns=("text",))
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json", ".parquet"])

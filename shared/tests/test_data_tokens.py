@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
-from finetune_common.data import Collator, load_own_files, load_task, make_loader, tokenize
+from finetune_common.data import Collator, load_own_files, load_task, make_loader, token_lengths, tokenize
 from finetune_common.demo import demo_tokenizer
 from finetune_common.errors import ConfigurationError
-from finetune_common.tasks import get_task
+from finetune_common.tasks import Task, get_task
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,28 @@ def test_a_tokenizer_without_token_types_gives_none(rows, tmp_path):
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     encoded = tokenize(rows, tokenizer, "demo-entailment", 32, tmp_path)["validation"]
     assert encoded.column_names == ["input_ids", "attention_mask", "labels", "idx"]
+
+
+@pytest.mark.parametrize(
+    ("special", "expected"),
+    [
+        ({"bos_token": "[CLS]", "eos_token": "[SEP]", "pad_token": "[SEP]"}, "[CLS]"),
+        ({"bos_token": "[SEP]", "eos_token": "[SEP]", "pad_token": "[SEP]", "unk_token": "[UNK]"}, "[UNK]"),
+        ({"bos_token": "[SEP]", "eos_token": "[SEP]", "pad_token": "[SEP]"}, "[SEP]"),
+        ({}, None),
+    ],
+)
+def test_an_empty_text_is_one_token_where_the_tokenizer_adds_none(tmp_path, special, expected):
+    """A token other than the padding's, if there is one: a decoder's head looks for the last such token."""
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "[CLS]": 2, "dog": 3}, "[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    task = Task("own", ("first", "second"), ("a", "b"), ("accuracy",), "accuracy", {})
+    columns = {"first": ["", "dog", ""], "second": ["", "", "dog"], "label": [0, 1, 0], "idx": [0, 1, 2]}
+    encoded = tokenize({"train": Dataset.from_dict(columns)}, tokenizer, task, 8, tmp_path)["train"]
+    alone = 0 if expected is None else tokenizer.convert_tokens_to_ids(expected)
+    assert encoded["input_ids"][:] == [[alone], [3], [3]]
+    assert encoded["attention_mask"][:] == [[1], [1], [1]]
+    assert token_lengths(encoded).tolist() == [1, 1, 1]
 
 
 def test_the_same_content_is_tokenised_once(rows, tmp_path):

@@ -1,9 +1,11 @@
 """A class is a method by its path: any optimizer of torch's kind, and any class with options."""
 
 import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +24,11 @@ def groups(model: torch.nn.Module, weight_decay: float = 0.0) -> list[dict[str, 
         ("torch.optim.Adafactor", {"lr": 0.02, "beta2_decay": -0.5, "eps": (None, 1e-2)}),
         ("torch.optim.RMSprop", {"lr": 0.02, "centered": True}),
         ("torch.optim.adamw.AdamW", {"lr": 0.02, "betas": (0.8, 0.95), "amsgrad": True}),
-        ("torch.optim.Muon", {"lr": 0.02, "ns_steps": 3}),
+        pytest.param(
+            "torch.optim.Muon",
+            {"lr": 0.02, "ns_steps": 3},
+            marks=pytest.mark.filterwarnings("ignore:.*takes matrices only"),
+        ),
     ],
 )
 def test_steps_are_those_of_the_class(path: str, options: dict[str, Any]) -> None:
@@ -73,6 +79,48 @@ class NeedsTheLoss(Plain):
     def step(self, closure) -> None: ...
 
 
+class NeedsALoss(Plain):
+    """Is given the loss."""
+
+    def step(self, loss) -> None: ...
+
+
+class TakesNothing(Plain):
+    """Its step has no arguments, and draws random numbers; counts itself in the class."""
+
+    made = 0
+
+    def __init__(self, params, lr=0.1, **others) -> None:
+        super().__init__(params, lr)
+        TakesNothing.made += 1
+
+    def step(self) -> None:
+        super().step(random.random() * np.random.rand() * torch.rand(()))
+
+
+class Fails(Plain):
+    """Fails where it is told to."""
+
+    def __init__(self, params, lr=0.1, where="step") -> None:
+        {"step": 1}[where]
+        super().__init__(params, lr)
+
+    def step(self, closure=None) -> None:
+        raise KeyError("exp_avg")
+
+
+class NeedsColumns(Plain):
+    """Divides by a matrix's columns."""
+
+    def __init__(self, params, lr=0.1) -> None:
+        super().__init__(params, lr)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for param in self.param_groups[0]["params"]:
+            param -= param.grad / param.shape[1]
+
+
 class NeedsEvaluation(Plain):
     """Has other weights while it is evaluated."""
 
@@ -98,6 +146,10 @@ def test_arguments_without_annotations_or_defaults() -> None:
             {"lr": 1e-3},
             "refuses: Cannot combine manual `lr` and `relative_step=True`",
         ),
+        ("torch.optim.SparseAdam", {}, "'torch.optim.SparseAdam' refuses: .*dense"),
+        ("torch.optim.AdamW", {"differentiable": True}, "'torch.optim.AdamW' refuses: .*leaf"),
+        (f"{__name__}.Fails", {}, "refuses: KeyError: 'exp_avg'"),
+        (f"{__name__}.Fails", {"where": "nowhere"}, "refuses: KeyError: 'nowhere'"),
     ],
 )
 def test_wrong_options_are_refused_before_a_model_is_there(
@@ -128,8 +180,9 @@ def test_wrong_options_are_refused_before_a_model_is_there(
             "torch.optim.Adam",
             "is the class Adam: give a class of finetune_common.slots.Method's kind$",
         ),
-        ("optimizer", "torch.optim.LBFGS", "calls the loss function within its step"),
-        ("optimizer", f"{__name__}.NeedsTheLoss", "calls the loss function within its step"),
+        ("optimizer", "torch.optim.LBFGS", "more than gradients in its step .*'closure'.*choose another"),
+        ("optimizer", f"{__name__}.NeedsTheLoss", "more than gradients in its step .*'closure'"),
+        ("optimizer", f"{__name__}.NeedsALoss", "more than gradients in its step .*'loss'"),
         ("optimizer", f"{__name__}.NeedsEvaluation", "must be told when evaluation begins"),
     ],
 )
@@ -145,6 +198,36 @@ def test_weight_decay_that_would_have_no_effect_is_refused() -> None:
     ):
         method(method.Options()).build(model, groups(model, 0.01))
     method(method.Options()).build(model, groups(model))
+
+
+def test_a_step_without_arguments_is_given_none() -> None:
+    method, model = find("optimizer", f"{__name__}.TakesNothing"), torch.nn.Linear(2, 1)
+    optimizer = method(method.Options()).build(model, groups(model))
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step(None)
+    schedule.step()
+    assert not torch.equal(model.weight, before)
+
+
+def test_a_trial_leaves_no_trace() -> None:
+    method = find("optimizer", f"{__name__}.TakesNothing")
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    made = TakesNothing.made
+    method(method.Options())
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+    assert TakesNothing.made == made
+
+
+def test_an_optimizer_of_matrices_says_so_before_a_model_is_there() -> None:
+    method, model = find("optimizer", f"{__name__}.NeedsColumns"), torch.nn.Linear(2, 1)
+    told = "refuses: tuple index out of range: it takes matrices only"
+    with pytest.warns(UserWarning, match=told):
+        built = method(method.Options())
+    with pytest.raises(ConfigurationError, match=told):
+        built.build(model, groups(model))
+    assert built.build(model, groups(torch.nn.Linear(2, 1, bias=False)))
 
 
 def test_a_class_with_options_fills_any_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
 from finetune_common.errors import ConfigurationError
@@ -135,6 +135,17 @@ def check_fully_sharded(rank):
         step("microbatch")
 
 
+def check_flat_pieces(rank):
+    """torch's first FSDP gives a process a piece of all tensors joined: no tensor's norm, nor its part."""
+    for whole_views in (False, True):
+        net = FullyShardedDataParallel(linear(), use_orig_params=whole_views, device_id=torch.device("cpu"))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        AnnealedGradientNoise(optimizer, 1.0)
+        net(batches(1)[0]).square().mean().backward()
+        with pytest.raises(ConfigurationError, match="fully_shard"):
+            optimizer.step()
+
+
 def check_annealed(rank):
     param = nn.Parameter(torch.zeros(50))
     optimizer = torch.optim.SGD([param], lr=1.0)
@@ -153,4 +164,5 @@ def check(rank, cases):
     check_shards(rank)
     check_state_of_shards(rank)
     check_fully_sharded(rank)
+    check_flat_pieces(rank)
     check_annealed(rank)

@@ -6,10 +6,13 @@ from math import isnan
 from numbers import Real
 from reprlib import Repr
 
-__all__ = ["ConfigurationError", "check_choice", "check_number", "did_you_mean", "shown"]
+__all__ = ["ConfigurationError", "check_choice", "check_number", "did_you_mean", "reason", "shown"]
 
 LONGEST_SHOWN = 60
 """Characters of a value in a message."""
+
+LONGEST_REASON = 160
+"""Characters of another error's text in a message."""
 
 
 class ConfigurationError(ValueError):
@@ -56,6 +59,17 @@ def shown(value: object) -> str:
         ('Tensor of shape (500,)', 'Linear(...)', '[0, 1, 2, 3, ...]')
     """
     return _Short().repr(value)
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's text for a message: one line, with the error's kind if it is a single word.
+
+    Examples:
+        >>> reason(ValueError("not a\\nnumber")), reason(KeyError("lr"))
+        ('not a number', "KeyError: 'lr'")
+    """
+    text = " ".join(str(error).split())[:LONGEST_REASON]
+    return text if " " in text else f"{type(error).__name__}: {text}"
 
 
 def did_you_mean(value: str, allowed: Iterable[str]) -> str:

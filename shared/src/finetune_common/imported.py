@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import random
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, field, make_dataclass
 from functools import cache
 from importlib import import_module
-from types import NoneType, UnionType
+from types import MethodType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from finetune_common.errors import ConfigurationError, did_you_mean, shown
+from finetune_common.errors import ConfigurationError, did_you_mean, reason, shown
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +121,7 @@ def _arguments(kind: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter
 
 
 def _options(kind: type[torch.optim.Optimizer], path: str) -> type:
-    """Return a dataclass of the arguments that can be written; it checks itself on a small matrix."""
+    """Return a dataclass of the arguments that can be written; it checks itself in a step on a matrix."""
     try:
         hints = get_type_hints(kind.__init__)
     except (NameError, TypeError):
@@ -129,9 +134,7 @@ def _options(kind: type[torch.optim.Optimizer], path: str) -> type:
             members.append((name, hint | None if default is None else hint, field(default=default)))
 
     def check(options: Any) -> None:
-        from torch import nn, zeros
-
-        group = _construct(kind, path, [{"params": [nn.Parameter(zeros(2, 2))]}], options).param_groups[0]
+        group = _tried(kind, path, options, (4, 3)).param_groups[0]
         if not isinstance(group.get("lr"), int | float):
             raise ConfigurationError(f"optimizer {path!r} has no learning rate of its own: give one as lr")
 
@@ -149,16 +152,75 @@ def _construct(
     given = {name: v for name, v in asdict(options).items() if v is not None or name not in required}
     try:
         return cast("Any", kind)(groups, **given)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigurationError(f"optimizer {path!r} refuses: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"optimizer {path!r} refuses: {reason(error)}")
+
+
+@contextmanager
+def _undisturbed(kind: type) -> Generator[None]:
+    """Within this context nothing draws from the random streams, and a class keeps its own data."""
+    import numpy as np
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
+
+    plain, torch_states = (*WORDS, list, dict, set), cast("Any", torch.random)
+    own: dict[str, Any] = {name: value for name, value in vars(kind).items() if type(value) in plain}
+    data = deepcopy(own)
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch_states.fork_rng(), _disable_current_modes():  # fake tensors would have no values
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for name, value in data.items():
+            if not name.startswith("__"):
+                setattr(kind, name, value)
+
+
+def _tried(
+    kind: type[torch.optim.Optimizer], path: str, options: Any, *shapes: tuple[int, ...]
+) -> torch.optim.Optimizer:
+    """Return an optimizer after a step on small parameters: on the CPU or, if that fails, on a GPU."""
+    import torch
+
+    failed: ConfigurationError | None = None
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        with _undisturbed(kind):
+            parameters = [torch.nn.Parameter(torch.ones(shape, device=device)) for shape in shapes]
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, 0.5)
+            try:
+                optimizer = _construct(kind, path, [{"params": parameters}], options)
+                optimizer.step()
+                return optimizer
+            except ConfigurationError as error:
+                failed = failed or error
+            except Exception as error:
+                failed = failed or _refusal(path, error)
+    assert failed is not None
+    raise failed
+
+
+def _unfit(kind: type[torch.optim.Optimizer], arguments: tuple[None, ...]) -> str:
+    """Return why an optimizer's step does not take these arguments, or ""."""
+    try:
+        inspect.signature(kind.step).bind(None, *arguments)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def _optimizer_method(kind: type[torch.optim.Optimizer], path: str) -> type[Any]:
-    closure = inspect.signature(kind.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
+    lacks, takes_closure = _unfit(kind, ()), not _unfit(kind, (None,))
+    if lacks:
         raise ConfigurationError(
-            f"optimizer {path!r} calls the loss function within its step, "
-            "and a run computes the loss before it: choose another"
+            f"optimizer {path!r} needs more than gradients in its step ({lacks}), and a run has nothing else "
+            "then: choose another"
         )
     if hasattr(kind, "eval"):
         raise ConfigurationError(
@@ -173,11 +235,26 @@ def _optimizer_method(kind: type[torch.optim.Optimizer], path: str) -> type[Any]
 
         def __init__(self, options: Any) -> None:
             self.options = options
+            self.only_matrices = ""
+            try:
+                _tried(kind, path, options, (4, 3), (3,))
+            except ConfigurationError as error:  # said before rows are read, since few models have no vectors
+                self.only_matrices = f"{error}: it takes matrices only: train no others, or choose another"
+                warnings.warn(self.only_matrices, stacklevel=2)
 
         def build(self, model: torch.nn.Module, param_groups: list[ParamGroup]) -> torch.optim.Optimizer:
             if not decays and any(group["weight_decay"] for group in param_groups):
                 raise ConfigurationError(f"optimizer {path!r} has no weight decay: give --weight-decay 0")
-            return _construct(kind, path, unnamed(param_groups), self.options)
+            groups = unnamed(param_groups)
+            if self.only_matrices and any(p.ndim < 2 for group in groups for p in group["params"]):
+                raise ConfigurationError(self.only_matrices)
+            optimizer = _construct(kind, path, groups, self.options)
+            if not takes_closure:
+                optimizer.step = MethodType(step, optimizer)
+            return optimizer
+
+    def step(optimizer: torch.optim.Optimizer, closure: None = None) -> None:
+        kind.step(optimizer)
 
     Method.__doc__ = inspect.getdoc(kind)
     Method.__name__ = Method.__qualname__ = kind.__name__

@@ -118,11 +118,15 @@ class Part(Protocol):
         ...
 
     def on_step(self, step: int) -> Mapping[str, object]:
-        """Look at gradients and new weights after the step; the result goes into `metrics.jsonl`."""
+        """Look at gradients and new weights after the step; the result goes into `metrics.jsonl`.
+
+        Its values are numbers, text, tensors, arrays, and lists and dicts of them; `step`, `loss` and
+        `learning_rate` are keys of the run.
+        """
         ...
 
     def state_dict(self) -> StateDict:
-        """Return all state as tensors and plain data."""
+        """Return all state as tensors and plain data: a run refuses to save other objects."""
         ...
 
     def load_state_dict(self, state: StateDict) -> None:

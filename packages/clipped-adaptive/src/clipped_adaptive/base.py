@@ -21,11 +21,13 @@ from clipped_adaptive.clipping import (
 from clipped_adaptive.late import LateCoefficients
 from clipped_adaptive.replicated import first_of, refuse_a_part, replicate
 from finetune_common.aliases import ParamGroup, Settings, StateDict, is_sharded
-from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
+from finetune_common.errors import ConfigurationError, check_number, shown
 from finetune_common.optim import Batch, ElementwiseOptimizer, arithmetic_dtype, whole_norms
 from finetune_common.optim.norms import euclidean_norm
 from finetune_common.optim.ops import Value
+from finetune_common.optim.parts import refuse_parts
 from finetune_common.optim.run import Late
+from finetune_common.optim.settings import check_switch
 
 __all__ = ["ClippedAdaptive", "ClippedOptimizer", "Update"]
 
@@ -59,7 +61,7 @@ class ClippedOptimizer(ElementwiseOptimizer):
         **running: Any,
     ):
         check_clipping(clip, max_norm)
-        check_choice("norm", norm, (True, False))
+        check_switch("norm", norm)
         self.clip, self.max_norm, self.norm = clip, max_norm, norm
         super().__init__(params, {**defaults, "steps": 0}, **running)
 
@@ -72,6 +74,12 @@ class ClippedOptimizer(ElementwiseOptimizer):
                     f"{name}={shown(group[name])} is in a parameter group, but the whole optimizer has one "
                     f"{name}: pass it to the constructor"
                 )
+        try:
+            hash(group.get("layer"))
+        except TypeError:
+            raise ConfigurationError(
+                f"layer={shown(group['layer'])} cannot name a layer: give a text or a number"
+            ) from None
 
     def state_names(self, group: Settings) -> set[str]:
         """Return the names of all state of a group's parameters, with what they repeat."""
@@ -91,8 +99,10 @@ class ClippedOptimizer(ElementwiseOptimizer):
                 self._level = self._level_now()
         if not batches or not (by_norm or self.norm):
             return [{} for _ in batches]
+        setting = f"clip={self.clip!r}, norm={self.norm}"
+        refuse_parts((param for batch in batches for param in batch.params), setting)
         if (self.norm or self.clip in ("global", "layer")) and not self._has_all_parameters:
-            refuse_a_part(self, f"clip={self.clip!r}, norm={self.norm}")
+            refuse_a_part(self, setting)
             self._has_all_parameters = True
         if self._needs_single_norms() and LateCoefficients.possible(batches):
             count = sum(len(batch.grads) for batch in batches)
@@ -260,7 +270,6 @@ class ClippedAdaptive(ClippedOptimizer):
         check_number("eps", group["eps"], at_least=0)
         check_number("eta", group["eta"], above=0)
         check_number(self.initial, group[self.initial], at_least=0)
-        check_choice("delay", group["delay"], (True, False))
         if group["delay"] and group[self.initial] == 0:
             raise ConfigurationError(
                 f"delay=True with {self.initial}=0 divides the first step by nothing: give "

@@ -14,6 +14,7 @@ from clipped_adaptive.clips import CLIPS
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
 from finetune_common.optim.norms import euclidean_norm
+from finetune_common.optim.settings import check_whole
 
 __all__ = [
     "ClipReport",
@@ -57,7 +58,7 @@ class RunningQuantile:
 
     def __post_init__(self) -> None:
         check_number("q", self.q, above=0, at_most=1)
-        check_number("window", self.window, at_least=1)
+        check_whole("window", self.window, at_least=1)
 
     def levels(self, past: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         """Return this step's level of each unit, and the norms to remember.

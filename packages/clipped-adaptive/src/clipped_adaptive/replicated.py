@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finetune_common.aliases import StateDict
 from finetune_common.errors import ConfigurationError
+from finetune_common.optim.parts import processes
 
 __all__ = ["first_of", "refuse_a_part", "replicate"]
 
@@ -56,6 +57,8 @@ def refuse_a_part(optimizer: torch.optim.Optimizer, setting: str) -> None:
     Raises:
         ConfigurationError: The calling optimizer has parameters that this one does not have.
     """
+    if processes() == 1:  # the parameters may belong to several optimizers, but all are here
+        return
     stepped = {param for group in optimizer.param_groups for param in group["params"]}
     # inspect.currentframe would be public, but may return None.
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]

@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 from finetune_common.aliases import StateDict
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.optim.settings import check_switch
 from noise_injection.attachment import GradientNoise, Plan, Row, reach
 from noise_injection.microbatch import MicroBatchVariance
 from noise_injection.moments import EmaVariance, RunningVariance
@@ -82,12 +83,13 @@ class AdaptiveGradientNoise(GradientNoise):
     ) -> None:
         check_number("eta", eta, at_least=0, below=float("inf"))
         check_choice("variance", variance, VARIANCES)
+        check_switch("scale_by_norm", scale_by_norm)
         super().__init__(optimizer, seed)
         self.eta, self.variance, self.scale_by_norm = eta, variance, scale_by_norm
         if variance == "microbatch":
             self._source = MicroBatchVariance(self.parameters, process_group, checks=self.order == 0)
         elif variance == "running":
-            self._source = RunningVariance()
+            self._source = RunningVariance(self.optimizer)
         else:
             self._source = EmaVariance(self.optimizer)
             self._handles.append(self.optimizer.register_step_post_hook(self._after_step))

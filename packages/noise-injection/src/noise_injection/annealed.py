@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,8 @@ class AnnealedGradientNoise(GradientNoise):
     def __init__(
         self, optimizer: torch.optim.Optimizer, eta: float = 0.01, gamma: float = 0.55, *, seed: int = 0
     ) -> None:
-        check_number("eta", eta, at_least=0, below=float("inf"))
-        check_number("gamma", gamma, at_least=0, below=float("inf"))
+        check_number("eta", eta, at_least=0, below=inf)
+        check_number("gamma", gamma, at_least=0, below=inf)
         super().__init__(optimizer, seed)
         self.eta, self.gamma = eta, gamma
 
@@ -58,5 +60,9 @@ class AnnealedGradientNoise(GradientNoise):
 
     def numbers(self, plans: list[Plan], sums: Tensor, unit: Tensor) -> Tensor:
         """Return each row's standard deviation."""
-        deviation = (self.eta / (1 + self.steps) ** self.gamma) ** 0.5
+        try:
+            shrunk = (1 + self.steps) ** self.gamma
+        except OverflowError:
+            shrunk = inf
+        deviation = (self.eta / shrunk) ** 0.5
         return (reach(sums, unit, scale_by_norm=False) * unit * deviation).unsqueeze(1)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from finetune_common.aliases import StateDict
-from finetune_common.errors import ConfigurationError, check_number, shown
+from finetune_common.errors import ConfigurationError, shown
+from finetune_common.optim.parts import refuse_parts
+from finetune_common.optim.settings import check_whole
 from noise_injection.kernels import Kernel
 from noise_injection.lists import index, run_all, small_first, sums_of_all, unit_scale
-from noise_injection.shards import local, shard_groups, shard_index, sum_over_shards
+from noise_injection.shards import flat, local, shaped, shard_groups, shard_index, sum_over_shards
 
 __all__ = ["GradientNoise", "Plan", "Row", "attached"]
 
@@ -26,14 +28,18 @@ def attached(optimizer: torch.optim.Optimizer) -> list[GradientNoise]:
 
 
 def _innermost(optimizer: object) -> torch.optim.Optimizer:
-    """Return the optimizer that steps: a wrapper such as Accelerate's only passes calls on to it."""
-    while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
-        optimizer = getattr(optimizer, "optimizer", None)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigurationError(
-            f"optimizer={shown(optimizer)} is not a torch.optim.Optimizer: pass the optimizer itself"
-        )
-    return optimizer
+    """Return the optimizer that steps: a wrapper such as Accelerate's has no hooks, but holds that one."""
+    found = optimizer
+    while not (isinstance(found, torch.optim.Optimizer) and hasattr(found, "_optimizer_step_pre_hooks")):
+        values = getattr(found, "__dict__", {}).values()
+        inside = {id(value): value for value in values if isinstance(value, torch.optim.Optimizer)}
+        if len(inside) != 1:
+            kind = "has no hooks of torch.optim.Optimizer" if inside else "is not a torch.optim.Optimizer"
+            raise ConfigurationError(
+                f"optimizer={shown(optimizer)} {kind}, nor one such optimizer inside: pass the one that steps"
+            )
+        [found] = inside.values()
+    return found
 
 
 @dataclass
@@ -43,7 +49,7 @@ class Row:
     Args:
         index: Its number in the optimizer, counted over all groups.
         parameter: The parameter.
-        gradient: This process's part of its gradient, one-dimensional.
+        gradient: This process's part of its gradient, one-dimensional; a complex number is two real ones.
         shared: Whether `gradient` shares memory with `parameter.grad`; if not, it is a copy to write back.
     """
 
@@ -56,7 +62,7 @@ class Row:
         """Write a copy back into `parameter.grad`."""
         if not self.shared and self.parameter.grad is not None:
             target = local(self.parameter.grad)
-            target.copy_(self.gradient.view(target.shape))
+            target.copy_(shaped(self.gradient, target))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,7 +106,7 @@ class GradientNoise:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, seed: int) -> None:
-        check_number("seed", seed, at_least=0, below=2**63)
+        check_whole("seed", seed, at_least=0, below=2**63)
         self.optimizer = _innermost(optimizer)
         others = attached(self.optimizer)
         self.order = others[-1].order + 1 if others else 0
@@ -204,6 +210,7 @@ class GradientNoise:
             self._norms.append((squares.sum(), sums[:, 0].sum()))
 
     def _rows(self) -> list[Row]:
+        refuse_parts(self.parameters(), type(self).__name__)
         rows: list[Row] = []
         for number, param in enumerate(self.parameters()):
             if param.grad is None:
@@ -213,9 +220,8 @@ class GradientNoise:
                     f"parameter {number} of shape {tuple(param.shape)} has a sparse gradient, and "
                     "noise would make it dense: build its layer with sparse=False"
                 )
-            gradient = local(param.grad)
-            shared = gradient.is_contiguous()
-            rows.append(Row(number, param, gradient.view(-1) if shared else gradient.flatten(), shared))
+            part = local(param.grad)
+            rows.append(Row(number, param, flat(part), part.is_contiguous() and not part.is_conj()))
         return rows
 
     def _keys(self) -> Tensor:

@@ -10,7 +10,6 @@ from itertools import count
 from weakref import ref
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.distributed import ProcessGroup
@@ -19,19 +18,15 @@ from torch.utils.weak import TensorWeakRef
 
 from finetune_common.aliases import StateDict, is_sharded
 from finetune_common.errors import ConfigurationError
+from finetune_common.optim.parts import processes
 from noise_injection import kernels
 from noise_injection.attachment import Plan, Row
-from noise_injection.shards import add_over_processes, local
+from noise_injection.shards import add_over_processes, flat, local
 
-__all__ = ["MicroBatchVariance", "replicas"]
+__all__ = ["MicroBatchVariance"]
 
 UNLIKE = 1e-3
 """Largest squared sine of the angle between G and the micro-batches' sum for which G is a rescaled sum."""
-
-
-def replicas(group: ProcessGroup | None = None) -> int:
-    """Return the number of processes over which gradients are averaged: 1 without a process group."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 @cache
@@ -84,7 +79,7 @@ class _Watch:
             self.count, self.began = 0, now
         self.last = now
         self.seen = None
-        value = local(contribution, self.parameter).reshape(-1)
+        value = flat(contribution, self.parameter)
         self.count += 1
         if self.count == 1:
             self._start(value)
@@ -120,10 +115,10 @@ class _Watch:
         elif self.count < total:
             self.deviations.addcmul_(self.mean, self.mean, value=self.count * (total - self.count) / total)
             self.mean.mul_(self.count / total)
-        if replicas(group) > 1 and not is_sharded(self.parameter):
+        if processes(group) > 1 and not is_sharded(self.parameter):
             local_mean = self.mean.clone()
             add_over_processes(self.mean, group)
-            self.mean.div_(replicas(group))
+            self.mean.div_(processes(group))
             difference = local_mean.sub_(self.mean)
             self.deviations.addcmul_(difference, difference, value=total)
             add_over_processes(self.deviations, group)
@@ -188,7 +183,7 @@ class MicroBatchVariance:
         return plans
 
     def _total(self, row: Row) -> int:
-        return self._window * (1 if is_sharded(row.parameter) else replicas(self.group))
+        return self._window * (1 if is_sharded(row.parameter) else processes(self.group))
 
     def _refuse_at_first(self) -> None:
         if self.steps:

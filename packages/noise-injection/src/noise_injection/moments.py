@@ -9,26 +9,31 @@ import torch
 from torch import Tensor
 
 from finetune_common.aliases import ParamGroup, StateDict
+from finetune_common.errors import ConfigurationError
 from noise_injection import kernels
 from noise_injection.attachment import Plan, Row
-from noise_injection.shards import local, part_of, spread
+from noise_injection.shards import flat, part_of, spread
 
 __all__ = ["EmaVariance", "RunningVariance"]
 
-Moments = dict[int, dict[str, Tensor]]
-"""A parameter's number → its statistics by name."""
+Moments = dict[Tensor, dict[str, Tensor]]
+"""A parameter → its statistics by name."""
 
 
 class RunningVariance:
-    """Unbiased variance of all gradients so far, including this step's; none at the first step."""
+    """Unbiased variance of all gradients so far, including this step's; none at the first step.
+
+    Args:
+        optimizer: The optimizer whose parameters have the statistics.
+    """
 
     names: ClassVar[tuple[str, str]] = ("mean", "deviations")
     kernel = staticmethod(kernels.add_running)
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
         self._state: Moments = {}
         self._loaded: Moments = {}
-        self._parameters: dict[int, Tensor] = {}
 
     def plans(self, rows: list[Row]) -> list[Plan]:
         """Return a plan for each row, with the row's statistics."""
@@ -36,12 +41,11 @@ class RunningVariance:
 
     def _moments(self, row: Row) -> dict[str, Tensor]:
         """Return the statistics of a row, on its device."""
-        self._parameters[row.index] = row.parameter
-        if (loaded := self._loaded.pop(row.index, None)) is not None:
+        if (loaded := self._loaded.pop(row.parameter, None)) is not None:
             parts = {name: part_of(loaded[name], row.parameter).clone() for name in self.names}
-            self._state[row.index] = {**parts, "count": loaded["count"].clone()}
-        fresh = row.index not in self._state
-        moments = self._state.setdefault(row.index, {})
+            self._state[row.parameter] = {**parts, "count": loaded["count"].clone()}
+        fresh = row.parameter not in self._state
+        moments = self._state.setdefault(row.parameter, {})
         if fresh:
             moments |= {name: torch.zeros_like(row.gradient, dtype=row.dtype) for name in self.names}
             moments["count"] = row.gradient.new_zeros((), dtype=row.dtype)
@@ -52,9 +56,9 @@ class RunningVariance:
     def _count(self, plans: list[Plan], sums: Tensor) -> tuple[Tensor, Tensor]:
         """Count this step for rows with a finite gradient; return which these are, and the new counts."""
         finite = (sums[:, 0] < torch.inf).to(sums)
-        counts = torch.stack([self._state[plan.row.index]["count"] for plan in plans]) + finite
+        counts = torch.stack([self._state[plan.row.parameter]["count"] for plan in plans]) + finite
         for plan, count in zip(plans, counts.unbind(), strict=True):
-            self._state[plan.row.index]["count"] = count
+            self._state[plan.row.parameter]["count"] = count
         return finite, counts
 
     def numbers(self, plans: list[Plan], sums: Tensor, reach: Tensor, unit: Tensor) -> Tensor:
@@ -72,15 +76,32 @@ class RunningVariance:
 
     def state_dict(self) -> StateDict:
         """Return the statistics by the parameters' numbers, in their own dtype; of DTensors, as DTensors."""
-        moments = {**self._loaded}
-        for i, local_moments in self._state.items():
-            tensors = {name: spread(local_moments[name].clone(), self._parameters[i]) for name in self.names}
-            moments[i] = {**tensors, "count": local_moments["count"].clone()}
+        numbers = {param: number for number, param in enumerate(self._groups())}
+        moments = {numbers[param]: loaded for param, loaded in self._loaded.items() if param in numbers}
+        for param, local_moments in self._state.items():
+            if param in numbers:
+                tensors = {name: spread(local_moments[name].clone(), param) for name in self.names}
+                moments[numbers[param]] = {**tensors, "count": local_moments["count"].clone()}
         return {"moments": moments}
 
     def load_state_dict(self, state: StateDict, steps: int) -> None:
-        """Continue from the statistics of a state."""
-        self._state, self._loaded = {}, {int(i): dict(moments) for i, moments in state["moments"].items()}
+        """Continue from the statistics of a state.
+
+        Raises:
+            ConfigurationError: The state has statistics of more parameters.
+        """
+        params = [*self._groups()]
+        moments = {int(number): dict(of_one) for number, of_one in state["moments"].items()}
+        if max(moments, default=0) >= max(len(params), 1):
+            raise ConfigurationError(
+                f"the state has statistics of parameter {max(moments)}, but the optimizer has {len(params)} "
+                "parameters: load it when the optimizer has the groups that it was saved with"
+            )
+        self._state, self._loaded = {}, {params[number]: of_one for number, of_one in moments.items()}
+
+    def _groups(self) -> dict[Tensor, ParamGroup]:
+        """Return the optimizer's parameters in their order, each with its group."""
+        return {param: group for group in self._optimizer.param_groups for param in group["params"]}
 
 
 class EmaVariance(RunningVariance):
@@ -97,42 +118,38 @@ class EmaVariance(RunningVariance):
     kernel = staticmethod(kernels.add_ema)
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__()
-        self._optimizer = optimizer
-        self.waiting: set[int] = set()
+        super().__init__(optimizer)
+        self.waiting: set[Tensor] = set()
 
     def plans(self, rows: list[Row]) -> list[Plan]:
         """Use the optimizer's averages of a row, else ours; rows without either wait for their first step."""
         adam = self._adam(rows)
-        ours = [row for row in rows if row.index not in adam and self._has(row)]
-        self.waiting = {row.index for row in rows} - adam.keys() - {row.index for row in ours}
-        of_adam = [Plan(row, kernels.add_adam, adam[row.index]) for row in rows if row.index in adam]
+        ours = [row for row in rows if row.parameter not in adam and self._has(row)]
+        self.waiting = {row.parameter for row in rows} - adam.keys() - {row.parameter for row in ours}
+        of_adam = [Plan(row, kernels.add_adam, adam[row.parameter]) for row in rows if row.parameter in adam]
         return [*of_adam, *super().plans(ours)]
 
     def first_plans(self, rows: list[Row]) -> list[Plan]:
         """Return plans that begin our averages for rows whose first step left none in the optimizer."""
         adam = self._adam(rows)
-        begun = [row for row in rows if row.index in self.waiting and row.index not in adam]
+        begun = [row for row in rows if row.parameter in self.waiting and row.parameter not in adam]
         self.waiting = set()
         return super().plans(begun)
 
     def _has(self, row: Row) -> bool:
-        return row.index in self._state or row.index in self._loaded
+        return row.parameter in self._state or row.parameter in self._loaded
 
-    def _groups(self) -> dict[Tensor, ParamGroup]:
-        return {param: group for group in self._optimizer.param_groups for param in group["params"]}
-
-    def _adam(self, rows: list[Row]) -> dict[int, list[Tensor]]:
+    def _adam(self, rows: list[Row]) -> dict[Tensor, list[Tensor]]:
         """Return the optimizer's averages of those rows for which it keeps such."""
-        groups, found = self._groups(), dict[int, list[Tensor]]()
+        groups, found = self._groups(), dict[Tensor, list[Tensor]]()
         for row in rows:
             state, group = self._optimizer.state.get(row.parameter, {}), groups[row.parameter]
             pair = [state.get("exp_avg"), state.get("exp_avg_sq")]
             plain = not group.get("initial_second_moment") and group.get("eta", 1) == 1
             if plain and len(group.get("betas", ())) == 2 and "step" in state:
-                tensors = [local(t).reshape(-1) for t in pair if _is_average(t, row.parameter)]
+                tensors = [flat(t) for t in pair if _is_average(t, row.parameter)]
                 if len(tensors) == 2:
-                    found[row.index] = tensors
+                    found[row.parameter] = tensors
         return found
 
     def numbers(self, plans: list[Plan], sums: Tensor, reach: Tensor, unit: Tensor) -> Tensor:
@@ -144,7 +161,7 @@ class EmaVariance(RunningVariance):
             scalars = [torch.as_tensor(step).to(torch.float32).reshape(()) for step in steps]
             counts = torch.stack(scalars).to(sums)
             return torch.stack([reach * unit, *_debias(betas, counts)], dim=1)
-        earlier = torch.stack([self._state[plan.row.index]["count"] for plan in plans])
+        earlier = torch.stack([self._state[plan.row.parameter]["count"] for plan in plans])
         finite, _ = self._count(plans, sums)
         debias = _debias([(0.9, 0.999)] * len(plans), earlier)
         return torch.stack([reach * unit, (1 / unit).expand_as(reach), finite, *debias], dim=1)
@@ -152,7 +169,9 @@ class EmaVariance(RunningVariance):
 
 def _is_average(tensor: object, param: Tensor) -> bool:
     """Whether a tensor can be an average of a parameter's gradients or of their squares, by element."""
-    return torch.is_tensor(tensor) and tensor.shape == param.shape and tensor.is_floating_point()
+    if not isinstance(tensor, Tensor) or tensor.shape != param.shape:
+        return False
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _debias(betas: list[tuple[float, float]], counts: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from finetune_common.arguments import explain_arguments
 from noise_injection import kernels
 from noise_injection.attachment import attached
-from noise_injection.shards import local, shard_groups, sum_over_shards
+from noise_injection.shards import flat, shard_groups, sum_over_shards
 
 __all__ = ["GradientNoiseMonitor"]
 
@@ -71,11 +71,11 @@ class GradientNoiseMonitor:
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._before = [(p, local(p).clone()) for p in parameters]
+        self._before = [(p, flat(p).clone()) for p in parameters]
 
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
-        squares = [_squared_distance(local(param), before) for param, before in self._before]
+        squares = [_squared_distance(flat(param), before) for param, before in self._before]
         totals = sum_over_shards(torch.stack(squares), [shard_groups(param) for param, _ in self._before])
         self._moved = float(totals.sum().sqrt())
         self._before = []
@@ -83,4 +83,4 @@ class GradientNoiseMonitor:
 
 def _squared_distance(new: Tensor, old: Tensor) -> Tensor:
     difference = new.double() - old.double() if new.dtype == torch.float64 else new.float() - old.float()
-    return kernels.sums(difference.reshape(-1), None, difference.dtype).to("cpu", torch.float64)
+    return kernels.sums(difference, None, difference.dtype).to("cpu", torch.float64)

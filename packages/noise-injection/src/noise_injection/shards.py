@@ -11,8 +11,10 @@ from finetune_common.aliases import is_sharded
 
 __all__ = [
     "add_over_processes",
+    "flat",
     "local",
     "part_of",
+    "shaped",
     "shard_groups",
     "shard_index",
     "spread",
@@ -34,6 +36,17 @@ def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     return tensor.to_local()
 
 
+def flat(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return `local` as one dimension, a view if its memory allows; a complex number is two real ones."""
+    part = local(tensor, like)
+    return (torch.view_as_real(part.resolve_conj()) if part.is_complex() else part).reshape(-1)
+
+
+def shaped(row: Tensor, like: Tensor) -> Tensor:
+    """Return what `flat` made of a plain tensor in that tensor's shape and kind of number."""
+    return torch.view_as_complex(row.view(*like.shape, 2)) if like.is_complex() else row.view(like.shape)
+
+
 def spread(part: Tensor, like: Tensor) -> Tensor:
     """Return this process's flat part of a tensor as a tensor with the placement of another one (DTensor).
 
@@ -46,8 +59,8 @@ def spread(part: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     shape, stride = like.shape, like.stride()
-    shaped = part.view(like.to_local().shape)
-    return DTensor.from_local(shaped, like.device_mesh, like.placements, shape=shape, stride=stride)
+    whole = shaped(part, like.to_local())
+    return DTensor.from_local(whole, like.device_mesh, like.placements, shape=shape, stride=stride)
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
@@ -60,9 +73,9 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
     if is_sharded(like) and not is_sharded(whole):
         from torch.distributed.tensor import distribute_tensor
 
-        shaped = whole.view(like.shape).to(like.device)
-        whole = distribute_tensor(shaped, like.device_mesh, like.placements, src_data_rank=None)
-    return local(whole).reshape(-1)
+        whole = shaped(flat(whole), like).to(like.device)
+        whole = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    return flat(whole)
 
 
 def _sharded_dimensions(tensor: Tensor) -> list[int]:

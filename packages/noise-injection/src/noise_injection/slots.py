@@ -110,11 +110,11 @@ class AgniMethod:
         Raises:
             ConfigurationError: Micro-batch variance with a single micro-batch.
         """
+        from finetune_common.optim.parts import processes
         from noise_injection.adaptive import AdaptiveGradientNoise
-        from noise_injection.microbatch import replicas
 
         options = self.options
-        if options.variance == "microbatch" and accumulate * replicas() < 2:
+        if options.variance == "microbatch" and accumulate * processes() < 2:
             raise ConfigurationError(
                 f"--accumulate {accumulate} gives agni one micro-batch a step, and the variance of one is "
                 "exactly zero (so is the released code's noise): use --accumulate 2 or more, or "

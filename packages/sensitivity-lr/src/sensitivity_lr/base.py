@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from finetune_common.aliases import ParamGroup, Settings
-from finetune_common.errors import ConfigurationError, check_choice, check_number, shown
+from finetune_common.errors import check_choice, check_number
 from finetune_common.optim import ElementwiseOptimizer
 from finetune_common.optim.ops import Value
+from finetune_common.optim.settings import as_pair, check_betas
 from sensitivity_lr.forms import FORMS
 
 __all__ = ["SageAdam", "SageOptimizer", "Update", "branches", "check_sage", "sage_scalars"]
@@ -35,11 +36,7 @@ def check_sage(group: Settings, eps: float) -> None:
     """
     check_number("beta3", group["beta3"], at_least=0, below=1)
     check_choice("form", group["form"], FORMS)
-    s = _small_number(group, eps)
-    if not s >= SMALLEST_S:
-        raise ConfigurationError(
-            f"sensitivity_eps={shown(s)} is out of range: give it a number of at least {SMALLEST_S}"
-        )
+    check_number("sensitivity_eps", _small_number(group, eps), at_least=SMALLEST_S)
 
 
 def _small_number(group: Settings, eps: float) -> float:
@@ -94,7 +91,6 @@ class SageOptimizer(ElementwiseOptimizer):
     def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_number("weight_decay", group["weight_decay"], at_least=0)
-        check_choice("sage", group["sage"], (True, False))
         if group["sage"]:
             check_sage(group, group.get("eps", 1e-6))
 
@@ -124,7 +120,7 @@ class SageAdam(SageOptimizer):
             params,
             {
                 "lr": lr,
-                "betas": tuple(betas),
+                "betas": as_pair(betas),
                 "beta3": beta3,
                 "eps": eps,
                 "weight_decay": weight_decay,
@@ -142,6 +138,5 @@ class SageAdam(SageOptimizer):
     def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_number("eps", group["eps"], at_least=0)
-        for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
-            check_number(name, beta, at_least=0, below=1)
+        check_betas(group["betas"])
         super().check_group(group)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import cast
 
 from torch import nn
 
 # The base of all convolutions has no public name.
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from finetune_common.aliases import ParamGroup
 from finetune_common.arguments import explain_arguments
@@ -21,10 +25,12 @@ def sage_names(model: nn.Module, pattern: str | None = None) -> list[str]:
     """Return the names of the trainable parameters that SAGE acts on.
 
     Without a pattern these are the weights and biases of the linear maps inside the numbered layers of the
-    model, whichever class of module holds them: a weight of two or more dimensions, or several matrices of
-    which one at least is a stack, such as those of experts. In models like BERT these are the query, key,
-    value, attention-output and feed-forward matrices, as in the released code. Embeddings, norms,
-    convolutions, the pooler and the head are left out.
+    model, whichever class of module holds them: a weight of two or more dimensions, the matrix of a module
+    that holds no other, or several matrices of which one at least is a stack, such as those of experts. What
+    a parametrization makes a weight from counts as the weight. Layers are the members of a ModuleList, and
+    numbered blocks that repeat, as in a Sequential. In models like BERT these are the query, key, value,
+    attention-output and feed-forward matrices, as in the released code. Embeddings, norms, convolutions, the
+    pooler and the head are left out.
 
     Args:
         model: The model.
@@ -57,32 +63,60 @@ def sage_names(model: nn.Module, pattern: str | None = None) -> list[str]:
     return chosen
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    return [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Return the modules with a number for a name: any in a ModuleList, elsewhere blocks that repeat.
+
+    A Sequential holds what comes before the blocks and after them too. A block joins several modules with
+    parameters, and has another one of its class beside it.
+    """
+    for module in model.modules():
+        numbered = [child for name, child in module.named_children() if name.isdecimal()]
+        kinds = Counter(type(child) for child in numbered if len(_with_parameters(child)) > 1)
+        if not isinstance(module, ParametrizationList):
+            listed = isinstance(module, nn.ModuleList)
+            yield from (child for child in numbered if listed or kinds[type(child)] > 1)
+
+
+def _with_parameters(module: nn.Module) -> list[nn.Module]:
+    own = (inside for inside in module.modules() if any(True for _ in inside.parameters(recurse=False)))
+    return [inside for inside in own if not isinstance(inside, ParametrizationList)]
 
 
 def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    lists = [module for module in layer.modules() if isinstance(module, ParametrizationList)]
+    of_owners = {inside for parametrizations in lists for inside in parametrizations.modules()}
     return [
         param
         for module in layer.modules()
-        if _is_linear_map(module)
-        for param in module.parameters(recurse=False)
+        if module not in of_owners and _is_linear_map(module)
+        for param in _own(module).values()
     ]
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters by name, and those from which a parametrization computes one."""
+    own = dict(module.named_parameters(recurse=False))
+    if is_parametrized(module):
+        own |= cast("nn.ModuleDict", module.parametrizations).named_parameters()
+    return own
 
 
 def _is_linear_map(module: nn.Module) -> bool:
     """Whether a module multiplies by matrices of its own, and is neither a table nor a convolution.
 
     torch's modules call such a matrix a weight (`weight`, `in_proj_weight`). Others hold several, one at
-    least in a stack: experts, or heads. What is left is something else, such as a bias for each distance.
+    least in a stack: experts, or heads. A module that holds no other has a matrix to multiply by, whatever
+    its name, except a bias. What is left is something beside the maps, such as a bias for each distance.
     """
     if isinstance(module, nn.Embedding | nn.EmbeddingBag | _ConvNd):
         return False
-    own = [(name, p.shape) for name, p in module.named_parameters(recurse=False) if p.ndim >= 2]
+    own = [(name, p.shape) for name, p in _own(module).items() if p.ndim >= 2]
     # A vector may have further dimensions of size 1, to be multiplied by element.
     matrices = {name: shape for name, shape in own if len(shape) == 2 or min(shape[-2:]) > 1}
     stacked = len(matrices) > 1 and any(len(shape) > 2 for shape in matrices.values())
-    return stacked or any("weight" in name for name in matrices)
+    holds_none = all(name == "parametrizations" for name, _ in module.named_children())
+    alone = holds_none and any(min(shape) > 1 and "bias" not in name for name, shape in matrices.items())
+    return stacked or alone or any("weight" in name for name in matrices)
 
 
 @explain_arguments

@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 
 from finetune_common.aliases import ParamGroup, Settings, StateDict
 from finetune_common.optim import ElementwiseOptimizer, arithmetic_dtype
+from finetune_common.optim.loading import checked_state, restored
 from sensitivity_lr import rules
 from sensitivity_lr.base import Update, branches, check_sage, sage_scalars
 
@@ -78,7 +79,7 @@ class Sage(ElementwiseOptimizer):
         for group in optimizer.param_groups:
             check_sage({**settings, **group}, EPS)
         state, groups = optimizer.state, optimizer.param_groups
-        super().__init__(groups, {**optimizer.defaults, **settings}, foreach=foreach, fused=fused)
+        super().__init__(groups, settings, foreach=foreach, fused=fused)
         optimizer.state, optimizer.param_groups = state, groups
         self.defaults = {**self.defaults, **optimizer.defaults}
 
@@ -110,15 +111,19 @@ class Sage(ElementwiseOptimizer):
         """Add a group to both optimizers."""
         check_sage({**self.defaults, **param_group}, EPS)
         self.base.add_param_group(param_group)
-        for name, value in self.defaults.items():
-            self.param_groups[-1].setdefault(name, value)
+        self.complete_groups()
+
+    def own_defaults(self) -> Settings:
+        """Return SAGE's settings and their defaults: those of the other optimizer are its own affair."""
+        defaults = super().own_defaults()
+        return {name: value for name, value in defaults.items() if name not in self.base.defaults}
 
     def check_group(self, group: Settings) -> None:
         """Refuse settings that cannot be used."""
         check_sage(group, EPS)
 
     def owns(self, name: str) -> bool:
-        """Whether this class restores a part of the state: `sensitivity`, not the other optimizer's."""
+        """Whether a part of the state is SAGE's: `sensitivity`, not the other optimizer's."""
         return name == "sensitivity"
 
     def rule(self, group: Settings) -> tuple[Update, Settings]:
@@ -146,6 +151,7 @@ class Sage(ElementwiseOptimizer):
         Args:
             closure: Passed on to the other optimizer. The step uses the gradients that it leaves.
         """
+        self.complete_groups()  # the other optimizer may have got a group, or loaded a state, by itself
         scaled = [
             param
             for group in self.param_groups
@@ -164,31 +170,72 @@ class Sage(ElementwiseOptimizer):
         self._previous = {}
         return loss
 
+    def state_dict(self) -> StateDict:
+        """Return the other optimizer's own state, which has SAGE's in its groups and entries."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        saved = self.base.state_dict()
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            changed = hook(self, saved)
+            saved = saved if changed is None else changed
+        return saved
+
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load the state of both optimizers, also from a file that keeps the two apart."""
-        super().load_state_dict(_joined(state_dict))
+        """Load the state of both optimizers, also from a file that keeps the two apart.
+
+        The other optimizer loads its part in its own way; `sensitivity` is loaded exactly.
+
+        Raises:
+            ConfigurationError: The state of another model, or with settings that neither optimizer knows.
+        """
+        saved = _joined(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, saved)
+            saved = saved if changed is None else changed
+        saved = checked_state(saved, self)
+        own, state = self.own_defaults(), saved["state"]
+        others = {
+            index: {name: value for name, value in entries.items() if not self.owns(name)}
+            for index, entries in state.items()
+        }
+        self.base.load_state_dict({**saved, "state": others})
+        for group, loaded in zip(self.param_groups, saved["param_groups"], strict=True):
+            group.update({name: loaded[name] for name in own if name in loaded})
+            for index, param in zip(loaded["params"], group["params"], strict=True):
+                for name, value in state.get(index, {}).items():
+                    if self.owns(name):
+                        self.state[param][name] = restored(param, name, value, per_element=True)
+                    elif self.state[param].get(name) is value and isinstance(value, Tensor):
+                        # torch's loading shares memory if nothing is cast
+                        self.state[param][name] = value.clone()
+        self.complete_groups()
+        self._forget()
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
     def __getstate__(self) -> StateDict:
-        return {**super().__getstate__(), "base": self.base, "_previous": {}}
+        own = {name: value for name, value in super().__getstate__().items() if name not in _SHARED}
+        return {**own, "base": self.base, "_previous": {}}
 
     def __setstate__(self, state: StateDict) -> None:
-        """Restore a copy's attributes, or a loaded state, which the other optimizer completes."""
-        if "base" in state:
-            self.base = state["base"]
-        loaded = {name: state[name] for name in ("state", "param_groups") if name in state}
-        self.base.__setstate__(loaded)
-        super().__setstate__({name: value for name, value in state.items() if name not in loaded})
+        self.base = state["base"]
+        super().__setstate__({name: value for name, value in state.items() if name not in _SHARED})
+
+
+_SHARED = frozenset({"state", "param_groups"})
+"""What the other optimizer keeps for both."""
 
 
 def _joined(saved: StateDict) -> StateDict:
     """Return the state in one piece; earlier versions kept the other optimizer's under `base`."""
-    sage = {name: value for name, value in saved.items() if name != "base"}
     if "base" not in saved:
-        return sage
-    base = saved["base"]
+        return {**saved}
+    base, sage = saved["base"], {name: value for name, value in saved.items() if name != "base"}
     groups = zip(sage["param_groups"], base["param_groups"], strict=True)
     indices = {*base["state"], *sage["state"]}
-    return sage | {
+    return {
+        **base,
+        **sage,
         "param_groups": [{**sage_group, **base_group} for sage_group, base_group in groups],
         "state": {i: {**base["state"].get(i, {}), **sage["state"].get(i, {})} for i in indices},
     }

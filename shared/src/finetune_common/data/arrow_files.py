@@ -72,12 +72,25 @@ def table_of(name: str, arrow: "pa.Table") -> Table:
 
 def _values(name: str, column: str, values: "pa.ChunkedArray") -> list[object]:
     try:
-        return values.to_pylist()
+        cells = values.to_pylist()
     except (ValueError, OverflowError) as error:  # invalid text, a date out of Python's range
         raise refusal(
             name,
             f"column {cut(column)} cannot be read: {' '.join(str(error).split())[:120]}: store it as text",
         ) from None
+    try:
+        return [_decoded(cell) for cell in cells] if "binary" in str(values.type) else cells
+    except UnicodeDecodeError:  # images and the like, refused only as a text or a label
+        return cells
+
+
+def _decoded(value: object) -> object:
+    """Return a value with bytes as text: some programs write text without saying that it is text."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if is_record(value):
+        return {name: _decoded(inner) for name, inner in value.items()}
+    return [_decoded(inner) for inner in value] if is_list(value) else value
 
 
 def _classes(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:

@@ -3,14 +3,15 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from finetune_common.aliases import Rows
 from finetune_common.data.choices import Choices
-from finetune_common.data.messages import cut, listed, refusal
+from finetune_common.data.messages import counted, cut, listed, refusal
 from finetune_common.data.separated import UNNAMED
 from finetune_common.data.tables import Table
-from finetune_common.data.values import MISSING, NUMBER, is_missing
+from finetune_common.data.values import MISSING, NUMBER, is_missing, well_formed
 from finetune_common.tasks import TASKS, Task
 
-__all__ = ["Columns", "choose_columns"]
+__all__ = ["Columns", "choose_columns", "find_label", "find_texts", "read_texts"]
 
 NUMBERING = ("id", "idx", "index")
 """Names of columns that number rows, whatever their content."""
@@ -63,8 +64,7 @@ def choose_columns(table: Table, choices: Choices, task: Task | None = None) -> 
                 table.name, f"a column of text cannot be called {clash[0]!r} here: rename it in the file"
             )
         return Columns(texts, label, {name: "not used" for name in others if name not in texts})
-    aside = {name: why for name in others if (why := _no_text(name, table.columns[name]))}
-    words = [name for name in others if name not in aside]
+    words, aside = find_texts(table.columns, label)
     if not words:
         raise refusal(
             table.name,
@@ -78,16 +78,29 @@ def choose_columns(table: Table, choices: Choices, task: Task | None = None) -> 
             f"{len(words)} columns could be the text: {listed(words)}: give one, or two for pairs, "
             "as --text-columns NAME,NAME",
         )
-    pairs = {known.columns for known in TASKS.values()}
-    if len(words) == 1 or tuple(words) in pairs or tuple(words[::-1]) in pairs:
-        pair = tuple(words) if len(words) == 1 or tuple(words) in pairs else tuple(words[::-1])
-        return Columns(pair, label, aside)
+    if len(words) == 1 or tuple(words) in _known_pairs():
+        return Columns(tuple(words), label, aside)
     question = (
         f"{table.name}: {cut(words[0])} and {cut(words[1])} could both be the text, or a pair of texts: "
         f"taken as a pair; confirm with --text-columns {words[0]},{words[1]}, or give one column: "
         f"--text-columns {words[0]}"
     )
     return Columns(tuple(words), label, aside, (question,))
+
+
+def find_texts(columns: Rows, label: str | None) -> tuple[list[str], dict[str, str]]:
+    """Return the columns that hold words, and every other one → why it does not; the label is in neither.
+
+    Two columns of a GLUE task's names have that task's order.
+    """
+    others = [name for name in columns if name != label]
+    aside = {name: why for name in others if (why := _no_text(name, columns[name]))}
+    words = [name for name in others if name not in aside]
+    return words[::-1] if tuple(words[::-1]) in _known_pairs() else words, aside
+
+
+def _known_pairs() -> set[tuple[str, ...]]:
+    return {known.columns for known in TASKS.values() if len(known.columns) == 2}
 
 
 def _described(aside: dict[str, str]) -> list[str]:
@@ -97,18 +110,26 @@ def _described(aside: dict[str, str]) -> list[str]:
 def _label(table: Table, choices: Choices, task: Task | None) -> str:
     if choices.label_column is not None:
         return table.require([choices.label_column], "--label-column")[0]
-    names = dict.fromkeys(("label", task.official_label) if task else ("label", "labels"))
-    for name in names:
-        if name in table.columns:
-            return name
-    alike = [column for column in table.columns if column.casefold() in names]
-    if len(alike) == 1:
-        return alike[0]
+    if (label := find_label(table.columns, task)) is not None:
+        return label
+    wanted = " or ".join(map(repr, _label_names(task)))
     raise refusal(
         table.name,
-        f"no column {' or '.join(map(repr, names))} among {listed(table.columns)}: --label-column NAME "
-        "names the label's column",
+        f"no column {wanted} among {listed(table.columns)}: --label-column NAME names the label's column",
     )
+
+
+def find_label(columns: Rows, task: Task | None = None) -> str | None:
+    """Return the column of the label by its name, of a known task or of any; None if there is none."""
+    names = _label_names(task)
+    if present := [name for name in names if name in columns]:
+        return present[0]
+    alike = [column for column in columns if column.casefold() in names]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _label_names(task: Task | None) -> dict[str, None]:
+    return dict.fromkeys(("label", task.official_label) if task else ("label", "labels"))
 
 
 def _known_texts(table: Table, task: Task) -> tuple[str, ...]:
@@ -125,6 +146,25 @@ def _known_texts(table: Table, task: Task) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def read_texts(table: Table, column: str) -> list[str]:
+    """Return the texts of a column; a missing one is empty.
+
+    Raises:
+        ConfigurationError: Counts the rows with something else, and says where they are.
+    """
+    values = ["" if value is None else value for value in table.columns[column]]
+    wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
+    broken = [] if wrong else [row for row, value in enumerate(values) if not well_formed(value)]
+    for rows, expected in ((wrong, "text"), (broken, "text without invalid characters")):
+        if rows:
+            raise refusal(
+                table.name,
+                f"column {cut(column)} is {cut(values[rows[0]])} in {counted(rows)}: "
+                f"{table.where(rows)}; expected {expected}",
+            )
+    return values
+
+
 def _no_text(name: str, values: list[object]) -> str:
     """Say why a column cannot be the text; empty if it can."""
     if name.startswith((UNNAMED, "__index_level_")):
@@ -136,8 +176,9 @@ def _no_text(name: str, values: list[object]) -> str:
     filled = [value for value in values if not is_missing(value)]
     if not filled:
         return "empty"
-    if all(isinstance(value, list) for value in filled):
-        return "lists"
+    for kind, what in ((list, "lists"), (bytes, "bytes that are no text in UTF-8")):
+        if all(isinstance(value, kind) for value in filled):
+            return what
     texts = [str(value).strip() for value in filled]
     if all(NUMBER.fullmatch(text) for text in texts):
         return "an index: it counts the rows" if _counts(texts) else "numbers"

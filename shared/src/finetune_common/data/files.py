@@ -59,7 +59,7 @@ def read_table(path: str | PathLike[str], choices: Choices | None = None) -> Tab
 def _read(path: Path, packed: bool, ending: str, choices: Choices) -> Table:
     try:
         with gzip.open(path) if packed else path.open("rb") as stream:
-            return _parse(path, ending, cast(BinaryIO, stream), choices)
+            return _parse(path, ending, stream, choices)
     except UnicodeError as error:
         raise _not_decoded(path, packed, choices.encoding, error) from None
     except (gzip.BadGzipFile, zlib.error, EOFError):
@@ -73,12 +73,13 @@ def _read(path: Path, packed: bool, ending: str, choices: Choices) -> Table:
     raise refusal(path, reason)
 
 
-def _parse(path: Path, ending: str, stream: BinaryIO, choices: Choices) -> Table:
+def _parse(path: Path, ending: str, stream: gzip.GzipFile | io.BufferedReader, choices: Choices) -> Table:
     if ending in (".parquet", ".arrow"):
-        return (read_parquet if ending == ".parquet" else read_arrow)(path, stream)
-    encoding = choices.encoding.lower().replace("_", "-")
-    encoding = "utf-8-sig" if encoding in ("utf-8", "utf8") else encoding
-    with io.TextIOWrapper(stream, encoding, newline="") as text:
+        return (read_parquet if ending == ".parquet" else read_arrow)(path, cast(BinaryIO, stream))
+    mark = "\ufeff".encode(choices.encoding, "ignore")
+    if mark and stream.peek(len(mark)).startswith(mark):
+        stream.read(len(mark))
+    with io.TextIOWrapper(stream, choices.encoding, newline="") as text:
         if ending in (".csv", ".tsv"):
             delimiter = choices.delimiter or ("," if ending == ".csv" else "\t")
             return read_separated(path, text, delimiter, choices)

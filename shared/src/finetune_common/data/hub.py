@@ -10,13 +10,25 @@ if TYPE_CHECKING:
 
     from finetune_common.data.tables import Table
 
-__all__ = ["read_dataset"]
+__all__ = ["DatasetTables", "read_dataset"]
 
 VALIDATION = ("validation", "valid", "dev", "val")
 """Names that datasets use for validation rows."""
 
 
-def read_dataset(name: str, config: str | None = None) -> "dict[str, Table]":
+class DatasetTables(dict[str, "Table"]):
+    """The tables of a dataset's splits: `train`, `validation`, `test`.
+
+    Attributes:
+        unused: The dataset's other splits → why they are not read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused: dict[str, str] = {}
+
+
+def read_dataset(name: str, config: str | None = None) -> DatasetTables:
     """Return the tables of a dataset's train, validation and test splits, if it has them.
 
     With `HF_DATASETS_OFFLINE=1` it comes from the cache of an earlier call.
@@ -47,13 +59,16 @@ def read_dataset(name: str, config: str | None = None) -> "dict[str, Table]":
         ) from None
     if "train" not in loaded:
         raise refusal(f"--dataset {name}", f"has no train split, but {', '.join(map(str, loaded))}")
-    tables: dict[str, Table] = {}
+    tables = DatasetTables()
+    unused = dict.fromkeys(map(str, loaded), "only train, validation and test are read")
     for split, names in (("train", ("train",)), ("validation", VALIDATION), ("test", ("test",))):
         present = next((other for other in names if other in loaded), None)
         if present is not None:
             rows = loaded[present]
+            del unused[present]
             tables[split] = table_of(f"{name} {present}", rows.with_format("arrow")[:])
             tables[split].classes |= _classes(rows.features)
+    tables.unused = unused
     return tables
 
 

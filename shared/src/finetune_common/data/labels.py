@@ -1,20 +1,22 @@
 """Class names and their indices, or scores; rows with invalid labels are reported together."""
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
-from unicodedata import category, normalize
 
 from finetune_common.data.choices import Choices
 from finetune_common.data.kinds import SEPARATORS, Kind, find_kind, parts, quoted_column
+from finetune_common.data.lists import as_list
 from finetune_common.data.messages import counted, cut, listed, refusal
+from finetune_common.data.spellings import alike, grouped, named_groups, ordered
 from finetune_common.data.tables import Table
-from finetune_common.data.values import WHOLE, finite, is_list, is_missing, spelled, well_formed
+from finetune_common.data.values import finite, is_list, is_missing, spelled, well_formed
 from finetune_common.tasks import Task
 
-__all__ = ["Labels", "find_labels", "known_labels", "name_indexed_classes", "unlabelled"]
+__all__ = ["Labels", "find_labels", "known_labels", "learned_labels", "name_indexed_classes", "unlabelled"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Labels:
         meaning: A label's spelling → its index.
         separator: The separator of several labels in one cell.
         interval: Lowest and highest score.
+        allowed: The labels that a message lists; empty for the names.
         questions: Ambiguities, and how they are resolved unless an option says otherwise.
     """
 
@@ -35,6 +38,7 @@ class Labels:
     meaning: Mapping[str, int] | None = None
     separator: str = ""
     interval: tuple[float, float] = (-inf, inf)
+    allowed: str = ""
     questions: tuple[str, ...] = ()
 
     def encode(self, table: Table, column: str) -> list[float] | list[int] | list[list[int]]:
@@ -45,21 +49,25 @@ class Labels:
         """
         values = table.columns[column]
         if self.meaning is None:
-            low, high = self.interval
-            numbers = [finite(spelled(value)) for value in values]
-            wrong = [row for row, number in enumerate(numbers) if number is None or not low <= number <= high]
-            allowed = "a finite number" if low == -inf else f"a number in [{low:g}, {high:g}]"
-            _refuse(table, column, wrong, allowed)
-            return [number for number in numbers if number is not None]
-        meaning = self.meaning
+            return self.scores(table, column)
+        meaning, allowed = self.meaning, self.allowed or listed(self.names)
         if self.kind.name == "labels":
             lists = [[meaning.get(part, -1) for part in parts(value, self.separator)] for value in values]
             wrong = [row for row, indices in enumerate(lists) if -1 in indices]
-            _refuse(table, column, wrong, listed(self.names))
+            _refuse(table, column, wrong, allowed)
             return [sorted(set(indices)) for indices in lists]
         indices = [meaning.get(value if isinstance(value, str) else spelled(value), -1) for value in values]
-        _refuse(table, column, [row for row, index in enumerate(indices) if index < 0], listed(self.names))
+        _refuse(table, column, [row for row, index in enumerate(indices) if index < 0], allowed)
         return indices
+
+    def scores(self, table: Table, column: str) -> list[float]:
+        """Return the numbers of a column of scores, one for each row; see `encode`."""
+        low, high = self.interval
+        numbers = [finite(spelled(value)) for value in table.columns[column]]
+        wrong = [row for row, number in enumerate(numbers) if number is None or not low <= number <= high]
+        allowed = "a finite number" if low == -inf else f"a number in [{low:g}, {high:g}]"
+        _refuse(table, column, wrong, allowed)
+        return [number for number in numbers if number is not None]
 
 
 def _refuse(table: Table, column: str, wrong: list[int], allowed: str) -> None:
@@ -69,13 +77,58 @@ def _refuse(table: Table, column: str, wrong: list[int], allowed: str) -> None:
         raise refusal(table.name, complaint)
 
 
-def known_labels(task: Task) -> Labels:
-    """Return how the labels of a known task are read: by name, or by index in the hub's order."""
+def known_labels(task: Task, spellings: Iterable[str] = (), *, fold: bool = False) -> Labels:
+    """Return how the labels of a known task are read: by name, or by index in the hub's order.
+
+    Args:
+        task: The task.
+        spellings: The labels of the files. Indices may have a point, as pandas writes them.
+        fold: Whether names may differ in case and blanks.
+    """
     if task.regression:
         return Labels(Kind("regression", f"{task.name} is known"), interval=task.label_range)
     meaning = {str(index): index for index in range(len(task.labels))}
     meaning |= {name: index for index, name in enumerate(task.labels)}
-    return Labels(Kind("classes", f"{task.name} is known"), task.labels, meaning)
+    indices = {alike(text): index for text, index in meaning.items()}
+    found = {text: indices[key] for text in spellings if (key := alike(text)) in indices}
+    others = [text for text in found if text not in meaning and not isinstance(alike(text), Decimal)]
+    allowed = listed((*task.labels, *map(str, range(len(task.labels)))))
+    if others and not fold:
+        allowed += "; --label-spelling fold ignores case and blanks"
+    meaning |= {text: index for text, index in found.items() if fold or text not in others}
+    return Labels(Kind("classes", f"{task.name} is known"), task.labels, meaning, allowed=allowed)
+
+
+def learned_labels(task: Task, table: Table, column: str, choices: Choices) -> Labels:
+    """Return how the labels of another file are read for a model that has learned a user's task.
+
+    As in training, with the model's classes: labels are folded if they were then, and whole numbers with a
+    point are classes without one.
+
+    Args:
+        task: What the model has learned.
+        table: The file; no label is missing.
+        column: The column of labels.
+        choices: Those of the training.
+
+    Raises:
+        ConfigurationError: Labels of another kind, or that cannot be encoded.
+    """
+    kind = find_kind(table, column, task.kind)
+    if task.regression:
+        return Labels(kind, interval=task.label_range)
+    separator = _separator(table, column) if task.several else ""
+    index = {name: place for place, name in enumerate(task.labels)}
+    if all(name == f"LABEL_{place}" for name, place in index.items()):
+        index |= {str(place): place for place in index.values()}  # transformers' names of classes without one
+    folded = choices.label_spelling == "fold" or kind.as_whole
+    nearly = {alike(name): place for name, place in index.items()} if folded else {}
+    found = {
+        text: index.get(text, index.get(text.strip(), nearly.get(alike(text))))
+        for text in _count(table, column, kind, separator)
+    }
+    meaning = {text: place for text, place in found.items() if place is not None}
+    return Labels(kind, task.labels, meaning, separator)
 
 
 def name_indexed_classes(table: Table, column: str) -> None:
@@ -131,23 +184,21 @@ def find_labels(tables: Mapping[str, Table], column: str, choices: Choices) -> L
     questions = [kind.question] if kind.question else []
     if kind.name == "regression":
         labels = Labels(kind, questions=tuple(questions))
-        if len(set(labels.encode(train, column))) < 2:
-            raise refusal(
-                train.name, f"every label is {cut(train.columns[column][0])}: scores have to differ"
-            )
+        _refuse_scores_that_do_not_differ(train, column, labels)
         return labels
     separator = _separator(train, column) if kind.name == "labels" else ""
     counts = {split: _count(table, column, kind, separator) for split, table in tables.items()}
-    spellings = _spellings(counts)
+    spellings = grouped(counts)
     asked = [group for group in spellings.values() if len(group) > 1 and not kind.as_whole]
     if asked and choices.label_spelling is None:
-        alike = "; ".join(listed(map(cut, sorted(group)), 80) for group in asked[:2])
+        examples = "; ".join(listed(map(cut, sorted(group)), 80) for group in asked[:2])
         questions.append(
-            f"{train.name}: labels differ only by case, blanks or zeros: {alike}: taken as different ones; "
-            "--label-spelling fold makes each such group one label, --label-spelling exact keeps them apart"
+            f"{train.name}: labels differ only by case, blanks or zeros: {examples}: taken as different "
+            "ones; --label-spelling fold makes each such group one label, --label-spelling exact keeps them "
+            "apart"
         )
-    named = _named(spellings, fold=choices.label_spelling == "fold", whole=kind.as_whole)
-    names = _ordered({named[text] for text in counts["train"]}, train.classes.get(column, ()))
+    named = named_groups(spellings, fold=choices.label_spelling == "fold", whole=kind.as_whole)
+    names = ordered({named[text] for text in counts["train"]}, train.classes.get(column, ()))
     if len(names) < (1 if kind.name == "labels" else 2):
         raise refusal(
             train.name,
@@ -156,9 +207,22 @@ def find_labels(tables: Mapping[str, Table], column: str, choices: Choices) -> L
         )
     index = {name: place for place, name in enumerate(names)}
     meaning = {text: index[name] for text, name in named.items() if name in index}
-    if choices.kind is None and (question := _in_one_file_only(tables, counts, named, set(index))):
-        questions.append(question)
     return Labels(kind, names, meaning, separator, questions=tuple(questions))
+
+
+def _refuse_scores_that_do_not_differ(train: Table, column: str, labels: Labels) -> None:
+    """Refuse scores that are all equal, or most of which become equal in 32 bits, in which models compute."""
+    scores = labels.scores(train, column)
+    different, rounded = len(set(scores)), len(set(array("f", scores)))
+    if different < 2:
+        raise refusal(train.name, f"every label is {cut(train.columns[column][0])}: scores have to differ")
+    if 2 * rounded < different or rounded < 2:
+        raise refusal(
+            train.name,
+            f"{quoted_column(column)} holds {different:,} different scores, such as "
+            f"{cut(train.columns[column][0])}, of which {rounded:,} differ in 32 bits: subtract a constant "
+            "from all",
+        )
 
 
 def _count(table: Table, column: str, kind: Kind, separator: str) -> Counter[str]:
@@ -184,7 +248,7 @@ def _separator(table: Table, column: str) -> str:
     cells = [
         value
         for value in table.columns[column]
-        if isinstance(value, str) and not value.strip().startswith("[")
+        if isinstance(value, str) and as_list(value, words=True) is None
     ]
     signs = [sign for sign in SEPARATORS if any(sign in cell for cell in cells)]
     if len(signs) > 1:
@@ -195,61 +259,3 @@ def _separator(table: Table, column: str) -> str:
             'or lists, as ["a", "b"]',
         )
     return signs[0] if signs else ""
-
-
-def _spellings(counts: Mapping[str, Counter[str]]) -> dict[Decimal | str, Counter[str]]:
-    """Group labels that differ only in case, blanks or the spelling of a number."""
-    groups: dict[Decimal | str, Counter[str]] = {}
-    for text, count in sum(counts.values(), Counter[str]()).items():
-        plain = text.strip()
-        key = (
-            Decimal(plain)
-            if finite(plain) is not None
-            else " ".join(_seen(normalize("NFKC", text)).casefold().split())
-        )
-        groups.setdefault(key, Counter())[text] += count
-    return groups
-
-
-def _seen(text: str) -> str:
-    """Return a text without zero-width characters."""
-    return text if text.isascii() else "".join(sign for sign in text if category(sign) != "Cf")
-
-
-def _named(groups: Mapping[Decimal | str, Counter[str]], *, fold: bool, whole: bool) -> dict[str, str]:
-    """Return spelling → class."""
-    named: dict[str, str] = {}
-    for key, group in groups.items():
-        number = whole and isinstance(key, Decimal) and key == key.to_integral_value()
-        usual = str(int(key)) if number else max(sorted(group), key=lambda text: group[text]).strip()
-        for text in group:
-            named[text] = usual if number or fold or len(group) == 1 else text
-    return named
-
-
-def _ordered(names: set[str], of_the_file: tuple[str, ...]) -> tuple[str, ...]:
-    """Return class names in the file's order, else numbers by value, else words by alphabet."""
-    if of_the_file:
-        return tuple(dict.fromkeys(name.strip() for name in of_the_file))
-    if all(WHOLE.fullmatch(name) and len(name) < 400 for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    numbers = {name: finite(name) for name in names}
-    if None not in numbers.values():
-        return tuple(sorted(names, key=lambda name: (numbers[name], name)))
-    return tuple(sorted(names))
-
-
-def _in_one_file_only(
-    tables: Mapping[str, Table], counts: Mapping[str, Counter[str]], named: Mapping[str, str], known: set[str]
-) -> str:
-    """Ask about classes that are trained but never evaluated."""
-    if "validation" not in tables:
-        return ""
-    evaluated = {named[text] for text in counts["validation"]}
-    trained = {named[text] for text in counts["train"]}
-    if not (absent := sorted(trained - evaluated)) or evaluated - known:
-        return ""
-    return (
-        f"{tables['validation'].name}: no row with label {listed(map(cut, absent))}, which the training "
-        "file has: it will not be evaluated; --kind classes (or labels) confirms that"
-    )

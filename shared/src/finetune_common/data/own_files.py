@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 from finetune_common.aliases import JsonObject, Rows
 from finetune_common.data.choices import Choices
-from finetune_common.data.columns import Columns, choose_columns
+from finetune_common.data.columns import Columns, choose_columns, find_label, read_texts
 from finetune_common.data.content import fingerprint
 from finetune_common.data.facts import always_the_usual, count_labels, count_texts
 from finetune_common.data.files import read_table
-from finetune_common.data.labels import Labels, find_labels, known_labels, name_indexed_classes, unlabelled
-from finetune_common.data.messages import counted, cut, refusal
+from finetune_common.data.labels import Labels, find_labels, known_labels
+from finetune_common.data.messages import cut, listed, refusal
 from finetune_common.data.schema import Schema, Source
-from finetune_common.data.splitting import stratified
+from finetune_common.data.splitting import with_share
 from finetune_common.data.tables import Table
-from finetune_common.data.values import well_formed
+from finetune_common.data.unlabelled import why_unscored, without_unlabelled
+from finetune_common.data.values import spelled
 from finetune_common.errors import ConfigurationError
 from finetune_common.metrics import metrics_of
 from finetune_common.tasks import TASKS, Task
@@ -145,9 +146,23 @@ def read_own_files(
 
 
 def read_own_tables(
-    name: str, tables: Mapping[str, Table], choices: Choices | None = None, *, strict: bool = False
+    name: str,
+    tables: Mapping[str, Table],
+    choices: Choices | None = None,
+    *,
+    strict: bool = False,
+    unused: Mapping[str, str] | None = None,
 ) -> OwnRows:
-    """Find a task from tables, `train` among them; see `read_own_files`."""
+    """Find a task from tables, `train` among them; see `read_own_files`.
+
+    Args:
+        name: A known task, or any new name.
+        tables: Split → rows.
+        choices: The user's choices.
+        strict: Refuse ambiguities.
+        unused: A dataset's splits that are not among the tables → why. A test split without any label joins
+            them; that of a file, where this is None, is refused.
+    """
     choices = choices or Choices()
     known = TASKS.get(name)
     if known is not None and choices.kind not in (None, known.kind):
@@ -155,48 +170,57 @@ def read_own_tables(
             f"--kind {choices.kind}: task {name!r} is known and has {known.kind}: leave it out"
         )
     columns = choose_columns(tables["train"], choices, known)
+    if unused is not None and "test" in tables:
+        test = tables["test"]
+        label = find_label(test.columns, known) if known and not choices.label_column else columns.label
+        if why := why_unscored(tables["train"], columns.label, test, label):
+            unused = {**unused, "test": why}
+            tables = {split: table for split, table in tables.items() if split != "test"}
     if known is None:
         roles = dict.fromkeys(tables, columns)
     else:  # each file may have the hub's names or the official ones
         roles = {split: choose_columns(table, choices, known) for split, table in tables.items()}
-    tables, unlabelled_rows = _labelled(tables, roles, choices)
-    labels = known_labels(known) if known else find_labels(tables, columns.label, choices)
+    tables, unlabelled_rows = without_unlabelled(tables, roles, choices)
+    if known is None:
+        labels = find_labels(tables, columns.label, choices)
+    else:
+        spellings = {spelled(value) for s, table in tables.items() for value in table.columns[roles[s].label]}
+        labels = known_labels(known, spellings, fold=choices.label_spelling == "fold")
     questions = (*columns.questions, *labels.questions)
-    if strict and questions:
-        raise refusal("to decide", questions[0])
+    _refuse_to_guess(questions if strict else ())
     task = _task(name, known, columns, labels, choices)
     splits = {split: _rows(task, roles[split], labels, table) for split, table in tables.items()}
     files = {split: Path(table.name).name for split, table in tables.items()}
     if choices.validation_share is not None:
-        splits, files = _split(task, splits, files, choices.validation_share)
+        splits, files = with_share(task, splits, files, choices.validation_share)
+    if known is None and choices.kind is None:
+        place = tables.get("validation", tables["train"]).name
+        questions += _classes_never_evaluated(task, splits, place)
+        _refuse_to_guess(questions if strict else ())
     task = replace(task, rows={split: len(rows["idx"]) for split, rows in splits.items()})
     schema = _schema(task, columns, labels, splits, files, unlabelled_rows, questions)
-    return OwnRows(task, splits, schema)
+    return OwnRows(task, splits, replace(schema, unused=dict(unused or {})))
 
 
-def _labelled(
-    tables: Mapping[str, Table], roles: Mapping[str, Columns], choices: Choices
-) -> tuple[dict[str, Table], dict[str, int]]:
-    """Return the tables without unlabelled rows, and the number of those rows."""
-    labelled: dict[str, Table] = {}
-    left_out: dict[str, int] = {}
-    for split, table in tables.items():
-        columns = roles[split]
-        table.require(columns.texts, "--text-columns")
-        table.require([columns.label], "--label-column")
-        name_indexed_classes(table, columns.label)
-        rows = unlabelled(table, columns.label)
-        if rows and not choices.drop_unlabelled:
-            raise refusal(
-                table.name,
-                f"labels missing in {counted(rows)}: {table.where(rows)}; --drop-unlabelled leaves them out",
-            )
-        if len(rows) == len(table):
-            raise refusal(
-                table.name, f"no row has a label in column {cut(columns.label)}: --label-column names another"
-            )
-        labelled[split], left_out[split] = table.without(rows) if rows else table, len(rows)
-    return labelled, left_out
+def _refuse_to_guess(questions: tuple[str, ...]) -> None:
+    if questions:
+        raise refusal("to decide", questions[0])
+
+
+def _classes_never_evaluated(task: Task, splits: Mapping[str, Rows], place: str) -> tuple[str, ...]:
+    """Ask about classes that are trained but never evaluated."""
+    counts = count_labels(task, splits)
+    if "validation" not in counts:
+        return ()
+    trained, evaluated = counts["train"], counts["validation"]
+    absent = [name for name in task.labels if trained[name] and not evaluated[name]]
+    if not absent:
+        return ()
+    names = listed(map(cut, absent))
+    return (
+        f"{place}: no row with label {names} to evaluate on, which training rows have: --kind {task.kind} "
+        "confirms that it is not evaluated",
+    )
 
 
 def _task(name: str, known: Task | None, columns: Columns, labels: Labels, choices: Choices) -> Task:
@@ -224,44 +248,10 @@ def _rows(task: Task, columns: Columns, labels: Labels, table: Table) -> Rows:
 
 
 def _texts(table: Table, column: str) -> list[str]:
-    values = ["" if value is None else value for value in table.columns[column]]
-    wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
-    broken = [] if wrong else [row for row, value in enumerate(values) if not well_formed(value)]
-    for rows, expected in ((wrong, "text"), (broken, "text without invalid characters")):
-        if rows:
-            raise refusal(
-                table.name,
-                f"column {cut(column)} is {cut(values[rows[0]])} in {counted(rows)}: "
-                f"{table.where(rows)}; expected {expected}",
-            )
+    values = read_texts(table, column)
     if not any(value and not value.isspace() for value in values):
         raise refusal(table.name, f"column {cut(column)} is empty in every row: --text-columns names another")
     return values
-
-
-def _split(
-    task: Task, splits: dict[str, Rows], files: dict[str, str], share: float
-) -> tuple[dict[str, Rows], dict[str, str]]:
-    rows = splits["train"]
-    texts = list(zip(*(rows[name] for name in task.columns), strict=True))
-    if task.regression:
-        classes = [0] * len(texts)
-    else:
-        classes = [tuple(label) if task.several else label for label in rows["label"]]
-    training, evaluation = stratified(texts, classes, share)
-    if not training or not evaluation:
-        raise refusal(
-            files["train"],
-            f"{len(texts):,} rows with too few different texts to split by --validation-share {share:g}: "
-            "give a validation file",
-        )
-    picked = {
-        split: {column: [values[row] for row in part] for column, values in rows.items()}
-        for split, part in (("train", training), ("validation", evaluation))
-    }
-    sources = {"train": files["train"], "validation": files["train"]}
-    others = [split for split in splits if split != "train"]
-    return picked | {split: splits[split] for split in others}, sources | {s: files[s] for s in others}
 
 
 def _schema(

@@ -53,6 +53,7 @@ class Schema:
         usual: The score of a constant answer without a model.
         tokens: Length of the rows in tokens, if a tokenizer is known.
         questions: Ambiguities, and how they were resolved.
+        unused: Splits of a dataset that are not used → why.
     """
 
     task: str
@@ -68,6 +69,7 @@ class Schema:
     usual: JsonObject = field(default_factory=JsonObject)
     tokens: JsonObject = field(default_factory=JsonObject)
     questions: tuple[str, ...] = ()
+    unused: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def as_dict(self) -> JsonObject:
         """Return plain data for `result.json`."""
@@ -90,12 +92,12 @@ class Schema:
         lines = [f"{self.task}: {self.kind}, {self.because}"]
         for split, source in self.sources.items():
             lines.append(f"  {split:<11} {source.rows:,} rows of {source.file}{_counts(source)}")
+        if self.unused:
+            lines.append(f"  {'not used':<11} {_with_reasons(self.unused)}")
         lines.append(f"  {'text':<11} {', '.join(self.text_columns)}")
         lines.append(f"  {'label':<11} {self.label_column}")
         if self.aside:
-            lines.append(
-                f"  {'left aside':<11} {listed((f'{name} ({why})' for name, why in self.aside.items()), 300)}"
-            )
+            lines.append(f"  {'left aside':<11} {_with_reasons(self.aside)}")
         lines += self._class_lines()
         lines.append(
             f"  {'metrics':<11} "
@@ -129,6 +131,10 @@ class Schema:
         return f"always {label}: " + ", ".join(
             f"{name} {value:.4f}" for name, value in self.usual["metrics"].items()
         )
+
+
+def _with_reasons(reasons: Mapping[str, str]) -> str:
+    return listed((f"{name} ({why})" for name, why in reasons.items()), 300)
 
 
 def _counts(source: Source) -> str:

@@ -109,7 +109,7 @@ def _called(delimiter: str) -> str:
 def _header(path: Path, cells: list[str], line: int) -> list[str]:
     if not cells:
         return []
-    named = [cell.strip().removeprefix("\ufeff") for cell in cells]
+    named = [cell.strip() for cell in cells]
     prefix = UNNAMED if not any(name.startswith(UNNAMED) for name in named) else f"{UNNAMED}here "
     names = [name or f"{prefix}{number}" for number, name in enumerate(named)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:

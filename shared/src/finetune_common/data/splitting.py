@@ -4,9 +4,12 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from hashlib import blake2b
 
+from finetune_common.aliases import Rows
+from finetune_common.data.messages import refusal
 from finetune_common.errors import ConfigurationError
+from finetune_common.tasks import Task
 
-__all__ = ["held_out", "stratified"]
+__all__ = ["held_out", "stratified", "with_share"]
 
 
 def _keys(texts: Sequence[tuple[str, ...]], seed: int) -> list[bytes]:
@@ -117,3 +120,39 @@ def _nearest(groups: Sequence[list[int]], wanted: int) -> list[list[int]]:
             missing -= len(group)
     chosen = chosen or [min(groups, key=len)]
     return chosen if len(chosen) < len(groups) else chosen[:-1]
+
+
+def with_share(
+    task: Task, splits: dict[str, Rows], files: dict[str, str], share: float
+) -> tuple[dict[str, Rows], dict[str, str]]:
+    """Return splits with a share of the training rows as `validation`, and the file of each.
+
+    Args:
+        task: The task of the rows.
+        splits: Split → rows, `train` among them.
+        files: Split → file.
+        share: Of the training rows, above 0 and below 1; see `stratified`.
+
+    Raises:
+        ConfigurationError: Too few different texts.
+    """
+    rows = splits["train"]
+    texts = list(zip(*(rows[name] for name in task.columns), strict=True))
+    if task.regression:
+        classes = [0] * len(texts)
+    else:
+        classes = [tuple(label) if task.several else label for label in rows["label"]]
+    training, evaluation = stratified(texts, classes, share)
+    if not training or not evaluation:
+        raise refusal(
+            files["train"],
+            f"{len(texts):,} rows with too few different texts to split by --validation-share {share:g}: "
+            "give a validation file",
+        )
+    picked = {
+        split: {column: [values[row] for row in part] for column, values in rows.items()}
+        for split, part in (("train", training), ("validation", evaluation))
+    }
+    sources = {"train": files["train"], "validation": files["train"]}
+    others = [split for split in splits if split != "train"]
+    return picked | {split: splits[split] for split in others}, sources | {s: files[s] for s in others}

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-__all__ = ["default_cache_dir", "tokenize"]
+__all__ = ["default_cache_dir", "encode", "tokenize"]
 
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK = 2048
 _DIGESTS = "digests.json"
 
@@ -85,6 +85,25 @@ def tokenize(
             f"FINETUNE_CACHE names another folder"
         ) from error
     return _read(folder, list(data))
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", first: list[str], second: list[str] | None, max_length: int
+) -> dict[str, list[list[int]]]:
+    """Return the token columns of texts or pairs, truncated longest first and not padded.
+
+    An empty text of a tokenizer without special tokens is one special token: models take no empty row. The
+    padding's is the last choice, since a decoder's head reads the last token that differs from it.
+    """
+    encoded = tokenizer(first, second, truncation=True, max_length=max_length)
+    padding = cast("int | None", tokenizer.pad_token_id)
+    special = (token for token in tokenizer.all_special_ids if token != padding)
+    alone = {"input_ids": next(special, padding or 0), "attention_mask": 1, "token_type_ids": 0}
+    return {
+        name: [row or [token] for row in cast("list[list[int]]", encoded[name])]
+        for name, token in alone.items()
+        if name in encoded
+    }
 
 
 def _safe(name: str) -> str:
@@ -163,12 +182,8 @@ def _encode(
     for chunk in rows.iter(_CHUNK):
         first, *second = (chunk[name] for name in task.columns)
         pair = second[0] if second else None
-        encoded = tokenizer(first, pair, truncation=True, max_length=max_length)
-        columns = {
-            name: pa.array(encoded[name], type=pa.list_(kind))
-            for name, kind in types.items()
-            if name in encoded
-        }
+        encoded = encode(tokenizer, first, pair, max_length)
+        columns = {name: pa.array(tokens, type=pa.list_(types[name])) for name, tokens in encoded.items()}
         labels = multi_hot(chunk["label"], task.num_labels).tolist() if task.several else chunk["label"]
         columns["labels"] = pa.array(labels, type=label_type)
         columns["idx"] = pa.array(chunk["idx"], type=pa.int32())

@@ -1,24 +1,23 @@
 """The meaning of single values: missing, a number, text, a list of labels."""
 
-import ast
-import json
 import re
 from math import isfinite, isnan
 from typing import TypeGuard
+from unicodedata import category, decimal, normalize
 
 __all__ = [
     "NUMBER",
-    "as_list",
     "finite",
     "is_list",
     "is_missing",
     "is_record",
     "is_tuple",
     "spelled",
+    "unit",
     "well_formed",
 ]
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
 """A number as files write it: no blanks, no separators of thousands, no words."""
 
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
@@ -27,8 +26,8 @@ WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 """A number with a comma where a point is expected."""
 
-WITH_SIGN = re.compile(r"[+-]?[$€£¥]?\s?\d[\d.,]*\s?[%‰$€£¥]?", re.ASCII)
-"""A number with a currency or percent sign: neither a plain number nor a word."""
+AMOUNT = re.compile(r"([+-]?¤?[+-]?)\s*\d[\d.,' ]*(.*)", re.ASCII | re.DOTALL)
+"""A number with what stands around it; ¤ is any currency."""
 
 MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT")
 """pandas' spellings of a missing value. `None`, `NA` and `null` can be real words, too."""
@@ -87,28 +86,6 @@ def finite(text: str) -> float | None:
     return number if isfinite(number) and abs(number) < 3.4e38 else None
 
 
-def as_list(value: object) -> list[object] | None:
-    """Return a value that is a list, or whose text is a list in JSON or Python, else None.
-
-    Examples:
-        >>> as_list("['x', 'y']"), as_list('["x"]'), as_list("[sic] late"), as_list([1])
-        (['x', 'y'], ['x'], None, [1])
-    """
-    if is_list(value) or is_tuple(value):
-        return list(value)
-    text = value.strip() if isinstance(value, str) else ""
-    if not (text.startswith("[") and text.endswith("]")) or len(text) > 100_000:
-        return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            converted = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if is_list(converted) and not any(isinstance(part, list | dict) for part in converted):
-            return converted
-    return None
-
-
 def well_formed(text: str) -> bool:
     """Say whether a text can be encoded as UTF-8; half of a surrogate pair cannot."""
     try:
@@ -116,3 +93,24 @@ def well_formed(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def unit(text: str) -> str | None:
+    """Return what stands beside the number that a text begins with, in any digits; None without one.
+
+    Examples:
+        >>> unit("€ 5"), unit("-7.50$"), unit("3/5"), unit("٥ km"), unit("−1"), unit("1 000"), unit("class 1")
+        ('¤', '¤', '/5', 'km', '', '', None)
+    """
+    found = AMOUNT.fullmatch("".join(map(_plain, text)).strip())
+    return "".join((found[1].strip("+-") + found[2]).split()) if found else None
+
+
+def _plain(sign: str) -> str:
+    """Return a character as ASCII writes it: digits of any alphabet, any minus; ¤ is any currency."""
+    kind = category(sign)
+    if kind == "Nd":
+        return str(decimal(sign))
+    if kind in ("Sc", "Pd") or sign == "\N{MINUS SIGN}":
+        return "¤" if kind == "Sc" else "-"
+    return sign if kind == "No" else {"٫": ".", "٬": ","}.get(sign) or normalize("NFKC", sign)

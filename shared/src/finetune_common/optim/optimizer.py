@@ -11,11 +11,13 @@ from torch.optim.optimizer import ParamsT
 
 from finetune_common.aliases import ParamGroup, Settings, StateDict, is_sharded
 from finetune_common.arguments import check_parameters, explain_arguments
-from finetune_common.errors import ConfigurationError, check_choice, check_number
+from finetune_common.errors import ConfigurationError, check_choice
 from finetune_common.optim.batch import Batch, Turn, batches_of, salts
 from finetune_common.optim.norms import whole_norms
 from finetune_common.optim.ops import Divisor
+from finetune_common.optim.parts import refuse_parts
 from finetune_common.optim.run import Late, Row, Rule, Update, run
+from finetune_common.optim.settings import check_kinds, check_switch, constructor_defaults
 from finetune_common.optim.state import StatefulOptimizer
 
 __all__ = ["ElementwiseOptimizer"]
@@ -48,7 +50,8 @@ class ElementwiseOptimizer(StatefulOptimizer):
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
         defaults: Default settings of groups, including `lr`: a number or a tensor with one element (a tensor
-            on a GPU costs one synchronisation per group and step).
+            on a GPU costs one synchronisation per group and step). A setting is of the kind of its default in
+            the constructor: a truth value, or a number.
         foreach: Run over lists; default for GPU tensors.
         fused: Compile into one pass over memory; default from 8 million parameters on. Without a compiler it
             warns once and runs uncompiled.
@@ -98,6 +101,9 @@ class ElementwiseOptimizer(StatefulOptimizer):
         stochastic_rounding: bool = False,
         skip_nonfinite: str | None = None,
     ):
+        for name, value in (("foreach", foreach), ("fused", fused)):
+            if value is not None:
+                check_switch(name, value)
         if foreach and fused:
             raise ConfigurationError("foreach=True and fused=True exclude each other: leave one of them out")
         check_parameters(params)
@@ -120,6 +126,11 @@ class ElementwiseOptimizer(StatefulOptimizer):
     def scalars(self, group: Settings, step: int) -> Mapping[str, float]:
         """Return the numbers that the rule needs at a step (from 1); a `Divisor` for `ops.divide`."""
         raise NotImplementedError
+
+    def own_defaults(self) -> Settings:
+        """Return the settings that this class defines, with the constructor's defaults where it has some."""
+        given = constructor_defaults(type(self))
+        return {name: given.get(name, default) for name, default in self.defaults.items()}
 
     def check_group(self, group: Settings) -> None:
         """Raise `ConfigurationError` for settings that cannot be used."""
@@ -144,7 +155,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
             ConfigurationError: A setting out of range or a complex parameter.
         """
         check_parameters(param_group.get("params"))
-        self._check({**self.defaults, **param_group})
+        self._check({**self.defaults, **param_group}, self.own_defaults())
         super().add_param_group(param_group)
         if any(param.is_complex() for param in self.param_groups[-1]["params"]):
             self.param_groups.pop()
@@ -152,13 +163,8 @@ class ElementwiseOptimizer(StatefulOptimizer):
                 "complex parameters are not supported: pass torch.view_as_real(parameter) as the parameter"
             )
 
-    def _check(self, group: Settings) -> None:
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ConfigurationError(
-                f"lr has shape {tuple(lr.shape)}: give a number or a tensor with one element"
-            )
-        check_number("lr", float(lr) if isinstance(lr, Tensor) else lr, at_least=0)
+    def _check(self, group: Settings, own: Settings) -> None:
+        check_kinds(group, own)
         check_choice("skip_nonfinite", group["skip_nonfinite"], (None, "group", "step"))
         self.check_group(group)
 
@@ -182,8 +188,9 @@ class ElementwiseOptimizer(StatefulOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        own = self.own_defaults()
         for group in self.param_groups:
-            self._check(group)
+            self._check(group, own)
         batches = self._batches()
         calls: dict[_Call, tuple[list[Row], dict[str, list[Tensor | Late]]]] = {}
         for batch, row_scalars in zip(batches, self.prepare(batches), strict=True):
@@ -243,6 +250,7 @@ class ElementwiseOptimizer(StatefulOptimizer):
         options = [group["skip_nonfinite"] for group in self.param_groups]
         if not turns or not any(options):
             return set()
+        refuse_parts((turn.param for turn in turns), "skip_nonfinite")
         norms = whole_norms([turn.grad for turn in turns])
         finite = cast("list[bool]", norms.isfinite().tolist())  # pyright: ignore[reportUnknownMemberType]  # untyped
         groups = {turn.group for turn, good in zip(turns, finite, strict=True) if not good}

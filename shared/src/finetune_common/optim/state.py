@@ -48,8 +48,14 @@ class StatefulOptimizer(torch.optim.Optimizer):
         return {*self.initial_state(group), *(["step"] if self.counts_steps else [])}
 
     def owns(self, name: str) -> bool:
-        """Whether this optimizer has state of this name, which it then loads exactly."""
+        """Whether state of this name is this optimizer's, not that of one inside."""
         return True
+
+    def complete_groups(self) -> None:
+        """Give every group the default of each setting that it lacks."""
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def state_of(self, param: Tensor, initial: Mapping[str, float]) -> StateDict:
         """Return the state of a parameter; missing state is made now."""
@@ -97,19 +103,13 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
-        settings = {name: value for name, value in self.defaults.items() if name != "differentiable"}
-        for group in self.param_groups:  # only torch has that default
-            for name, value in settings.items():
-                group.setdefault(name, value)
+        self.defaults.pop("differentiable", None)  # torch adds it, as if all optimizers had it
+        self.complete_groups()
         per_element = self.per_element()
         for param, received in self.__dict__.get("_received", {}).items():
             state_of_param: StateDict = self.state[param]
             for name, value in received.items():
-                if self.owns(name):
-                    state_of_param[name] = restored(param, name, value, name in per_element)
-                elif isinstance(state_of_param.get(name), Tensor):
-                    # torch's loading shares memory if nothing is cast
-                    state_of_param[name] = state_of_param[name].clone()
+                state_of_param[name] = restored(param, name, value, name in per_element)
         self._forget()
 
     def _forget(self) -> None:
