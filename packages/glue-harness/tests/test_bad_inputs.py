@@ -43,7 +43,14 @@ BAD_RUNS = {
     "task missing": (("--model", "demo", "--output-dir", "x"), ["--task", "--config"]),
     "model missing": (("--task", "rte", "--output-dir", "x"), ["--model", "--config"]),
     "output missing": (("--task", "rte", "--model", "demo"), ["--output-dir", "--config"]),
-    "output empty": ((*DEMO, "--output-dir", ""), ["output_dir is empty", "runs/rte"]),
+    "output empty": ((*DEMO, "--output-dir", ""), ["output_dir=''", "runs/rte"]),
+    "output too long": ((*DEMO, "--output-dir", "x" * 300), ["--output-dir xxx", "too long"]),
+    "output with a NUL": ((*DEMO, "--output-dir", "a\0b"), ["output_dir='a\\x00b'", "runs/rte"]),
+    "field of the labels": ((*DEMO, "--model.num_labels", "7"), ["--model.num_labels", "the task decides"]),
+    "dropout above 1": ((*DEMO, "--model.hidden_dropout_prob", "2"), ["--model demo", "dropout", "2"]),
+    "unknown activation": ((*DEMO, "--model.hidden_act", "nosuch"), ["--model demo", "KeyError: 'nosuch'"]),
+    "too few tokens": ((*DEMO, "--model.vocab_size", "5"), ["--model demo", "embeddings for 5"]),
+    "no token types": ((*DEMO, "--model.type_vocab_size", "0"), ["--model demo", "cannot take a row of"]),
     "unknown task": (
         ("--task", "demo-entailmnt", "--model", "demo", "--output-dir", "x"),
         ["'demo-entailmnt'", "did you mean 'demo-entailment'"],
@@ -169,6 +176,10 @@ BAD_FILES = {
     ),
     "wrong type in a method": ("optimizer: {name: sgd, momentum: high}", ["optimizer.momentum", "high"]),
     "two optimizers": ("optimizer: [adamw, sgd]", ["optimizer=", "name"]),
+    "key twice": ("seed: 1\nseed: 2", ["run.yaml", "'seed' is given twice", "line 2"]),
+    "key twice in a method": ("optimizer: {name: sgd, lr: 1, lr: 2}", ["'lr' is given twice"]),
+    "alias of itself": ("optimizer: &a {name: sgd, lr: *a}", ["run.yaml", "alias"]),
+    "2,000 levels": ("[" * 2000 + "]" * 2000, ["run.yaml", "too many levels"]),
     "several with a wrong one": ("gradient: [no-such, other]", ["'no-such'"]),
     "several with a nameless one": ("gradient: [{eta: 1}, {eta: 2}]", ["gradient=", "name"]),
 }
@@ -250,7 +261,32 @@ def _without_tokenizer(folder: Path) -> None:
         file.unlink()
 
 
+def _text_for_a_number(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": "two"}))
+
+
+def _gap_between_tokens(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    words[max(words, key=words.get)] += 5000
+    file.write_text(json.dumps(content))
+
+
+def _few_positions(folder: Path) -> None:
+    """A CTRL, whose table of positions is no embedding."""
+    import transformers
+
+    shape: dict[str, Any] = {"n_positions": 6, "n_embd": 16, "dff": 32, "n_layer": 1, "n_head": 2}
+    config = transformers.CTRLConfig(vocab_size=600, **shape)
+    transformers.CTRLForSequenceClassification(config).save_pretrained(folder)
+
+
 BAD_MODELS = {
+    "text for a number": (_text_for_a_number, ["num_hidden_layers", "two"]),
+    "gap between tokens": (_gap_between_tokens, ["numbers tokens up to 5,", "embeddings for"]),
+    "few positions": (_few_positions, ["cannot take a row of", "--max-length"]),
     "without weights": (_without_weights, ["no weights", "model.safetensors"]),
     "without config": (_without_config, ["config.json"]),
     "truncated weights": (_truncated_weights, ["cannot be loaded"]),
@@ -419,6 +455,105 @@ def test_damaged_result_is_refused_by_the_report(harness: Callable[..., Any], te
 def test_damaged_file_of_a_run_is_refused(harness: Callable[..., Any], name: str, text: str) -> None:
     Path("out", name).write_text(text)
     assert_one_line(run_on(harness), f"out/{name}", "--overwrite")
+
+
+@pytest.mark.parametrize("text", ["", "- a", "{", "other", "task: demo-entailment"])
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_damaged_settings_of_a_run_are_refused(
+    harness: Callable[..., Any], finished_run: Path, command: str, text: str
+) -> None:
+    shutil.copytree(finished_run, "out")
+    Path("out/config.yaml").write_text(text)
+    Path("rows.csv").write_text("sentence1,sentence2\na,b\n")
+    said = harness(command, "out", "rows.csv" if command == "predict" else "exported")
+    assert_one_line(said, "--model" if text.startswith("task") else "out/config.yaml is damaged")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_model_is_as_it_was_written(harness: Callable[..., Any], finished_run: Path, name: str) -> None:
+    shutil.copytree(finished_run, "run")
+    file = Path("run/model", name)
+    content = bytearray(file.read_bytes())
+    letter = next(place for place in range(len(content) // 2, len(content)) if chr(content[place]).isalpha())
+    content[letter] ^= 1
+    file.write_bytes(content)
+    Path("rows.csv").write_text("sentence1,sentence2\na,b\n")
+    damaged = ["run/model", name]
+    assert_one_line(harness("predict", "run", "rows.csv"), *damaged)
+    assert_one_line(harness("export", "run", "exported"), *damaged)
+    assert_one_line(run_on(harness, "run"), *damaged)
+
+
+def test_models_without_digests_open(harness: Callable[..., Any], finished_run: Path) -> None:
+    shutil.copytree(finished_run, "run")
+    Path("run/model/digests.json").unlink()
+    assert run_on(harness, "run").status == 0
+
+
+def test_memory_that_runs_out_is_said(harness: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from glue_harness.run.loop import Training
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Training, "_forward", fail)
+    assert_one_line(run_on(harness), "2.00 GiB", "--batch-size", "--accumulate", "--activation compress")
+
+
+ODD_PARTS = """
+import dataclasses
+import numpy as np
+
+@dataclasses.dataclass(frozen=True)
+class Options: ...
+
+class Part:
+    "A monitor."
+    name, Options, said, state = "part", Options, {}, {}
+    def __init__(self, options): ...
+    def attach(self, model, optimizer): return self
+    def on_step(self, step): return self.said
+    def state_dict(self): return self.state
+
+class Loss(Part): said = {"loss": -1.0}
+class Set(Part): said = {"seen": {1, 2}}
+class Numbers(Part): said = {"number": np.float32(0.5), "numbers": np.arange(2)}
+class Generator(Part): state = {"draws": [np.random.RandomState(0).get_state()]}
+class Number(Part): state = {"count": np.float64(1.0)}
+"""
+
+
+@pytest.fixture
+def odd_parts(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.mktemp("parts")
+    (folder / "odd_parts.py").write_text(ODD_PARTS)
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.mark.usefixtures("odd_parts")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Loss", ["monitor.0", "'loss'"]),
+        ("Set", ["monitor.0", "'seen'", "set"]),
+        ("Generator", ["monitor.0.draws.0.1 (ndarray)", "could not be loaded again", "state_dict()"]),
+        ("Number", ["monitor.0.count (float64)", "could not be loaded again"]),
+    ],
+)
+def test_what_a_part_cannot_report_or_keep_is_refused(
+    harness: Callable[..., Any], name: str, words: list[str]
+) -> None:
+    assert_one_line(run_on(harness, "demo", "--monitor", f"odd_parts.{name}"), *words)
+    assert not list(Path("out").glob("checkpoint/*"))
+
+
+@pytest.mark.usefixtures("odd_parts")
+def test_numbers_of_numpy_are_logged_as_numbers(harness: Callable[..., Any]) -> None:
+    assert run_on(harness, "demo", "--monitor", "odd_parts.Numbers").status == 0
+    *_, last = map(json.loads, Path("out/metrics.jsonl").read_text().splitlines())
+    assert (last["number"], last["numbers"]) == (0.5, [0, 1])
 
 
 def test_report_on_an_empty_folder_is_refused(harness: Callable[..., Any]) -> None:

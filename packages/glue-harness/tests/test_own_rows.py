@@ -181,6 +181,32 @@ def test_a_dataset_is_read_by_the_same_rules(train, tmp_path):
         train(**own | {"dataset": str(moved)})
 
 
+def test_a_dataset_without_public_test_labels_trains_and_says_so(train, tmp_path, capsys):
+    for split, rows in (("train", 48), ("validation", 12)):
+        write(tmp_path / f"data/{split}.csv", rows)
+    hidden = "".join(f"{row},{row},The old dog {row}.,-1\n" for row in range(9))
+    (tmp_path / "data/test.csv").write_text(",ticket_id,text,label\n" + hidden)
+    result = train(task="own", dataset=str(tmp_path / "data"), max_train_samples=None, max_steps=1)
+    assert result["test"] is None
+    assert "not used    test (no row has a label)" in capsys.readouterr().out
+    assert result["data"]["schema"]["unused"] == {"test": "no row has a label"}
+
+
+def test_a_dataset_s_splits_are_all_named_where_none_is_for_validation(train, tmp_path):
+    for split in ("train", "eval", "hard"):
+        write(tmp_path / f"data/{split}.csv", 24)
+    names = "".join(f"  - split: {split}\n    path: {split}.csv\n" for split in ("train", "eval", "hard"))
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{names}---\n"
+    (tmp_path / "data/README.md").write_text(card)
+    own = {"task": "own", "dataset": str(tmp_path / "data"), "max_train_samples": None, "max_steps": 1}
+    with pytest.raises(
+        ConfigurationError, match=r"has no validation split, only train and eval and hard: call"
+    ):
+        train(**own)
+    result = train(**own, validation_share=0.25)
+    assert set(result["data"]["schema"]["unused"]) == {"eval", "hard"}
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -298,6 +324,18 @@ def test_new_rows_are_predicted_and_scored_by_the_run_s_label_column(harness, tr
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for row in found:
         assert row["label"] == [name for name in ("all", "even") if row[f"score_{name}"] > 0.5]
+
+
+def test_a_tab_or_a_line_break_in_a_class_stays_in_its_cell(train, tmp_path):
+    names = ["one\ttwo", "up\ndown", "left\u2028right", "pos", "pos "]
+    rows = [{"the\ttext": f"The {WORDS[row % 3]}.", "label": names[row % 5]} for row in range(20)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    own = {"task": "own", "train_file": str(file), "validation_file": str(file), "max_steps": 1}
+    train(**own, label_spelling="exact")
+    lines = [line.split("\t") for line in (tmp_path / "run/predictions.tsv").read_text().splitlines()]
+    assert {len(line) for line in lines} == {5}
+    assert [line[1] for line in lines[1:6]] == ["one two", "up down", "left right", "pos", "pos "]
 
 
 def test_a_sweep_of_own_rows_has_the_same_folders_wherever_the_rows_lie(tmp_path):

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -15,11 +17,18 @@ from glue_harness import parse_mapping
 from glue_harness.run.entry import run
 from glue_harness.run.loop import Training
 from glue_harness.run.plan import Data
-from glue_harness.stopping import StopFile, Stopped, stop_on_signals
+from glue_harness.stopping import SIGNALS, StopFile, Stopped, stop_on_signals
 from glue_harness.sweep.on_slurm import Worker
 from glue_harness.sweep.workers import ASKED
 
-ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+ASKING = (
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGINT,
+    signal.SIGHUP,  # the terminal is closed
+    signal.SIGXCPU,  # a limit of processor time is reached
+)
 SETTINGS: dict[str, Any] = {
     "task": "demo-similarity",
     "model": "demo",
@@ -216,4 +225,18 @@ def test_an_element_of_a_job_array_is_queued_again_once_its_run_is_saved(
 
 
 def test_a_worker_that_was_asked_to_stop_has_not_died() -> None:
-    assert {128 + number for number in ASKING} == set(ASKED)
+    assert {128 + number for number in ASKING} <= set(ASKED)
+
+
+def _ends_a_process(number: int) -> bool:
+    """Say whether a signal ends a process that does nothing about it."""
+    code = f"import signal, os; signal.signal({number}, signal.SIG_DFL); os.kill(os.getpid(), {number})"
+    return subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -number
+
+
+def test_every_signal_that_ends_a_process_asks_but_for_faults_and_timers() -> None:
+    faults = "SEGV BUS FPE ILL ABRT TRAP SYS STKFLT"
+    kept = {f"SIG{name}" for name in f"{faults} QUIT PIPE ALRM VTALRM PROF".split()}
+    stopping = {"SIGKILL", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
+    tried = [number for number in signal.Signals if number.name not in kept | stopping]
+    assert [number for number in tried if _ends_a_process(number)] == SIGNALS

@@ -201,7 +201,7 @@ def test_runs_that_cannot_predict_are_refused(
     assert "test has 1 rows, the official one 146" in warned
     assert "WNLI.tsv: 1 predictions, the leaderboard expects 146" in refused
     (runs / "a/model/model.safetensors").write_bytes(b"")
-    assert_refused(harness("submit", runs / "a", *out), "cannot be loaded")
+    assert_refused(harness("submit", runs / "a", *out), "model.safetensors is not as it was written")
     shutil.rmtree(runs / "a/model")
     (next((runs / "a/checkpoint").iterdir()) / "model.safetensors").unlink()
     assert_refused(harness("submit", runs / "a", *out), "checkpoint is damaged")

@@ -21,6 +21,7 @@ from glue_harness.commands import (
 from glue_harness.config.commands import CommandParser, parser_of
 from glue_harness.console import standard_output
 from glue_harness.cost.commands import capacity_command, profile_command
+from glue_harness.files import writing
 from glue_harness.inspecting import inspect_command
 from glue_harness.stopping import Stopped, stop_on_signals
 
@@ -41,7 +42,8 @@ def _run(argv: Sequence[str]) -> None:
         _go_offline()
     if config.has_own_rows and config.dataset is None:
         own_rows(config.for_own_rows.as_dict())  # unreadable files are reported before heavy imports
-    finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
+    with writing(f"--output-dir {config.output_dir}"):  # a name may be too long
+        finished = not config.overwrite and (Path(config.output_dir) / "result.json").exists()
 
     from glue_harness.report.tables import print_run
     from glue_harness.run.entry import run
@@ -159,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 2 for wrong input; 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM.
+        0; 2 for wrong input; 128 plus the number of the signal that ended it: 130 after Ctrl-C.
     """
     try:
         with warnings.catch_warnings(), stop_on_signals():

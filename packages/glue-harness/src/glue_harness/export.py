@@ -13,6 +13,7 @@ from finetune_common.slots import Portable
 from glue_harness.files import atomic_folder
 from glue_harness.run.assembly import Run, base_model, open_run, read_config
 from glue_harness.run.card import card_of
+from glue_harness.run.digests import write_digests
 from glue_harness.run.methods import holder
 from glue_harness.run.records import ADAPTER, read_result
 from glue_harness.run.trained import merged_model, write_model
@@ -140,6 +141,7 @@ def _write_adapter(run: Run, adapter: Path, target: Path) -> None:
         return
     target.mkdir()
     cast("Portable", run.methods.adaptation).save(run.model, target)
+    write_digests(target)
 
 
 def _write_loader(run: Run, folder: Path) -> None:
@@ -158,3 +160,4 @@ def _write_loader(run: Run, folder: Path) -> None:
     kinds = {"AutoConfig": "AdaptedConfig", "AutoModelForSequenceClassification": "AdaptedModel"}
     content["auto_map"] = {auto: f"{CODE}.{class_name}" for auto, class_name in kinds.items()}
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_digests(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,21 +14,22 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from finetune_common.data.choices import Choices
-from finetune_common.data.columns import NUMBERING
+from finetune_common.aliases import Rows
+from finetune_common.data.columns import find_label, find_texts, read_texts
 from finetune_common.data.files import read_table
-from finetune_common.data.kinds import parts
-from finetune_common.errors import ConfigurationError, check_number, shown
+from finetune_common.data.labels import known_labels, learned_labels, name_indexed_classes, unlabelled
+from finetune_common.data.messages import counted, cut, listed, refusal
+from finetune_common.data.tables import Table
+from finetune_common.data.values import finite, spelled
+from finetune_common.errors import ConfigurationError, check_number
 from finetune_common.metrics import compute_metrics, multi_hot
-from finetune_common.tasks import Task
-from glue_harness.config.own_rows import choices_of
-from glue_harness.run.assembly import open_model, read_config
+from finetune_common.tasks import TASKS, Task
+from glue_harness.run.assembly import open_model
 from glue_harness.run.predictor import Predictor
 from glue_harness.run.records import write_whole
 
 __all__ = ["predict"]
 
-Columns = dict[str, list[Any]]
 WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
 """Endings of output files."""
 
@@ -40,7 +41,7 @@ class Predicted(TypedDict):
         rows: Their number.
         seconds: Of prediction.
         metrics: Empty without labels.
-        without: Why there are no metrics; empty if there are.
+        without: Which rows the metrics leave out, or why there are none; empty if they are of all rows.
     """
 
     rows: int
@@ -59,8 +60,9 @@ def predict(
 ) -> Predicted:
     """Predict the rows of files, and write them with the predictions.
 
-    The rows keep their columns. New are `label` and a `score_<name>` for each label, or `score` for a
-    regression; a name that the rows already have gets the prefix `predicted_`.
+    Files are read as those of the model's training. The rows keep their columns. New are `label` and a
+    `score_<name>` for each label, or `score` for a regression; a name that the rows already have gets the
+    prefix `predicted_`.
 
     Args:
         model: Folder of a run or of a model, or a hub name.
@@ -83,19 +85,22 @@ def predict(
     if max_length is not None:
         check_number("max_length", max_length, at_least=4)
         predictor.max_length = max_length
-    columns = _joined(files, _choices(model)) if files else _lines(predictor.task)
-    texts = _texts(predictor.task, columns, str(files[0]) if files else "standard input")
+    tables = [read_table(file, predictor.choices) for file in files] if files else [_lines(predictor.task)]
+    columns = _joined(tables)
+    label = _label_column(predictor, columns)
+    names = _text_columns(predictor, columns, label, tables[0].name)
+    texts = [[text for table in tables for text in read_texts(table, name)] for name in names]
     began = time.perf_counter()
-    logits = _logits(predictor, [columns[name] for name in texts], batch_size)
+    logits = _logits(predictor, texts, batch_size)
     seconds = time.perf_counter() - began
     scores = predictor.scores(logits)
-    metrics, without = _metrics(predictor.task, columns, logits)
     try:
         _write(columns | _named(columns, _answers(predictor, scores)), ending, output)
     except OSError as error:
         raise ConfigurationError(
             f"--output {output}: {error.strerror}: give a file that can be written"
         ) from None
+    metrics, without = _metrics(predictor, tables, label, logits)
     return {"rows": len(scores), "seconds": seconds, "metrics": metrics, "without": without}
 
 
@@ -111,29 +116,18 @@ def _ending(files: Sequence[Path], output: Path | None) -> str:
     return output.suffix.lower()
 
 
-def _choices(model: str) -> Choices:
-    """Return the delimiter and encoding of the run's training files."""
-    if not (Path(model) / "config.yaml").is_file():
-        return Choices()
-    settings = read_config(Path(model)).as_dict()
-    return choices_of({name: settings[name] for name in ("delimiter", "encoding")})
-
-
-def _joined(files: Sequence[Path], choices: Choices) -> Columns:
+def _joined(tables: Sequence[Table]) -> Rows:
     """Return the rows of all files, one after the other."""
-    joined = read_table(files[0], choices).columns
-    for file in files[1:]:
-        more = read_table(file, choices).columns
-        if more.keys() != joined.keys():
+    for table in tables[1:]:
+        if table.columns.keys() != tables[0].columns.keys():
             raise ConfigurationError(
-                f"{file}: its columns are {', '.join(more)}, those of {files[0]} {', '.join(joined)}: give "
-                "files with the same columns"
+                f"{table.name}: its columns are {', '.join(table.columns)}, those of {tables[0].name} "
+                f"{', '.join(tables[0].columns)}: give files with the same columns"
             )
-        joined = {name: values + more[name] for name, values in joined.items()}
-    return joined
+    return {name: [value for table in tables for value in table.columns[name]] for name in tables[0].columns}
 
 
-def _lines(task: Task) -> Columns:
+def _lines(task: Task) -> Table:
     """Return the lines of standard input: one text each, or several separated by tabs for pairs."""
     names = task.columns or ("text",)
     rows = [line.rstrip("\r\n").split("\t", len(names) - 1) for line in sys.stdin]
@@ -145,35 +139,60 @@ def _lines(task: Task) -> Columns:
                 f"standard input line {number} has only one text: give {' and '.join(names)} with a tab "
                 "between them"
             )
-    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    return Table("standard input", columns, range(1, len(rows) + 1))
 
 
-def _texts(task: Task, columns: Columns, place: str) -> list[str]:
-    """Return the columns of texts: the task's by name, else all columns that hold only text."""
-    official = task.official_columns or task.columns
-    candidates = [
-        next((name for name in both if name in columns), None)
-        for both in zip(task.columns, official, strict=True)
-    ]
+def _known(task: Task) -> Task | None:
+    """Return a known task; a model without a run has no columns, and only the name of its folder."""
+    return TASKS.get(task.name) if task.columns else None
+
+
+def _label_column(predictor: Predictor, columns: Rows) -> str | None:
+    """Return the column of the label: that of the training, else the one that is called so."""
+    task, known = predictor.task, _known(predictor.task)
+    name = predictor.choices.label_column
+    if name is None and task.columns and known is None:
+        name = task.official_label
+    if name is None:
+        return find_label(columns, known)
+    return name if name in columns else None
+
+
+def _text_columns(predictor: Predictor, columns: Rows, label: str | None, place: str) -> list[str]:
+    """Return the columns of texts: the task's by name, else the ones that hold words."""
+    task = predictor.task
     if not task.columns:
-        aside = ("label", "labels", *NUMBERING)
-        candidates = [name for name in columns if name not in aside and isinstance(columns[name][0], str)]
-        if len(candidates) > 2:
-            raise ConfigurationError(
-                f"{place}: {len(candidates)} columns could be the text "
-                f"({', '.join(map(str, candidates))[:200]}): keep only the one or two that are"
-            )
+        return _columns_of_words(columns, label, place)
+    alternatives = (predictor.choices.text_columns, task.columns, task.official_columns)
+    candidates = [
+        next((name for name in names if name in columns), None)
+        for names in zip(*filter(None, alternatives), strict=True)
+    ]
     names = [name for name in candidates if name is not None]
-    if not names or len(names) != len(candidates):
-        wanted = " and ".join(map(repr, task.columns)) or "that holds text"
+    if len(names) != len(candidates):
         raise ConfigurationError(
-            f"{place}: no column {wanted} among {', '.join(columns)}: rename the columns of text"
+            f"{place}: no column {' and '.join(map(repr, task.columns))} among {', '.join(columns)}: rename "
+            "the columns of text"
         )
-    for name in names:
-        if wrong := [row for row, text in enumerate(columns[name], 1) if not isinstance(text, str)]:
-            value = columns[name][wrong[0] - 1]
-            raise ConfigurationError(f"{place} row {wrong[0]}: {name} is {shown(value)}: expected text")
     return names
+
+
+def _columns_of_words(columns: Rows, label: str | None, place: str) -> list[str]:
+    """Return the one or two columns that hold words, or the only column, whatever it holds."""
+    others = [name for name in columns if name != label]
+    words, aside = (others, {}) if len(others) == 1 else find_texts(columns, label)
+    if not words:
+        reasons = listed((f"{name} ({why})" for name, why in aside.items()), 160) or "there is no other"
+        raise refusal(
+            place, f"no column holds words apart from the label: {reasons}: keep only the column of text"
+        )
+    if len(words) > 2:
+        raise refusal(
+            place,
+            f"{len(words)} columns could be the text ({listed(words)}): keep only the one or two that are",
+        )
+    return words
 
 
 def _logits(predictor: Predictor, texts: list[list[str]], batch_size: int) -> np.ndarray:
@@ -186,16 +205,16 @@ def _logits(predictor: Predictor, texts: list[list[str]], batch_size: int) -> np
         )
 
 
-def _answers(predictor: Predictor, scores: np.ndarray) -> Columns:
+def _answers(predictor: Predictor, scores: np.ndarray) -> Rows:
     if predictor.task.regression:
         return {"score": predictor.answers(scores)}
     each = {f"score_{name}": scores[:, index].tolist() for index, name in enumerate(predictor.labels)}
     return {"label": predictor.answers(scores), **each}
 
 
-def _named(columns: Columns, answers: Columns) -> Columns:
+def _named(columns: Rows, answers: Rows) -> Rows:
     """Return the answers under column names that the rows do not use."""
-    named: Columns = {}
+    named: Rows = {}
     for name, values in answers.items():
         while name in columns:
             name = f"predicted_{name}"
@@ -203,39 +222,50 @@ def _named(columns: Columns, answers: Columns) -> Columns:
     return named
 
 
-def _metrics(task: Task, columns: Columns, logits: np.ndarray) -> tuple[dict[str, float], str]:
-    """Return the task's metrics over the rows that have a label, or why there are none."""
-    column = next((name for name in ("label", task.official_label) if name in columns), None)
-    if column is None:
+def _metrics(
+    predictor: Predictor, tables: Sequence[Table], label: str | None, logits: np.ndarray
+) -> tuple[dict[str, float], str]:
+    """Return the task's metrics over the rows that have a label, and what they leave out."""
+    if label is None:
         return {}, ""
-    known = {str(index): index for index in range(len(task.labels))}
-    known |= {name: index for index, name in enumerate(task.labels)}
-    absent = (None, "") if task.regression else (None, "", -1, "-1")  # -1 in GLUE's test files
-    rows: list[int] = []
-    labels: list[object] = []
-    for row, value in enumerate(columns[column]):
-        if not isinstance(value, list) and value in absent and str(value) not in known:
-            continue
-        try:
-            labels.append(_label(task, known, value))
-        except (KeyError, ValueError, TypeError):
-            allowed = "a number" if task.regression else ", ".join(task.labels)[:200]
-            return {}, f"no metrics: {column} of row {row + 1} is {shown(value)}, allowed is {allowed}"
-        rows.append(row)
-    if not rows:
-        return {}, f"no metrics: {column} is empty"
+    task = predictor.task
     names = (name.removesuffix("_matched").removesuffix("_mismatched") for name in task.metrics)
     judged = replace(task, evaluation=("validation",), metrics=tuple(dict.fromkeys(names)))
-    return compute_metrics(judged, logits[rows], np.asarray(labels)), ""
+    try:
+        labels = [found for table in tables for found in _labels(predictor, table, label)]
+        rows = [row for row, found in enumerate(labels) if found is not None]
+        if not rows:
+            return {}, f"no metrics: no row has a label in column {cut(label)}"
+        known: Any = [labels[row] for row in rows]
+        truth = multi_hot(known, task.num_labels) if task.several else np.asarray(known)
+        metrics = compute_metrics(judged, logits[rows], truth)
+    except ConfigurationError as error:
+        return {}, f"no metrics: {error}"
+    left_out = [row for row, found in enumerate(labels) if found is None]
+    return metrics, f"the metrics leave out {counted(left_out)} without a label" if left_out else ""
 
 
-def _label(task: Task, known: Mapping[str, int], value: Any) -> object:
-    if task.several:
-        return multi_hot([[known[part] for part in parts(value)]], task.num_labels)[0]
-    return float(value) if task.regression else known[str(value)]
+def _labels(predictor: Predictor, table: Table, column: str) -> list[object]:
+    """Return each row's label, read as in training; None where there is none."""
+    table = replace(table, columns={column: table.columns[column]})  # the rows are written as they were read
+    name_indexed_classes(table, column)
+    absent, known = set(unlabelled(table, column)), _known(predictor.task)
+    if known is not None:  # GLUE's test rows have -1
+        absent |= {row for row, value in enumerate(table.columns[column]) if finite(spelled(value)) == -1}
+    labels: list[object] = [None] * len(table)
+    if rows := [row for row in range(len(table)) if row not in absent]:
+        labelled, choices = table.select(rows), predictor.choices
+        if known is None:
+            reader = learned_labels(predictor.task, labelled, column, choices)
+        else:
+            spellings = map(spelled, labelled.columns[column])
+            reader = known_labels(known, spellings, fold=choices.label_spelling == "fold")
+        for row, found in zip(rows, reader.encode(labelled, column), strict=True):
+            labels[row] = found
+    return labels
 
 
-def _write(columns: Columns, ending: str, output: Path | None) -> None:
+def _write(columns: Rows, ending: str, output: Path | None) -> None:
     """Write rows to a file, which appears whole, or as text to standard output."""
     import pandas as pd
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM, SIGUSR1 (what SLURM sends ahead of a time limit) and Ctrl-C.
+"""Asking a run to stop: Ctrl-C, SIGTERM, SIGUSR1 (what SLURM sends ahead of a time limit), SIGHUP and others.
 
 The current step is finished and a checkpoint is written; then the run ends with `Stopped`. Work with nothing
 to save ends at once, and a second Ctrl-C ends everything at once.
@@ -15,8 +15,15 @@ from pathlib import Path
 
 __all__ = ["SIGNALS", "StopFile", "StopRequest", "Stopped", "stop_on_signals"]
 
-NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # submitit lets SLURM send SIGUSR2
-SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+HARMLESS = ("CHLD", "CLD", "CONT", "TSTP", "TTIN", "TTOU", "URG", "WINCH", "INFO")
+FAULTS = ("SEGV", "BUS", "FPE", "ILL", "ABRT", "IOT", "TRAP", "SYS", "EMT", "STKFLT")
+TIMERS = ("ALRM", "VTALRM", "PROF")
+OTHERS = ("KILL", "STOP", "QUIT", "PIPE")
+"""Cannot be caught; ends a process at once on purpose; is an error of writing."""
+
+KEPT = {f"SIG{name}" for name in (*HARMLESS, *FAULTS, *TIMERS, *OTHERS)}
+SIGNALS = sorted(number for number in signal.Signals if number.name not in KEPT)
+"""All other signals: each asks a process to end."""
 
 
 class Stopped(BaseException):

@@ -205,8 +205,8 @@ class RunConfig:
             check_choice("device", self.device, ("cpu", "cuda"))
         if self.tracker is not None:
             check_choice("tracker", self.tracker, ("tensorboard", "wandb", "mlflow", "trackio"))
-        if not self.output_dir:
-            raise ConfigurationError("output_dir is empty: give --output-dir a folder, e.g. runs/rte")
+        if not self.output_dir or "\0" in self.output_dir:
+            raise ConfigurationError(f"output_dir={self.output_dir!r} is no folder: give one, e.g. runs/rte")
 
     def _check_data(self) -> None:
         if isinstance(self.text_columns, str):

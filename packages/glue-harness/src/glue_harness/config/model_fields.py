@@ -8,6 +8,7 @@ import yaml
 
 from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, shown
+from glue_harness.config.specification import load_yaml
 
 __all__ = ["join_model_fields", "take_model_fields"]
 
@@ -43,7 +44,7 @@ def take_model_fields(argv: Sequence[str]) -> tuple[JsonObject, list[str]]:
         if text is None:
             raise ConfigurationError(f"{option} needs a value after it")
         try:
-            fields[option.removeprefix("--model.").replace("-", "_")] = yaml.safe_load(text)
+            fields[option.removeprefix("--model.").replace("-", "_")] = load_yaml(text)
         except yaml.YAMLError:
             raise ConfigurationError(f"{option} {shown(text)} is not valid YAML: give a value") from None
     return fields, rest

@@ -135,12 +135,12 @@ def _read(
     tables = read_dataset(dataset, config)
     if "validation" not in tables and choices.validation_share is None:
         raise ConfigurationError(
-            f"--dataset {dataset} has no validation split, only {' and '.join(tables)}: give "
-            "--validation-share 0.1 to evaluate on a tenth of train"
+            f"--dataset {dataset} has no validation split, only {' and '.join((*tables, *tables.unused))}: "
+            "call one validation, or give --validation-share 0.1 to evaluate on a tenth of train"
         )
     if "validation" in tables and choices.validation_share is not None:
         raise ConfigurationError(f"--dataset {dataset} has a validation split: leave --validation-share out")
-    return read_own_tables(task, tables, choices, strict=True)
+    return read_own_tables(task, tables, choices, strict=True, unused=tables.unused)
 
 
 @lru_cache(maxsize=8)

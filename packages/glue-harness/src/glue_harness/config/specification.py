@@ -6,13 +6,18 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from finetune_common.aliases import JsonObject, Settings
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 
-__all__ = ["read_specification", "read_yaml"]
+__all__ = ["load_yaml", "read_specification", "read_yaml"]
+
+MERGE = "tag:yaml.org,2002:merge"
+"""The tag of the key `<<`, which takes over another mapping's keys."""
 
 KINDS = {dict: "mapping", list: "list", str: "word"}
 
@@ -21,6 +26,48 @@ OF_THE_COMMAND = {
     "overwrite": "to repeat a run, remove its folder",
 }
 """Options that only `run` has → what to do instead in a specification."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what a reader of the file would overlook: a key given twice, and an alias within its anchor."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        node = super().compose_node(parent, index)
+        if node is not None and node.end_mark is None:  # it has its end once it is complete
+            raise ComposerError(None, None, "an alias (*) within what its anchor (&) names", node.start_mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = key.tag, str(key.value)
+            if name in keys and key.tag != MERGE:
+                raise ComposerError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            keys.add(name)
+        return node
+
+
+def load_yaml(text: str) -> Any:
+    """Return the content of a YAML text that a user may have written.
+
+    Raises:
+        YAMLError: It is not YAML, or more than plain data, or a key is given twice.
+
+    Examples:
+        >>> load_yaml("{<<: {seed: 1, epochs: 2}, seed: 3}")
+        {'seed': 3, 'epochs': 2}
+        >>> load_yaml("{seed: 1, seed: 3}")
+        Traceback (most recent call last):
+        yaml.composer.ComposerError: key 'seed' is given twice
+          in "<unicode string>", line 1, column 11:
+            {seed: 1, seed: 3}
+                      ^
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("too many levels, one within another") from None
 
 
 def read_yaml(path: Path, option: str, remedy: str) -> object:
@@ -35,11 +82,12 @@ def read_yaml(path: Path, option: str, remedy: str) -> object:
         ConfigurationError: Names the file and what is wrong.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{option}{path}: {error.strerror}: {remedy}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{option}{path}: not YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"{option}{path}: cannot be read as YAML: {reason}") from None
 
 
 def _expand_variables(value: object, path: Path) -> object:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from accelerate.utils import set_seed
 
 from finetune_common.aliases import JsonObject
@@ -20,9 +19,11 @@ from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError
 from finetune_common.tasks import Task
 from glue_harness.config.fields import RunConfig
+from glue_harness.config.own_rows import choices_of
 from glue_harness.config.parsing import parse_mapping
 from glue_harness.run import checkpoint
 from glue_harness.run.architectures import find_config
+from glue_harness.run.digests import check_undamaged
 from glue_harness.run.fit import check_tokens
 from glue_harness.run.heads import Heads, with_heads
 from glue_harness.run.methods import Methods, build_methods
@@ -38,6 +39,7 @@ from glue_harness.run.models import (
 from glue_harness.run.parameters import parameter_groups
 from glue_harness.run.pooler import renew_pooler
 from glue_harness.run.predictor import Predictor
+from glue_harness.run.reading import read_settings
 from glue_harness.run.records import ADAPTER, MODEL, read_result
 from glue_harness.run.tasks import task_of, task_of_finished_run, task_of_model
 
@@ -107,7 +109,8 @@ class Run:
     def predictor(self) -> Predictor:
         """The predictor of the model."""
         assert self.task is not None
-        return Predictor(self.model, self.tokenizer, self.task, self.config.max_length)
+        choices = choices_of(self.config.as_dict())
+        return Predictor(self.model, self.tokenizer, self.task, self.config.max_length, choices)
 
     def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[JsonObject]:
         """Return each text's label and scores; see `glue_harness.run.predictor.Predictor`."""
@@ -243,6 +246,8 @@ def open_run(folder: Path | str, task: str | None = None) -> Run:
         tokenizer = load_tokenizer(str(folder), task=name)
         return Run(config, build_methods(config), model, learned, tokenizer, attached=False)
     if finished and (folder / ADAPTER / name).is_dir():
+        for part in (MODEL, ADAPTER):
+            check_undamaged(folder / part / name, str(folder))
         learned = task_of_finished_run(config, result, find_config(place))
         with quiet_about_heads():
             tokenizer = load_tokenizer(str(folder), task=name)
@@ -290,9 +295,4 @@ def open_model(model: str, task: str | None = None) -> Predictor:
 
 def read_config(folder: Path) -> RunConfig:
     """Return the configuration in a run's folder, wherever the folder is now."""
-    file = folder / "config.yaml"
-    try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{file}: {error.strerror}: give the folder of a run") from None
-    return parse_mapping({**written, "output_dir": str(folder)})
+    return parse_mapping({**read_settings(folder), "output_dir": str(folder)})

@@ -7,6 +7,7 @@ checkpoints are kept.
 
 from __future__ import annotations
 
+import pickle
 import random
 import re
 import shutil
@@ -26,6 +27,7 @@ from finetune_common.errors import ConfigurationError
 from glue_harness.files import atomic
 from glue_harness.run.digests import damage, digest_of, write_digests
 from glue_harness.run.sharding import gathered, part_here
+from glue_harness.run.state import read_state, write_state
 
 __all__ = [
     "adopt",
@@ -165,8 +167,7 @@ def _write(folder: Path, weights: Weights, state: StateDict | None = None) -> No
         else:
             save_file(dict(weights), unfinished / WEIGHTS, metadata={"format": "pt"})
         if state is not None:
-            with (unfinished / STATE).open("wb") as file:  # given a path, torch's errors lack the reason
-                torch.save(dict(state), file)
+            write_state(state, unfinished / STATE)
         write_digests(unfinished)
 
 
@@ -178,6 +179,9 @@ def save(folder: Path, step: int, weights: Weights, state: StateDict) -> None:
         step: Optimizer steps done.
         weights: To `model.safetensors`.
         state: Everything else: tensors and plain data, to `state.pt`.
+
+    Raises:
+        ConfigurationError: The state of a part could not be loaded again.
     """
     _write(folder / name_of(step), weights, state)
     tidy(folder, step, keep=2)
@@ -223,10 +227,8 @@ def _readable(checkpoint: Path) -> Iterator[None]:
         yield
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise _damaged(checkpoint, " ".join(str(error).split())[:200]) from None
-    except Exception as error:  # the unpickler's own error types are not public
-        if "pickle" not in type(error).__module__.lower():
-            raise
-        raise _damaged(checkpoint, STATE) from None
+    except pickle.PickleError:
+        raise _damaged(checkpoint, f"{STATE} is not a file of tensors and plain data") from None
 
 
 def load(
@@ -245,7 +247,7 @@ def load(
     """
     load_weights(checkpoint, model, device)
     with _readable(checkpoint):
-        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+        state = read_state(checkpoint / STATE)
     if missing := {"step", "random", *expected} - state.keys():
         raise _damaged(checkpoint, f"{STATE} has no {', '.join(sorted(missing))}")
     return state
@@ -272,8 +274,7 @@ def processes_of(checkpoint: Path) -> int:
         ConfigurationError: The file is damaged.
     """
     with _readable(checkpoint):
-        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
-        return state.get("processes", 1)
+        return read_state(checkpoint / STATE, mmap=True).get("processes", 1)
 
 
 def _load_whole(file: Path, model: torch.nn.Module, device: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import xxhash
 
+from finetune_common.errors import ConfigurationError
 from glue_harness.files import atomic
 
-__all__ = ["damage", "digest_of", "write_digests"]
+__all__ = ["check_undamaged", "damage", "digest_of", "write_digests"]
 
 DIGESTS = "digests.json"
 
@@ -29,17 +30,22 @@ def write_digests(folder: Path, also: dict[str, str] | None = None) -> None:
         folder: Receives `digests.json`.
         also: Name → another digest that is accepted for this file.
     """
-    files = [file for file in folder.iterdir() if file.name != DIGESTS]
+    files = [file for file in folder.iterdir() if file.is_file() and file.name != DIGESTS]
     digests = {file.name: [digest_of(file), *(also or {}).get(file.name, "").split()] for file in files}
     with atomic(folder / DIGESTS) as beside:
         beside.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
 
 
-def damage(folder: Path, names: Iterable[str]) -> str:
-    """Return which file is damaged and how, or "". Checkpoints of earlier versions have no digests."""
+def damage(folder: Path, names: Iterable[str] | None = None) -> str:
+    """Return which file is damaged and how, or "". Folders of earlier versions have no digests.
+
+    Args:
+        folder: May hold `digests.json`.
+        names: The files to check; by default all that it lists.
+    """
     try:
         known = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-        for name in names:
+        for name in known if names is None else names:
             if digest_of(folder / name) not in known[name]:
                 return f"{name} is not as it was written"
     except FileNotFoundError as error:
@@ -48,3 +54,17 @@ def damage(folder: Path, names: Iterable[str]) -> str:
     except (ValueError, LookupError, TypeError, OSError) as error:
         return f"{DIGESTS} or a file that it lists cannot be read: {' '.join(str(error).split())[:100]}"
     return ""
+
+
+def check_undamaged(folder: Path, option: str) -> None:
+    """Refuse a model's folder in which a file is not as it was written.
+
+    Args:
+        folder: May hold `digests.json`.
+        option: What named the folder.
+    """
+    if reason := damage(folder):
+        raise ConfigurationError(
+            f"{option}: {folder} is damaged ({reason}): restore the file, or run again with --overwrite; if "
+            f"you changed it yourself, remove {DIGESTS}"
+        )

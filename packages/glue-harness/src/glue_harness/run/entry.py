@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from finetune_common.aliases import JsonObject
 from finetune_common.arguments import explain_arguments
+from finetune_common.errors import ConfigurationError, reason
 from finetune_common.measure import reset_peak_memory
 from glue_harness.config.fields import RunConfig
 from glue_harness.config.tasks import check_sharded
@@ -28,6 +29,18 @@ from glue_harness.run.trained import write_output
 from glue_harness.stopping import StopFile, StopRequest, stop_on_signals
 
 __all__ = ["run"]
+
+
+@contextmanager
+def _memory_suffices() -> Iterator[None]:
+    """Say in one line that a device's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(
+            f"memory ran out ({reason(error)}): give a smaller --batch-size and a larger --accumulate, or "
+            "--activation compress; 'glue-harness capacity' finds the largest batch"
+        ) from None
 
 
 @explain_arguments
@@ -88,6 +101,7 @@ def run(
             folder.describe_rows(data, quiet)
         stack.enter_context(flushed_denormals())
         stack.enter_context(processes.report_lost())
+        stack.enter_context(_memory_suffices())
         with Progress(config, folder.leads and not quiet) as progress:
             with processes.fail_together():
                 tasks = data.tasks if isinstance(data, Mixture) else None

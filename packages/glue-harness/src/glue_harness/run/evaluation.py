@@ -35,7 +35,7 @@ class Evaluation:
     metrics: dict[str, float]
     scores: dict[str, np.ndarray]
 
-    def rows(self, data: Data) -> Iterator[tuple[object, ...]]:
+    def rows(self, data: Data) -> Iterator[tuple[str, ...]]:
         """Yield index, label, prediction, scores and texts for `predictions.tsv`."""
         task = data.task
         for split, scores in self.scores.items():
@@ -49,8 +49,7 @@ class Evaluation:
                     answer, truth = f"{row[0]:.9g}", f"{label:.6g}"
                 else:
                     answer, truth = task.labels[int(row.argmax())], task.labels[int(label)]
-                shown = [" ".join(part.split()) for part in text]
-                yield f"{prefix}{index}", truth, answer, " ".join(f"{value:.9g}" for value in row), *shown
+                yield f"{prefix}{index}", truth, answer, " ".join(f"{value:.9g}" for value in row), *text
 
     def of_classes(self, data: Data) -> JsonObject:
         """Return the report of each class (`finetune_common.metrics.class_report`), set by set."""

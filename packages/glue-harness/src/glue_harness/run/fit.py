@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_common.errors import ConfigurationError
+from finetune_common.aliases import JsonObject, Settings
+from finetune_common.errors import ConfigurationError, reason
 
-__all__ = ["check_positions", "check_tokens"]
+if TYPE_CHECKING:
+    import transformers
+
+    from glue_harness.run.plan import Data
+
+__all__ = ["check_fields", "check_loaded", "check_longest", "check_positions", "check_tokens"]
+
+
+LABEL_FIELDS = ("num_labels", "problem_type", "id2label", "label2id")
+"""Fields of a model's configuration that the task sets."""
+
+
+def check_fields(fields: Settings) -> None:
+    """Refuse changes of fields that the task sets.
+
+    Args:
+        fields: Of the model's configuration.
+    """
+    for name in LABEL_FIELDS:
+        if name in fields:
+            raise ConfigurationError(
+                f"--model.{name}: the task decides on labels: leave it out, or choose another task or --kind"
+            )
+
+
+def check_loaded(model: str, loaded: transformers.PreTrainedModel, report: JsonObject) -> None:
+    """Refuse weights with other shapes or names than the architecture's: only a head may be new."""
+    encoder = f"{loaded.base_model_prefix}."
+    expected_names = {name for name, _ in loaded.named_parameters() if name.startswith(encoder)}
+    for name, shape, expected in sorted(report["mismatched_keys"]):
+        if name in expected_names:
+            raise ConfigurationError(
+                f"--model {model}: its weights do not fit its config.json: {name} has shape {tuple(shape)}, "
+                f"expected {tuple(expected)}"
+            )
+    if expected_names and expected_names <= set(report["missing_keys"]):
+        raise ConfigurationError(
+            f"--model {model}: its weights have other names than those of a {type(loaded).__name__}: give a "
+            "folder whose config.json belongs to its weights"
+        )
 
 
 def check_positions(model: torch.nn.Module, longest: int) -> None:
@@ -32,6 +73,35 @@ def check_positions(model: torch.nn.Module, longest: int) -> None:
                 )
 
 
+@torch.no_grad()
+def check_longest(name: str, model: torch.nn.Module, parts: Iterable[Data]) -> None:
+    """Refuse a model that cannot take the longest row, by a forward pass of it where the model is.
+
+    Quantised weights may have no forward pass before they are on their device; they are not tried.
+
+    Args:
+        name: The model's name.
+        model: The model; it is left in evaluation mode.
+        parts: The rows of each task.
+    """
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        return
+    model.eval()
+    for part in parts:
+        split = max(part.lengths, key=lambda split: part.lengths[split].max())
+        row = {**part.datasets[split][int(part.lengths[split].argmax())]}
+        row.pop("labels", None)
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            try:
+                model(**part.collator([row]), **part.marks)
+            except Exception as error:
+                longest = part.lengths[split].max()
+                raise ConfigurationError(
+                    f"--model {name}: it cannot take a row of {longest} tokens ({reason(error)}): give a "
+                    "lower --max-length, or check its config.json and the fields given as --model.FIELD"
+                ) from None
+
+
 def check_tokens(model: str, loaded: Any, tokenizer: Any, pair: bool) -> None:
     """Refuse a tokenizer whose output the model cannot take.
 
@@ -41,10 +111,10 @@ def check_tokens(model: str, loaded: Any, tokenizer: Any, pair: bool) -> None:
         tokenizer: The model's tokenizer.
         pair: Whether rows are pairs of texts.
     """
-    embeddings = loaded.get_input_embeddings()
-    if len(tokenizer) > embeddings.num_embeddings:
+    embeddings, largest = loaded.get_input_embeddings(), max(tokenizer.get_vocab().values())
+    if largest >= embeddings.num_embeddings:
         raise ConfigurationError(
-            f"--model {model}: its tokenizer has {len(tokenizer):,} tokens, and the model has embeddings for "
+            f"--model {model}: its tokenizer numbers tokens up to {largest:,}, and it has embeddings for "
             f"{embeddings.num_embeddings:,}: give a folder whose tokenizer belongs to the model, or resize "
             "the embeddings first (resize_token_embeddings)"
         )

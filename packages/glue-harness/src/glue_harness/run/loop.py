@@ -30,8 +30,9 @@ from glue_harness.run.evaluation import (
     evaluate_beside,
     evaluate_test,
 )
-from glue_harness.run.fit import check_positions
+from glue_harness.run.fit import check_longest, check_positions
 from glue_harness.run.mixture import Mixture
+from glue_harness.run.observing import observed
 from glue_harness.run.plan import Data, MicroBatch, Plan
 from glue_harness.run.processes import Processes
 from glue_harness.run.progress import Progress
@@ -98,6 +99,8 @@ class Training:
         """Move the model to its device, and plan its steps."""
         processes, config = self.processes, self.config
         check_positions(self.model, max(int(lengths.max()) for lengths in self.data.lengths.values()))
+        parts = self.data.parts.values() if isinstance(self.data, Mixture) else [self.data]
+        check_longest(config.model, self.model, parts)
         if processes.sharded:
             shard(self.model, processes.device.type, processes.world)
         self.model.to(processes.device).train()
@@ -142,8 +145,8 @@ class Training:
         while not self.ended:
             for rows, batches in self._rest_of_epoch():
                 rate = float(self.scheduler.get_last_lr()[0])
-                loss, observed = self._train_step(rows, batches)
-                self._after_step(loss, rate, observed)
+                loss, reported = self._train_step(rows, batches)
+                self._after_step(loss, rate, reported)
                 if self.ended:
                     break
                 self._stop_if_asked()
@@ -180,11 +183,9 @@ class Training:
         if not processes.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         watch.switch(None)
-        observed = {
-            key: value for metrics in tell(self.parts, "on_step", self.step) for key, value in metrics.items()
-        }
+        reported = observed(self.run.parts, self.step)
         self.scaled.zero_grad()
-        return total, observed
+        return total, reported
 
     def _loss(self, model: torch.nn.Module, batch: MicroBatch, rows: int) -> Tensor:
         """Return a loss whose mean over the processes weights all rows equally."""
@@ -207,12 +208,12 @@ class Training:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 tell(acting, "after_backward", self.step, loss_fn)
 
-    def _after_step(self, loss: Tensor, rate: float, observed: JsonObject) -> None:
+    def _after_step(self, loss: Tensor, rate: float, reported: JsonObject) -> None:
         """Log, evaluate and save if they are due."""
         config, step, last = self.config, self.step, self.step == self.plan.total
         reports = any(hasattr(part, "on_step") for part in self.parts)
-        if last or step % config.log_every == 0 or (reports and self.processes.from_leader(bool(observed))):
-            self._log(loss, rate, observed)
+        if last or step % config.log_every == 0 or (reports and self.processes.from_leader(bool(reported))):
+            self._log(loss, rate, reported)
         self.progress.advance(step, self.examples)
         self._close_step()
 
@@ -248,14 +249,14 @@ class Training:
         self.watch.switch(None)
         return evaluation
 
-    def _log(self, loss: Tensor, rate: float, observed: JsonObject) -> None:
+    def _log(self, loss: Tensor, rate: float, reported: JsonObject) -> None:
         value = self.processes.mean(loss)
         if not math.isfinite(value):
             raise ConfigurationError(
                 f"the loss is {value} at step {self.step}: lower --optimizer.lr, or use --precision fp32"
             )
         self.progress.logged(value, rate)
-        values = {"loss": value, "learning_rate": rate, **observed}
+        values = {"loss": value, "learning_rate": rate, **reported}
         self.processes.accelerator.log(numbers(values), self.step)
         if self.processes.leads:
             self.folder.log({"step": self.step, **values})

@@ -11,13 +11,13 @@ from typing import cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from finetune_common.aliases import JsonObject, Settings
-from finetune_common.errors import ConfigurationError
+from finetune_common.errors import ConfigurationError, reason
 from finetune_common.tasks import Task
 from glue_harness.run.architectures import changed, demo_config, find_config
-from glue_harness.run.fit import check_positions, check_tokens
+from glue_harness.run.digests import check_undamaged
+from glue_harness.run.fit import check_fields, check_loaded, check_positions, check_tokens
 from glue_harness.run.records import model_files
 
 __all__ = [
@@ -70,10 +70,9 @@ def _check_folder(model: str, task: str = "") -> None:
 
 
 def _unloadable(model: str, error: Exception) -> ConfigurationError:
-    reason = " ".join(str(error).split()).split(". ")[0][:160]
     return ConfigurationError(
-        f"--model {model}: cannot be loaded ({reason}): check the name, or run 'glue-harness prepare' "
-        "where there is a network, or give a model folder"
+        f"--model {model}: cannot be loaded ({reason(error).split('. ')[0]}): check the name, or run "
+        "'glue-harness prepare' where there is a network, or give a model folder"
     )
 
 
@@ -100,7 +99,7 @@ def load_tokenizer(
     folder = Path(files)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(files)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise _unloadable(model, error) from None
     names = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
     if folder.is_dir() and not any((folder / name).is_file() for name in names):
@@ -116,23 +115,6 @@ def load_tokenizer(
             "e.g. --model.pad_token_id 0"
         )
     return tokenizer
-
-
-def _check_loaded(model: str, loaded: transformers.PreTrainedModel, report: JsonObject) -> None:
-    """Refuse weights with other shapes or names than the architecture's: only a head may be new."""
-    encoder = f"{loaded.base_model_prefix}."
-    expected_names = {name for name, _ in loaded.named_parameters() if name.startswith(encoder)}
-    for name, shape, expected in sorted(report["mismatched_keys"]):
-        if name in expected_names:
-            raise ConfigurationError(
-                f"--model {model}: its weights do not fit its config.json: {name} has shape {tuple(shape)}, "
-                f"expected {tuple(expected)}"
-            )
-    if expected_names and expected_names <= set(report["missing_keys"]):
-        raise ConfigurationError(
-            f"--model {model}: its weights have other names than those of a {type(loaded).__name__}: give a "
-            "folder whose config.json belongs to its weights"
-        )
 
 
 def load_model(
@@ -156,10 +138,12 @@ def load_model(
     Raises:
         ConfigurationError: Nothing that can be loaded, or no such field.
     """
+    check_fields(model_config or {})
     if model == "demo":
         fields = {**labels_of(task), "pad_token_id": tokenizer.pad_token_id, **(model_config or {})}
-        config = changed(demo_config(len(tokenizer)), fields)
-        return transformers.BertForSequenceClassification(cast("transformers.BertConfig", config))
+        built = _built(model, changed(demo_config(len(tokenizer)), fields))
+        check_tokens(model, built, tokenizer, pair=len(task.columns) == 2)
+        return built
     config, before = _config_of(model, task.name, **labels_of(task)), _config_of(model, task.name)
     loaded, report = _loaded(model, changed(config, model_config or {}), load_kwargs, task.name)
     if _has_other_labels(before, task) and _draw_head_anew(loaded, report):
@@ -193,7 +177,7 @@ def _config_of(model: str, task: str = "", **fields: object) -> transformers.Pre
     _check_folder(model, task)
     try:
         return transformers.AutoConfig.from_pretrained(model_files(model, task), **fields)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise _unloadable(model, error) from None
 
 
@@ -204,17 +188,19 @@ def _loaded(
     task: str = "",
 ) -> tuple[transformers.PreTrainedModel, JsonObject]:
     """Return a classifier and transformers' report of its loading."""
+    files = model_files(model, task)
+    check_undamaged(Path(files), f"--model {model}")
     try:
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            model_files(model, task),
+            files,
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the head of a task with another number of labels is drawn anew
             **{"dtype": torch.float32, **(load_kwargs or {})},
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise _unloadable(model, error) from None
-    _check_loaded(model, loaded, report)
+    check_loaded(model, loaded, report)
     return loaded, report
 
 
@@ -241,6 +227,14 @@ def _draw_head_anew(model: transformers.PreTrainedModel, report: JsonObject) -> 
     return bool(trained)
 
 
+def _built(model: str, shape: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
+    """Return a classifier with random weights."""
+    try:
+        return transformers.AutoModelForSequenceClassification.from_config(shape)
+    except Exception as error:  # each architecture refuses a shape in its own way
+        raise ConfigurationError(f"--model {model}: no model of this shape: {reason(error)}") from None
+
+
 def build_model(
     model: str, model_config: Settings | None, max_length: int, attention: str | None = None
 ) -> transformers.PreTrainedModel:
@@ -257,11 +251,7 @@ def build_model(
     """
     labels = {"num_labels": 2, "problem_type": "single_label_classification"}
     shape = changed(find_config(model), {**labels, **(model_config or {})})
-    try:
-        built = transformers.AutoModelForSequenceClassification.from_config(shape)
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigurationError(f"--model {model}: no model of this shape: {reason}") from None
+    built = _built(model, shape)
     check_positions(built, max_length)
     if attention is not None:
         kind = "eager" if attention == "eager" else "sdpa"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_common.aliases import JsonObject
 from finetune_common.data import Collator, evaluation_batches, to_row_order
+from finetune_common.data.choices import Choices
+from finetune_common.data.tokens import encode
 from finetune_common.errors import ConfigurationError, shown
 from finetune_common.tasks import Task
 from glue_harness.run.fit import check_positions
@@ -31,12 +33,14 @@ class Predictor:
         tokenizer: The model's.
         task: The task it learned.
         max_length: Tokens to which a text is truncated.
+        choices: How the rows of its training were read.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     task: Task
     max_length: int
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def labels(self) -> list[str]:
@@ -63,7 +67,7 @@ class Predictor:
         for start in range(0, len(columns[0]), WINDOW):
             texts = [list(column[start : start + WINDOW]) for column in columns]
             pair = texts[1] if len(texts) == 2 else None
-            encoded = self.tokenizer(texts[0], pair, truncation=True, max_length=self.max_length)
+            encoded = encode(self.tokenizer, texts[0], pair, self.max_length)
             lengths = [len(ids) for ids in encoded["input_ids"]]
             check_positions(model, max(lengths))
             batches, outputs = evaluation_batches(lengths, batch_size), []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import yaml
 from filelock import FileLock, Timeout
@@ -20,6 +20,7 @@ from glue_harness.config.fields import RunConfig, identity_of
 from glue_harness.config.own_rows import DATASET, by_content
 from glue_harness.files import atomic, writing
 from glue_harness.run.parts import result_of_task
+from glue_harness.run.reading import read_file, read_settings, result_in
 
 if TYPE_CHECKING:
     from glue_harness.run.mixture import Mixture
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ADAPTER",
     "MODEL",
-    "SCHEMA",
     "TRACKER",
     "RunFolder",
     "RunInUse",
@@ -39,11 +39,6 @@ __all__ = [
     "write_report",
     "write_whole",
 ]
-
-T = TypeVar("T")
-
-SCHEMA = 1
-"""Version of `result.json`."""
 
 TRACKER = "tracker.txt"
 """File with the tracker's name of the run."""
@@ -87,7 +82,7 @@ def model_files(model: str, task: str = "") -> str:
         )
     if (run / MODEL / "config.json").exists():
         return str(run / MODEL)
-    learned = str(_read_file(run / "config.yaml", yaml.safe_load)["task"]).split(",")
+    learned = str(read_settings(run).get("task")).split(",")
     return str(run / MODEL / (task if task in learned else learned[0]))
 
 
@@ -160,7 +155,7 @@ class RunFolder:
             for name in names:
                 (self.path / name).unlink(missing_ok=True)
         if file.exists() and ((self.path / "result.json").exists() or self.checkpoints.exists()):
-            old = _read_file(file, lambda text: dict(yaml.safe_load(text).items()))
+            old = read_settings(self.path)
             new = self._config.as_dict()
             moved = {key: new[key] for key in DATASET if by_content(new)}  # only the rows' content counts
             if differs := difference(identity_of(new), identity_of(old | moved)):
@@ -188,7 +183,7 @@ class RunFolder:
                 print(schema, flush=True)
 
     def _check_rows(self, content: JsonObject) -> None:
-        before = _read_file(self.path / "data.json", json.loads)
+        before = read_file(self.path / "data.json", json.loads)
         if differs := changed_rows(before["content"], content):
             sources = before["schema"]["sources"] if before["schema"] and before.get("own", True) else {}
             split, _, rest = differs.partition(" ")
@@ -212,14 +207,14 @@ class RunFolder:
             return None
         if (self.path / "data.json").exists() and (now := content_of(self._config)) is not None:
             self._check_rows(now)
-        return _read_file(file, _result)
+        return read_file(file, result_in)
 
     def write_result(self, result: JsonObject) -> None:
         """Write `result.json`, which marks the run as finished."""
         write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
     def write_predictions(
-        self, rows: Iterable[tuple[object, ...]], texts: Sequence[str], task: str = ""
+        self, rows: Iterable[tuple[str, ...]], texts: Sequence[str], task: str = ""
     ) -> None:
         """Write `predictions.tsv`: index, label, prediction, scores, and a column for each text.
 
@@ -228,11 +223,10 @@ class RunFolder:
             texts: Names of the columns of text.
             task: Which of several tasks; each has its own file.
         """
-        lines = [
-            "\t".join(["index", "label", "prediction", "scores", *texts]),
-            *("\t".join(map(str, row)) for row in rows),
-        ]
-        write_whole(self.path / predictions_of(task), "\n".join(lines) + "\n")
+        header = ("index", "label", "prediction", "scores", *texts)
+        # a tab or a line break in a text, a class or a column's name would begin another cell or line
+        lines = ("\t".join(re.sub(r"[^\S ]", " ", cell) for cell in row) + "\n" for row in (header, *rows))
+        write_whole(self.path / predictions_of(task), "".join(lines))
 
     def keep_metrics(self, last_step: int) -> None:
         """Drop the lines of `metrics.jsonl` after a step: the run continues from there."""
@@ -242,7 +236,7 @@ class RunFolder:
             complete = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
             return "".join(line for line in complete if json.loads(line)["step"] <= last_step)
 
-        write_whole(file, _read_file(file, earlier_lines) if file.exists() else "")
+        write_whole(file, read_file(file, earlier_lines) if file.exists() else "")
 
     def log(self, entry: JsonObject) -> None:
         """Append a line to `metrics.jsonl`."""
@@ -257,33 +251,9 @@ class RunFolder:
                 raise
 
 
-def _read_file(file: Path, parse: Callable[[str], T]) -> T:
-    """Parse the text of a run's file; a failure means that the file is damaged."""
-    try:
-        return parse(file.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(repr(error).split())[:120]
-        raise ConfigurationError(
-            f"{file} is damaged ({reason}): start anew with --overwrite, or remove it"
-        ) from None
-
-
-def _result(text: str) -> JsonObject:
-    """Read `result.json`; it must have this schema and all that a report needs."""
-    result = json.loads(text)
-    if result["schema"] != SCHEMA:
-        raise ValueError(f"schema {result['schema']} is not {SCHEMA}")
-    for key in ("task", "model", "seed", "slots", "settings", "primary", "metrics", "history"):
-        result[key]
-    for when in ("last", "best"):
-        if not math.isfinite(score := result["metrics"][when][result["primary"]]):
-            raise ValueError(f"{result['primary']} is {score}")
-    return result
-
-
 def read_result(folder: Path, task: str = "") -> JsonObject:
     """Return the content of a finished run's `result.json`, of one of several tasks if named."""
-    result = _read_file(folder / "result.json", _result)
+    result = read_file(folder / "result.json", result_in)
     return result_of_task(result, task) if task else result
 
 
@@ -296,4 +266,4 @@ def read_results(folder: Path) -> list[JsonObject]:
     files = sorted(folder.rglob("result.json"))
     if not files:
         raise ConfigurationError(f"{folder}: no result.json in or below it: give a folder of finished runs")
-    return [_read_file(file, _result) | {"folder": str(file.parent.relative_to(folder))} for file in files]
+    return [read_file(file, result_in) | {"folder": str(file.parent.relative_to(folder))} for file in files]

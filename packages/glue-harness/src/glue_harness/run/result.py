@@ -11,7 +11,7 @@ from glue_harness.hardware import hardware, versions
 from glue_harness.run.evaluation import by_task
 from glue_harness.run.methods import method_versions
 from glue_harness.run.mixture import Mixture
-from glue_harness.run.records import SCHEMA
+from glue_harness.run.reading import SCHEMA
 
 if TYPE_CHECKING:
     from glue_harness.run.loop import Training

@@ -13,6 +13,7 @@ from glue_harness.files import atomic_folder
 from glue_harness.run import checkpoint
 from glue_harness.run.assembly import Run, open_run
 from glue_harness.run.card import card_of
+from glue_harness.run.digests import write_digests
 from glue_harness.run.evaluation import by_task
 from glue_harness.run.heads import Heads
 from glue_harness.run.parts import result_of_task
@@ -49,6 +50,7 @@ def write_model(run: Run, model: Any, folder: Path, card: str) -> None:
     described: Any = run.model.config
     (described if model is None else model).save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
+    write_digests(folder)  # not of the card, which people complete
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -87,6 +89,7 @@ def write_models(run: Run, folder: Path, result: JsonObject) -> None:
             for name in tasks:
                 (unfinished / name).mkdir(exist_ok=True)
                 save((run.for_task(name) if name else run).model, unfinished / name)
+                write_digests(unfinished / name)
     classifier = run.for_task(tasks[0]) if tasks[0] else run
     model = merged_model(classifier)  # merged once, for all heads
     with atomic_folder(folder / MODEL) as unfinished:
