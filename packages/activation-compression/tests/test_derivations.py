@@ -220,6 +220,90 @@ def test_a_row_says_what_a_value_is_derived_from():
     assert plain.stats.stored_bytes > 1.5 * compressor.stats.stored_bytes
 
 
+PARTS = {
+    "from the end": lambda h: h[:, -20:].contiguous(),
+    "to the end but 20": lambda h: h[:, :-20].contiguous(),
+    "to the end": lambda h: h[:, 4:].contiguous(),
+    "every second": lambda h: h[:, -30:-2:2].contiguous(),
+    "last, repeated": lambda h: h[:, -1:].expand(-1, 64, -1).contiguous(),
+    "axis from the end": lambda h: h.narrow(-2, -20, 20).contiguous(),
+    "of a computed value": lambda h: nn.functional.gelu(h)[:, -20:].contiguous(),
+    "no end": lambda h: torch.ops.aten.slice(h, 1, 4).clone(),
+    "no start": lambda h: torch.ops.aten.slice(h, 1, None, 9).clone(),
+    "gated half": lambda h: nn.functional.glu(torch.cat([h, h * 2], -1)),
+    "transposed": lambda h: h.transpose(-1, -2).contiguous().mT.contiguous(),
+    "permuted": lambda h: h.permute(-2, 0, -1).contiguous(),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_that_are_counted_from_the_end_are_derived(name):
+    """The part of a normalisation's result is made again: equal bit for bit, at 8 bits near."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64)])
+    x = torch.randn(4, 64, 64)
+
+    def gradient(context):
+        with context as compressor:
+            loss = model[2](PARTS[name](model[1](model[0](x)))).sin().square().mean()
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        return torch.cat([g.flatten() for g in found]), compressor
+
+    plain, _ = gradient(nullcontext())
+    same, compressor = gradient(ActivationCompressor(model, "lossless"))
+    assert same.equal(plain)
+    near, _ = gradient(ActivationCompressor(model, "L1.1"))
+    assert float((near - plain).norm()) < 0.02 * float(plain.norm())
+    saved = next(row for row in compressor.stats.rows if (row.module, row.operation) == ("2", "linear"))
+    assert saved.derived_from
+
+
+CHANGES = {
+    "all": lambda h: h.mul_(0.5),
+    "all columns but one": lambda h: h[:, 1:].mul_(3),
+    "right half": lambda h: h[:, 32:].mul_(3),
+    "left half": lambda h: h[:, :32].mul_(3),
+    "odd columns": lambda h: h[:, 1::2].mul_(3),
+    "even columns": lambda h: h[:, ::2].mul_(3),
+    "last quarter of the rows": lambda h: h[192:].mul_(3),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_through_data_between_two_uses_is_seen(name):
+    """A matrix of 256 x 64 elements: the compared values must not all lie in one column."""
+    torch.manual_seed(0)
+    layer, second, x = nn.Linear(64, 64), torch.randn(64, 64), torch.randn(256, 64)
+    found = []
+    for level in ("L0", "lossless", "L1.1"):
+        with ActivationCompressor(layer, level):
+            h = nn.functional.gelu(layer(x))
+            loss = (h @ second).sum() * 0
+            CHANGES[name](h.data)
+            loss = loss + (h * h).sum()
+        found.append(torch.autograd.grad(loss, layer.weight)[0])
+    assert found[1].equal(found[0])
+    assert float((found[2] - found[0]).norm()) < 0.02 * float(found[0].norm())
+
+
+@pytest.mark.parametrize("kind", ["mask", "index"])
+def test_a_change_of_integers_or_bools_through_numpy_is_seen(kind):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 64), torch.randn(256, 64)
+    found = []
+    for level in ("L0", "lossless"):
+        which = x > 0 if kind == "mask" else torch.arange(256 * 64).view(256, 64) % 64
+        read = (lambda h, m: torch.where(m, h, 0.0)) if kind == "mask" else (lambda h, i: h.gather(-1, i))
+        with ActivationCompressor(layer, level):
+            h = layer(x)
+            loss = read(h, which).sum() * 0
+            values = which.numpy()
+            values[:] = ~values if kind == "mask" else (values * 7 + 1) % 64
+            loss = loss + read(h, which)[:, :32].pow(3).sum()
+        found.append(torch.autograd.grad(loss, layer.weight)[0])
+    assert found[1].equal(found[0])
+
+
 def test_a_change_behind_torchs_back_is_seen_before_a_value_is_derived():
     """gelu(h) is scaled through .data before a linear map saves it."""
     torch.manual_seed(0)

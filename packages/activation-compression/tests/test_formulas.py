@@ -94,6 +94,21 @@ def test_values_of_which_only_the_shape_is_read_are_not_read():
             assert any(row.bits == 0 for row in found[1][1])
 
 
+@pytest.mark.parametrize("dim", [-1, 2])
+def test_an_index_is_as_narrow_as_its_axis_is_long(dim):
+    """A hundred classes fit into a byte, whichever end the axis is counted from."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(64, 100), torch.randn(16, 128, 64)
+    labels, found = torch.randint(0, 100, (16, 128, 1)), []
+    for level in ("L0", "lossless"):
+        with ActivationCompressor(model, level) as compressor:
+            loss = -model(x).log_softmax(-1).gather(dim, labels).mean()
+        found.append(torch.autograd.grad(loss, model.weight)[0])
+    assert found[1].equal(found[0])
+    [row] = [row for row in compressor.stats.rows if row.dtype == "int64"]
+    assert row.stored_bytes == labels.numel()
+
+
 class Rotate(torch.autograd.Function):
     @staticmethod
     def forward(context, q, k):

@@ -106,6 +106,63 @@ def test_values_behind_which_a_product_is_summed_are_rounded():
     assert {row.bits for row in compressor.stats.rows if row.operation in ("mul", "tanh")} <= {0, 4}
 
 
+class Scale(torch.autograd.Function):
+    """A gradient reversal: saves nothing, and is no function of torch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -0.5 * gradient
+
+
+class Root(torch.autograd.Function):
+    """A singular point of a caller's own, which reads its result."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.sqrt()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / (2 * ctx.saved_tensors[0])
+
+
+OF_FUNCTIONS = {
+    "scale": lambda p: Scale.apply(p).log(),
+    "scale, twice": lambda p: Scale.apply(Scale.apply(p)).log(),
+    "scale of a view": lambda p: (Scale.apply(p.view(64, 256)) + 1e-9).log(),
+    "own root": lambda p: Root.apply(p + 1e-9) * 1.0,
+    "own root of a scale": lambda p: Root.apply(Scale.apply(p)) * 1.0,
+}
+
+
+@pytest.mark.parametrize("function", OF_FUNCTIONS.values(), ids=OF_FUNCTIONS)
+def test_a_callers_own_function_before_a_singular_point_hides_nothing(function):
+    loss = lambda h: function(h.softmax(-1))  # noqa: E731
+    assert gradient(loss, "L1", "eager").equal(gradient(loss, "L0", "eager"))
+
+
+@pytest.mark.parametrize("heads", [3, 12])
+@pytest.mark.parametrize("function", [lambda h: h.softmax(-1), torch.sigmoid], ids=["softmax", "sigmoid"])
+def test_probabilities_of_many_heads_wait_for_their_loss(heads, function):
+    """All heads run before the first logarithm, so that every value waits for all the others."""
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Linear(64, 64) for _ in range(heads))
+    x, found = torch.randn(256, 64) * 6, []
+    for level in ("L0", "L1"):
+        with ActivationCompressor(model, level):
+            probabilities = [function(head(x)) for head in model]
+            loss = -torch.stack([(p + 1e-9).log().mean() for p in probabilities]).sum()
+        slopes = torch.autograd.grad(loss, [head.weight for head in model])
+        found.append(torch.cat([slope.flatten() for slope in slopes]))
+    assert found[0].equal(found[1])
+
+
 class Layer(torch.autograd.Function):
     """A layer of which torch knows nothing, as one with weights in 4 bits."""
 

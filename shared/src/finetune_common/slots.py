@@ -111,18 +111,13 @@ class Part(Protocol):
         Args:
             step: Number of this optimizer step, from 1.
             loss_fn: Runs the forward pass of the last micro-batch again and returns its loss, with a graph.
-                Each of several processes has a part of the micro-batch: the mean of their losses is the mean
-                loss of its rows. Random numbers drawn meanwhile, also by dropout, do not change those that
-                the run draws later.
+                Each process has a part of the micro-batch: the mean of their losses is that of its rows.
+                Random numbers drawn meanwhile, also by dropout, do not change those drawn later.
         """
         ...
 
     def on_step(self, step: int) -> Mapping[str, object]:
-        """Look at gradients and new weights after the step; the result goes into `metrics.jsonl`.
-
-        Its values are numbers, text, tensors, arrays, and lists and dicts of them; `step`, `loss` and
-        `learning_rate` are keys of the run.
-        """
+        """Look at gradients and new weights after the step; return numbers and text for `metrics.jsonl`."""
         ...
 
     def state_dict(self) -> StateDict:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from activation_compression.derivations import DEEPEST, Inputs, Missing
-from activation_compression.nodes import Node
+from activation_compression.nodes import Node, setting
 from activation_compression.recipe import Recipe
 
 __all__ = ["attended"]
@@ -92,8 +92,8 @@ def attended(node: Node, value: str, like: Tensor) -> Recipe | None:
         return None
     if all(source.is_exact for source in sources):
         return None
-    scale, causal = node._saved_scale, bool(node._saved_is_causal)
-    if node._saved_dropout_p == 0:
+    scale, causal = setting(node, "scale"), bool(setting(node, "is_causal"))
+    if setting(node, "dropout_p") == 0:
         rerun = node.metadata.get(_Rerun)
         if rerun is None:
             rerun = _Rerun(KERNELS[node.name()], {"is_causal": causal, "scale": scale})

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from math import gcd
 
-from torch import Tensor, strided
+from torch import Tensor, nn, strided
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["Layout", "as_block", "fills_memory", "reading_waits", "sample", "storage_id", "viewed"]
+__all__ = [
+    "Layout",
+    "as_block",
+    "fills_memory",
+    "has_memory",
+    "is_plain",
+    "parts",
+    "reading_waits",
+    "sample",
+    "storage_id",
+    "viewed",
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,25 @@ def viewed(tensor: Tensor) -> Tensor:
     return tensor if base is None or base.is_nested or base.layout != strided else base
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor is a strided piece of memory; within `torch.func.vmap` it stands for one."""
+    return tensor.layout == strided and not is_functorch_wrapped_tensor(tensor)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether memory holds a tensor's values: it is not nested, sparse, conjugated, of a subclass."""
+    if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, FakeTensor):
+        return False
+    return has_memory(tensor) and not (tensor.is_nested or tensor.is_neg() or tensor.is_conj())
+
+
+def parts(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors whose memory a tensor keeps: several of a jagged one; none where that is unknown."""
+    if is_traceable_wrapper_subclass(tensor):
+        return [part for name in tensor.__tensor_flatten__()[0] for part in parts(getattr(tensor, name))]
+    return [tensor] if has_memory(tensor) and not tensor.is_nested else []
+
+
 def storage_id(tensor: Tensor) -> int:
     """Return a number that identifies a tensor's storage as long as the storage lives."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]  # fake ones have no address
@@ -88,23 +121,28 @@ def reading_waits(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-SAMPLE = 8
-"""Values that are compared to detect a change of a tensor."""
+SAMPLE = 11
+"""Values that are compared to detect a change of a tensor.
+
+A prime number, which seldom divides the number of rows: steps of an eleventh then end in eleven columns.
+"""
 
 
-def sample(tensor: Tensor) -> tuple[float, ...]:
-    """Return a few values of a tensor, spread over its memory; none if reading would wait for a device.
+def sample(tensor: Tensor) -> tuple[complex, ...]:
+    """Return a few values of a tensor, spread over rows and columns; none if reading waits for a device.
 
     Examples:
         >>> import torch
-        >>> sample(torch.arange(16.0))
-        (0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
+        >>> sample(torch.arange(4 * 16).view(4, 16))
+        (0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
     """
     if reading_waits(tensor) or isinstance(tensor, FakeTensor) or not tensor.numel():
         return ()
-    if not tensor.is_floating_point() or not fills_memory(tuple(tensor.shape), tensor.stride()):
+    if not fills_memory(tuple(tensor.shape), tensor.stride()):
         return ()
     count = min(SAMPLE, tensor.numel())
     step = tensor.numel() // count
+    while gcd(step, tensor.numel()) > 1:  # else it could be a multiple of the row's length
+        step -= 1
     few = tensor.detach().as_strided((count,), (step,), tensor.storage_offset())
     return tuple(few.tolist())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportUnknownVariableType]  # torch declares no type

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from activation_compression import kernels
 from activation_compression.automatic import assigned
-from activation_compression.blocks import storage_id
+from activation_compression.blocks import is_plain, storage_id
 from activation_compression.draws import Draws
 from activation_compression.formulas import Formulas
 from activation_compression.forward_pass import ForwardPass, Observer
 from activation_compression.levels import find_level
 from activation_compression.measured import Measurement
 from activation_compression.statistics import Statistics
-from activation_compression.store import PLAIN_TYPES, Store
+from activation_compression.store import Store
 from activation_compression.stored import Saved
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, check_number, did_you_mean
@@ -165,9 +164,7 @@ class ActivationCompressor:
                 "options=activation_compression.compile_options('L1')"
             )
         of_model = [*self.model.parameters(), *self.model.buffers()]
-        self.store.storages_of_model = {
-            storage_id(t) for t in of_model if type(t) in PLAIN_TYPES or kernels.is_fake(t)
-        }
+        self.store.storages_of_model = {storage_id(t) for t in of_model if is_plain(t)}
         this = ForwardPass(self.store, self._names, self.exclude, self.observer)
         self.stats = this.stats
         with ExitStack() as stack:

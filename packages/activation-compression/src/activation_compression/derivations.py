@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import _DisableTorchDispatch as DisableTorchDispatch  # pyright: ignore[reportPrivateUsage]
 
 from activation_compression.formulas import is_vocabulary
-from activation_compression.nodes import Node
+from activation_compression.nodes import Node, setting
 from activation_compression.recipe import Recipe, note_of
 from activation_compression.stored import Held, Kept, Saved
 
@@ -99,7 +99,10 @@ def _saved(node: Node, name: str) -> Held | None:
     if isinstance(value, Saved):
         held = value.held
         return held if held is not None and held.is_value else None
-    return Kept(value) if isinstance(value, Tensor) and value.ndim == 0 else None  # a number, as in 2 * x
+    if not isinstance(value, Tensor) or value.ndim:
+        return None
+    with DisableTorchDispatch():  # a number, as in 2 * x, which dispatch modes do not take for a tensor
+        return Kept(value)
 
 
 RESULTS = {
@@ -117,7 +120,7 @@ def _of_self(function: Callable[..., Tensor], *settings: str, curved: bool = Tru
     """Return the recipe maker for a function of the input that is saved as `self`."""
 
     def make(inputs: Inputs) -> Recipe:
-        values = {name: getattr(inputs.node, f"_saved_{name}") for name in settings}
+        values = {name: setting(inputs.node, name) for name in settings}
         source = inputs.saved("self")
         return Recipe(function.__name__, partial(function, **values), (source,), curved=curved)
 
@@ -137,13 +140,8 @@ class _View:
     def __init__(self, inputs: Inputs) -> None:
         node = inputs.node
         self.shape, self.dtype = inputs.shape, inputs.dtype
-        self.dims: tuple[int, ...] = tuple(map(_signed, getattr(node, "_saved_dims", ())))
-        self.pair = [_signed(getattr(node, f"_saved_dim{number}", 0)) for number in (0, 1)]
-
-
-def _signed(value: int) -> int:
-    """Undo that nodes return negative axes as unsigned numbers."""
-    return value - 2**64 if value >= 2**63 else value
+        self.dims: tuple[int, ...] = setting(node, "dims")
+        self.pair: list[int] = [setting(node, name) for name in ("dim0", "dim1")]
 
 
 def _product(inputs: Inputs) -> Recipe:
@@ -155,7 +153,8 @@ def _relu(inputs: Inputs) -> Recipe:
 
 
 def _dropped(inputs: Inputs) -> Recipe:
-    scale = 1 / (1 - inputs.node._saved_p) if inputs.node._saved_p < 1 else 0.0
+    p: float = setting(inputs.node, "p")
+    scale = 1 / (1 - p) if p < 1 else 0.0
 
     def compute(x: Tensor, mask: Tensor) -> Tensor:
         return x * mask * scale
@@ -165,7 +164,7 @@ def _dropped(inputs: Inputs) -> Recipe:
 
 def _layer_norm(inputs: Inputs) -> Recipe:
     """Use the input and the saved statistics; if the input is exact, run the forward operation again."""
-    node, shape = inputs.node, tuple(inputs.node._saved_normalized_shape)
+    node, shape = inputs.node, setting(inputs.node, "normalized_shape")
     names = [n for n in ("weight", "bias") if getattr(node, f"_raw_saved_{n}").data is not None]
     scales = tuple(inputs.saved(name) for name in names)
     epsilon = note_of(node).epsilon
@@ -202,7 +201,7 @@ def _rms_norm(inputs: Inputs) -> Recipe:
 def _batch_norm(inputs: Inputs) -> Recipe:
     """In training only. The node does not save the bias, which is its third input."""
     node = inputs.node
-    if not node._saved_training:
+    if not setting(node, "training"):
         raise Missing
     sources = [inputs.saved("input"), inputs.saved("result1"), inputs.saved("result2")]
     affine = node._raw_saved_weight.data is not None
@@ -231,15 +230,13 @@ def logarithms(node: Node) -> Recipe | None:
     logits = made_again(*node.next_functions[0], logits=True)
     if not isinstance(logits, Recipe):
         return None
-    compute = partial(F.log_softmax, dim=_signed(node._saved_dim))
+    compute = partial(F.log_softmax, dim=setting(node, "dim"))
     return Recipe("log_softmax", compute, (logits,), repeats=False)
 
 
 def _slice(inputs: Inputs) -> Recipe:
-    node = inputs.node
-    part = slice(node._saved_start, min(node._saved_end, 2**62), node._saved_step)
-    index = (slice(None),) * node._saved_dim + (part,)
-    return Recipe("copy", itemgetter(index), (inputs.edge(0),))
+    part = {name: setting(inputs.node, name) for name in ("dim", "start", "end", "step")}
+    return Recipe("copy", partial(torch.ops.aten.slice, **part), (inputs.edge(0),))
 
 
 def _optional(make: Make) -> Callable[[Inputs], Recipe | None]:

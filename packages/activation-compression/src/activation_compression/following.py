@@ -8,8 +8,7 @@ may be singular: the value stays exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from math import prod
 
 import torch
@@ -18,32 +17,17 @@ from torch import Tensor
 from activation_compression.blocks import storage_id
 from activation_compression.formulas import EXACT, SQUARED, Formula, Formulas, effect
 from activation_compression.nodes import Node
-from activation_compression.operation import CurrentOperation, saved_contents
+from activation_compression.operation import LAST, CurrentOperation, is_custom, saved_contents
 from activation_compression.stored import Saved
 
-__all__ = ["PATIENCE", "Following"]
+__all__ = ["Following"]
 
 TORCHS: object = vars(torch._C)["_functions"]  # pyright: ignore[reportPrivateUsage]
 """The module of torch's own nodes."""
-PATIENCE = 4
-"""Most operations whose values wait for what comes next."""
+SUMS = ("SumBackward0", "SumBackward1", "MeanBackward0", "MeanBackward1")
+"""Nodes of a sum over all axes, and over some."""
 
 Hold = Callable[[Saved, "Node | None", "str | int"], None]
-
-
-@dataclass(eq=False)
-class Group:
-    """The values that a node saved.
-
-    Attributes:
-        node: The node.
-        values: The values, and their names at the node.
-        reached: Nodes that pass their slopes on.
-    """
-
-    node: Node
-    values: list[tuple[Saved, str | int]] = field(default_factory=list[tuple[Saved, "str | int"]])
-    reached: set[Node] = field(default_factory=set[Node])
 
 
 class Following:
@@ -57,61 +41,95 @@ class Following:
 
     def __init__(self, formulas: Formulas, operation: CurrentOperation, hold: Hold) -> None:
         self._formulas, self._operation, self._hold = formulas, operation, hold
-        self._groups: list[Group] = []
+        self._waiting: dict[Node, list[tuple[Saved, str | int]]] = {}
+        self._open: set[Node] = set()  # have passed on slopes of values that wait
+        self._met: set[Node] = set()
 
     @property
     def waits(self) -> bool:
         """Whether a value waits."""
-        return bool(self._groups)
+        return bool(self._waiting)
 
     def wait(self, node: Node, saved: Saved, value: str | int) -> None:
         """Let a value of the newest node wait."""
-        if not self._groups or self._groups[-1].node is not node:
-            self._groups.append(Group(node, reached={node}))
-        self._groups[-1].values.append((saved, value))
+        self._waiting.setdefault(node, []).append((saved, value))
+        self._open.add(node)
 
     def meet(self, node: Node) -> None:
-        """Decide on the values that a new node decides."""
-        for group in list(self._groups):
-            numbers = [n for n, (before, _) in enumerate(node.next_functions) if before in group.reached]
-            effects = {self._effect(node, number) for number in numbers}
-            if effects - {"passed on"}:
-                self._decide(group, exact="singular" in effects)
-            elif effects:
-                group.reached.add(node)
+        """Decide on the values that a new node decides; before it, callers' own functions that lead to it.
 
-    def leave(self, count: int) -> None:
-        """Let at most so many nodes wait: what no function of torch has read by then may be rounded.
+        No function of torch tells of these.
+        """
+        if self._waiting:
+            for new in self._unmet(node):
+                self._meet(new)
+
+    def leave(self) -> None:
+        """Decide on the values that wait: what no function of torch has read by now may be rounded.
 
         That is a loss, or what a custom autograd function reads, such as a layer with weights in 4 bits.
         """
-        while len(self._groups) > count:
-            self._decide(self._groups[0], exact=False)
+        self._decide(dict.fromkeys(self._waiting, False))
 
-    def before_change(self, changing: object) -> None:
+    def before_change(self, changing: Tensor) -> None:
         """Store the values in the memory of a tensor that is about to be changed in place."""
-        if not isinstance(changing, Tensor):
-            return
-        for group in list(self._groups):
-            if any(
-                s.tensor is not None and storage_id(s.tensor) == storage_id(changing) for s, _ in group.values
-            ):
-                self._decide(group, exact=False)
+        touched = [
+            node
+            for node, values in self._waiting.items()
+            if any(s.tensor is not None and storage_id(s.tensor) == storage_id(changing) for s, _ in values)
+        ]
+        self._decide(dict.fromkeys(touched, False))
 
-    def _decide(self, group: Group, exact: bool) -> None:
-        self._groups.remove(group)
-        for saved, value in group.values:
-            self._hold(saved, None if exact else group.node, "" if exact else value)
+    def _unmet(self, node: Node) -> list[Node]:
+        """Return the new nodes behind a node that were not met, itself included, in the order of the pass."""
+        first = next(iter(self._waiting))._sequence_nr()
+        unmet: list[Node] = []
+        nodes: list[Node | None] = [node]
+        while nodes:
+            new = nodes.pop()
+            if new is not None and new not in self._met and first < new._sequence_nr() < LAST:
+                self._met.add(new)
+                unmet.append(new)
+                nodes += [before for before, _ in new.next_functions]
+        return sorted(unmet, key=lambda new: new._sequence_nr()) if len(unmet) > 1 else unmet
+
+    def _meet(self, node: Node) -> None:
+        """Decide on the values behind a node, or let it pass on their slopes."""
+        decided: dict[Node, bool] = {}
+        read = {n: before for n, (before, _) in enumerate(node.next_functions) if before in self._open}
+        effects = {number: self._effect(node, number) for number in read}
+        for effect_of_node in ("singular", "mixed"):
+            ends = [before for number, before in read.items() if effects[number] == effect_of_node]
+            for behind in self._closed(ends):
+                decided[behind] = effect_of_node == "singular"
+        if any(before in self._open for before in read.values()):
+            self._open.add(node)
+        self._decide(decided)
+
+    def _closed(self, ends: Iterable[Node | None]) -> list[Node]:
+        """Close some nodes and all open ones behind them, and return them: their values are decided now."""
+        closed: list[Node] = []
+        nodes = list(ends)
+        while nodes:
+            node = nodes.pop()
+            if node in self._open:
+                self._open.remove(node)
+                closed.append(node)
+                nodes += [before for before, _ in node.next_functions]
+        return closed
+
+    def _decide(self, exact: dict[Node, bool]) -> None:
+        for node in [node for node in self._waiting if node in exact]:
+            for saved, value in self._waiting.pop(node):
+                self._hold(saved, None if exact[node] else node, "" if exact[node] else value)
+        if not self._waiting:
+            self._open.clear()
+            self._met.clear()
 
     def _effect(self, node: Node, number: int) -> str:
         formulas = self._read(node)
         before, others = node.next_functions[number][0], node.next_functions
-        if (
-            not formulas
-            and hasattr(node, "_saved_keepdim")
-            and before is not None
-            and SQUARED in self._read(before)
-        ):
+        if node.name() in SUMS and before is not None and SQUARED in self._read(before):
             return "mixed"  # a sum of squares is 0 only if all of them are
         if formulas and any(self._grows(o, node) for n, (o, _) in enumerate(others) if n != number):
             return "singular"
@@ -141,9 +159,12 @@ def _elements(node: Node) -> int:
 
 
 def _is_linear(node: Node) -> bool:
-    """Return whether one of torch's own nodes saved no numbers but scalars: its slope is then constant."""
-    own = vars(TORCHS).get(node.name())
-    return type(node) is own and not any(_is_floating(content) for _, content in saved_contents(node))
+    """Return whether a node saved no numbers but scalars: its slope is then constant, as far as can be told.
+
+    That holds of torch's own nodes, and of callers' own functions, such as a layer with weights in 4 bits.
+    """
+    can_tell = type(node) is vars(TORCHS).get(node.name()) or is_custom(node)
+    return can_tell and not any(_is_floating(content) for _, content in saved_contents(node))
 
 
 def _is_floating(content: object) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from activation_compression.nodes import Node
+from activation_compression.nodes import Node, setting
 from finetune_common.errors import check_choice
 
 __all__ = [
@@ -83,9 +83,7 @@ def _gate(low: float | str, high: float | str) -> Formula:
     """Return a gate between two numbers; a text is the name of a setting of the node."""
 
     def ends(node: Node) -> tuple[float, float]:
-        first, second = (
-            getattr(node, f"_saved_{end}") if isinstance(end, str) else end for end in (low, high)
-        )
+        first, second = (setting(node, end) if isinstance(end, str) else end for end in (low, high))
         return float(first), float(second)
 
     return Formula("gate", gate=ends)
@@ -93,7 +91,7 @@ def _gate(low: float | str, high: float | str) -> Formula:
 
 def _power(node: Settings) -> Formula:
     """x², x³, … are smooth in x; roots and negative powers are not."""
-    exponent = node._saved_exponent
+    exponent = setting(node, "exponent")
     if exponent == 2:  # usually of a normalisation by the root of the mean square
         return SQUARED
     return RESULT if exponent in (3, 4) else EXACT
@@ -101,7 +99,7 @@ def _power(node: Settings) -> Formula:
 
 def is_vocabulary(node: Settings) -> bool:
     """Return whether a linear map has so many outputs that storing its input costs little beside them."""
-    sizes: tuple[int, ...] = getattr(node, "_saved_mat2_sym_sizes", None) or ()
+    sizes: tuple[int, ...] = setting(node, "mat2_sym_sizes") or ()
     return bool(sizes) and sizes[1] >= VOCABULARY * sizes[0]
 
 
@@ -112,7 +110,7 @@ def _input(node: Settings) -> Formula:
 
 def _elu(node: Settings) -> Formula:
     """The slope of ELU is continuous at 0 if its two halves meet with slope 1."""
-    return SMOOTH if node._saved_alpha * node._saved_input_scale == 1 else EXACT
+    return SMOOTH if setting(node, "alpha") * setting(node, "input_scale") == 1 else EXACT
 
 
 def _image_size(node: Node) -> int:
@@ -121,7 +119,7 @@ def _image_size(node: Node) -> int:
 
 def _axis_length(node: Node) -> int:
     shape: tuple[int, ...] = node._raw_saved_self.data.shape
-    dim: int = node._saved_dim
+    dim: int = setting(node, "dim")
     return shape[dim] if shape else 1
 
 
@@ -200,7 +198,7 @@ FORMULAS = _rows(
     ),
     (("ScaledDotProductEfficientAttention",), {**_FUSED_ATTENTION, "log_sumexp": COUPLED}),
     # integers below a known bound
-    (("Embedding",), {"indices": Formula("index", bound=lambda node: node._saved_weight_sym_argsize_0)}),
+    (("Embedding",), {"indices": Formula("index", bound=lambda node: setting(node, "weight_sym_argsize_0"))}),
     (("Gather",), {"index": Formula("index", bound=_axis_length)}),
     (
         ("MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D"),

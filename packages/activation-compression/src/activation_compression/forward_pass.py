@@ -11,16 +11,24 @@ from types import FrameType
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import DisableTorchFunction
+from torch._C import _DisableFuncTorch as DisableFuncTorch  # pyright: ignore[reportPrivateUsage]
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves
 
-from activation_compression.blocks import sample, storage_id
+from activation_compression.blocks import parts, sample, storage_id
 from activation_compression.derivations import RECIPES
-from activation_compression.following import PATIENCE, Following
+from activation_compression.following import Following
 from activation_compression.formulas import EXACT, OUTLIERS, Formula
 from activation_compression.nodes import Node, node_of
-from activation_compression.operation import CurrentOperation, calling_module, producer, saved_values
+from activation_compression.operation import (
+    CurrentOperation,
+    calling_module,
+    producer,
+    saved_contents,
+    saved_values,
+)
 from activation_compression.recipe import Note
 from activation_compression.regions import Regions
 from activation_compression.statistics import SavedTensor, Statistics
@@ -67,7 +75,7 @@ class ForwardPass:
 
     def pack(self, tensor: Tensor) -> Saved:
         """Receive a tensor that autograd saves."""
-        with DisableTorchFunction():
+        with DisableTorchFunction(), DisableFuncTorch():
             return self._pack(tensor, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # the only way
 
     def _pack(self, tensor: Tensor, caller: FrameType) -> Saved:
@@ -83,15 +91,15 @@ class ForwardPass:
     def close(self) -> None:
         """Decide on all tensors that are left, at the end of the pass."""
         self._settle([])
-        self._following.leave(0)
+        self._following.leave()
         self._settle_regions(ended=True)
         for tensor in self._regions.cached():
             self.count_place("", "checkpoint policy", tensor)
 
     def _before(self) -> None:
         """A function begins: a custom autograd function saved what came since the last one."""
-        if self.operation.changes_in_place:
-            self._following.before_change(self.operation.arguments[0])
+        for tensor in self.operation.changing():
+            self._following.before_change(tensor)
         if self._waiting:
             self._settle(self.operation.custom_nodes() if self._store.formulas.declares else [])
 
@@ -102,9 +110,18 @@ class ForwardPass:
             self._settle_regions(ended=not inside)
         if self._waiting or self._following.waits:
             self._settle(nodes)
+        if not self._regions.packs_here:
+            self._keep_others(nodes)
         result = operation.result
         if isinstance(result, Tensor) and (node := node_of(result)) is not None:
             self._note(result, node)
+
+    def _keep_others(self, nodes: list[Node]) -> None:
+        """Note the tensors that a caller's own hooks keep."""
+        contents = [content for node in nodes for _, content in saved_contents(node)]
+        for tensor in tree_leaves(contents):
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+                self.keep_parts(Saved(tensor, self.operation.name or "", None), tensor)
 
     def _note(self, result: Tensor, node: Node) -> None:
         """Note at a node what is needed to compute its result again."""
@@ -130,7 +147,6 @@ class ForwardPass:
                     self._hold(saved, node, value)
         for saved in unread.values():
             self._hold(saved, None, "")
-        self._following.leave(PATIENCE)
 
     def _is_wary(self, saved: Saved, node: Node, value: str | int) -> bool:
         """Return whether the form of a tensor depends on what follows."""
@@ -150,7 +166,7 @@ class ForwardPass:
     def _hold(self, saved: Saved, node: Node | None, value: str | int) -> None:
         tensor = saved.tensor
         assert tensor is not None
-        with self._store.lock:
+        with self._store.lock, DisableFuncTorch():
             held = self._store.hold(saved, node, value, self)
         saved.settle(held)
         if self._observer is not None:
@@ -212,6 +228,12 @@ class ForwardPass:
         self._kept_storages.add(identity)
         self.count(saved, tensor, 8 * tensor.element_size(), after)
         return True
+
+    def keep_parts(self, saved: Saved, tensor: Tensor) -> None:
+        """Note that a tensor is kept, and not stored, whatever it consists of."""
+        for part in parts(tensor):
+            if storage_id(part) not in self._store.storages_of_model:
+                self.keep(saved, part)
 
     def row_of(self, stored: Stored) -> None:
         """Note that the next row belongs to a block."""

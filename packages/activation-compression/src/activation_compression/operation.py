@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import FrameType
 from typing import Any, cast
@@ -14,13 +14,14 @@ from torch._C._autograd import _get_sequence_nr  # pyright: ignore[reportPrivate
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from activation_compression.blocks import storage_id
+from activation_compression.blocks import has_memory, storage_id
 from activation_compression.nodes import Node, node_of
 from activation_compression.stored import Saved
 
 __all__ = [
     "CurrentOperation",
     "calling_module",
+    "is_custom",
     "made_of_parameter",
     "producer",
     "saved_contents",
@@ -85,16 +86,16 @@ class CurrentOperation(TorchFunctionMode):
         """The function's name; None outside of functions, as in a custom autograd function."""
         return getattr(self.function, "__name__", None)
 
-    @property
-    def changes_in_place(self) -> bool:
-        """Whether the function may change an argument."""
+    def changing(self) -> list[Tensor]:
+        """Return the tensors that the function may change: its first argument, by keyword any of them."""
         name = self.name or ""
-        return name.startswith(("__i", "__set")) or (name.endswith("_") and not name.startswith("__"))
+        if name.startswith(("__i", "__set")) or (name.endswith("_") and not name.startswith("__")):
+            return _with_memory(self.arguments[:1] or self.settings.values())
+        return []
 
     def tensors(self) -> list[Tensor]:
-        """Return the strided tensors among the arguments."""
-        values = [*self.arguments, *self.settings.values()]
-        return [value for value in values if isinstance(value, Tensor) and value.layout == torch.strided]
+        """Return the tensors among the arguments that have memory."""
+        return _with_memory([*self.arguments, *self.settings.values()])
 
     @property
     def reads_parameters(self) -> bool:
@@ -109,7 +110,7 @@ class CurrentOperation(TorchFunctionMode):
                 node.next_functions[0][0] if node is not None and node.name() in VIEWS_AND_COPIES else node
                 for node in nodes
             ]
-        return [node for node in nodes if node is not None and hasattr(node, "_raw_saved_tensors")]
+        return [node for node in nodes if node is not None and is_custom(node)]
 
     def argument(self, name: str, position: int, otherwise: Any) -> Any:
         """Return an argument by its name or its position."""
@@ -151,6 +152,10 @@ class CurrentOperation(TorchFunctionMode):
         )
 
 
+def _with_memory(values: Iterable[object]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor) and has_memory(value)]
+
+
 def new_nodes(results: Sequence[object], first: int) -> list[Node]:
     """Return the nodes behind tensors whose sequence numbers are `first` or higher."""
     nodes: dict[Node, None] = {}
@@ -161,6 +166,11 @@ def new_nodes(results: Sequence[object], first: int) -> list[Node]:
             nodes[node] = None
             waiting += [following for following, _ in node.next_functions]
     return list(nodes)
+
+
+def is_custom(node: Node) -> bool:
+    """Return whether a node is that of a caller's own autograd function, written in Python."""
+    return hasattr(node, "_raw_saved_tensors")
 
 
 @cache

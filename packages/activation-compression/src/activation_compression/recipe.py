@@ -89,10 +89,15 @@ class Recipe:
 
     def back(self, slope: Tensor) -> list[tuple[StoredView, Tensor]]:
         """Return ∂⟨value, slope⟩/∂source for every stored source, including those of derived sources."""
-        values = [source.open().detach() for source in self.sources]
+        inputs = [source.open() for source in self.sources]
+        for number, source in enumerate(self.sources):
+            if not isinstance(source, Kept):  # of weights and numbers nobody asks
+                value = inputs[number].detach()
+                inputs[number] = value.requires_grad_(value.is_floating_point())
+        differentiable = [value for value in inputs if value.requires_grad]
+        if not differentiable:
+            return []
         with torch.enable_grad():
-            inputs = [value.requires_grad_(value.is_floating_point()) for value in values]
-            differentiable = [value for value in inputs if value.requires_grad]
             result = self.compute(*inputs)
             slopes = iter(
                 torch.autograd.grad(result, differentiable, slope.to(result.dtype), allow_unused=True)
@@ -158,7 +163,7 @@ class Note:
     """
 
     version: int = 0
-    sample: tuple[float, ...] = ()
+    sample: tuple[complex, ...] = ()
     epsilon: float | None = None
 
     def attach(self, node: Node) -> None:

@@ -46,10 +46,15 @@ class Regions:
         self._pack = pack
         self._caches: dict[int, Cache] = {}
 
+    @property
+    def packs_here(self) -> bool:
+        """Whether autograd calls the hooks of the forward pass, neither a region's nor a caller's own."""
+        hooks = cast("tuple[object, object] | None", _top_saved_tensors_default_hooks(True))
+        return hooks is not None and hooks[0] == self._pack
+
     def look(self, operation: CurrentOperation) -> bool:
         """Look at a function that has ended; return whether it ran in the region."""
-        hooks = cast("tuple[object, object] | None", _top_saved_tensors_default_hooks(True))
-        if hooks is not None and hooks[0] == self._pack:
+        if self.packs_here:
             return False
         self.entered = True
         if not self.decides and any(given.requires_grad for given in operation.tensors()):

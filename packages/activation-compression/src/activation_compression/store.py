@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from activation_compression import kernels
 from activation_compression.attention import attended
-from activation_compression.blocks import Layout, as_block, fills_memory, sample, storage_id, viewed
+from activation_compression.blocks import Layout, as_block, fills_memory, is_plain, sample, storage_id, viewed
 from activation_compression.derivations import logarithms, made_again
 from activation_compression.draws import Draws
 from activation_compression.formulas import Formula, Formulas
@@ -31,8 +30,6 @@ from activation_compression.stored import Alias, Content, Form, Held, Kept, Noth
 
 __all__ = ["Store"]
 
-PLAIN_TYPES = (Tensor, nn.Parameter)
-
 
 class Pass(Protocol):
     """What a store needs of a forward pass; `ForwardPass` documents each member."""
@@ -45,6 +42,7 @@ class Pass(Protocol):
     def excludes(self, saved: Saved) -> bool: ...
     def keeps(self, tensor: Tensor) -> bool: ...
     def keep(self, saved: Saved, tensor: Tensor) -> bool: ...
+    def keep_parts(self, saved: Saved, tensor: Tensor) -> None: ...
     def met(self, stored: Stored) -> bool: ...
     def row_of(self, stored: Stored) -> None: ...
     def recount(self, stored: Stored) -> None: ...
@@ -99,7 +97,11 @@ class Store:
         """
         tensor = saved.tensor
         assert tensor is not None
-        if self._stays(tensor) or tensor._version != saved.version:
+        plain = is_plain(tensor)
+        if self._is_of_model(tensor, plain):
+            return Kept(tensor, saved.version)
+        if not plain or tensor._version != saved.version:
+            this.keep_parts(saved, tensor)
             return Kept(tensor, saved.version)
         formula = self.formulas.find(node.name(), value, node) if node is not None else this.formula(value)
         if self.level.packs and formula.kind == "shape" and tensor.numel() >= self.min_elements:
@@ -110,15 +112,12 @@ class Store:
             self._host.node = node._sequence_nr() if node is not None else None
         return self._keep(saved, tensor, this) if form is None else self._store(saved, tensor, form, this)
 
-    def _stays(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is a parameter or a buffer in any view, or not a plain strided tensor."""
-        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_neg() or tensor.is_conj():
-            return True
-        is_plain = type(tensor) in PLAIN_TYPES or kernels.is_fake(tensor)
-        if not is_plain or storage_id(tensor) in self.storages_of_model:
+    def _is_of_model(self, tensor: Tensor, plain: bool) -> bool:
+        """Return whether a tensor is a parameter or a buffer, in any view."""
+        if plain and storage_id(tensor) in self.storages_of_model:
             return True
         if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
-            self.gathers = True
+            self.gathers |= plain
             return True
         return False
 

@@ -154,7 +154,7 @@ class Stored:
     """
 
     def __init__(
-        self, name: str, content: Content, source: StorageWeakRef, sample: tuple[float, ...] = ()
+        self, name: str, content: Content, source: StorageWeakRef, sample: tuple[complex, ...] = ()
     ) -> None:
         self.name, self.content, self.source, self.sample = name, content, source, sample
         self.saved = 0

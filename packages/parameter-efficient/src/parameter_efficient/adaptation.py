@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields, replace
 from typing import TypeVar
 
@@ -14,15 +15,16 @@ from parameter_efficient.accounting import trainable_parameters
 from parameter_efficient.anatomy import Anatomy
 from parameter_efficient.attachment import InPlace, Resident
 from parameter_efficient.configs import Config, PrefixTuning
-from parameter_efficient.forward import Inputs, valueless
-from parameter_efficient.heads import FrozenInput, head_parameters
-from parameter_efficient.injected import described_by
+from parameter_efficient.forward import Inputs, logits_of, undisturbed, valueless
+from parameter_efficient.heads import FrozenInput, head_parameters, is_last_matrix
+from parameter_efficient.injected import Injected, described_by
 from parameter_efficient.methods import also_trained, attach
 from parameter_efficient.new_tokens import NewTokens
 from parameter_efficient.pooling import MeanPooling
 from parameter_efficient.prefixes import implementation_of
 from parameter_efficient.probe import check_that_all_acts
-from parameter_efficient.records import RECORD, Record, Records, is_adapted, records_of
+from parameter_efficient.records import RECORD, Record, Records, is_adapted, records_of, refuse_compiled
+from parameter_efficient.statistics import Statistics
 from parameter_efficient.switching import activate
 
 __all__ = ["adapt", "remove"]
@@ -30,16 +32,17 @@ __all__ = ["adapt", "remove"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _change(anatomy: Anatomy, config: Config, record: Record) -> None:
-    """Make all changes, and add each to the record as soon as it is made."""
+def _change(anatomy: Anatomy, config: Config, record: Record) -> InPlace:
+    """Make all changes, and add each to the record as soon as it is made; return that of the head."""
     model = anatomy.model
+    record.attachments.append(Statistics(model))
     if any(isinstance(part, PrefixTuning) for part in config.parts):
         implementation_of(getattr(model, "config", None))
     generator = torch.Generator().manual_seed(
         torch.initial_seed() % 2**63 if config.seed is None else config.seed
     )
     common = {f.name: getattr(config, f.name) for f in fields(Config)}
-    head = head_parameters(model, anatomy.stacks, anatomy.inputs, config.head)
+    head = head_parameters(model, anatomy.stacks, anatomy.vocabulary, anatomy.inputs, config.head)
     first_layers = anatomy.first_layers()
     for part in config.parts:
         for attachment in attach(anatomy, replace(part, **common), generator):
@@ -52,23 +55,43 @@ def _change(anatomy: Anatomy, config: Config, record: Record) -> None:
     before = [p for p in model.parameters() if id(p) not in inside | {id(getattr(*place)) for place in head}]
     for first in first_layers:
         record.attachments.append(FrozenInput(first, before))
-    record.attachments.append(InPlace(head))
+    adapted: set[nn.Module] = set()
+    if is_last_matrix(
+        model, anatomy.stacks
+    ):  # what is adapted by its name is not what the head was taken for
+        injected = [one for one in record.attachments if isinstance(one, Injected)]
+        adapted = {m for one in injected for layer in one.layers.values() for m in layer.modules()}
+    record.attachments.append(trained_head := InPlace(place for place in head if place[0] not in adapted))
     record.attachments.append(InPlace(also_trained(model, config.also_train)))
     trained = [parameter for attachment in record.attachments for parameter in attachment.parameters()]
     if not trained:
-        language = getattr(model, "get_output_embeddings", lambda: None)() is not None
         reason = (
             "a language model's head is its vocabulary, which stays frozen unless head='train'"
-            if language and config.head is None
+            if anatomy.vocabulary and config.head is None
             else "it has no head, or none that can be told apart from its body"
         )
         raise ConfigurationError(
             f"nothing in {type(model).__name__} would train: {reason}; name modules in also_train, or use "
             "another method"
         )
+    if not head and not config.also_train and _wants_a_head(anatomy, config):
+        warnings.warn(
+            f"no head of {type(model).__name__} was found, so none trains: name its modules in also_train, "
+            "or pass head='none'",
+            stacklevel=5,
+        )
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
+    return trained_head
+
+
+def _wants_a_head(anatomy: Anatomy, config: Config) -> bool:
+    """Return whether a head should train: one is asked for, or the model outputs logits, and not of words."""
+    if config.head is None and not anatomy.vocabulary and not valueless(anatomy.model):
+        with undisturbed(anatomy.model):
+            return bool(logits_of(anatomy.model, anatomy.inputs))
+    return config.head == "train"
 
 
 @explain_arguments
@@ -122,6 +145,7 @@ def adapt(
     """
     if not isinstance(config, Config):
         config = described_by(config)
+    refuse_compiled(model)
     records: Records = vars(model).get(RECORD, Records())
     if name in records.by_name:
         raise ConfigurationError(
@@ -166,11 +190,11 @@ def _adapt(
     setattr(model, RECORD, records)
     records.by_name[name], records.active = record, name
     try:
-        _change(anatomy, config, record)
+        head = {id(parameter) for parameter in _change(anatomy, config, record).parameters()}
         if probe and not valueless(model):
             tokens = [named for attachment in record.attachments for named in attachment.tokens()]
             blocks = [name for stack in anatomy.stacks for name in stack.blocks]
-            check_that_all_acts(model, anatomy.inputs, tokens, blocks)
+            check_that_all_acts(model, anatomy.inputs, tokens, blocks, head)
     except BaseException:
         remove(model, name)
         raise

@@ -12,6 +12,7 @@ from parameter_efficient.architecture import Architecture, Layer, call_counts, f
 from parameter_efficient.blocks import Stack, find_stacks
 from parameter_efficient.configs import Config
 from parameter_efficient.forward import Inputs, undisturbed, working_inputs
+from parameter_efficient.heads import vocabulary_of
 from parameter_efficient.targets import ROLES
 
 __all__ = ["Anatomy"]
@@ -38,8 +39,22 @@ class Anatomy:
 
     @cached_property
     def architectures(self) -> list[Architecture]:
-        """Return the layers to adapt, with their roles."""
-        return find_architecture(self.model, self.stacks, self.inputs, stack=self._stack)
+        """Return the layers to adapt, with their roles; an example may be too small to tell them."""
+        found = find_architecture(self.model, self.stacks, self.inputs, stack=self._stack)
+        if self._example is None or not any(architecture.refusal for architecture in found):
+            return found
+        try:
+            with undisturbed(self.model):
+                made_up = working_inputs(self.model)
+        except ConfigurationError:
+            return found
+        larger = find_architecture(self.model, self.stacks, made_up, stack=self._stack)
+        return found if any(architecture.refusal for architecture in larger) else larger
+
+    @cached_property
+    def vocabulary(self) -> list[nn.Module]:
+        """Return a language model's output vocabulary, which stays frozen unless asked for."""
+        return vocabulary_of(self.model, self.inputs)
 
     @cached_property
     def _calls(self) -> dict[str, int]:

@@ -140,7 +140,8 @@ class Resident(nn.Module, Attachment):
         """Become a child of `host`, so that it moves and is saved with the model; hooks come afterwards."""
         if hasattr(host, name):
             raise ConfigurationError(
-                f"{type(host).__name__} already has {name!r}: remove the adaptation first"
+                f"{type(host).__name__} already has {name!r}: layers share it, or it has one of its own; "
+                "choose other layers or targets, or LoRA"
             )
         host.add_module(name, self)
         self.train(host.training)
@@ -198,6 +199,14 @@ class InPlace(Attachment):
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains."""
         return [getattr(module, attribute) for module, attribute, _ in self._first]
+
+    def leave_out(self, modules: Iterable[nn.Module]) -> None:
+        """Freeze the parameters of some modules, before anything has trained."""
+        left_out = set(modules)
+        for module, attribute in self.places():
+            if module in left_out:
+                getattr(module, attribute).requires_grad_(False)
+        self._first = [entry for entry in self._first if entry[0] not in left_out]
 
     def changes(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
         """Return, while detached, each parameter's place, first value and trained value."""

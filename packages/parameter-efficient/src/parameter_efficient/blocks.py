@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +11,7 @@ from parameter_efficient.typed import named_modules
 
 __all__ = [
     "Stack",
+    "each_once",
     "find_stacks",
     "is_experts",
     "is_projection",
@@ -79,6 +80,14 @@ def twins(block: nn.Module, name: str) -> Iterator[str]:
             yield from (".".join([*parts[:depth], n, *parts[depth + 1 :]]) for n in beside if n != own)
 
 
+def each_once(named: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
+    """Return modules by name, each by its first one."""
+    names: dict[nn.Module, str] = {}
+    for name, module in named:
+        names.setdefault(module, name)
+    return {name: module for module, name in names.items()}
+
+
 @dataclass
 class Stack:
     """A list of equal blocks that follow each other.
@@ -86,7 +95,7 @@ class Stack:
     Args:
         container: Name of the module that holds the list, or the list of lists.
         attribute: Name of that list in it.
-        blocks: The blocks, by their names in the model, in order.
+        blocks: The blocks, by their names in the model, in order; one that is listed twice has one name.
     """
 
     container: str
@@ -133,5 +142,5 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             pairs = [pair for n, m in enumerate(entries) for pair in _flat(f"{name}.{n}", m)]
             if pairs and _alike([module for _, module in pairs]):
                 container, _, attribute = name.rpartition(".")
-                stacks.append(Stack(container, attribute, dict(pairs)))
+                stacks.append(Stack(container, attribute, each_once(pairs)))
     return sorted(stacks, key=lambda s: -sum(p.numel() for m in s.blocks.values() for p in m.parameters()))

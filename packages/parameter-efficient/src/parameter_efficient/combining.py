@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from finetune_common.arguments import explain_arguments
 from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.adaptation import adapt
-from parameter_efficient.attachment import InPlace
+from parameter_efficient.attachment import InPlace, Place
 from parameter_efficient.configs import Config, LoRA
 from parameter_efficient.injected import ADAPTER
 from parameter_efficient.low_rank import CHANGING, LowRank
 from parameter_efficient.records import Record, record_of, records_of
+from parameter_efficient.statistics import Statistics
 from parameter_efficient.switching import activate
 from parameter_efficient.typed import named_modules
 
@@ -41,8 +42,9 @@ def _updates(record: Record, weight: float, updates: dict[str, list[Update]]) ->
 def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
     """Make a new adaptation that is a weighted sum of LoRAs: ΔW = Σ_i w_i (α_i/r_i) B_i A_i, exactly.
 
-    Its rank in each matrix is the sum of theirs. A parameter that trained in place (a head) becomes
-    θ + Σ_i w_i (θ_i - θ), where θ is the base's. The new adaptation becomes active; the others do not change.
+    Its rank in each matrix is the sum of theirs. A parameter that trained in place (a head), or a buffer that
+    moved, becomes θ + Σ_i w_i (θ_i - θ), where θ is the base's. The new adaptation becomes active; the others
+    do not change.
 
     Args:
         model: A model with these adaptations.
@@ -71,15 +73,16 @@ def combine(model: Model, weights: Mapping[str, float], name: str) -> Model:
     configs = [_summable(record.config, part) for (record, _), part in zip(records, weights, strict=True)]
     activate(model, None)
     updates: dict[str, list[Update]] = {}
-    sums: dict[tuple[nn.Module, str], Tensor] = {}
+    sums: dict[Place, Tensor] = {}
+    changed: set[nn.Module] = set()
     for record, weight in records:
         _updates(record, weight, updates)
         for attachment in record.attachments:
-            if isinstance(attachment, InPlace):
+            if isinstance(attachment, InPlace | Statistics):
                 for place, first, trained in attachment.changes():
                     sums[place] = sums.get(place, first) + weight * (trained - first)
+                    changed |= {place[0]} if isinstance(attachment, InPlace) else set()
     ranks = {name: sum(len(down) for down, _ in pairs) for name, pairs in updates.items()}
-    changed = {module for module, _ in sums}
     names = [name for name, module in named_modules(model) if module in changed]
     config = replace(
         configs[0],

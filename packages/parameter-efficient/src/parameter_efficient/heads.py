@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -11,37 +11,111 @@ from torch.utils._pytree import tree_map_only
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Attachment, Place
-from parameter_efficient.blocks import Stack
-from parameter_efficient.forward import DOES_NOT_RUN, Inputs, logits_of, undisturbed, valueless
+from parameter_efficient.blocks import Stack, is_projection
+from parameter_efficient.forward import (
+    DOES_NOT_RUN,
+    Inputs,
+    floating,
+    logits_of,
+    outputs_of,
+    run,
+    undisturbed,
+    valueless,
+)
 from parameter_efficient.typed import named_modules
 
-__all__ = ["FrozenInput", "head_parameters"]
+__all__ = ["FrozenInput", "head_parameters", "is_last_matrix", "vocabulary_of"]
 
 
-def _detached(module: nn.Module, args: object, output: object) -> object:
-    return tree_map_only(Tensor, torch.Tensor.detach, output)
+def vocabulary_of(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
+    """Return a language model's output vocabulary, as it names it; or else the matrices that look like one.
+
+    These have the shape of the table that looks up the inputs (the largest, if there are several).
+
+    Args:
+        model: The model.
+        inputs: Inputs of a forward pass.
+    """
+    names_it: Callable[[], object] | None = getattr(model, "get_output_embeddings", None)
+    if names_it is not None:
+        named = names_it()
+        return [named] if isinstance(named, nn.Module) else []
+    tables: list[torch.Size] = []
+    given = [value.data_ptr() for value in inputs.values() if isinstance(value, Tensor)]
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args and args[0].data_ptr() in given:
+            tables.append(cast(Tensor, module.weight).shape)
+
+    with undisturbed(model):
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.register_forward_pre_hook(note)
+        outputs_of(model, inputs)
+    shape = max(tables, default=None)
+    alike = [
+        m
+        for m in _matrices(model)
+        if isinstance(w := getattr(m, "weight", None), Tensor) and w.shape == shape
+    ]
+    return [module for module in alike if is_projection(module)]
 
 
-def _behind(model: nn.Module, stacks: list[Stack], inputs: Inputs) -> set[int]:
-    """Return the ids of parameters behind the blocks: their gradient passes no block."""
-    blocks = [block for stack in stacks for block in stack.blocks.values()]
-    within = {id(parameter) for block in blocks for parameter in block.parameters()}
+def _matrices(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that hold a matrix or a kernel, and look up nothing."""
+    return [
+        module
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding) and any(p.ndim > 1 for p in module.parameters(recurse=False))
+    ]
+
+
+def _ids(modules: Iterable[nn.Module]) -> set[int]:
+    return {id(parameter) for module in modules for parameter in module.parameters()}
+
+
+def _behind(
+    model: nn.Module, blocks: list[nn.Module], spared: list[nn.Module], inputs: Inputs
+) -> tuple[set[int], list[nn.Module]]:
+    """Return what lies behind blocks: ids of parameters, and the last blocks.
+
+    A gradient of an output reaches these parameters, and passes no block; and no block reads what they make.
+    A gradient reaches the output of the last blocks without passing another. Outputs that spared modules make
+    do not count.
+    """
+    within = _ids(blocks)
     outside = [p for p in model.parameters() if id(p) not in within and p.is_floating_point()]
     flags = [p.requires_grad for p in outside]
+    read: list[Tensor] = []
+    made: list[tuple[nn.Module, Tensor]] = []
+
+    def note(module: nn.Module, args: object, kwargs: object) -> None:
+        read.extend(floating((args, kwargs)))
+
+    def cut(module: nn.Module, args: object, output: object) -> object:
+        def leaf(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            if tensor.is_floating_point():
+                made.append((module, tensor.requires_grad_()))
+                tensor = tensor.view_as(tensor)  # it may be changed in place, which a leaf may not
+            return tensor
+
+        return tree_map_only(Tensor, leaf, output)
+
     with undisturbed(model), torch.enable_grad():
         for block in blocks:
-            block.register_forward_hook(_detached)
+            block.register_forward_pre_hook(note, with_kwargs=True)
+            block.register_forward_hook(cut)
         for parameter in outside:
             parameter.requires_grad_(True)
         try:
-            logits = [output for output in logits_of(model, inputs) if output.requires_grad]
-            total = sum(output.float().sum() for output in logits) if logits else None
-            if not isinstance(total, Tensor):
-                return set()
-            gradients = cast(  # torch's types forget allow_unused
-                "tuple[Tensor | None, ...]", torch.autograd.grad(total, outside, allow_unused=True)
-            )
+            words = [p for module in spared for p in module.parameters() if p.requires_grad]
+            outputs = [one for one in _read_out(model, inputs) if not _gradients([one], words)]
+            reached = _gradients(outputs, [*outside, *(tensor for _, tensor in made)])
+            consumed = _gradients(read, outside)
         except DOES_NOT_RUN as error:
+            if spared:
+                return set(), []
             reason = " ".join(str(error).split())[:120]
             raise ConfigurationError(
                 f"{type(model).__name__} has no backward pass in evaluation mode ({reason}), so its head "
@@ -50,67 +124,95 @@ def _behind(model: nn.Module, stacks: list[Stack], inputs: Inputs) -> set[int]:
         finally:
             for parameter, flag in zip(outside, flags, strict=True):
                 parameter.requires_grad_(flag)
-    return {id(p) for p, gradient in zip(outside, gradients, strict=True) if gradient is not None}
+    behind = {id(p) for p in outside if id(p) in reached and id(p) not in consumed}
+    return behind, [module for module, tensor in made if id(tensor) in reached]
+
+
+def _gradients(outputs: list[Tensor], tensors: Sequence[Tensor]) -> set[int]:
+    """Return the ids of the tensors that a gradient reaches."""
+    parts = [output.float().sum() for output in outputs if output.requires_grad]
+    if not parts or not tensors:
+        return set()
+    gradients = cast(  # torch's types forget allow_unused
+        "tuple[Tensor | None, ...]",
+        torch.autograd.grad(torch.stack(parts).sum(), tensors, allow_unused=True, retain_graph=True),
+    )
+    return {id(tensor) for tensor, gradient in zip(tensors, gradients, strict=True) if gradient is not None}
 
 
 def _body(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
-    """Return all but the head: the base model, or, if the model names none, the modules around the blocks."""
+    """Return the base model, or, if the model names none, the modules around the blocks."""
     base = getattr(model, "base_model", model)
     if base is not model:
         return [base]
     return [model.get_submodule(stack.container) for stack in stacks if stack.container]
 
 
-def _has_head(model: nn.Module) -> bool:
-    """Return whether a model is more than its base model."""
-    return getattr(model, "base_model", model) is not model
+def is_last_matrix(model: nn.Module, stacks: list[Stack]) -> bool:
+    """Return whether a model's head is its last matrix: it is of plain torch, and has no blocks."""
+    return not stacks and not hasattr(model, "base_model")
 
 
-def head_parameters(model: nn.Module, stacks: list[Stack], inputs: Inputs, choice: str | None) -> list[Place]:
+def _read_out(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Return all that a model outputs; of one that is its own base model the logits: it outputs states."""
+    if getattr(model, "base_model", None) is model:
+        return logits_of(model, inputs)
+    return floating(run(model, inputs))
+
+
+def head_parameters(
+    model: nn.Module,
+    stacks: list[Stack],
+    vocabulary: list[nn.Module],
+    inputs: Inputs,
+    choice: str | None,
+) -> list[Place]:
     """Return the head's parameters: those behind the blocks and outside of the base model, and its pooler.
+
+    A model of plain torch without blocks has its last matrix as head, and what is behind that.
 
     Args:
         model: The model.
         stacks: Its blocks.
+        vocabulary: Its output vocabulary, from `vocabulary_of`.
         inputs: Inputs of a forward pass.
-        choice: train or none; null for train, and for none in a language model.
+        choice: train or none; null for train, except for the vocabulary and what feeds it alone.
 
     Returns:
-        Module and attribute of each; nothing for a model without logits.
+        Module and attribute of each; nothing for a model without a head.
 
     Raises:
         ConfigurationError: The head is quantised, and cannot train.
     """
-    vocabulary: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
-    if choice == "none" or (choice is None and vocabulary is not None):
+    spared = vocabulary if choice is None else []
+    if choice == "none" or (spared and valueless(model)):
         return []
-    body = _body(model, stacks)
-    behind: set[int] = set()
-    if valueless(model) and _has_head(model):
-        behind = {id(p) for p in model.parameters()}
-    elif not valueless(model) and body:
-        behind = _behind(model, stacks, inputs)
+    body, named = _body(model, stacks), hasattr(model, "base_model")
+    blocks = [block for stack in stacks for block in stack.blocks.values()]
+    found: set[int] = set()
+    if valueless(model):
+        found = _ids([model]) if getattr(model, "base_model", model) is not model else found
+    elif body or not named:
+        guessed = is_last_matrix(model, stacks)
+        matrices = [m for m in _matrices(model) if m not in spared] if guessed else []
+        found, last = _behind(model, blocks or matrices, spared, inputs)
+        found |= _ids(module for module in last if module in matrices)
     poolers = [m for part in body for name, m in named_modules(part) if "pool" in name.rpartition(".")[2]]
-    inner = {id(p) for part in body for p in part.parameters()}
-    inner -= {id(p) for pooler in poolers for p in pooler.parameters()}
+    inner = _ids(body) - _ids(poolers)
     places = {
         (module, name): parameter
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
     }
-    if behind:
+    if found and body and not spared:
         for (module, name), parameter in places.items():
             if not parameter.is_floating_point() and id(parameter) not in inner:
                 raise ConfigurationError(
                     f"the head's {type(module).__name__}.{name} is quantised and cannot train: name its "
                     "module in llm_int8_skip_modules when you load the model"
                 )
-    vocabulary_ids = {id(p) for p in vocabulary.parameters()} if vocabulary is not None else set[int]()
-    return [
-        place
-        for place, p in places.items()
-        if id(p) in vocabulary_ids or (id(p) in behind and id(p) not in inner)
-    ]
+    chosen = (found - inner - _ids(spared)) | (_ids(vocabulary) if choice == "train" else set[int]())
+    return [place for place, parameter in places.items() if id(parameter) in chosen]
 
 
 class FrozenInput(Attachment):

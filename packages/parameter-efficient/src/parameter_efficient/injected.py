@@ -14,6 +14,7 @@ from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.attachment import Attachment, Outside, Tokens, place_of_new
 from parameter_efficient.configs import ThroughPeft
 from parameter_efficient.forward import DOES_NOT_RUN
+from parameter_efficient.ownership import not_its_own
 from parameter_efficient.typed import children_of, forked_random_numbers, named_modules
 
 if TYPE_CHECKING:
@@ -137,8 +138,22 @@ class Injected(Attachment):
         self, model: nn.Module, settings: PeftConfig, dtype: str, generator: torch.Generator
     ) -> None:
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+        from peft.tuners.tuners_utils import (
+            check_target_module_exists,  # pyright: ignore[reportUnknownVariableType]
+        )
 
         kind: Any = settings.peft_type
+        targets = getattr(settings, "target_modules", None)
+        for name, module in named_modules(model):
+            if (
+                targets
+                and isinstance(module, nn.MultiheadAttention)
+                and check_target_module_exists(settings, name)
+            ):
+                raise ConfigurationError(
+                    f"{name}: peft makes the weights of nn.MultiheadAttention anew in every pass, so they "
+                    "could not be restored: name matrices as targets"
+                )
         self._model, self.settings = model, settings
         base_ids, before = {id(p) for p in model.parameters()}, _children(model)
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[kind]
@@ -147,20 +162,25 @@ class Injected(Attachment):
             with forked_random_numbers(devices):
                 torch.default_generator.manual_seed(generator.initial_seed())
                 tuner(model, settings, ADAPTER)
-        except DOES_NOT_RUN as error:
+            self._take_over(before, base_ids, dtype)
+        except BaseException as error:
             self._restore(before)
+            if isinstance(error, ConfigurationError) or not isinstance(error, DOES_NOT_RUN):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise ConfigurationError(f"peft cannot adapt {type(model).__name__}: {reason}") from error
-        except BaseException:
-            self._restore(before)
-            raise
+
+    def _take_over(
+        self, before: Mapping[tuple[nn.Module, str], nn.Module | None], base_ids: set[int], dtype: str
+    ) -> None:
+        """Note what peft inserted, and give its parameters their device, dtype and first values."""
         self._exchanged = {
             place: (old, new)
             for place, old in before.items()
             if (new := children_of(place[0])[place[1]]) is not old and old is not None and new is not None
         }
+        model, kind = self._model, cast(Any, self.settings.peft_type)
         if not self._exchanged:
-            self._restore(before)
             raise ConfigurationError(
                 f"peft's {kind.value} found nothing to adapt in {type(model).__name__}: give target_modules"
             )
@@ -179,6 +199,10 @@ class Injected(Attachment):
             layer.train(model.training)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(**place_of_new(dtype, *self.layers.values()))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Leave the first values as peft drew them."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return what trains."""
@@ -199,6 +223,11 @@ class Injected(Attachment):
     def _bases(self) -> dict[str, nn.Module]:
         """Return what is inside of the layers; merging puts another norm there."""
         return {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
+
+    def _trained_in(self, layer: nn.Module) -> frozenset[int]:
+        """Return the ids of what trains in a layer; peft's layers of tied tokens hold the same."""
+        inside = set(layer.modules())
+        return frozenset(id(getattr(*place)) for place in self._places if place[0] in inside)
 
     def _leave(self) -> None:
         bases = self._bases()
@@ -233,6 +262,10 @@ class Injected(Attachment):
                     f"{type(self.layers[name]).__name__} on {name} cannot be merged: quantised weights would "
                     "be rounded again, or the layer acts between weights; keep it attached"
                 )
+        trained = {name: self._trained_in(tuner) for name, tuner in self._tuners.items()}
+        if refused := not_its_own(self._model, bases, trained):
+            name, reason = refused
+            raise ConfigurationError(f"{name} cannot be merged: {reason}; keep the adaptation attached")
         # All of them first, since several layers may share a weight.
         self._before = {n: [p.detach().clone() for p in m.parameters()] for n, m in bases.items()}
         for name, tuner in self._tuners.items():

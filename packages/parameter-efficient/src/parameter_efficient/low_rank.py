@@ -14,6 +14,7 @@ from finetune_common.errors import ConfigurationError
 from parameter_efficient.blocks import is_transposed
 from parameter_efficient.configs import LoRA
 from parameter_efficient.injected import ADAPTER, Injected
+from parameter_efficient.ownership import not_its_own
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -45,29 +46,22 @@ class LowRank(Injected):
         ranks: Mapping[str, int],
         alphas: Mapping[str, float],
     ) -> None:
-        weights = {name: cast(Tensor, module.weight) for name, module in targets.items()}
+        self._targets, self._config, self._generator = list(targets), config, generator
         self._other_weights: dict[str, Tensor] = {}
         if config.init in CHANGING:
-            if not all(weight.is_floating_point() for weight in weights.values()):
-                raise ConfigurationError(
-                    f"init={config.init!r} changes the base weights, and these are quantised: use "
-                    "init='kaiming'"
-                )
-            if config.init == "olora" and any(map(is_transposed, targets.values())):
-                raise ConfigurationError(
-                    "init='olora' does not work with transposed matrices (gpt2): use init='pissa'"
-                )
-            self._other_weights = {name: weight.detach().clone() for name, weight in weights.items()}
+            self._other_weights = _copies(model, targets, config)
         try:
-            settings = _settings(targets, config, ranks, alphas)
-            super().__init__(model, settings, config.dtype, generator)
+            super().__init__(model, _settings(targets, config, ranks, alphas), config.dtype, generator)
         except BaseException:
             for name, first in self._other_weights.items():
-                weights[name].data.copy_(first)
+                cast(Tensor, targets[name].weight).data.copy_(first)
             raise
-        if config.init in INITIALISED_HERE:
-            for name in targets:
-                _initialise(self.layers[name], config.init, generator)
+
+    def _initialise(self) -> None:
+        """Draw A and B anew: peft drew them with random numbers of the global kind."""
+        if self._config.init in INITIALISED_HERE:
+            for name in self._targets:
+                _draw(self.layers[name], self._config.init, self._generator)
 
     def _exchange_weights(self) -> None:
         """Swap the residual base weights (pissa, olora) with the complete ones."""
@@ -85,6 +79,24 @@ class LowRank(Injected):
         """Put them back."""
         super().reattach()
         self._exchange_weights()
+
+
+def _copies(model: nn.Module, targets: Mapping[str, nn.Module], config: LoRA) -> dict[str, Tensor]:
+    """Return copies of the weights that an initialisation is about to change, if it may."""
+    refused = f"init={config.init!r} changes the base weights"
+    weights: dict[str, Tensor] = {
+        n: w for n, m in targets.items() if (w := getattr(m, "weight", None)) is not None
+    }
+    if len(weights) < len(targets) or not all(weight.is_floating_point() for weight in weights.values()):
+        raise ConfigurationError(f"{refused}, and these are quantised or in no `weight`: use init='kaiming'")
+    if foreign := not_its_own(model, targets):
+        name, reason = foreign
+        raise ConfigurationError(f"{refused}, and those of {name} cannot: {reason}; use init='kaiming'")
+    if config.init == "olora" and any(map(is_transposed, targets.values())):
+        raise ConfigurationError(
+            "init='olora' does not work with transposed matrices (gpt2): use init='pissa'"
+        )
+    return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
 def _settings(
@@ -114,9 +126,11 @@ def _settings(
 INITIALISED_HERE = ("kaiming", "normal", "random")
 
 
-def _initialise(layer: Any, init: str, generator: torch.Generator) -> None:
-    """Draw A and B anew: peft drew them with random numbers of the global kind."""
-    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+def _draw(layer: Any, init: str, generator: torch.Generator) -> None:
+    if ADAPTER in layer.lora_A:
+        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    else:
+        down, up = layer.lora_embedding_A[ADAPTER], layer.lora_embedding_B[ADAPTER]
     with torch.no_grad():
         if init == "normal":
             down.copy_(torch.randn(down.shape, generator=generator))

@@ -47,7 +47,7 @@ def _biases(model: nn.Module, layers: list[Layer], config: BitFit) -> list[Place
         biased = [m for m in modules.values() if isinstance(getattr(m, "bias", None), nn.Parameter)]
     else:
         named = named_targets(model, config.biases, layers, "biases")
-        biased = [m for m in {id(m): m for m in named.values()}.values() if hasattr(m, "bias")]
+        biased = [module for module in named.values() if hasattr(module, "bias")]
     if not biased:
         raise ConfigurationError(
             f"biases={config.biases!r}: none of these modules of {type(model).__name__} has a bias"
@@ -56,7 +56,13 @@ def _biases(model: nn.Module, layers: list[Layer], config: BitFit) -> list[Place
 
 
 def _parameters_of(modules: Iterable[nn.Module]) -> list[Place]:
-    return [(module, name) for module in modules for name, _ in module.named_parameters(recurse=False)]
+    """Return the parameters that modules hold themselves, and those from which torch computes theirs."""
+    places: dict[Place, None] = {}
+    for module in modules:
+        computed = getattr(module, "parametrizations", nn.ModuleDict())
+        for holder in (module, *computed.modules()):
+            places |= {(holder, name): None for name, _ in holder.named_parameters(recurse=False)}
+    return list(places)
 
 
 def _feed_forward(model: nn.Module, layers: list[Layer], config: FFNTuning) -> list[Place]:
@@ -64,7 +70,7 @@ def _feed_forward(model: nn.Module, layers: list[Layer], config: FFNTuning) -> l
     if config.include_attention_output:
         roles += ["o", "attention_norm", "ffn_norm"]
     modules = named_targets(model, config.targets or roles, layers)
-    places = _parameters_of({id(m): m for m in modules.values()}.values())
+    places = _parameters_of(modules.values())
     frozen = [module for module, name in places if not getattr(module, name).is_floating_point()]
     if frozen:
         raise ConfigurationError(
@@ -75,16 +81,15 @@ def _feed_forward(model: nn.Module, layers: list[Layer], config: FFNTuning) -> l
 
 def also_trained(model: nn.Module, patterns: tuple[str, ...]) -> list[Place]:
     """Return the parameters that `also_train` names: of norms, or of modules and all modules in them."""
-    places: dict[Place, None] = {}
+    inner: list[nn.Module] = []
     for pattern in patterns:
         if pattern == "norms":
-            inner = [m for m in model.modules() if "norm" in type(m).__name__.lower()]
+            inner += [m for m in model.modules() if "norm" in type(m).__name__.lower()]
         else:
-            inner = [
+            inner += [
                 m for module in matching(model, [pattern], "also_train").values() for m in module.modules()
             ]
-        places |= dict.fromkeys(_parameters_of(inner))
-    return list(places)
+    return _parameters_of(inner)
 
 
 def _adapters(
@@ -94,6 +99,16 @@ def _adapters(
         named = matching(model, config.targets, "targets", [layer.name for layer in layers] or [""])
         yield from (attach_behind(model, name, module, config, generator) for name, module in named.items())
     else:
+        sites = [
+            layer.module.get_submodule(sub.entry if config.parallel else sub.norm or sub.exit)
+            for layer in layers
+            if (sub := layer.sublayers.get(config.position)) is not None
+        ]
+        if len(set(sites)) < len(sites):
+            raise ConfigurationError(
+                f"position={config.position!r}: layers of {type(model).__name__} share this sub-layer, so it "
+                "has no place for the adapter of each: use another position, or lora"
+            )
         chunked = bool(getattr(getattr(model, "config", None), "chunk_size_feed_forward", 0))
         yield from (attach_adapter(layer, config, generator, chunked) for layer in layers)
 

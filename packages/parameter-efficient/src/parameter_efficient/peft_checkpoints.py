@@ -16,8 +16,10 @@ from parameter_efficient.attachment import InPlace
 from parameter_efficient.configs import Config, LoRA, ThroughPeft
 from parameter_efficient.heads import FrozenInput
 from parameter_efficient.injected import ADAPTER, Injected, described_by
+from parameter_efficient.ownership import not_its_own
 from parameter_efficient.quantised import Differentiable
 from parameter_efficient.records import Record
+from parameter_efficient.statistics import Statistics
 from parameter_efficient.typed import load_tensors, named_modules, save_tensors
 
 __all__ = ["PEFT_CONFIG", "named_here", "read_peft", "write_peft"]
@@ -45,7 +47,9 @@ def _refused(folder: Path, reason: str) -> ConfigurationError:
 
 
 def _modules_to_save(model: nn.Module, record: Record) -> dict[str, nn.Module]:
-    """Return the base's modules with parameters that train in place; none is inside another.
+    """Return the base's modules with parameters that train in place, or with buffers that moved.
+
+    None of them is inside another.
 
     Raises:
         ConfigurationError: The adaptation has a part that peft's format cannot hold.
@@ -53,8 +57,9 @@ def _modules_to_save(model: nn.Module, record: Record) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {}
     names = {id(module): name for name, module in named_modules(model)}
     for attachment in record.attachments:
-        if isinstance(attachment, InPlace):
-            for module, _ in attachment.places():
+        if isinstance(attachment, InPlace | Statistics):
+            places = attachment.places() if isinstance(attachment, InPlace) else attachment.moved()
+            for module, _ in places:
                 modules[names[id(module)]] = module
         elif not isinstance(attachment, Injected | FrozenInput | Differentiable):
             raise ConfigurationError(
@@ -66,7 +71,26 @@ def _modules_to_save(model: nn.Module, record: Record) -> dict[str, nn.Module]:
             "modules: save without format='peft'"
         )
     inside = [n for n in modules if any(n.startswith(f"{other}.") for other in modules)]
-    return {name: module for name, module in modules.items() if name not in inside}
+    modules = {name: module for name, module in modules.items() if name not in inside}
+    if reason := _not_chosen_alone(model, modules):
+        raise ConfigurationError(f"peft's format cannot hold this: {reason}; save without format='peft'")
+    return modules
+
+
+def _not_chosen_alone(model: nn.Module, modules: dict[str, nn.Module]) -> str:
+    """Return why peft would not choose exactly these modules, by the ends of names; "" if it would.
+
+    It also copies them, so that a weight which another module shares would have two values.
+    """
+    for name, module in named_modules(model, every_name=True):
+        ends = [end for end in modules if name.endswith(end)]
+        if ends and module not in modules.values():
+            return f"it would choose {name} for {ends[0]!r}, with which that name ends"
+        if not ends and module in modules.values():
+            return f"it would not choose {name}, which is the same module"
+    if shared := not_its_own(model, modules, dict.fromkeys(modules, "saved")):
+        return f"{shared[0]} would be copied, and {shared[1]}"
+    return ""
 
 
 def write_peft(model: nn.Module, record: Record, folder: Path) -> None:

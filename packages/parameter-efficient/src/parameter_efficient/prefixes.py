@@ -205,7 +205,7 @@ def _attach(
         widths = width_out(key), width_out(value)
     else:
         raise _refused(model)
-    model_config = model.config if through_table is None else attention.config
+    model_config = getattr(model if through_table is None else attention, "config", None)
     implementation_of(model_config)
     prefix = Prefix(widths, config, generator, place_of_new(config.dtype, layer.module), model_config)
     prefix.settle(attention, "prefix")

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.attachment import Tokens
 from parameter_efficient.blocks import twins
-from parameter_efficient.forward import DOES_NOT_RUN, Inputs, outputs_of, undisturbed
+from parameter_efficient.forward import DOES_NOT_RUN, Inputs, floating, predictions, run, undisturbed
 
 __all__ = ["check_that_all_acts"]
 
@@ -36,13 +36,14 @@ def _put_first(numbers: Sequence[int]) -> Callable[..., object]:
 
 
 def _gradients(
-    model: nn.Module, inputs: Inputs, trained: list[nn.Parameter], tokens: Iterable[Tokens]
+    model: nn.Module, inputs: Inputs, trained: list[nn.Parameter], tokens: Iterable[Tokens], head: set[int]
 ) -> list[Tensor | None]:
+    """Return the gradients of what a model predicts; a head's, of all that it outputs."""
     with undisturbed(model), torch.enable_grad():
         for module, numbers in tokens:
             module.register_forward_pre_hook(_put_first(numbers), with_kwargs=True)
         try:
-            outputs = [output for output in outputs_of(model, inputs) if output.requires_grad]
+            output = run(model, inputs)
         except ConfigurationError:
             raise
         except DOES_NOT_RUN as error:
@@ -51,24 +52,39 @@ def _gradients(
                 f"{type(model).__name__} does not run with this method ({reason}): choose other layers, "
                 "targets= or another method"
             ) from error
-        if not outputs:
-            return [None] * len(trained)
-        weights = [
-            torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).to(output)
-            for output in outputs
-        ]
-        total = torch.stack([(w * output).sum() for w, output in zip(weights, outputs, strict=True)]).sum()
         try:
-            gradients = torch.autograd.grad(total, trained, allow_unused=True)
-            return [*cast("tuple[Tensor | None, ...]", gradients)]  # torch's types forget allow_unused
+            gradients = _of_sum(predictions(output), trained)
+            of_all = _of_sum(floating(output), [parameter for parameter in trained if id(parameter) in head])
         except DOES_NOT_RUN as error:
             raise ConfigurationError(
                 f"{type(model).__name__} has no backward pass in evaluation mode "
                 f"({' '.join(str(error).split())[:120]}): pass probe=False to adapt it without this proof"
             ) from error
+    heads = iter(of_all)
+    return [
+        next(heads) if id(parameter) in head else gradient
+        for parameter, gradient in zip(trained, gradients, strict=True)
+    ]
 
 
-def _silent(names: list[str], model: nn.Module, inputs: Inputs, tokens: Iterable[Tokens]) -> list[str]:
+def _of_sum(outputs: list[Tensor], trained: list[nn.Parameter]) -> list[Tensor | None]:
+    """Return the gradients of a sum of outputs with random weights."""
+    outputs = [output for output in outputs if output.requires_grad]
+    if not outputs or not trained:
+        return [None] * len(trained)
+    weights = [
+        torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).to(output) for output in outputs
+    ]
+    total = torch.stack(
+        [(w * output).float().sum() for w, output in zip(weights, outputs, strict=True)]
+    ).sum()
+    gradients = torch.autograd.grad(total, trained, allow_unused=True, retain_graph=True)
+    return [*cast("tuple[Tensor | None, ...]", gradients)]  # torch's types forget allow_unused
+
+
+def _silent(
+    names: list[str], model: nn.Module, inputs: Inputs, tokens: Iterable[Tokens], head: set[int]
+) -> list[str]:
     """Return the parameters whose gradient is missing or 0 in all draws."""
     by_name = dict(model.named_parameters())
     left = list(names)
@@ -78,7 +94,7 @@ def _silent(names: list[str], model: nn.Module, inputs: Inputs, tokens: Iterable
             for name in names:
                 noise = torch.randn(by_name[name].shape, generator=generator)
                 by_name[name].add_(0.1 * noise.to(by_name[name]))
-        gradients = _gradients(model, inputs, [by_name[name] for name in left], tokens)
+        gradients = _gradients(model, inputs, [by_name[name] for name in left], tokens, head)
         left = [
             name
             for name, gradient in zip(left, gradients, strict=True)
@@ -97,7 +113,7 @@ def _names_in_other_experts(model: nn.Module, blocks: Iterable[str], name: str) 
 
 
 def check_that_all_acts(
-    model: nn.Module, inputs: Inputs, tokens: Iterable[Tokens], blocks: Iterable[str]
+    model: nn.Module, inputs: Inputs, tokens: Iterable[Tokens], blocks: Iterable[str], head: set[int]
 ) -> None:
     """Refuse an adapted model in which a trainable parameter gets no gradient.
 
@@ -109,6 +125,7 @@ def check_that_all_acts(
         inputs: Inputs of a forward pass.
         tokens: Tokens that have to be looked up.
         blocks: Names of the model's blocks.
+        head: Ids of the head's parameters, which may act on any output.
 
     Raises:
         ConfigurationError: Names a parameter that does not act.
@@ -116,7 +133,7 @@ def check_that_all_acts(
     original = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     by_name = dict(model.named_parameters())
     try:
-        silent = _silent(list(original), model, inputs, tokens)
+        silent = _silent(list(original), model, inputs, tokens, head)
     finally:
         with torch.no_grad():
             for name, value in original.items():

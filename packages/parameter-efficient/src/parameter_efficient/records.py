@@ -10,7 +10,7 @@ from finetune_common.errors import ConfigurationError, shown
 from parameter_efficient.attachment import Attachment
 from parameter_efficient.configs import Config
 
-__all__ = ["RECORD", "Record", "Records", "is_adapted", "record_of", "records_of"]
+__all__ = ["RECORD", "Record", "Records", "is_adapted", "record_of", "records_of", "refuse_compiled"]
 
 RECORD = "_parameter_efficient"
 """The attribute of a model that holds its adaptations."""
@@ -82,6 +82,14 @@ class Records:
         return self.by_name[name]
 
 
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse what torch.compile returned: it would not notice modules and hooks that come or go."""
+    if hasattr(model, "_orig_mod"):
+        raise ConfigurationError(
+            "this model is compiled: pass the model itself (model._orig_mod), and compile it afterwards"
+        )
+
+
 def is_adapted(module: nn.Module) -> bool:
     """Return whether a module is adapted, or is a layer that peft inserted."""
     return RECORD in vars(module) or hasattr(type(module), "adapter_layer_names")
@@ -93,6 +101,7 @@ def records_of(model: nn.Module) -> Records:
     Raises:
         ConfigurationError: The model is not adapted.
     """
+    refuse_compiled(model)
     records = vars(model).get(RECORD)
     if records is None:
         raise ConfigurationError(

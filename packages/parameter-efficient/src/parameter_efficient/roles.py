@@ -210,8 +210,11 @@ def find_roles(flow: Flow) -> Roles:
     """Find the roles of a block's matrices.
 
     Raises:
-        UnsureError: It has no attention, or several candidates for it, or roles cannot be told apart.
+        UnsureError: It has no attention, or several candidates for it, or roles cannot be told apart; or it
+            sees one token only, which has no other to attend to.
     """
+    if flow.tokens == 1:
+        raise UnsureError("it sees a single token: pass example= with two or more")
     edges: dict[str, Mapping[str, int]] = {name: flow.reach(name) for name in [X, *flow.nodes]}
     fed = {target for name, reach in edges.items() if name != X for target in reach}
     memory = {name for name in flow.fed_by_another_sequence() if name not in fed and name not in edges[X]}

@@ -1,7 +1,7 @@
 """Save an adaptation in two small files, and load it.
 
 `adaptation.json` holds the configuration and a fingerprint of the base model, `adaptation.safetensors` the
-parameters that train, including the head and those that were unfrozen by hand.
+parameters that train, including the head and those that were unfrozen by hand, and the buffers that moved.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from parameter_efficient.fingerprint import Fingerprint, difference, fingerprint
 from parameter_efficient.forward import Inputs
 from parameter_efficient.peft_checkpoints import PEFT_CONFIG, named_here, read_peft, write_peft
 from parameter_efficient.records import Record, is_adapted, record_of, records_of
+from parameter_efficient.statistics import Statistics
 from parameter_efficient.switching import activate
-from parameter_efficient.typed import load_tensors, save_tensors
+from parameter_efficient.typed import load_tensors, named_modules, save_tensors
 
 __all__ = ["load_adaptation", "save_adaptation"]
 
-CONFIG, WEIGHTS, SCHEMA = "adaptation.json", "adaptation.safetensors", 2
+CONFIG, WEIGHTS, SCHEMA = "adaptation.json", "adaptation.safetensors", 3
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -39,11 +40,19 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def _moved(model: nn.Module, record: Record) -> dict[str, Tensor]:
+    """Return the buffers that training moved."""
+    names = {module: name for name, module in named_modules(model)}
+    [statistics] = [one for one in record.attachments if isinstance(one, Statistics)]
+    places = {place: value for place, value in statistics.moved().items() if place[0] in names}
+    return {f"{names[module]}.{name}".lstrip("."): value for (module, name), value in places.items()}
+
+
 @explain_arguments
 def save_adaptation(
     model: nn.Module, folder: str | Path, *, name: str | None = None, format: Literal["own", "peft"] = "own"
 ) -> None:
-    """Save the parameters that an adaptation added or trained, and nothing else.
+    """Save the parameters that an adaptation added or trained, the buffers that moved, and nothing else.
 
     Args:
         model: An adapted model.
@@ -101,7 +110,7 @@ def _save(model: nn.Module, record: Record, folder: Path, format: str) -> None:
         "base": fingerprint(model, trained),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors({**trained}, folder / WEIGHTS)
+    save_tensors({**trained, **_moved(model, record)}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
@@ -156,6 +165,8 @@ def load_adaptation(
     try:
         if also is None:
             tensors = named_here(model, tensors)
+        if described.get("schema", SCHEMA) < SCHEMA:
+            _leave_out_later_heads(model, tensors)
         _unfreeze(model, tensors.keys() if also is None else also)
         if "base" in described:
             _check_base(model, described["base"], folder, strict)
@@ -185,6 +196,16 @@ def _read(folder: Path) -> tuple[JsonObject, Config, dict[str, Tensor]]:
         raise ConfigurationError(f"{folder}: this adaptation is damaged ({reason}): save it again") from None
 
 
+def _leave_out_later_heads(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Freeze the heads of which a file has nothing: the version that wrote it did not find them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for attachment in record_of(model).attachments:
+        if isinstance(attachment, InPlace):
+            places = attachment.places()
+            saved = {module for module, name in places if names[id(getattr(module, name))] in tensors}
+            attachment.leave_out(module for module, _ in places if module not in saved)
+
+
 def _unfreeze(model: nn.Module, names: Iterable[str]) -> None:
     """Let parameters train that were unfrozen by hand before saving; `remove` restores them."""
     parameters = dict(model.named_parameters())
@@ -206,13 +227,13 @@ def _check_base(model: nn.Module, saved: Fingerprint, folder: Path, strict: bool
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path, only_some: bool) -> None:
-    """Copy tensors into the parameters that train; names and shapes must match."""
+    """Copy tensors into the parameters that train, and into buffers; names and shapes must match."""
     trained = _trained(model)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in tensors}
+    places: dict[str, Tensor] = {**trained, **buffers}
     missing = [] if only_some else sorted(trained.keys() - tensors.keys())
-    wrong = missing + sorted(tensors.keys() - trained.keys())
-    wrong += [
-        name for name in sorted(tensors.keys() & trained.keys()) if tensors[name].shape != trained[name].shape
-    ]
+    wrong = missing + sorted(tensors.keys() - places.keys())
+    wrong += [name for name in sorted(tensors.keys() & places) if tensors[name].shape != places[name].shape]
     if wrong:
         raise ConfigurationError(
             f"{folder} does not fit this {type(model).__name__}: {len(wrong)} tensors are missing, left over "
@@ -220,4 +241,4 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path, only_some:
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            trained[name].copy_(tensor)
+            places[name].copy_(tensor)

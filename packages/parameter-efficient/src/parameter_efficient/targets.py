@@ -9,6 +9,7 @@ from torch import nn
 
 from finetune_common.errors import ConfigurationError
 from parameter_efficient.architecture import Layer
+from parameter_efficient.blocks import each_once
 from parameter_efficient.typed import named_modules
 
 __all__ = ["ROLES", "matching", "named_targets"]
@@ -51,7 +52,7 @@ def matching(
 def named_targets(
     model: nn.Module, targets: Sequence[str], layers: Sequence[Layer], option: str = "targets"
 ) -> Mapping[str, nn.Module]:
-    """Return modules by role or by pattern, in chosen layers."""
+    """Return modules by role or by pattern, in chosen layers; what layers share has its first name."""
     patterns = [target for target in targets if target not in ROLES]
     modules: dict[str, nn.Module] = {}
     for layer in layers:
@@ -60,4 +61,4 @@ def named_targets(
                 modules.update(layer.play(role))
     if patterns:
         modules.update(matching(model, patterns, option, [layer.name for layer in layers] or ("",)))
-    return modules
+    return each_once(modules.items())

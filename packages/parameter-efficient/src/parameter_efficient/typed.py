@@ -12,9 +12,14 @@ from torch import Tensor, nn
 __all__ = ["children_of", "forked_random_numbers", "load_tensors", "named_modules", "save_tensors"]
 
 
-def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the names of a module and of all modules in it, and the modules; its own name is empty."""
-    yield from module.named_modules()  # pyright: ignore
+def named_modules(module: nn.Module, *, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the names of a module and of all modules in it, and the modules; its own name is empty.
+
+    Args:
+        module: The module.
+        every_name: Whether a module that is in several places comes with each of its names, or once.
+    """
+    yield from module.named_modules(remove_duplicate=not every_name)  # pyright: ignore
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from activation_compression.compiled.calls import CASTS, arguments_of, is_pointwise, is_view, packet
 from activation_compression.formulas import COUPLED, EXACT, FACTOR, FORMULAS, SMOOTH, Entry, Formula
+from activation_compression.nodes import setting
 
 __all__ = [
     "ADDITIVE",
@@ -247,8 +248,8 @@ def of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
     if name in ("addmm", "baddbmm") and places == ["self"]:
         return SMOOTH
     settings = settings_of(user)
-    if name == "pow" and isinstance(settings._saved_exponent, int | float):
-        settings._saved_exponent += 1  # the slope of the next power
+    if name == "pow" and isinstance(exponent := setting(settings, "exponent"), int | float):
+        settings._saved_exponent = exponent + 1  # the slope of the next power
     entries = [TABLE.get(formula_name(name), {}).get(place, EXACT) for place in places]
     formulas = [entry if isinstance(entry, Formula) else entry(settings) for entry in entries]
     first_exact = next((f for f in formulas if f.kind not in ("linear", "smooth")), None)
@@ -257,8 +258,7 @@ def of_itself(user: fx.Node, value: fx.Node, name: str) -> Formula:
 
 def settings_of(node: fx.Node) -> SimpleNamespace:
     """Return the settings of a node, named as in nodes of the autograd graph."""
-    settings = {f"_saved_{name}": entry for name, entry in arguments_of(node).items()}
-    return SimpleNamespace(**{"_saved_exponent": None, **settings})
+    return SimpleNamespace(**{f"_saved_{name}": entry for name, entry in arguments_of(node).items()})
 
 
 def _names(user: fx.Node, value: fx.Node) -> list[str]:
