@@ -69,7 +69,8 @@ def _check_folder(model: str, task: str = "") -> None:
         )
 
 
-def _unloadable(model: str, error: Exception) -> ConfigurationError:
+def _unloadable(model: str, files: str, error: Exception) -> ConfigurationError:
+    check_undamaged(Path(files), f"--model {model}")  # names the damaged file, where it is known
     return ConfigurationError(
         f"--model {model}: cannot be loaded ({reason(error).split('. ')[0]}): check the name, or run "
         "'glue-harness prepare' where there is a network, or give a model folder"
@@ -100,7 +101,7 @@ def load_tokenizer(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(files)
     except Exception as error:
-        raise _unloadable(model, error) from None
+        raise _unloadable(model, files, error) from None
     names = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
     if folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise ConfigurationError(
@@ -175,10 +176,11 @@ def load_classifier(model: str) -> transformers.PreTrainedModel:
 
 def _config_of(model: str, task: str = "", **fields: object) -> transformers.PretrainedConfig:
     _check_folder(model, task)
+    files = model_files(model, task)
     try:
-        return transformers.AutoConfig.from_pretrained(model_files(model, task), **fields)
+        return transformers.AutoConfig.from_pretrained(files, **fields)
     except Exception as error:
-        raise _unloadable(model, error) from None
+        raise _unloadable(model, files, error) from None
 
 
 def _loaded(
@@ -199,7 +201,7 @@ def _loaded(
             **{"dtype": torch.float32, **(load_kwargs or {})},
         )
     except Exception as error:
-        raise _unloadable(model, error) from None
+        raise _unloadable(model, files, error) from None
     check_loaded(model, loaded, report)
     return loaded, report
 
