@@ -189,3 +189,27 @@ def test_what_a_custom_function_reads_is_compressed_as_before_a_matrix():
         loss.backward()
         stored.append([row.bits for row in compressor.stats.rows if row.operation == "mul"])
     assert stored[0] == stored[1] == [4, 0]  # the other factor is computed again
+
+
+class Projection(torch.autograd.Function):
+    """Three results of one matrix, which it saves."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        return tuple(part.contiguous() for part in (x @ weight).chunk(3, -1))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return torch.cat(gradients, -1) @ ctx.saved_tensors[0].mT, None
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_a_callers_own_matrix_makes_is_no_singular_point(trained):
+    """The matrix does not fit to what the function reads or makes element by element, as 1 / x would."""
+    model, weight = nn.Linear(64, 64), torch.randn(64, 192, requires_grad=trained)
+    with ActivationCompressor(model, "L1") as compressor:
+        q, k, v = Projection.apply(model(torch.randn(8, 128, 64)), weight)
+        loss = ((q * k).tanh() * v).mean()
+    loss.backward()
+    assert {row.bits for row in compressor.stats.rows if row.operation in ("mul", "tanh")} <= {0, 4}

@@ -159,12 +159,24 @@ def _elements(node: Node) -> int:
 
 
 def _is_linear(node: Node) -> bool:
-    """Return whether a node saved no numbers but scalars: its slope is then constant, as far as can be told.
+    """Return whether a node's slope is constant or that of a matrix, as far as what it saved can tell.
 
-    That holds of torch's own nodes, and of callers' own functions, such as a layer with weights in 4 bits.
+    One of torch's own nodes saved no numbers but scalars. A caller's own function may have saved a matrix:
+    numbers that do not fit to what it read or made, element by element.
     """
-    can_tell = type(node) is vars(TORCHS).get(node.name()) or is_custom(node)
-    return can_tell and not any(_is_floating(content) for _, content in saved_contents(node))
+    saved = [content for _, content in saved_contents(node) if _is_floating(content)]
+    if is_custom(node):
+        inputs = [(n, place) for n, place in node.next_functions if n is not None and n.next_functions]
+        shapes = [part.shape for part in node._input_metadata]
+        shapes += [n._input_metadata[place].shape for n, place in inputs]
+        return not any(_fit(getattr(content, "shape", ()), shape) for content in saved for shape in shapes)
+    return type(node) is vars(TORCHS).get(node.name()) and not saved
+
+
+def _fit(one: Iterable[int], other: Iterable[int]) -> bool:
+    """Return whether tensors of these shapes can be multiplied element by element."""
+    pairs = zip(reversed([*one]), reversed([*other]), strict=False)
+    return all(first == second or 1 in (first, second) for first, second in pairs)
 
 
 def _is_floating(content: object) -> bool:
