@@ -259,6 +259,18 @@ def test_the_user_s_columns_of_a_known_task_are_found_again(train: Train, tmp_pa
     assert found["metrics"] == pytest.approx(result["metrics"]["last"], abs=1e-6)
 
 
+def test_a_file_without_the_training_s_label_is_predicted(train: Train, tmp_path: Path) -> None:
+    from glue_harness.predict import predict
+
+    rows = [f"{row},the dog {row},{'xy'[row % 2]}" for row in range(12)]
+    (tmp_path / "own.csv").write_text("\n".join(["n,said,team", *rows]))
+    own = {"train_file": str(tmp_path / "own.csv"), "validation_share": 0.5, "max_steps": 2}
+    train(**own, task="own", text_columns="said", label_column="team")
+    (tmp_path / "new.csv").write_text("said,n\nthe dog sleeps,1\n")
+    found = predict(str(tmp_path / "run"), [tmp_path / "new.csv"], tmp_path / "out.csv")
+    assert (found["rows"], found["metrics"], found["without"]) == (1, {}, "")
+
+
 @pytest.mark.parametrize("unknown", [-1, "-1", -1.0, None])
 def test_a_known_task_has_indices_and_rows_whose_label_is_not_public(
     runs: Path, dev: list[dict[str, Any]], tmp_path: Path, unknown: Any

@@ -64,8 +64,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def handlers() -> list[Any]:
-    return [signal.getsignal(number) for number in ASKING]
+def handlers() -> Iterator[list[Any]]:
+    """What signals do, all of them as usual: a caller such as nohup may ignore some, and runs then do too."""
+    ignored = [number for number in ASKING if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield [signal.getsignal(number) for number in ASKING]
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)

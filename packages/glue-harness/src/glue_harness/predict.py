@@ -85,7 +85,8 @@ def predict(
     if max_length is not None:
         check_number("max_length", max_length, at_least=4)
         predictor.max_length = max_length
-    tables = [read_table(file, predictor.choices) for file in files] if files else [_lines(predictor.task)]
+    choices = replace(predictor.choices, text_columns=(), label_column=None)  # a file need not have labels
+    tables = [read_table(file, choices) for file in files] if files else [_lines(predictor.task)]
     columns = _joined(tables)
     label = _label_column(predictor, columns)
     names = _text_columns(predictor, columns, label, tables[0].name)
