@@ -101,7 +101,8 @@ class Images:
         )
         if image is None or label is None:
             raise ConfigurationError(
-                f"columns {rows.column_names}: one of images and one of classes are needed"
+                f"no images or no classes among the columns {', '.join(rows.column_names)}: give a dataset "
+                "with an Image and a ClassLabel"
             )
         pixels = rows.with_format("torch")[image]
         return torch.stack([pixel.float() / 255 for pixel in pixels]), torch.as_tensor(rows[label])

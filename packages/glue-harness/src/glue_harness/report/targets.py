@@ -12,6 +12,7 @@ import yaml
 from finetune_common.aliases import Settings
 from finetune_common.errors import ConfigurationError, did_you_mean, shown
 from glue_harness.config.matching import nested
+from glue_harness.config.specification import load_yaml
 
 __all__ = ["Target", "read_targets"]
 
@@ -92,8 +93,8 @@ def read_targets(path: Path) -> tuple[Target, ...]:
 
 
 def _target(row: Mapping[str, str]) -> Target:
-    run = yaml.safe_load(row["run"] or "{}") or {}
-    verified = yaml.safe_load(row["verified"] or "true")
+    run = load_yaml(row["run"] or "{}") or {}
+    verified = load_yaml(row["verified"] or "true")
     if not isinstance(verified, bool):
         raise ValueError(f"verified={shown(row['verified'])}: give true or false")
     if not isinstance(run, dict):

@@ -234,7 +234,9 @@ def _built(model: str, shape: transformers.PretrainedConfig) -> transformers.Pre
     try:
         return transformers.AutoModelForSequenceClassification.from_config(shape)
     except Exception as error:  # each architecture refuses a shape in its own way
-        raise ConfigurationError(f"--model {model}: no model of this shape: {reason(error)}") from None
+        raise ConfigurationError(
+            f"--model {model}: no model of this shape: {reason(error)}: check what --model.FIELD changes"
+        ) from None
 
 
 def build_model(

@@ -97,12 +97,13 @@ def points(spec: Settings) -> Iterator[JsonObject]:
             point = {**fixed}
             for option, value in zip(axes, values, strict=True):
                 _set(point, base, option, value)
+            run = whole({**base, **point}) if rules or exclusions else {}
             for pattern, then in rules:
-                if covers(pattern, whole({**base, **point})):
+                if covers(pattern, run):
                     point |= then
-            if exclusions or rules:
-                seen.append(whole({**base, **point}))
-            if not any(covers(exclusion, seen[-1]) for exclusion in exclusions):
+                    run = whole({**base, **point})
+            seen.append(run)
+            if not any(covers(exclusion, run) for exclusion in exclusions):
                 yield point
     for part, patterns in {"exclude": exclusions, "where.if": [pattern for pattern, _ in rules]}.items():
         for pattern in patterns:
